@@ -1,0 +1,1 @@
+"""One file an experiment; each states only what differs from the defaults in `vdit.config`."""

@@ -1,0 +1,74 @@
+"""Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
+
+python -m vdit.main --config=experiments/base.py            about 15 minutes
+python -m vdit.main --config=experiments/base.py:long       an hour
+python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
+python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from vdit.config import default
+from vdit.errors import UserError
+
+
+def long(config: ConfigDict) -> None:
+    """An hour of training in place of a quarter."""
+    config.vae.train.steps = 2500
+    config.latents.clips = 30_000
+    config.dit.train.steps = 5000
+    config.dit.train.ema = 0.998
+
+
+def ddpm(config: ConfigDict) -> None:
+    """Ho et al. 2020: eps prediction, linear betas, T = 1000, ancestral sampling."""
+    config.dit.process = "ddpm"
+    config.dit.prediction = "eps"
+    config.dit.logit_normal = ()
+    config.sample.sampler = "ddpm"
+    config.sample.steps = 1000
+    config.sample.clips = 8
+    config.eval.captions = 64
+    config.eval.given = 16
+
+
+def smoke(config: ConfigDict) -> None:
+    """Every stage in a minute, at a size at which nothing can be learned."""
+    config.vae.width = 32
+    config.vae.heads = 2
+    config.vae.encoder_depth = config.vae.decoder_depth = 1
+    config.vae.channels = 8
+    config.vae.train.steps = config.dit.train.steps = 12
+    config.vae.train.batch = config.dit.train.batch = 8
+    config.vae.train.warmup = config.dit.train.warmup = 2
+    config.latents.clips = 64
+    config.latents.batch = config.latents.shard = 32
+    config.text.width = 32
+    config.text.heads = 2
+    config.text.depth = 1
+    config.text.vocab = 320
+    config.text.length = 160
+    config.dit.preset = "smoke"
+    config.sample.steps = 3
+    config.sample.clips = 4
+    config.sample.batch = 8
+    config.eval.captions = 8
+    config.eval.given = 4
+    config.run.log_every = 4
+    config.run.save_every = 6
+    config.run.unroll = 1
+
+
+VARIANTS: dict[str, Callable[[ConfigDict], None]] = {"long": long, "ddpm": ddpm, "smoke": smoke}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The defaults, and what the variant changes."""
+    config = default()
+    if variant:
+        if variant not in VARIANTS:
+            raise UserError(f"experiments/base.py:{variant}: known variants are {sorted(VARIANTS)}")
+        VARIANTS[variant](config)
+    return config

@@ -1,0 +1,421 @@
+"""Decoding: the right pictures at the right times from every kind of file, and bad files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from vdit.data import decode
+from vdit.data.decode import DecodeError, Decoder, Limits, clip_times
+from vdit.errors import UserError
+
+RED, GREEN, BLUE = (220, 30, 40), (30, 190, 70), (40, 60, 210)
+
+
+@pytest.fixture(scope="module")
+def decoder() -> Iterator[Decoder]:
+    with Decoder(workers=2) as pool:
+        yield pool
+
+
+def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:
+    """Frame k is gray of level 12 k, so a decoded frame tells which one it is."""
+    levels = (12 * np.arange(count)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def numbers(video: np.ndarray) -> list[int]:
+    return [round(x) for x in video.mean((1, 2, 3)) / 12]
+
+
+def encode(
+    path: Path,
+    video: np.ndarray,
+    fps: int = 10,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    ticks: Sequence[int] | None = None,
+    rotation: int = 0,
+    aspect: Fraction | None = None,
+    qp: str = "",
+    **options: str,
+) -> Path:
+    """Writes a file with PyAV; frame k is shown from `ticks`[k] / fps seconds on."""
+    source = "rgba" if video.shape[-1] == 4 else "rgb24"
+    with av.open(str(path), "w", options=options) as container:
+        stream: Any = container.add_stream(codec, rate=fps, options={"qp": qp} if qp else None)
+        stream.height, stream.width, stream.pix_fmt = *video.shape[1:3], pix_fmt
+        stream.codec_context.time_base = Fraction(1, fps)
+        if rotation:
+            stream.set_display_rotation(rotation)
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
+        for k, picture in enumerate(video):
+            frame = av.VideoFrame.from_ndarray(picture, format=source).reformat(format=pix_fmt)
+            frame.pts, frame.time_base = ticks[k] if ticks else k, Fraction(1, fps)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def audio_only(path: Path) -> Path:
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("aac", rate=16000, layout="mono")
+        for k in range(8):
+            samples = np.zeros((1, 1024), np.float32)
+            frame = av.AudioFrame.from_ndarray(samples, format="fltp", layout="mono")
+            frame.sample_rate, frame.pts = 16000, 1024 * k
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def streamed(decoder: Decoder, path: Path, fps: float, **options: Any) -> np.ndarray:
+    return np.concatenate(list(decoder.stream(path, fps, **options)))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("a.mp4", "libx264", "yuv420p"),
+        ("ten.mp4", "libx264", "yuv420p10le"),
+        ("a.mov", "libx264", "yuv444p"),
+        ("a.webm", "libvpx-vp9", "yuv420p"),
+        ("gray.mkv", "ffv1", "gray"),
+        ("full.mp4", "libx264", "yuvj420p"),
+        ("a.gif", "gif", "rgb8"),
+    ],
+)
+def test_every_format_gives_the_frame_that_is_shown(
+    tmp_path: Path, decoder: Decoder, name: str, codec: str, pix_fmt: str
+) -> None:
+    video = numbered(17)
+    path = encode(tmp_path / name, video, codec=codec, pix_fmt=pix_fmt)
+    info = decoder.probe(path)
+    assert (info.frames, info.width, info.height, info.rotation) == (17, 48, 32, 0)
+    assert info.fps == pytest.approx(10) and info.seconds == pytest.approx(1.7)
+    same = streamed(decoder, path, 10, size=(32, 48))
+    assert same.shape == video.shape and same.dtype == np.uint8
+    if name != "a.gif":  # its 256 colours hold few grays
+        assert np.abs(same.astype(int) - video).max() <= 3
+        assert numbers(streamed(decoder, path, 5)) == list(range(0, 17, 2))
+        assert numbers(streamed(decoder, path, 20)) == [k // 2 for k in range(34)]
+        assert numbers(decoder.frames(path, clip_times(0.3, 4, 10))) == [3, 4, 5, 6]
+        assert numbers(decoder.frames(path, [0.0, 0.39, 0.41, 0.41, 1.69])) == [0, 3, 4, 4, 16]
+
+
+@pytest.mark.parametrize("fps", [24, 25, 30, 60])
+@pytest.mark.parametrize("name", ["a.webm", "a.mp4"])
+def test_clocks_that_round_give_every_frame_once(
+    tmp_path: Path, decoder: Decoder, name: str, fps: int
+) -> None:
+    codec = "libvpx-vp9" if name == "a.webm" else "libx264"
+    path = encode(tmp_path / name, numbered(20), fps, codec)
+    assert numbers(streamed(decoder, path, fps)) == list(range(20))
+
+
+def test_variable_frame_rate_goes_by_time(tmp_path: Path, decoder: Decoder) -> None:
+    ticks = [50, 51, 53, 60, 61, 80]  # tenths of a second; the film does not start at 0
+    path = encode(tmp_path / "a.mkv", numbered(6), 10, ticks=ticks)
+    shown = [max(i for i, tick in enumerate(ticks) if tick - 50 <= k) for k in range(31)]
+    assert numbers(streamed(decoder, path, 10))[:31] == shown
+    assert numbers(streamed(decoder, path, 10, until=1.0)) == shown[:10]
+
+
+def test_turned_films_are_shown_upright(tmp_path: Path, decoder: Decoder) -> None:
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16, :32], picture[:16, 32:], picture[16:, :32] = RED, GREEN, BLUE
+    for degrees in (90, 180, -90):
+        path = encode(tmp_path / "a.mp4", np.stack([picture] * 3), rotation=degrees)
+        info = decoder.probe(path)
+        assert info.rotation == degrees % 360
+        want = np.rot90(picture, degrees // 90)
+        assert (info.height, info.width) == want.shape[:2]
+        got = decoder.frames(path, [0.1])[0]
+        assert np.abs(got[4::8, 4::8].astype(int) - want[4::8, 4::8]).max() < 12
+        small = decoder.frames(path, [0.1], (want.shape[0] // 4, want.shape[1] // 4))[0]
+        assert np.abs(small[2::4, 2::4].astype(int) - want[8::16, 8::16]).max() < 20
+
+
+def test_size_is_covered_and_the_centre_kept(tmp_path: Path, decoder: Decoder) -> None:
+    wide = np.zeros((3, 32, 96, 3), np.uint8)
+    wide[:, :, :32], wide[:, :, 32:64], wide[:, :, 64:] = RED, GREEN, BLUE
+    path = encode(tmp_path / "wide.mp4", wide)
+    for size in ((16, 16), (32, 32), (80, 80)):
+        middle = decoder.frames(path, [0.0], size)[0]
+        assert middle.shape == (*size, 3)
+        assert np.abs(middle[:, 3:-3].astype(int) - GREEN).max() < 25
+    tall = np.ascontiguousarray(wide.transpose(0, 2, 1, 3))
+    middle = decoder.frames(encode(tmp_path / "tall.mp4", tall), [0.0], (16, 16))[0]
+    assert np.abs(middle[3:-3].astype(int) - GREEN).max() < 25
+    # Pixels three times as wide as high: the 32 x 32 middle is shown 32 high and 96 wide.
+    stretched = encode(tmp_path / "stretched.mp4", wide[:, :, 32:64], aspect=Fraction(3))
+    assert decoder.probe(stretched).width == 96
+    assert decoder.frames(stretched, [0.0]).shape == (1, 32, 96, 3)
+
+
+def test_odd_sizes_and_down_scaling_by_area(tmp_path: Path, decoder: Decoder) -> None:
+    rng = np.random.default_rng(0)
+    video = rng.integers(0, 256, (2, 99, 131, 3), dtype=np.uint8)
+    path = encode(tmp_path / "a.mkv", video, codec="libx264rgb", pix_fmt="rgb24", qp="0")
+    assert np.array_equal(decoder.frames(path, [0.0, 0.1]), video)
+    small = decoder.frames(path, [0.0], (9, 11))[0].astype(float)
+    exact = np.asarray(
+        Image.fromarray(video[0]).resize((12, 9), Image.Resampling.BOX), dtype=float
+    )
+    assert np.abs(small - exact[:, :11]).mean() < 3  # full of noise, so any other filter is far
+
+
+def test_transparency_is_over_white(tmp_path: Path, decoder: Decoder) -> None:
+    rgba = np.zeros((2, 32, 32, 4), np.uint8)
+    rgba[:, :, 16:] = (*RED, 255)
+    rgba[:, 16:, :16] = (0, 0, 0, 128)
+    Image.fromarray(rgba[0]).save(tmp_path / "a.png")
+    Image.fromarray(rgba[0]).save(tmp_path / "a.webp", lossless=True, exact=True)
+    encode(tmp_path / "a.mkv", rgba, codec="ffv1", pix_fmt="bgra")
+    for name in ("a.png", "a.webp", "a.mkv"):
+        got = decoder.frames(tmp_path / name, [0.0])[0].astype(int)
+        assert got[8, 8].tolist() == [255, 255, 255] and got[8, 24].tolist() == list(RED)
+        assert got[24, 8].tolist() == [127, 127, 127]
+
+
+def test_pictures(tmp_path: Path, decoder: Decoder) -> None:
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16], picture[16:, :32] = RED, BLUE
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise to show
+    Image.fromarray(picture).save(tmp_path / "a.jpg", quality=95, exif=exif)
+    Image.fromarray(picture).save(tmp_path / "misnamed.mp4", "PNG")
+    deep = (np.arange(64, dtype=np.uint16) * 1024)[None].repeat(8, 0)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+
+    info = decoder.probe(tmp_path / "a.jpg")
+    assert (info.frames, info.seconds, info.width, info.height) == (1, 0.0, 32, 64)
+    turned = decoder.frames(tmp_path / "a.jpg", [0.0])[0].astype(int)
+    assert np.abs(turned - np.rot90(picture, -1))[4::8, 4::8].max() < 8
+    assert np.array_equal(decoder.frames(tmp_path / "misnamed.mp4", [0.0])[0], picture)
+    gray = decoder.frames(tmp_path / "deep.png", [0.0])[0]
+    assert gray[0, :, 0].tolist() == list(range(0, 256, 4))
+    with pytest.raises(DecodeError, match="past the end"):
+        decoder.frames(tmp_path / "a.jpg", [1.0])
+
+    frames = [Image.fromarray(x) for x in numbered(4)]
+    frames[0].save(
+        tmp_path / "a.webp", save_all=True, append_images=frames[1:], lossless=True,
+        duration=[100, 300, 100, 100],
+    )  # fmt: skip
+    assert decoder.probe(tmp_path / "a.webp").seconds == pytest.approx(0.6)
+    assert numbers(streamed(decoder, tmp_path / "a.webp", 10)) == [0, 1, 1, 1, 2, 3]
+
+
+def test_a_cover_picture_is_no_film(tmp_path: Path, decoder: Decoder) -> None:
+    with pytest.raises(DecodeError, match="audio only"):
+        decoder.probe(audio_only(tmp_path / "song.mp4"))
+
+
+def bad_files(folder: Path) -> dict[str, tuple[Path, str]]:
+    """Name -> (file, words that its reason must have)."""
+    video = np.random.default_rng(0).integers(0, 256, (20, 64, 64, 3), dtype=np.uint8)
+    mp4 = encode(folder / "late.mp4", video).read_bytes()
+    fast = encode(folder / "fast.mp4", video, movflags="faststart").read_bytes()
+    webm = encode(folder / "whole.webm", video, codec="libvpx-vp9").read_bytes()
+    gif = encode(folder / "whole.gif", video, codec="gif", pix_fmt="rgb8").read_bytes()
+    flipped = bytearray(fast)
+    for at in range(len(fast) // 2, len(fast) - 100, 97):
+        flipped[at] ^= 255
+    liar = bytearray(fast)  # the table of sample sizes claims 4 thousand million frames
+    at = liar.index(b"stsz") + 12
+    liar[at : at + 4] = b"\xff\xff\xff\xf0"
+    bomb = b"GIF89a\xff\xff\xff\xff\x00\x00\x00,\0\0\0\0\xff\xff\xff\xff\0\x02\x02D\x01\0;"
+    jpeg = folder / "whole.jpg"
+    Image.fromarray(video[0]).save(jpeg)
+    whole = {
+        "empty.mp4": (b"", "empty"),
+        "text.mp4": (b"this is no film at all\n" * 99, "not a video"),
+        "zeros.mp4": (bytes(5000), "not a video"),
+        "playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nfast.mp4\n", "not a video"),
+        "concat.mp4": (b"ffconcat version 1.0\nfile fast.mp4\n", "not a video"),
+        "flipped.mp4": (bytes(flipped), "damaged"),
+        "liar.mp4": (bytes(liar), ""),
+        "bomb.gif": (bomb, "damaged"),  # FFmpeg itself refuses this one
+        "large.gif": (bomb.replace(b"\xff\xff\xff\xff", b"\xe0\x2e\xe0\x2e"), "12000x12000: over"),
+        "half.jpg": (jpeg.read_bytes()[:1500], "damaged"),
+    }
+    for name, data in (("late.mp4", mp4), ("fast.mp4", fast), ("a.webm", webm), ("a.gif", gif)):
+        for share in (0.02, 0.1, 0.5, 0.9, 0.999):
+            whole[f"cut{share}-{name}"] = (data[: int(len(data) * share)], "")
+    whole["cut-PyAV-2344.mp4"] = (fast[: fast.index(b"mdat") + 20], "cut short")
+    files = {}
+    for name, (data, words) in whole.items():
+        (folder / name).write_bytes(data)
+        files[name] = (folder / name, words)
+    os.mkfifo(folder / "pipe.mp4")
+    files["pipe.mp4"] = (folder / "pipe.mp4", "not a regular file")
+    files["missing.mp4"] = (folder / "missing.mp4", "No such file")
+    files["folder"] = (folder, "not a regular file")
+    files["audio.mp4"] = (audio_only(folder / "audio.mp4"), "audio only")
+    return files
+
+
+def test_bad_files_are_refused_in_one_line_and_work_goes_on(
+    tmp_path: Path, decoder: Decoder
+) -> None:
+    files = bad_files(tmp_path)
+    good = encode(tmp_path / "good.mp4", numbered(5))
+    for name, (path, words) in files.items():
+        with pytest.raises(DecodeError) as raised:
+            streamed(decoder, path, 10, size=(16, 16))
+        assert isinstance(raised.value, UserError) and raised.value.path == str(path), name
+        assert str(path) in str(raised.value) and "\n" not in str(raised.value)
+        assert words in raised.value.reason and len(raised.value.reason) > 5, raised.value.reason
+        assert "crash" not in raised.value.reason and "hung" not in raised.value.reason
+    assert numbers(decoder.frames(good, clip_times(0, 5, 10))) == list(range(5))
+
+
+def test_a_name_need_not_be_text(tmp_path: Path, decoder: Decoder) -> None:
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/line\nbreak \xff: 100%.mp4"))
+    os.replace(encode(tmp_path / "a.mp4", numbered(3)), path)
+    assert numbers(streamed(decoder, path, 10)) == [0, 1, 2]
+    path.write_bytes(b"no film")
+    with pytest.raises(DecodeError) as raised:
+        decoder.probe(path)
+    assert "\n" not in str(raised.value) and str(raised.value).encode()
+
+
+def test_a_title_need_not_be_utf8(tmp_path: Path, decoder: Decoder) -> None:
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        container.metadata["title"] = "what a title"
+        stream: Any = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 32, 48, "yuv420p"
+        frame = av.VideoFrame.from_ndarray(numbered(1)[0], format="rgb24")
+        container.mux(stream.encode(frame.reformat(format="yuv420p")))
+        container.mux(stream.encode(None))
+    data = (tmp_path / "a.mkv").read_bytes()
+    assert b"what a title" in data
+    (tmp_path / "a.mkv").write_bytes(data.replace(b"what a title", b"w\xe4s f\xfcr ein\xff"))
+    assert decoder.probe(tmp_path / "a.mkv").frames == 1
+
+
+def test_times_outside_and_out_of_order(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(5))
+    for times, words in (
+        ([0.5], "time 0.5 s is past the end"),
+        ([-0.1], "before the start"),
+        ([0.2, 0.1], "do not fall"),
+        ([], "one or more"),
+        ([float("nan")], "finite"),
+    ):
+        with pytest.raises(UserError, match=words):
+            decoder.frames(path, times)
+
+
+def test_limits(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(12))
+    Image.new("L", (9000, 9000)).save(tmp_path / "large.png", compress_level=1)
+    with pytest.raises(UserError, match="limit frames=0"):
+        Limits(frames=0)
+    for limits, file, words in (
+        (Limits(pixels=1000), path, "48x32: over the limit of 1000 pixels"),
+        (Limits(frames=11), path, "over 11 frames"),
+        (Limits(bytes=100), path, "over the limit of 100"),
+        (Limits(), tmp_path / "large.png", "9000x9000: over the limit"),
+        (Limits(pixels=2**27, memory=400 << 20), tmp_path / "large.png", "more than 400 MiB"),
+        (Limits(seconds=0.001), path, "took over 0.001 s"),
+        (Limits(silence=0.001), path, "hung"),
+    ):
+        with Decoder(limits) as decoder, pytest.raises(DecodeError, match=words):
+            streamed(decoder, file, 10, size=(16, 16))
+    with Decoder(Limits(frames=30)) as decoder, pytest.raises(DecodeError, match="over 30 frames"):
+        streamed(decoder, path, 100, size=(16, 16))  # few frames in, many out
+
+
+def test_a_hung_or_crashed_worker_is_replaced(tmp_path: Path) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(3))
+
+    def crash(pid: int) -> None:
+        time.sleep(0.2)
+        os.kill(pid, signal.SIGSEGV)
+        os.kill(pid, signal.SIGCONT)
+
+    with Decoder() as decoder:
+
+        def worker() -> int:
+            decoder.probe(path)
+            return next(iter(decoder._live)).process.pid
+
+        hung = worker()
+        next(iter(decoder._live)).limits = Limits(silence=0.3)
+        os.kill(hung, signal.SIGSTOP)
+        begin = time.monotonic()
+        with pytest.raises(DecodeError, match="hung .0.3 s"):
+            decoder.probe(path)
+        assert 0.25 < time.monotonic() - begin < 5
+        crashed = worker()
+        assert crashed != hung and not os.path.exists(f"/proc/{hung}")
+        os.kill(crashed, signal.SIGSTOP)
+        thread = threading.Thread(target=crash, args=(crashed,))
+        thread.start()
+        with pytest.raises(DecodeError, match="crashed .signal 11"):
+            decoder.probe(path)
+        thread.join()
+        idle = worker()
+        os.kill(idle, signal.SIGKILL)
+        time.sleep(0.3)
+        assert worker() not in (hung, crashed, idle)
+        begun = decoder.stream(path, 1000.0, (16, 16))
+        assert next(begun).shape[0] == decode.CHUNK
+        begun.close()  # given up in the middle: the next answer is still the next question's
+        assert numbers(streamed(decoder, path, 10)) == [0, 1, 2]
+        last = worker()
+    assert not os.path.exists(f"/proc/{last}")
+    with pytest.raises(DecodeError, match="closed"):
+        decoder.probe(path)
+
+
+def test_a_worker_left_alone_ends_itself() -> None:
+    code = "from vdit.data import decode, decode as d; import io, signal\n"
+    code += "signal.signal(signal.SIGALRM, signal.SIG_DFL)\n"
+    code += "w = d._Watch(io.BytesIO(), -4.9); w.rest()\nwhile True: pass"
+    result = subprocess.run([sys.executable, "-c", code], cwd=Path(decode.__file__).parents[2])
+    assert result.returncode == -signal.SIGALRM
+
+
+def test_threads_share_a_decoder(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(20))
+    found: dict[int, list[int]] = {}
+
+    def work(k: int) -> None:
+        found[k] = numbers(decoder.frames(path, [k / 10], (16, 16)))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(20)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {k: [k] for k in range(20)}
+
+
+def test_workers_do_not_load_jax() -> None:
+    settings = json.dumps({"threads": 1})
+    code = "import sys; from vdit.data import decode; decode.serve(sys.argv[1]); "
+    code += "print(sorted({'jax', 'flax', 'numpy', 'av'} & set(sys.modules)), file=sys.stderr)"
+    result = subprocess.run(
+        [sys.executable, "-c", code, settings],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        cwd=Path(decode.__file__).parents[2],
+    )
+    assert result.stderr.strip() == "['av', 'numpy']"

@@ -1,0 +1,407 @@
+"""`Folder`: the same clips every time, captions that fit, nothing shared between the splits."""
+
+import json
+import os
+import pickle
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vdit.data import folder as room
+from vdit.data.decode import Decoder
+from vdit.data.folder import Folder
+from vdit.errors import UserError
+from vdit.runtime.video import write_gif, write_mp4
+
+
+def film(frames: int, tone: int) -> np.ndarray:
+    """Frame k is gray of level `tone` + 3 k: a frame tells its film and its time."""
+    levels = (tone + 3 * np.arange(frames)).astype(np.uint8)
+    return np.broadcast_to(levels[:, None, None, None], (frames, 24, 32, 3)).copy()
+
+
+def level(video: np.ndarray) -> list[int]:
+    """The gray of every frame, rounded to what `film` put there."""
+    return [1 + 3 * round((x - 1) / 3) for x in video.mean((1, 2, 3))]
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("films")
+    write_mp4(root / "a.mp4", film(40, 10), fps=10)
+    write_mp4(root / "b.mp4", film(20, 133), fps=10)
+    (root / "more").mkdir()
+    write_gif(root / "more" / "c.gif", film(12, 196), fps=10)
+    return root
+
+
+@pytest.fixture
+def root(tmp_path: Path, films: Path) -> Path:
+    """A folder of its own with the films in it."""
+    root = tmp_path / "root"
+    for path in films.rglob("*.*"):
+        copy = root / path.relative_to(films)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        os.link(path, copy)
+    return root
+
+
+CAPTIONS = {"a.mp4": "a long film", "b.mp4": "a short film", "more/c.gif": "a tiny film"}
+
+
+def beside(root: Path) -> None:
+    for name, caption in CAPTIONS.items():
+        (root / name).with_suffix(".txt").write_text(caption + "\n")
+
+
+def jsonl(root: Path, *extra: dict[str, Any]) -> None:
+    rows = [{"file": name, "caption": caption} for name, caption in CAPTIONS.items()]
+    lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in [*rows, *extra]]
+    (root / "captions.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def table(root: Path, text: str) -> None:
+    (root / "captions.csv").write_text(text, encoding="utf-8")
+
+
+@pytest.fixture
+def make(tmp_path: Path, root: Path) -> Callable[..., Folder]:
+    def make(**options: Any) -> Folder:
+        given = {"frames": 5, "size": (8, 8), "stride": 0.5, "heldout": 0.0, "workers": 1}
+        given |= options
+        return Folder(root, cache=tmp_path / "cache", **given)
+
+    return make
+
+
+def items(source: Folder) -> list[tuple[str, bytes]]:
+    return [(source[i]["caption"], source[i]["video"].tobytes()) for i in range(len(source))]
+
+
+def test_captions_beside_in_jsonl_and_in_csv_are_the_same(
+    root: Path, make: Callable[..., Folder]
+) -> None:
+    beside(root)
+    first = make()
+    for name in CAPTIONS:
+        (root / name).with_suffix(".txt").unlink()
+    jsonl(root)
+    second = make()
+    (root / "captions.jsonl").unlink()
+    lines = [f'{name},"{caption}",,\r\n' for name, caption in CAPTIONS.items()]
+    table(root, "\ufefffile,caption,start,end\r\n" + "".join(lines))
+    third = make()
+    assert items(first) == items(second) == items(third)
+    assert first.digest == second.digest == third.digest
+    assert first.captions == list(CAPTIONS.values()) and not first.skipped
+
+
+def test_clips_are_cut_at_even_times(root: Path, make: Callable[..., Folder]) -> None:
+    beside(root)
+    source = make()
+    # 40, 20 and 12 frames: starts every 5 frames while 5 more follow.
+    assert [source.origin(i) for i in range(len(source))] == [
+        *(("a.mp4", k / 2) for k in range(8)),
+        *(("b.mp4", k / 2) for k in range(4)),
+        *(("more/c.gif", k / 2) for k in range(2)),
+    ]
+    item = source[9]
+    assert item["caption"] == "a short film" and item["video"].shape == (5, 8, 8, 3)
+    assert item["video"].dtype == np.uint8
+    assert level(item["video"]) == [148, 151, 154, 157, 160]
+    slow = make(fps=5.0)
+    assert level(slow[0]["video"]) == [10, 16, 22, 28, 34] and slow.origin(1) == ("a.mp4", 0.4)
+    with pytest.raises(IndexError):
+        source[len(source)]
+    with pytest.raises(IndexError):
+        source[-1]
+
+
+def test_rows_with_times_cut_parts_of_a_film(root: Path, make: Callable[..., Folder]) -> None:
+    rows = "a.mp4,begins,,1\na.mp4,goes on,1,2.2\na.mp4,ends,3.4,4\nb.mp4,b,,\nmore/c.gif,c,,\n"
+    table(root, "file,caption,start,end\n" + rows)
+    source = make(stride=0.1)
+    said = [(source[i]["caption"], level(source[i]["video"])[0]) for i in range(len(source))]
+    assert [k for caption, k in said if caption == "begins"] == [10 + 3 * k for k in range(6)]
+    assert [k for caption, k in said if caption == "goes on"] == [40 + 3 * k for k in range(8)]
+    assert [k for caption, k in said if caption == "ends"] == [10 + 3 * k for k in (34, 35)]
+
+
+def test_the_same_every_time_from_any_thread_or_process(
+    root: Path, make: Callable[..., Folder], tmp_path: Path
+) -> None:
+    beside(root)
+    source = make()
+    before = items(source)
+    again = make()
+    assert items(again) == before and repr(again) == repr(source)
+    assert items(pickle.loads(pickle.dumps(source))) == before
+    elsewhere = Folder(
+        root, cache=tmp_path / "other", frames=5, size=(8, 8), stride=0.5, heldout=0, workers=3
+    )
+    assert items(elsewhere) == before and elsewhere.digest != ""
+    found: dict[int, bool] = {}
+
+    def work(k: int) -> None:
+        found[k] = all(source[i]["video"].tobytes() == before[i][1] for i in range(len(source)))
+
+    threads = [threading.Thread(target=work, args=(k,)) for k in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(found[k] for k in range(8))
+
+
+def test_grain_reads_it(root: Path, make: Callable[..., Folder]) -> None:
+    import grain
+
+    beside(root)
+    source = make()
+    data = grain.MapDataset.source(source).seed(0).shuffle().repeat()
+    assert {data[i]["video"].tobytes() for i in range(len(source))} == {
+        video for _, video in items(source)
+    }
+
+
+def test_no_frame_is_in_both_splits(root: Path, make: Callable[..., Folder]) -> None:
+    def seen(source: Folder) -> set[int]:
+        return {k for i in range(len(source)) for k in level(source[i]["video"])}
+
+    beside(root)
+    chosen = set()
+    for seed in range(6):
+        train = make(split="train", heldout=0.3, seed=seed, stride=0.1)
+        held = make(split="heldout", heldout=0.3, seed=seed, stride=0.1)
+        assert not seen(train) & seen(held)
+        assert len(held.captions) == 1 and len(train.captions) == 2
+        assert len(train) + len(held) == len(make(stride=0.1))
+        assert train.digest != held.digest
+        chosen |= set(held.captions)
+    assert len(chosen) > 1  # the seed matters
+    for name in CAPTIONS:
+        (root / name).with_suffix(".txt").unlink()
+    # Overlapping rows stay together; of one row, or one such group, the end is held out.
+    (root / "b.mp4").unlink()
+    (root / "more" / "c.gif").unlink()
+    table(root, "file,caption,start,end\na.mp4,all,,\na.mp4,early,0,2\na.mp4,late,2,4\n")
+    train = make(split="train", heldout=0.25, stride=0.1)
+    held = make(split="heldout", heldout=0.25, stride=0.1)
+    assert max(seen(train)) < min(seen(held)) == 10 + 3 * 30
+    assert train.captions == ["early", "all", "late"] and held.captions == ["all", "late"]
+    with pytest.raises(UserError, match="too few"):
+        make(split="train", heldout=0.5, frames=30)
+    with pytest.raises(UserError, match="nothing is held out"):
+        make(split="heldout", heldout=0)
+
+
+def test_bad_films_are_skipped_counted_and_named(
+    root: Path, make: Callable[..., Folder], tmp_path: Path
+) -> None:
+    beside(root)
+    want = items(make())
+    data = (root / "a.mp4").read_bytes()
+    broken = {
+        "0.mp4": b"",
+        "cut.mp4": data[: len(data) // 2],
+        "text.webm": b"no film",
+        "still.mov": (root / "more" / "c.gif").read_bytes(),
+    }
+    for name, content in broken.items():
+        (root / name).write_bytes(content)
+        (root / name).with_suffix(".txt").write_text("something")
+    write_gif(root / "still.mov", film(2, 0), fps=10)
+    (root / ".hidden.mp4").write_bytes(b"")
+    source = make(skipped_path=tmp_path / "skipped.jsonl")
+    assert items(source) == want
+    assert dict(source.skipped) == {
+        "0.mp4": "the file is empty",
+        "cut.mp4": f"cut short: {len(data) // 2} bytes of {len(data)}",
+        "text.webm": "not a video that can be read (Invalid data found when processing input)",
+        "still.mov": "2 frames at 10 fps: a clip has 5",
+    }
+    lines = (tmp_path / "skipped.jsonl").read_text().splitlines()
+    assert [json.loads(line)["file"] for line in lines] == [name for name, _ in source.skipped]
+    for name in CAPTIONS:
+        (root / name).unlink()
+    with pytest.raises(UserError, match="none of its clips can be used .0.mp4: the file is empty"):
+        make()
+
+
+def test_films_are_decoded_once(
+    root: Path, make: Callable[..., Folder], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    jsonl(root)
+    make()
+    count = 0
+    stream = Decoder.stream
+
+    def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal count
+        count += 1
+        return stream(*arguments, **options)
+
+    monkeypatch.setattr(Decoder, "stream", counted)
+    first = make()
+    assert count == 0
+    (root / "b.mp4").unlink()
+    write_mp4(root / "b.mp4", film(20, 61), fps=10)
+    second = make()
+    assert count == 1 and second.digest != first.digest
+    assert level(second[8]["video"])[0] == 61
+    for path in (tmp_path / "cache").iterdir():
+        os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(UserError, match="damaged cache"):
+        second[len(second) - 1]
+    assert items(make()) == items(second) and count == 4 + 0
+
+
+def test_the_cache_has_a_limit(root: Path, make: Callable[..., Folder], tmp_path: Path) -> None:
+    beside(root)
+    with pytest.raises(UserError, match="over the limit of") as raised:
+        make(max_bytes=70 * 8 * 8 * 3)
+    assert "8x8 and 10 fps" in str(raised.value)
+    assert not (tmp_path / "cache").exists() or not list((tmp_path / "cache").iterdir())
+    assert len(make(max_bytes=73 * 8 * 8 * 3)) == 14  # 72 frames
+
+
+def test_progress_rises_to_the_end(root: Path, make: Callable[..., Folder]) -> None:
+    beside(root)
+    told: list[tuple[float, float]] = []
+    make(progress=lambda done, total: told.append((done, total)))
+    assert told == sorted(told)
+    assert told[-1] == (pytest.approx(7.2), pytest.approx(7.2))
+
+
+def test_folders_without_films(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "picture.png").write_bytes(b"")
+    (tmp_path / "file").write_text("")
+    for path, words in (
+        (tmp_path / "empty", "no clips in this folder .*mp4"),
+        (tmp_path / "none", "not a folder"),
+        (tmp_path / "file", "not a folder"),
+        ("", "path is empty"),
+    ):
+        with pytest.raises(UserError, match=words):
+            Folder(path, cache=tmp_path / "cache")
+
+
+def test_wrong_settings(root: Path, make: Callable[..., Folder]) -> None:
+    for options, words in (
+        ({"frames": 0}, "frames=0"),
+        ({"size": (8, 0)}, "size"),
+        ({"fps": 0.0}, "fps=0.0"),
+        ({"fps": float("nan")}, "fps=nan"),
+        ({"stride": 0.0}, "stride=0.0"),
+        ({"split": "test"}, "train or heldout"),
+        ({"heldout": 1.0}, "heldout=1.0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            make(**options)
+
+
+HEAD = "file,caption,start,end\n"
+GOOD = "b.mp4,b,,\nmore/c.gif,c,,\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (HEAD + "a.mp4,a,,\nb.mp4,b,,\n", "captions.csv: no row for more/c.gif"),
+        (HEAD, "no row for a.mp4 and 2 more"),
+        (HEAD + GOOD + "a.mp4,a,,\nd.mp4,d,,\n", "line 5: no clip 'd.mp4'"),
+        (HEAD + GOOD + "a.mp4,a,,\na.mp4,again,,\n", "line 5: a.mp4 again, as in line 4"),
+        (HEAD + GOOD + "../a.mp4,a,,\n", "line 4: '../a.mp4' is outside"),
+        (HEAD + GOOD + "/etc/a.mp4,a,,\n", "line 4: '/etc/a.mp4' is outside"),
+        (HEAD + GOOD + '"a\nb.mp4",a,,\n', r"line 5: no clip 'a\\nb.mp4'"),
+        (HEAD + GOOD + "a.mp4, ,,\n", "line 4: the caption is empty"),
+        (HEAD + GOOD + "a.mp4,a,x,\n", "line 4: start 'x' is not a number"),
+        (HEAD + GOOD + "a.mp4,a,nan,\n", "line 4: start nan is not a number"),
+        (HEAD + GOOD + "a.mp4,a,2,1\n", "line 4: start 2, end 1.0"),
+        (HEAD + GOOD + "a.mp4,a,-1,\n", "line 4: start -1"),
+        (HEAD + GOOD + "a.mp4,a,0,9\n", "line 4: 0 to 9.0 s is outside of a.mp4, which is 4 s"),
+        (HEAD + GOOD + "a.mp4,a,4,\n", "line 4: 4 to the end s is outside of a.mp4"),
+        (HEAD + GOOD + "a.mp4,a\n", "line 4: not 4 cells"),
+        (HEAD + GOOD + "a.mp4,a,,,5\n", "line 4: not 4 cells"),
+        (HEAD + GOOD + 'a.mp4,"a,,\n', "not CSV"),
+        ("file,caption,begin\na.mp4,a,1\n", "line 1: columns file,caption,begin"),
+        ("a.mp4,a\n", "line 1: columns a.mp4,a"),
+        ("", "line 1: columns"),
+    ],
+)
+def test_wrong_csv(root: Path, make: Callable[..., Folder], text: str, words: str) -> None:
+    table(root, text)
+    with pytest.raises(UserError, match=words) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("extra", "words"),
+    [
+        ('{"file": "a.mp4"', "line 4: not JSON"),
+        ("[1, 2]", "line 4: not an object"),
+        ('{"file": "a.mp4", "caption": 3, "start": 1}', "line 4: the caption is empty or no text"),
+        ('{"file": 3, "caption": "a"}', "line 4: the file is missing or no text"),
+        ('{"caption": "a"}', "line 4: the file is missing"),
+        ('{"file": "a.mp4", "caption": "a", "text": "b"}', "line 4: unknown 'text'"),
+        ('{"file": "a.mp4", "caption": "a", "start": true}', "line 4: start True is not a number"),
+        ('{"file": "a.mp4", "caption": "a", "end": "1"}', "line 4: end '1' is not a number"),
+        ('{"file": "a.mp4", "caption": "a", "end": Infinity}', "line 4: end inf is not a number"),
+        ('{"file": "a.mp4", "caption": "a", "end": 1e999}', "line 4: end inf is not a number"),
+        ("[" * 100000, "line 4: not JSON"),
+    ],
+)
+def test_wrong_jsonl(root: Path, make: Callable[..., Folder], extra: str, words: str) -> None:
+    jsonl(root)
+    path = root / "captions.jsonl"
+    path.write_text(path.read_text() + extra + "\n")
+    with pytest.raises(UserError, match=words) as raised:
+        make()
+    assert "\n" not in str(raised.value)
+
+
+def test_other_wrong_captions(root: Path, make: Callable[..., Folder]) -> None:
+    def refused(words: str) -> None:
+        with pytest.raises(UserError, match=words) as raised:
+            make()
+        assert "\n" not in str(raised.value)
+
+    beside(root)
+    (root / "b.txt").unlink()
+    refused("b.mp4: no caption; write b.txt beside it")
+    (root / "b.txt").write_text("  \n")
+    refused("b.txt: the caption is empty")
+    (root / "b.txt").write_bytes("für".encode("latin-1"))
+    refused("b.txt: not UTF-8 .byte 1")
+    (root / "b.txt").write_text("b")
+    jsonl(root)
+    refused("captions in captions.jsonl and in a.txt")
+    for name in CAPTIONS:
+        (root / name).with_suffix(".txt").unlink()
+    table(root, HEAD)
+    refused("captions in captions.jsonl and captions.csv")
+    (root / "captions.csv").write_bytes(b"file,caption\na.mp4,\xff\n")
+    (root / "captions.jsonl").unlink()
+    refused("captions.csv: not UTF-8 .byte 19")
+    (root / "captions.csv").write_bytes(b"\xef\xbb\xbf" + HEAD.encode() + b"a.mp4,a\0b,,\n")
+    refused("no row for b.mp4")
+    os.rename(root / "a.mp4", root / "a\nb.mp4")
+    refused(r"file name 'a\\nb.mp4' has a line break")
+    os.rename(root / "a\nb.mp4", os.fsencode(root) + b"/\xff.mp4")
+    refused("bytes that are not UTF-8")
+
+
+def test_a_place_that_cannot_be_written_is_one_line(root: Path) -> None:
+    beside(root)
+    with pytest.raises(UserError, match="cannot write"):
+        Folder(root, cache="/proc/none/cache", frames=5, size=(8, 8))
+
+
+def test_captions_are_one_line() -> None:
+    assert room._caption("here", " a red\n\n ball\tfalls ") == "a red ball falls"

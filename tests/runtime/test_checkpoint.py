@@ -1,0 +1,265 @@
+"""What is saved comes back to the bit, on any topology; what is damaged is found and named."""
+
+import os
+import re
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.errors import UserError
+from vdit.runtime.checkpoint import (
+    Checkpoints,
+    all_steps,
+    damage,
+    load_meta,
+    newest_good_step,
+    restore_ema,
+    saved_shapes,
+)
+from vdit.runtime.mesh import make_mesh, param_sharding
+from vdit.runtime.optimizer import make_optimizer
+from vdit.runtime.preemption import Preemption
+
+META = {"stage": "dit", "digest": "abc", "latents": {"mean": [0.5]}}
+DEVICES = 8
+
+
+def make_state(value: float, devices: int = DEVICES) -> tuple[Any, Any]:
+    """A state as the trainer has it (moments of both optimizers, step, key) and an EMA."""
+    kernel = jnp.linspace(-1, value, 2 * 64 * 64).reshape(2, 64, 64)
+    params = {"model": {"blocks": {"q": {"kernel": kernel}}, "bias": jnp.full(3, value)}}
+    optimizer = make_optimizer("muon", learning_rate=0.1, steps=10)
+    state = {
+        "params": params,
+        "opt": {"model": optimizer.init(params["model"])},
+        "step": jnp.int32(value),
+        "key": jax.random.key_data(jax.random.key(int(value))),
+    }
+    mesh = make_mesh({"fsdp": -1}, jax.devices()[:devices])
+    ema = jax.tree.map(lambda x: x + 1, params)
+    return jax.device_put((state, ema), param_sharding(mesh, (state, ema)))
+
+
+def abstract(devices: int) -> tuple[Any, Any]:
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+        make_state(0, devices),
+    )
+
+
+def clips() -> Any:
+    return iter(grain.MapDataset.range(100).shuffle(seed=0).repeat().to_iter_dataset().batch(4))
+
+
+def equal(a: Any, b: Any) -> None:
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(np.asarray(x), np.asarray(y)), a, b)
+
+
+@pytest.fixture(scope="module")
+def two_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the finished steps 10 and 20; tests change only copies of it."""
+    directory = tmp_path_factory.mktemp("stage")
+    checkpoints, iterator = Checkpoints(directory), clips()
+    for step in (10, 20):
+        next(iterator)
+        checkpoints.save(step, *make_state(step), iterator, META)
+    checkpoints.close()
+    return directory
+
+
+@pytest.fixture
+def copy(two_steps: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(two_steps, tmp_path / "stage"))
+
+
+def biggest(folder: Path) -> Path:
+    return max((path for path in folder.rglob("*") if path.is_file()), key=os.path.getsize)
+
+
+@pytest.mark.parametrize("devices", [8, 2, 1])
+def test_round_trip_on_another_topology(two_steps: Path, devices: int) -> None:
+    iterator = clips()
+    restored = Checkpoints(two_steps).restore(*abstract(devices), iterator)
+    assert restored is not None and restored.step == 20
+    state, ema = make_state(20)
+    equal(restored.state, state)
+    equal(restored.ema, ema)
+    assert restored.meta == META | {"format": 1}
+    kernel = restored.state["params"]["model"]["blocks"]["q"]["kernel"]
+    assert kernel.addressable_shards[0].data.shape == (2, 64 // devices, 64)
+    fresh = clips()
+    expected = [next(fresh) for _ in range(3)][2]
+    np.testing.assert_array_equal(next(iterator), expected)
+
+
+def test_a_save_is_a_snapshot(tmp_path: Path) -> None:
+    """Donating the state right after `save` does not reach what is written."""
+    state = {"w": jnp.zeros((256, 1024))}
+    step = jax.jit(lambda s: jax.tree.map(lambda x: x + 1, s), donate_argnums=0)
+    checkpoints = Checkpoints(tmp_path)
+    state = step(state)
+    checkpoints.save(1, state, {"e": jnp.zeros(())}, None, {})
+    for _ in range(20):
+        state = step(state)
+    jax.block_until_ready(state)
+    shape = jax.ShapeDtypeStruct((256, 1024), jnp.float32)
+    restored = checkpoints.restore({"w": shape}, {"e": jax.ShapeDtypeStruct((), jnp.float32)})
+    checkpoints.close()
+    assert restored is not None and np.all(np.asarray(restored.state["w"]) == 1)
+
+
+def test_sampling_needs_only_ema_and_meta(copy: Path) -> None:
+    biggest(copy / "20" / "state").write_bytes(b"")
+    assert newest_good_step(copy) == 20
+    assert load_meta(copy, 20)["digest"] == "abc"
+    equal(restore_ema(copy, 20), make_state(20)[1])
+    ema = restore_ema(copy, 20, abstract(2)[1])
+    assert ema["model"]["blocks"]["q"]["kernel"].addressable_shards[0].data.shape == (2, 32, 64)
+    shapes = saved_shapes(copy, 20, "state")
+    assert shapes["params/model/blocks/q/kernel"].shape == (2, 64, 64)
+    assert any(name.endswith("momentum/blocks/q/kernel") for name in shapes)
+
+
+def test_old_steps_are_deleted_and_a_finished_one_is_kept(copy: Path) -> None:
+    checkpoints = Checkpoints(copy, keep=2)
+    checkpoints.save(20, *make_state(99), None, META)  # is there: nothing happens
+    (copy / "5.bad").mkdir()
+    checkpoints.save(30, *make_state(30), None, META)
+    checkpoints.wait()
+    assert checkpoints.steps() == [20, 30] and checkpoints.latest() == 30
+    assert sorted(path.name for path in copy.iterdir()) == ["20", "30"]
+    equal(restore_ema(copy, 20), make_state(20)[1])
+    checkpoints.close()
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+def empty(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+
+
+DAMAGE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "flipped bit": (lambda step: flip(biggest(step / "state")), "state/.*SHA-256"),
+    "flipped bit in ema": (lambda step: flip(biggest(step / "ema")), "ema/.*SHA-256"),
+    "truncated": (lambda step: os.truncate(biggest(step), 7), ": 7 bytes, .* were saved"),
+    "missing file": (lambda step: (step / "state" / "manifest.ocdbt").unlink(), "ocdbt: missing"),
+    "missing item": (lambda step: shutil.rmtree(step / "iterator"), "iterator/.*: missing"),
+    "empty folder": (empty, "the folder is empty"),
+    "unfinished": (lambda step: (step / "digests.json").unlink(), "the save was not finished"),
+    "bad digests": (lambda step: os.truncate(step / "digests.json", 9), "digests.json: unreadable"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_named_and_the_step_before_is_taken(
+    kind: str, copy: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    harm, reason = DAMAGE[kind]
+    harm(copy / "20")
+    restored = Checkpoints(copy).restore(*abstract(1), clips())
+    assert restored is not None and restored.step == 10
+    equal(restored.state, make_state(10)[0])
+    lines = [record.getMessage() for record in caplog.records if record.name == "vdit"]
+    assert len(lines) == 1 and "\n" not in lines[0]
+    assert re.search(f"{copy}/20 is damaged: .*{reason}.*; taking step 10", lines[0]), lines[0]
+
+
+def test_every_file_is_guarded(copy: Path) -> None:
+    for path in sorted(path for path in (copy / "20").rglob("*") if path.is_file()):
+        good = path.read_bytes()
+        if path.name != "digests.json" and good:
+            flip(path)
+            assert str(path.relative_to(copy / "20")) in (damage(copy, 20) or "")
+            path.write_bytes(good)
+    assert damage(copy, 20) is None
+
+
+def test_the_bad_step_is_saved_again(copy: Path) -> None:
+    flip(biggest(copy / "20"))
+    checkpoints = Checkpoints(copy)
+    restored = checkpoints.restore(*abstract(DEVICES))
+    assert restored is not None and restored.step == 10
+    checkpoints.save(15, *make_state(15), None, META)
+    checkpoints.save(20, *make_state(21), None, META)
+    checkpoints.close()
+    assert all_steps(copy) == [15, 20] and (copy / "20.bad").is_dir()
+    equal(restore_ema(copy, newest_good_step(copy) or 0), make_state(21)[1])
+
+
+def test_no_step_is_none_and_no_good_step_is_refused(copy: Path, tmp_path: Path) -> None:
+    assert Checkpoints(tmp_path / "nothing").restore(*abstract(1)) is None
+    assert not (tmp_path / "nothing").exists()
+    for step in (10, 20):
+        flip(biggest(copy / str(step)))
+    with pytest.raises(UserError, match="/20 is damaged.*/10 is damaged.*no good step is left"):
+        Checkpoints(copy).restore(*abstract(1))
+
+
+def test_refusals(copy: Path, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(copy)
+    state, ema = abstract(1)
+    state["params"]["model"]["bias"] = jax.ShapeDtypeStruct((4,), jnp.float32)
+    with pytest.raises(UserError, match=r"params/model/bias has shape \(3,\), .* has \(4,\)"):
+        checkpoints.restore(state, ema)
+    with pytest.raises(UserError, match="more is only in this model"):
+        checkpoints.restore(abstract(1)[0], {**ema, "more": ema["model"]["bias"]})
+    with pytest.raises(UserError, match="no finished step 7; steps there: 10, 20"):
+        load_meta(copy, 7)
+
+    def check(meta: dict[str, Any]) -> None:
+        raise UserError(f"another {meta['stage']}")
+
+    with pytest.raises(UserError, match="another dit"):
+        checkpoints.restore(*abstract(1), check=check)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot save checkpoint .*/file/1: File exists"):
+        Checkpoints(tmp_path / "file").save(1, *make_state(1), None, {})
+    huge = {"x": jax.ShapeDtypeStruct((2**50,), jnp.float32)}
+    with pytest.raises(UserError, match="MB are free"):
+        checkpoints.save(30, huge, ema, None, {})
+
+
+def test_a_newer_format_is_refused(copy: Path) -> None:
+    path = copy / "20" / "meta" / "metadata"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(UserError, match="format 2; this vdit reads format 1"):
+        load_meta(copy, 20)
+
+
+def test_an_error_in_the_background_is_raised_and_cleaned_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(folder: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vdit.runtime.checkpoint.write_digests", full)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, *make_state(1), None, {})
+    with pytest.raises(UserError, match="cannot save checkpoint .*/1: No space left"):
+        checkpoints.wait()
+    assert checkpoints.steps() == []
+    checkpoints.close()
+
+
+def test_signals_ask_once_and_insist_twice() -> None:
+    old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with Preemption() as preemption:
+        assert not preemption.requested and not preemption.reached(1)
+        signal.raise_signal(signal.SIGTERM)
+        assert preemption.requested and preemption.reached(2)
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old

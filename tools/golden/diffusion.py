@@ -1,0 +1,195 @@
+"""Writes tests/golden/diffusion.npz: what diffusers' schedulers make of given numbers.
+
+    python tools/golden/diffusion.py        (in an environment with torch and diffusers)
+
+The schedulers' own code runs, on a table of betas in float64: in float32 their 1 - alpha_t /
+alpha_prev is off by up to 3e-4 near the clean end. One case (`shipped`) keeps their float32 table,
+to show that this alone is the difference. Timesteps are the public 0 .. 999. Keys are
+`scheduler/case/array`; arrays are float32 (steps, batch, channels) unless their name says other.
+"""
+
+from pathlib import Path
+from unittest import mock
+
+import diffusers
+import numpy as np
+import torch
+
+PATH = Path(__file__).resolve().parents[2] / "tests/golden/diffusion.npz"
+PREDICTIONS = ("epsilon", "sample", "v_prediction")
+BATCH, CHANNELS = 2, 3
+
+
+def draw(rng: np.random.Generator, *shape: int) -> np.ndarray:
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def torched(x: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(x, np.float64))
+
+
+def exact(scheduler):
+    """The scheduler with its table recomputed in float64."""
+    scheduler.betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    scheduler.alphas = 1.0 - scheduler.betas
+    scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+    if isinstance(scheduler, diffusers.DDIMScheduler) and not scheduler.config.set_alpha_to_one:
+        scheduler.final_alpha_cumprod = scheduler.alphas_cumprod[0]
+    return scheduler
+
+
+def ddpm_step(scheduler, y, t: int, x, z):
+    """One DDPMScheduler step with given noise: it only takes a generator."""
+    with mock.patch.object(
+        diffusers.schedulers.scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: z
+    ):
+        return scheduler.step(y, t, x)
+
+
+def toy_x0(x: torch.Tensor) -> torch.Tensor:
+    """A denoiser that both sides can compute."""
+    return 0.8 * torch.tanh(2.0 * x)
+
+
+def toy_eps(scheduler, x: torch.Tensor, t: int) -> torch.Tensor:
+    alpha_bar = scheduler.alphas_cumprod[t]
+    return (x - alpha_bar**0.5 * toy_x0(x)) / (1.0 - alpha_bar) ** 0.5
+
+
+def ddpm(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    out = {}
+    grids = {
+        # single steps t -> t - 1 of the full chain, and a respaced chain with uneven gaps
+        "full": ([999, 998, 750, 500, 250, 100, 10, 2, 1, 0], None),
+        "respaced": ([999, 800, 555, 300, 120, 40, 7, 0],) * 2,
+    }
+    for grid, (times, custom) in grids.items():
+        x, y, z = (draw(rng, len(times), BATCH, CHANNELS) for _ in range(3))
+        out |= {f"ddpm/{grid}/{n}": v for n, v in (("t_int", times), ("x", x), ("y", y), ("z", z))}
+        for prediction in PREDICTIONS:
+            for variance in ("fixed_small", "fixed_large"):
+                options = dict(
+                    prediction_type=prediction, variance_type=variance, clip_sample=False
+                )
+                scheduler = exact(diffusers.DDPMScheduler(**options))
+                if custom:
+                    scheduler.set_timesteps(timesteps=custom)
+                made = [
+                    ddpm_step(scheduler, torched(y[i]), t, torched(x[i]), torched(z[i]))
+                    for i, t in enumerate(times)
+                ]
+                name = f"ddpm/{grid}/{prediction}/{variance}"
+                out[f"{name}/x0"] = np.stack([m.pred_original_sample for m in made])
+                out[f"{name}/prev"] = np.stack([m.prev_sample for m in made])
+    shipped, made = diffusers.DDPMScheduler(clip_sample=False), []
+    x, y, z = (torch.from_numpy(out[f"ddpm/full/{n}"]) for n in "xyz")
+    for i, t in enumerate(grids["full"][0]):
+        made.append(ddpm_step(shipped, y[i], t, x[i], z[i]).prev_sample)
+    out["ddpm/shipped/prev"] = np.stack(made)
+    for variance in ("fixed_small", "fixed_large"):  # whole chains, trailing, 20 steps
+        scheduler = exact(
+            diffusers.DDPMScheduler(
+                variance_type=variance, clip_sample=False, timestep_spacing="trailing"
+            )
+        )
+        scheduler.set_timesteps(20)
+        z = draw(rng, 20, BATCH, CHANNELS)
+        x = x_init = draw(rng, BATCH, CHANNELS)
+        x, chain = torched(x), []
+        for i, t in enumerate(scheduler.timesteps.tolist()):
+            x = ddpm_step(scheduler, toy_eps(scheduler, x, t), t, x, torched(z[i])).prev_sample
+            chain.append(x)
+        name = f"ddpm/chain/{variance}"
+        out |= {f"{name}/x_init": x_init, f"{name}/z": z, f"{name}/chain": np.stack(chain)}
+        out[f"{name}/t_int"] = scheduler.timesteps.numpy()
+    return out
+
+
+def ddim(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    out = {}
+    cases = {"trailing": True, "leading": False}  # spacing: set_alpha_to_one
+    for spacing, to_one in cases.items():
+        x, y, z = (draw(rng, 10, BATCH, CHANNELS) for _ in range(3))
+        out |= {f"ddim/{spacing}/{n}": v for n, v in (("x", x), ("y", y), ("z", z))}
+        for prediction in PREDICTIONS:
+            scheduler = exact(
+                diffusers.DDIMScheduler(
+                    prediction_type=prediction,
+                    clip_sample=False,
+                    set_alpha_to_one=to_one,
+                    timestep_spacing=spacing,
+                )
+            )
+            scheduler.set_timesteps(10)
+            out[f"ddim/{spacing}/t_int"] = scheduler.timesteps.numpy()
+            for eta in (0.0, 0.5, 1.0):
+                out[f"ddim/{spacing}/{prediction}/{eta}/prev"] = np.stack(
+                    [
+                        scheduler.step(
+                            torched(y[i]), t, torched(x[i]), eta=eta, variance_noise=torched(z[i])
+                        ).prev_sample
+                        for i, t in enumerate(scheduler.timesteps.tolist())
+                    ]
+                )
+    return out
+
+
+def flow(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    out = {}
+    for shift in (1.0, 3.0):
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
+        scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / 12, 12))
+        y = draw(rng, 12, BATCH, CHANNELS)
+        x_init = draw(rng, BATCH, CHANNELS)
+        x, chain = torch.from_numpy(x_init), []
+        for i, t in enumerate(scheduler.timesteps):
+            x = scheduler.step(torch.from_numpy(y[i]), t, x).prev_sample
+            chain.append(x)
+        arrays = dict(
+            x_init=x_init, y=y, chain=np.stack(chain), sigmas=scheduler.sigmas.numpy(),
+            network_time=scheduler.timesteps.numpy(),
+        )  # fmt: skip
+        out |= {f"flow/{shift}/{name}": value for name, value in arrays.items()}
+    return out
+
+
+def dpmpp_2m(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    out = {}
+    for steps in (8, 20):
+        scheduler = exact(
+            diffusers.DPMSolverMultistepScheduler(
+                beta_start=1e-4,
+                beta_end=0.02,
+                prediction_type="sample",
+                algorithm_type="dpmsolver++",
+                solver_order=2,
+                solver_type="midpoint",
+                timestep_spacing="trailing",
+                final_sigmas_type="zero",
+            )
+        )
+        scheduler.set_timesteps(steps)
+        x_init = draw(rng, BATCH, CHANNELS)
+        x, chain = torched(x_init), []
+        for t in scheduler.timesteps:
+            x = scheduler.step(toy_x0(x), t, x).prev_sample
+            chain.append(x)
+        out |= {f"dpmpp_2m/{steps}/x_init": x_init, f"dpmpp_2m/{steps}/chain": np.stack(chain)}
+        out[f"dpmpp_2m/{steps}/t_int"] = scheduler.timesteps.numpy()
+    return out
+
+
+def main() -> None:
+    rng = np.random.default_rng(0)
+    arrays = ddpm(rng) | ddim(rng) | flow(rng) | dpmpp_2m(rng)
+    arrays = {
+        name: np.asarray(value, np.int16 if name.endswith("t_int") else np.float32)
+        for name, value in arrays.items()
+    }
+    PATH.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(PATH, **arrays)
+    print(f"{PATH}: {len(arrays)} arrays, {PATH.stat().st_size} bytes, {diffusers.__version__=}")
+
+
+if __name__ == "__main__":
+    main()

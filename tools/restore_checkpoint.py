@@ -1,0 +1,163 @@
+"""Lists, inspects, verifies and copies the checkpoints of a workdir.
+
+    python -m tools.restore_checkpoint list    WORKDIR [--stage S]
+    python -m tools.restore_checkpoint inspect WORKDIR [--stage S] [--step N]
+    python -m tools.restore_checkpoint verify  WORKDIR [--stage S] [--step N]
+    python -m tools.restore_checkpoint copy    WORKDIR --to DIR [--stage S] [--step N]
+
+Without --stage: all stages (copy: the only one). Without --step: list and verify take all steps,
+inspect the newest finished one, copy the newest good one. `copy` writes DIR/checkpoints/STAGE/STEP,
+verified. Exit status: 0, 1 if a file is damaged (it is named), 2 for wrong arguments.
+"""
+
+import argparse
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from vdit.errors import UserError
+from vdit.runtime.checkpoint import (
+    all_steps,
+    damage,
+    is_finished,
+    load_meta,
+    saved_shapes,
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message}; see --help")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    parser = _Parser(
+        prog="restore_checkpoint",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=sorted(COMMANDS))
+    parser.add_argument("workdir", type=Path)
+    parser.add_argument("--stage", help="a stage's name, such as vae or dit")
+    parser.add_argument("--step", type=int)
+    parser.add_argument("--to", type=Path, help="copy: the workdir to copy to")
+    try:
+        options = parser.parse_args(arguments)
+        if (options.to is not None) != (options.command == "copy"):
+            raise UserError("copy needs --to DIR; the other commands do not take it; see --help")
+        return COMMANDS[options.command](options)
+    except (UserError, OSError) as error:  # OSError: a folder that a running job has just deleted
+        print(f"restore_checkpoint: {error}", file=sys.stderr)
+        return 2
+
+
+def chosen(options: argparse.Namespace) -> list[tuple[Path, int]]:
+    """(folder of a stage, step) for every step that the arguments name; at least one."""
+    root = options.workdir / "checkpoints"
+    stages = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
+    if not stages:
+        raise UserError(f"{options.workdir} holds no checkpoints: there is no {root}/STAGE")
+    if options.stage is not None and options.stage not in stages:
+        raise UserError(f"no stage {options.stage!r} in {root}: there are {', '.join(stages)}")
+    found = []
+    for stage in stages if options.stage is None else [options.stage]:
+        steps = all_steps(root / stage)
+        if options.step is None or options.step in steps:
+            found += [(root / stage, n) for n in steps if options.step in (None, n)]
+    if not found:
+        known = {stage: all_steps(root / stage) for stage in stages}
+        wanted = "no step" if options.step is None else f"no step {options.step}"
+        raise UserError(f"{wanted} in {root}: there are {known}")
+    return found
+
+
+def size(folder: Path) -> int:
+    """Bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def list_steps(options: argparse.Namespace) -> int:
+    """One line a step; looks into no file."""
+    for stage, step in chosen(options):
+        folder = stage / str(step)
+        when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
+        state = "finished" if is_finished(stage, step) else "UNFINISHED"
+        print(f"{stage.name:10} {step:>9} {size(folder) / 1e6:10.1f} MB  {when}  {state}")
+    return 0
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """The meta data and every array: shape, dtype, bytes."""
+    newest = {stage: step for stage, step in chosen(options) if is_finished(stage, step)}
+    if not newest:
+        raise UserError(f"{options.workdir}: no such step was finished; verify says more")
+    for stage, step in newest.items():
+        wrong = damage(stage, step)
+        if wrong is not None:
+            print(f"{stage.name}/{step}: {wrong}")
+            return 1
+        print(f"{stage.name}/{step}: {json.dumps(load_meta(stage, step), indent=1)}")
+        for item in ("state", "ema"):
+            total = 0
+            for name, leaf in sorted(saved_shapes(stage, step, item).items()):
+                leaf_bytes = math.prod(leaf.shape) * leaf.dtype.itemsize
+                total += leaf_bytes
+                print(f"  {item}/{name}  {leaf.shape}  {leaf.dtype}  {leaf_bytes:,} B")
+            print(f"  {item}: {total / 1e6:.1f} MB")
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    """One line a step: good, or the first damaged file."""
+    status = 0
+    for stage, step in chosen(options):
+        wrong = damage(stage, step)
+        print(f"{stage.name}/{step}: {wrong or 'good'}")
+        status = status if wrong is None else 1
+    return status
+
+
+def copy(options: argparse.Namespace) -> int:
+    """Copies one good step, verified before and after; whole or not at all."""
+    found = chosen(options)
+    stages = sorted({stage for stage, _ in found})
+    if len(stages) > 1:
+        names = ", ".join(stage.name for stage in stages)
+        raise UserError(f"copy takes one stage: choose one of {names} with --stage")
+    stage = stages[0]
+    for _, step in reversed(found):
+        wrong = damage(stage, step)
+        if wrong is None:
+            break
+        print(f"{stage.name}/{step}: {wrong}")
+    else:
+        return 1
+    target = options.to / "checkpoints" / stage.name / str(step)
+    if target.exists():
+        raise UserError(f"{target} is there already; choose another --to")
+    temporary = target.with_name(f".{step}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copytree(stage / str(step), temporary)
+        os.replace(temporary, target)
+    except OSError as error:  # shutil.Error lists the files
+        reason = error.strerror or str(error).splitlines()[0]
+        raise UserError(f"cannot write {target}: {reason}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    wrong = damage(target.parent, step)
+    print(f"{stage.name}/{step}: {wrong or f'good, copied to {target}'}")
+    return 0 if wrong is None else 1
+
+
+COMMANDS = {"list": list_steps, "inspect": inspect, "verify": verify, "copy": copy}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,161 @@
+"""From a configuration to the parts that it names: sources, models, processes, text encoders."""
+
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vdit.data.loader import Source
+from vdit.data.world.source import World
+from vdit.diffusion import schedule
+from vdit.errors import UserError
+from vdit.models import text
+from vdit.models.dit import PRESETS, DiT
+from vdit.models.minilm import minilm_tokenizer
+from vdit.models.vae import VAE
+from vdit.runtime.files import write_text
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def choose(table: Any, what: str, name: str) -> Any:
+    """table[name]; an unknown name is refused with the list of the known ones."""
+    if name not in table:
+        raise UserError(f"{what}={name!r}: known are {', '.join(sorted(table))}")
+    return table[name]
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what the parts would refuse late, or not at all."""
+    choose(DTYPES, "run.dtype", config.run.dtype)
+    choose(PRESETS, "dit.preset", config.dit.preset)
+    choose(SOURCES, "data.source", config.data.source)
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
+    for name, size in (("vae.patch", 3), ("data.size", 2), ("data.objects", 2), ("dit.patch", 2)):
+        section, field = name.split(".")
+        value = config[section][field]
+        if len(value) != size or min(value) < 1:
+            raise UserError(f"{name} is {value}: {size} numbers of at least 1 are allowed")
+    p = config.vae.patch[0]
+    if config.data.frames < 1 or (config.data.frames - 1) % p:
+        raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
+    if config.vae.width % config.vae.heads or (config.vae.width // config.vae.heads) % 2:
+        raise UserError(
+            f"vae.heads {config.vae.heads} must cut vae.width {config.vae.width} into even shares"
+        )
+    positive = {
+        "data.fps": config.data.fps, "latents.clips": config.latents.clips,
+        "vae.train.batch": config.vae.train.batch, "dit.train.batch": config.dit.train.batch,
+        "vae.train.steps": config.vae.train.steps, "dit.train.steps": config.dit.train.steps,
+        "vae.train.accumulate": config.vae.train.accumulate,
+        "dit.train.accumulate": config.dit.train.accumulate,
+        "vae.window": config.vae.window, "vae.channels": config.vae.channels,
+        "sample.steps": config.sample.steps, "sample.batch": config.sample.batch,
+        "sample.zoom": config.sample.zoom, "run.log_every": config.run.log_every,
+        "run.save_every": config.run.save_every, "run.keep": config.run.keep,
+        "run.unroll": config.run.unroll, "text.length": config.text.length,
+    }  # fmt: skip
+    for name, value in positive.items():
+        if value <= 0:
+            raise UserError(f"{name} is {value}: a number above 0 is allowed")
+
+
+STAGES = ("vae", "latents", "dit", "sample", "eval")
+
+
+def _world(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World:
+    del workdir
+    options = {"objects": tuple(config.data.objects), **options}
+    return World(
+        config.seed,
+        split,
+        frames=config.data.frames,
+        size=tuple(config.data.size),
+        fps=config.data.fps,
+        **options,
+    )
+
+
+def _folder(config: ConfigDict, split: str, workdir: Path) -> Source:
+    from vdit.data.folder import Folder
+
+    return Folder(
+        config.data.path,
+        frames=config.data.frames,
+        size=tuple(config.data.size),
+        fps=config.data.fps,
+        stride=config.data.stride,
+        seed=config.seed,
+        split=split,
+        cache=workdir / "clips",
+        skipped_path=workdir / "skipped.jsonl",
+    )
+
+
+SOURCES = {"world": _world, "folder": _folder}
+
+
+def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
+    """The clips of a split ("train" or "heldout")."""
+    return choose(SOURCES, "data.source", config.data.source)(config, split, workdir, **options)
+
+
+def vae(config: ConfigDict) -> VAE:
+    """The autoencoder."""
+    fields = (
+        "channels", "width", "encoder_depth", "decoder_depth", "heads", "window", "mlp_ratio",
+        "activation",
+    )  # fmt: skip
+    return VAE(
+        patch=tuple(config.vae.patch),
+        unroll=config.run.unroll,
+        dtype=DTYPES[config.run.dtype],
+        **{name: config.vae[name] for name in fields},
+    )
+
+
+def dit(config: ConfigDict) -> DiT:
+    """The diffusion transformer."""
+    return DiT(
+        **choose(PRESETS, "dit.preset", config.dit.preset),
+        axes=config.dit.axes,
+        unroll=config.run.unroll,
+        remat=config.run.remat,
+        dtype=DTYPES[config.run.dtype],
+    )
+
+
+def process(config: ConfigDict) -> schedule.Process:
+    """The noise process."""
+    return schedule.process(config.dit.process)
+
+
+def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.Tokenizer:
+    """The tokenizer in the workdir; made from `captions()` (and saved) if it is not there yet."""
+    path = workdir / "tokenizer.json"
+    if not path.exists():
+        if captions is None:
+            raise UserError(f"{path} is missing: the workdir holds no trained text model")
+        if config.text.encoder == "minilm":
+            made = minilm_tokenizer()
+        else:
+            made = text.learned_tokenizer(captions(), config.text.vocab)
+        write_text(path, made)
+    return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length)
+
+
+def text_encoder(config: ConfigDict, tokens: text.Tokenizer) -> text.TextEncoder:
+    """The text encoder."""
+    options: dict[str, Any] = {}
+    if config.text.encoder == "learned":
+        options = {
+            "vocab": tokens.vocab,
+            "width": config.text.width,
+            "depth": config.text.depth,
+            "heads": config.text.heads,
+            "unroll": min(config.run.unroll, config.text.depth),
+        }
+    return text.encoder(config.text.encoder, **options)

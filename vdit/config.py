@@ -1,0 +1,161 @@
+"""The configuration: every field with its default; an experiment states only what differs."""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+
+def default() -> ConfigDict:
+    """The whole configuration, locked: a typo in a field's name is an error."""
+    config = ConfigDict()
+    config.seed = 0
+    config.stages = ("vae", "latents", "dit", "sample", "eval")  # what --mode=run walks, in order
+
+    data = config.data = ConfigDict()
+    data.source = "world"  # world: simulated physics; folder: video files with captions
+    data.path = ""  # folder: where the files are
+    data.frames = 17  # frames of a clip: 1 + k * the VAE's temporal patch
+    data.size = (32, 32)  # height, width in pixels
+    data.fps = 10.0  # frames a second
+    data.objects = (1, 2)  # world: least and most bodies in a clip
+    data.stride = 1.0  # folder: seconds between the starts of clips cut from one file
+    data.flip = False  # folder: also use mirrored clips
+    data.threads = 1  # threads that read ahead
+
+    text = config.text = ConfigDict()
+    text.encoder = "learned"  # learned: trained with the DiT; minilm: pretrained, frozen
+    text.length = 48  # budget of a caption in tokens; a longer one is refused
+    text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
+    text.width = 128  # learned: width of the encoder
+    text.depth = 2  # learned: layers
+    text.heads = 4  # learned: attention heads
+
+    vae = config.vae = ConfigDict()
+    vae.patch = (4, 8, 8)  # frames, rows, columns of a latent place
+    vae.channels = 24  # latent channels
+    vae.width = 192
+    vae.encoder_depth = 2
+    vae.decoder_depth = 2
+    vae.heads = 6
+    vae.window = 4  # latent frames that attention looks back over, its own included
+    vae.mlp_ratio = 4.0
+    vae.activation = "gelu"  # gelu, silu or relu2
+    vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
+    vae.l1_weight = 0.0  # weight of the absolute error beside the squared
+    vae.train = _training(steps=700, batch=16, learning_rate=0.02)
+
+    latents = config.latents = ConfigDict()
+    latents.clips = 12_000  # clips to encode (a folder's own number, where that is less)
+    latents.batch = 64
+    latents.shard = 1024  # clips in one file
+    latents.features = True  # store a frozen encoder's text features beside the token ids
+
+    dit = config.dit = ConfigDict()
+    dit.preset = "nano"  # width, depth and heads: nano, S, B, L or XL
+    dit.patch = (1, 1)  # rows, columns of latents in one token
+    dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
+    dit.process = "flow"  # flow, cosine or ddpm
+    dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
+    dit.logit_normal = (0.0, 1.0)  # mean and deviation of the training times' logits; (): uniform
+    dit.shift = 1.0  # more than 1 puts more training and sampling times near pure noise
+    dit.text_drop = 0.1  # share of samples whose caption is dropped, for guidance
+    given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
+    given.text = 0.7  # nothing
+    given.prefix = 0.18  # the first frame, or a span before
+    given.last = 0.03  # an image at the end
+    given.first_last = 0.03  # images at both ends
+    given.suffix = 0.03  # a span after
+    given.between = 0.03  # an image before, a span after
+    dit.train = _training(steps=1000, batch=24, learning_rate=0.02)
+
+    sample = config.sample = ConfigDict()
+    sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
+    sample.steps = 25
+    sample.eta = 0.0  # ddim: share of noise
+    sample.variance = "posterior"  # ddpm: posterior or beta
+    sample.guidance = 4.0  # classifier-free guidance; 1 is none
+    sample.clips = 16  # videos that the stage sample makes
+    sample.batch = 64  # at once
+    sample.zoom = 8  # pixels are repeated this often in the shown pictures of small videos
+
+    evaluate = config.eval = ConfigDict()
+    evaluate.captions = 256  # held-out captions, one- and two-object scenes half and half
+    evaluate.given = 64  # clips whose continuation is scored against the truth
+
+    mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
+    mesh.data = -1
+    mesh.fsdp = 1
+    mesh.tensor = 1
+    mesh.sequence = 1
+
+    run = config.run = ConfigDict()  # how, not what: no field here changes what is computed
+    run.dtype = "float32"  # of matmul operands: float32 or bfloat16
+    run.unroll = 64  # layers unrolled at a time; 1 compiles fastest
+    run.remat = "none"  # rematerialise the DiT's activations: none, dots or full
+    run.log_every = 20  # steps between rows of metrics.jsonl
+    run.save_every = 200  # steps between checkpoints
+    run.keep = 2  # checkpoints that stay
+    config.lock()
+    return config
+
+
+def _training(steps: int, batch: int, learning_rate: float) -> ConfigDict:
+    train = ConfigDict()
+    train.steps = steps
+    train.batch = batch  # samples of one step, over all devices
+    train.accumulate = 1  # parts that a step's batch is computed in
+    train.optimizer = "muon"  # muon (matrices; the rest by adamw) or adamw
+    train.learning_rate = learning_rate  # of Muon, or of AdamW where it is chosen
+    train.adam_learning_rate = 2e-3  # muon: of the parameters that are not matrices
+    train.weight_decay = 0.0
+    train.warmup = 20  # steps
+    train.schedule = "cosine"  # cosine, linear or constant after the warm-up
+    train.clip = 1.0  # global norm of gradients
+    train.ema = 0.995  # decay of the averaged parameters
+    return train
+
+
+# What each stage's result depends on. Fields in FREE are choices of the run: more steps or
+# another cadence is no conflict, another model is.
+DEPENDS: dict[str, tuple[str, ...]] = {
+    "vae": ("seed", "data", "vae"),
+    "latents": ("seed", "data", "vae", "latents", "text"),
+    "dit": ("seed", "data", "vae", "latents", "text", "dit"),
+}
+FREE = {"steps", "threads", "schedule", "warmup", "batch.latents"}
+
+
+def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """The fields that a stage's result depends on, flat: {"vae.width": 192, ...}."""
+    flat: dict[str, Any] = {}
+
+    def walk(prefix: str, value: Any) -> None:
+        if isinstance(value, ConfigDict):
+            for name in value:
+                walk(f"{prefix}.{name}" if prefix else name, value[name])
+        elif prefix.split(".")[-1] not in FREE and prefix != "latents.batch":
+            flat[prefix] = list(value) if isinstance(value, tuple) else value
+
+    for name in DEPENDS[stage]:
+        walk(name, config[name])
+    return flat
+
+
+def digest(fields: dict[str, Any]) -> str:
+    """SHA-256 of fields, the same whatever their order."""
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
+    """The fields in which two runs differ, as one readable line."""
+    names: Iterable[str] = sorted(set(old) | set(new))
+    changed = [
+        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
+        for name in names
+        if old.get(name) != new.get(name)
+    ]
+    more = f" and {len(changed) - most} more" if len(changed) > most else ""
+    return "; ".join(changed[:most]) + more

@@ -1,0 +1,399 @@
+"""The oracle: reads the bodies out of a clip's pixels and scores them against a caption's truth.
+
+`read` knows the renderer (palette, room, shapes) and nothing else. It unmixes every pixel into the
+room and the colours that the clip shows, which gives each body a soft coverage; its first moments
+are the centre, its area the size, and the shape shows in Sum (z - centre)^3 (triangle) and ^4
+(box) with z = x + iy: z^n is harmonic, so by the mean value property no round blur changes these
+sums. Soft edges cost a sample nothing, wrong outlines do. The motion comes from the first frames
+of the track. `score` compares a reading with the truth, `aggregate` sums up.
+
+Dimension key: T frames, H height, W width, C colours in play, N bodies, P pixels (H * W).
+"""
+
+import dataclasses
+import functools
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from vdit.data.world.render import BACKGROUND, PALETTE, render
+from vdit.data.world.simulate import FREE, MOTIONS, REACH, SHAPES, SIZES, View
+
+ATTRIBUTES = ("colour", "shape", "size", "motion")
+FRACTIONS = (*ATTRIBUTES, "permanence", "objects", "every_attribute")
+FLYING = tuple(MOTIONS.index(name) for name in ("falls", "thrown_left", "thrown_right"))
+# Pieces of a picture hang together by their sides, and never through time.
+CONNECTED = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))
+FLIGHT_FRAMES = 5  # fewer free frames say little about gravity
+
+# How strict the eye is. Areas are in shares of a body's own typical (or the smallest body's) area.
+SEEN = 0.55  # coverage from which a pixel shows a colour
+OFF_COLOUR = 45.0  # RGB distance from every mixture of the wall and a colour: not that colour
+STRANGE = 60.0  # RGB distance from what the bodies explain: something else
+SPECK = 0.2  # smaller pieces than this share of the smallest body are not a body
+OFTEN = 0.3  # a body is what is there in this share of the frames; less is a stray
+MOST = 4  # bodies of one colour that are told apart
+AREA = (0.65, 1.4)  # how far a body's area may swing around its median
+SOLID = 0.68  # mean coverage inside a body's outline, at least
+SPREAD = 0.30  # second moment over squared area, at most: ball .16, box .17, triangle .19, + blur
+OVERLAP = 0.8  # centres are at least this share of the two in-radii apart
+SIZE_FIT = 0.5  # log of a body's area to that of its size, at most
+FASTEST = 15.0  # m/s; a body that is faster is another one
+STILL, MOVING = 0.4, 0.8  # m/s sideways: below one it stands still, above the other it moves
+LIFTED = 0.15  # metres above its place on the floor from which a body is in the air
+KINK = 1.2  # m/s sideways or upward: a change from frame to frame that only a touch explains
+ASIDE = 0.06  # metres from where the parabola so far leads
+FALLING = 3.0  # m/s^2 downward, at least, of what falls
+
+
+@dataclasses.dataclass(frozen=True)
+class Body:
+    """One body that was read; its kind as indices into COLOURS, SHAPES, SIZES and MOTIONS."""
+
+    colour: int
+    shape: int
+    size: int  # -1: neither
+    motion: int  # -1: none
+    track: np.ndarray  # (T, 2) metres, NaN where it is not seen
+    present: np.ndarray  # (T,) bool: there, whole, solid and where it can be
+    flight: int  # frames from the first on before it touches anything
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """What a clip shows: its bodies, and the frames (T,) that show nothing else."""
+
+    bodies: tuple[Body, ...]
+    clean: np.ndarray
+
+
+def _grow(mask: np.ndarray) -> np.ndarray:
+    """Widens a mask (..., H, W) by one pixel along rows and columns."""
+    wide = mask.copy()
+    wide[..., 1:, :] |= mask[..., :-1, :]
+    wide[..., :-1, :] |= mask[..., 1:, :]
+    wide[..., 1:] |= mask[..., :-1]
+    wide[..., :-1] |= mask[..., 1:]
+    return wide
+
+
+@functools.lru_cache(maxsize=8)
+def _room(view: View) -> np.ndarray:
+    """The empty room's rows (H, 3)."""
+    return render((), np.zeros((1, 0, 2)), np.zeros((1, 0)), view)[0, :, 0].astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _basis(view: View) -> np.ndarray:
+    """(P, 10) float64: Re and Im of z, z^2, z^3, z^4, then |z|^2 and 1; z from the middle."""
+    row, column = np.mgrid[: view.height, : view.width] + 0.5
+    z = ((column - view.width / 2) + 1j * (view.height / 2 - row)).reshape(-1)
+    powers = [part for power in range(1, 5) for part in ((z**power).real, (z**power).imag)]
+    return np.stack([*powers, np.abs(z) ** 2, np.ones_like(powers[0])], axis=1)
+
+
+def _moments(cover: np.ndarray, view: View) -> tuple[np.ndarray, ...]:
+    """Of coverages (..., P): area, centre (complex), spread, three- and fourfoldness, pixels."""
+    sums = cover.astype(np.float64) @ _basis(view)
+    area = np.maximum(sums[..., 9], 1e-6)
+    means = (sums[..., 0:8:2] + 1j * sums[..., 1:8:2]) / area[..., None]
+    one, two, three, four = np.moveaxis(means, -1, 0)
+    spread = sums[..., 8] / area - np.abs(one) ** 2
+    cube = three - 3 * one * two + 2 * one**3
+    fourth = four - 4 * one * three + 6 * one**2 * two - 3 * one**4
+    return area, one, spread / area, np.abs(cube) / area**1.5, np.abs(fourth) / area**2
+
+
+@functools.lru_cache(maxsize=8)
+def _templates(view: View) -> dict[tuple[int, int], np.ndarray]:
+    """(area, three, four) of each (shape, size), as the renderer draws and `_moments` sees it."""
+    step = np.arange(24)  # turned and moved by parts of a pixel
+    middle = np.array([view.room_width / 2, view.top / 2])
+    place = middle + np.stack([step % 5 / 5, step % 7 / 7], axis=1) / view.scale
+    table = {}
+    for kind in itertools.product(range(len(SHAPES)), range(len(SIZES))):
+        video = render([(kind[0], 0, kind[1], 0)], place[:, None], step[:, None] * 0.37, view)
+        cover = _unmix(_change(video, _room(view)), [0]).reshape(len(step), -1)
+        area, _, _, three, four = _moments(cover, view)
+        table[kind] = np.mean([area, three, four], axis=1)
+    return table
+
+
+def _change(video: np.ndarray, room: np.ndarray) -> np.ndarray:
+    """(3, T, H, W): the difference from the empty room."""
+    return video.transpose(3, 0, 1, 2).astype(np.float32, order="C") - room.T[:, None, :, None]
+
+
+def _axes(colours: Sequence[int]) -> np.ndarray:
+    """(C, 3): from the wall's colour to each body's; bodies hide the wall, never the floor."""
+    return np.array(PALETTE, np.float32)[list(colours)] - np.array(BACKGROUND, np.float32)
+
+
+def _unmix(change: np.ndarray, colours: Sequence[int]) -> np.ndarray:
+    """Coverage (C, T, H, W) by each colour; a pixel mixes the room and the two that fit best."""
+    flat = change.reshape(3, -1)
+    cover = np.zeros((len(colours), flat.shape[1]), np.float32)
+    best = np.full(flat.shape[1], np.inf, np.float32)
+    for pair in itertools.combinations(range(len(colours)), min(2, len(colours))):
+        axes = _axes([colours[one] for one in pair])
+        share = np.clip(np.linalg.solve(axes @ axes.T, axes) @ flat, -0.2, 1.2)
+        if len(colours) <= 2:
+            return share.reshape(-1, *change.shape[1:])
+        error = np.square(flat - axes.T @ share).sum(0) + 1e4 * (share.min(0) < -0.1)
+        better = error < best
+        best[better] = error[better]
+        cover[:, better] = 0
+        cover[np.ix_(pair, better)] = share[:, better]
+    return cover.reshape(len(colours), *change.shape[1:])
+
+
+def _colours(change: np.ndarray) -> list[int]:
+    """Colours that enough frames show in some pixel and all its four neighbours (no mere edge)."""
+    at = np.nonzero(np.square(change).sum(0) > STRANGE**2)
+    pixels = change[:, at[0], at[1], at[2]]
+    axes = _axes(range(len(PALETTE)))
+    length = np.linalg.norm(axes, axis=1, keepdims=True)
+    along = axes / length @ pixels
+    off = np.where(along > SEEN * length, np.square(pixels).sum(0) - along**2, np.inf)
+    code = np.full(change.shape[1:], -1, np.int8)
+    code[at] = np.where(off.min(0) < OFF_COLOUR**2, off.argmin(0), -1)
+    cores = {int(c): ~_grow(code != c) for c in np.unique(code[at]) if c >= 0}
+    return [c for c, core in cores.items() if np.mean(core.any((1, 2))) >= OFTEN]
+
+
+def _pieces(seen: np.ndarray, least: float) -> tuple[np.ndarray, np.ndarray]:
+    """Labels (T, H, W) of the pieces of at least `least` pixels, and their number (T,)."""
+    labels, _ = ndimage.label(seen, CONNECTED)
+    big = np.bincount(labels.reshape(-1)) >= least
+    big[0] = False
+    labels *= big[labels]
+    at = np.flatnonzero(labels)
+    home = np.full(len(big), -1)
+    home[labels.reshape(-1)[at]] = at // labels[0].size
+    return labels, np.bincount(home[big], minlength=len(seen))
+
+
+def _part(
+    cover: np.ndarray, labels: np.ndarray, number: np.ndarray, count: int, view: View
+) -> list[np.ndarray]:
+    """Parts one colour's coverage (T, P) into that of `count` bodies, each the same all along.
+
+    Pieces that lie apart show the bodies. Where these touch, a pixel goes to the nearest (in the
+    sense of a power diagram: squared distance less squared radius), found by repetition from where
+    the last two frames say that the bodies should be.
+    """
+    z = _basis(view)[:, 0] + 1j * _basis(view)[:, 1]
+    turns = np.array(list(itertools.permutations(range(count))))
+    parts = np.zeros((count, *cover.shape), cover.dtype)
+
+    def largest(t: int) -> tuple[np.ndarray, np.ndarray]:
+        flat = labels[t].reshape(-1)
+        names, sizes = np.unique(flat[flat > 0], return_counts=True)
+        pieces = cover[t] * (flat == names[np.argsort(-sizes, kind="stable")[:count], None])
+        return pieces.sum(1), pieces @ z / pieces.sum(1)
+
+    first = int(np.argmax(number >= count))
+    areas, start = largest(first)
+    for way in (range(first, len(cover)), range(first, -1, -1)):
+        here, speed = start, np.zeros(count)
+        for t in way:
+            centre = here + speed
+            if number[t] >= count:
+                area, found = largest(t)
+                off = np.abs(found[turns] - centre) ** 2 + 40 * np.log(area[turns] / areas) ** 2
+                centre = found[turns[np.argmin(off.sum(1))]]
+            for _ in range(1 if number[t] >= count else 8):
+                power = np.abs(z - centre[:, None]) ** 2 - areas[:, None] / math.pi
+                parts[:, t] = cover[t] * (power.argmin(0) == np.arange(count)[:, None])
+                mass = parts[:, t].sum(1)
+                centre = np.where(mass > 1, parts[:, t] @ z / np.maximum(mass, 1), centre)
+            here, speed = centre, centre - here
+    return list(parts)
+
+
+@functools.lru_cache(maxsize=128)
+def _fit(frames: int, degree: int) -> np.ndarray:
+    """(degree + 1, frames): least-squares polynomial of the frame index, highest power first."""
+    return np.linalg.pinv(np.vander(np.arange(frames, dtype=float), degree + 1))
+
+
+@functools.lru_cache(maxsize=8)
+def _ahead(frames: int) -> np.ndarray:
+    """(T, T): where the parabola through all frames before leads, from FLIGHT_FRAMES frames on."""
+    rows = [[t * t, t, 1] @ _fit(t, 2) for t in range(FLIGHT_FRAMES, frames)]
+    return np.stack([np.pad(row, (0, frames - len(row))) for row in rows])
+
+
+def _parabola(track: np.ndarray, fps: float) -> tuple[float, float]:
+    """(mean sideways velocity, downward acceleration) by least squares over a track."""
+    sideways, bend = _fit(len(track), 1)[0] @ track[:, 0], _fit(len(track), 2)[0] @ track[:, 1]
+    return float(sideways * fps), float(-2 * bend * fps**2)
+
+
+def _flight(track: np.ndarray, reach: float, gaps: np.ndarray, fps: float) -> int:
+    """Frames of a track (T, 2) before the first touch: near the floor or a body, or off its path.
+
+    `gaps` (T,): metres to the nearest other body's circle.
+    """
+    free = (track[:, 1] > reach) & ~(gaps < 0)  # a NaN, not seen, is not free
+    turn = np.diff(track, 2, axis=0) * fps  # m/s
+    free[2:] &= (np.abs(turn[:, 0]) < KINK) & (turn[:, 1] < KINK)
+    if len(track) > FLIGHT_FRAMES:
+        aside = track[FLIGHT_FRAMES:] - _ahead(len(track)) @ np.nan_to_num(track)
+        free[FLIGHT_FRAMES:] &= np.abs(aside).max(1) < ASIDE
+    return len(free) if free.all() else int(np.argmin(free))
+
+
+def _motion(track: np.ndarray, rest: float, flight: int, fps: float) -> int:
+    """The motion that the first `FREE` seconds show, -1 if none of MOTIONS."""
+    start = track[: math.ceil(FREE * fps - 1e-9)]
+    if np.isnan(start).any() or len(start) < 3:
+        return -1
+    lifted = float(np.max(start[:, 1])) - rest > LIFTED
+    speed, fall = _parabola(start[: max(flight, 3)] if lifted else start, fps)
+    if STILL <= abs(speed) < MOVING or (lifted and fall < FALLING):
+        return -1
+    if abs(speed) < STILL:
+        return MOTIONS.index("falls" if lifted else "rests")
+    return MOTIONS.index(("thrown_" if lifted else "rolls_") + ("left" if speed < 0 else "right"))
+
+
+def read(video: np.ndarray, fps: float) -> Reading:
+    """Reads a clip `video` (T, H, W, 3) uint8 of the world at `fps` frames a second."""
+    frames, view = len(video), View(*video.shape[1:3])
+    room = _room(view)
+    least = SPECK * min(area for area, *_ in _templates(view).values())
+    change = _change(video, room)
+    # The room's rows as this clip paints them: a decoder's blurred floor is not a body.
+    empty = np.abs(change).max(0) < 40
+    known = empty.sum((0, 2))
+    shift = np.where(known > view.width, (change * empty).sum((1, 3)) / np.maximum(known, 1), 0)
+    change -= shift[:, None, :, None]
+    colours = _colours(change)
+    cover = _unmix(change, colours)
+    clean = np.ones(frames, bool)
+    around = np.zeros(video.shape[:3], bool)
+    parts: list[tuple[int, np.ndarray]] = []
+    for colour, share in zip(colours, cover, strict=True):
+        labels, number = _pieces(share > SEEN, least)
+        near = _grow(_grow(_grow(labels > 0)))
+        around |= near
+        share = (share * near).reshape(frames, -1)
+        count = max(k for k in range(MOST + 1) if np.mean(number >= k) >= OFTEN)
+        clean &= number <= count
+        shares = _part(share, labels, number, count, view) if count > 1 else [share] * count
+        parts += [(colour, part) for part in shares if part.sum(1).max() > 2]
+    rest = change - np.tensordot(_axes(colours), cover, (0, 0))
+    wall = (room == BACKGROUND).all(1)[:, None]  # what sinks into the floor is judged above it
+    odd = (np.square(rest).sum(0) > STRANGE**2) & around & wall
+    ghost = (np.square(change).sum(0) > STRANGE**2) & ~around
+    clean &= (odd.sum((1, 2)) < least) & (ghost.sum((1, 2)) < least)
+    return Reading(_bodies(parts, view, fps), clean)
+
+
+def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> tuple[Body, ...]:
+    """What the coverages (T, P) of each body say about it."""
+    if not parts:
+        return ()
+    cover = np.stack([share for _, share in parts])
+    area, centre, spread, three, four = _moments(cover, view)
+    there = area > 1
+    typical = np.array([np.median(row[on]) for row, on in zip(area, there, strict=True)])
+    swing = area / typical[:, None]
+    solid = (cover * (cover > SEEN)).sum(2) / np.maximum((cover > SEEN).sum(2), 1)
+    whole = there & (swing > AREA[0]) & (swing < AREA[1]) & (spread < SPREAD) & (solid > SOLID)
+    place = np.stack([centre.real + view.width / 2, centre.imag - view.height / 2], axis=2)
+    tracks = np.where(there[..., None], place / view.scale + [0, view.top], np.nan)
+    table, kinds = _templates(view), []
+    most = np.max(list(table.values()), axis=0)
+    for index, on in enumerate(there):
+        good = whole[index] if whole[index].any() else on
+        form = np.array([np.median(three[index, good]), np.median(four[index, good])])
+        shape, _ = min(table, key=lambda kind: np.sum(((form - table[kind][1:]) / most[1:]) ** 2))
+        off = np.abs([math.log(typical[index] / table[shape, i][0]) for i in range(len(SIZES))])
+        size = int(np.argmin(off))
+        kinds.append((shape, size, size if off[size] < SIZE_FIT else -1))
+    circle, _, inner = np.array([REACH[shape, size] for shape, size, _ in kinds]).T
+    apart = np.linalg.norm(tracks[:, None] - tracks[None], axis=3)
+    apart[np.arange(len(parts)), np.arange(len(parts))] = np.inf
+    whole &= ~(apart < OVERLAP * (inner[:, None] + inner)[..., None]).any(1)
+    whole[:, 1:] &= ~(np.linalg.norm(np.diff(tracks, axis=1), axis=2) * fps > FASTEST)
+    gaps = np.nanmin(apart - (circle[:, None] + circle)[..., None], axis=1)
+    bodies = []
+    for index, ((colour, _), (shape, _, size)) in enumerate(zip(parts, kinds, strict=True)):
+        flight = _flight(tracks[index], circle[index], gaps[index], fps)
+        motion = _motion(tracks[index], inner[index], flight, fps)
+        bodies.append(Body(colour, shape, size, motion, tracks[index], whole[index], flight))
+    return tuple(bodies)
+
+
+def score(video: np.ndarray, truth: Mapping[str, np.ndarray], fps: float) -> dict[str, float]:
+    """Scores a clip (T, H, W, 3) uint8 against the `truth` that its caption tells.
+
+    Of the truth only count, shape, colour, size, motion and gravity are read, so it may belong to
+    another clip with the same caption. Bodies are matched by colour, then by the other attributes.
+
+    Returns 1.0 or 0.0 for `colour` (the same colours, each as often), `shape`, `size`, `motion`
+    (right for every object), `every_attribute` (these four), `objects` (as many) and `permanence`
+    (in every frame that many whole bodies, each of its own colour, and nothing else); and
+    `gravity_error`: the relative error of g, the mean of the objects that fall or are thrown and
+    are free for at least `FLIGHT_FRAMES` frames, NaN without any.
+    """
+    reading = read(video, fps)
+    bodies, objects = reading.bodies, range(int(truth["count"]))
+    hit = np.zeros((max(len(bodies), len(objects)), len(objects), len(ATTRIBUTES)), bool)
+    for index, body in enumerate(bodies):
+        hit[index] = [[getattr(body, a) == truth[a][k] for a in ATTRIBUTES] for k in objects]
+
+    def rank(order: tuple[int, ...]) -> tuple[int, int]:
+        return hit[list(order), objects, 0].sum(), hit[list(order), objects].sum()
+
+    order = max(itertools.permutations(range(len(hit)), len(objects)), key=rank)
+    same = len(bodies) == len(objects)
+    right: np.ndarray = np.all(hit[list(order), objects], axis=0)
+    right[0] &= same
+    whole = reading.clean.all() and all(body.present.all() for body in bodies)
+    errors = []
+    for index, wanted in zip(order, objects, strict=True):
+        flies = index < len(bodies) and int(truth["motion"][wanted]) in FLYING
+        if flies and (body := bodies[index]).flight >= FLIGHT_FRAMES:
+            errors.append(abs(_parabola(body.track[: body.flight], fps)[1] / truth["gravity"] - 1))
+    return {
+        **{name: float(value) for name, value in zip(ATTRIBUTES, right, strict=True)},
+        "permanence": float(same and whole),
+        "objects": float(same),
+        "every_attribute": float(right.all()),
+        "gravity_error": float(np.mean(errors)) if errors else math.nan,
+    }
+
+
+def aggregate(scores: Sequence[Mapping[str, float]], intervals: bool = False) -> dict[str, float]:
+    """Means of `score`'s fractions over clips, the median gravity error, and both numbers of clips.
+
+    With `intervals` also NAME_low and NAME_high, 95%: Wilson's for fractions, by order statistics
+    for the median. NaN where there is nothing to sum up.
+    """
+    errors = sorted(one["gravity_error"] for one in scores if not math.isnan(one["gravity_error"]))
+    many = len(errors)
+    result: dict[str, float] = {"clips": len(scores), "gravity_clips": many}
+    for name in FRACTIONS:
+        result[name] = float(np.mean([one[name] for one in scores])) if scores else math.nan
+    result["gravity_error_median"] = float(np.median(errors)) if many else math.nan
+    if intervals:
+        for name in FRACTIONS:
+            result[f"{name}_low"], result[f"{name}_high"] = _wilson(result[name], len(scores))
+        ends = (math.floor(many / 2 - 0.98 * many**0.5), math.ceil(many / 2 + 0.98 * many**0.5))
+        for end, rank in zip(("low", "high"), np.clip(ends, 0, max(many - 1, 0)), strict=True):
+            result[f"gravity_error_median_{end}"] = errors[rank] if many else math.nan
+    return result
+
+
+def _wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
+    """Wilson's score interval of a fraction `mean` of `count` trials."""
+    share = z * z / max(count, 1)
+    middle = (mean + share / 2) / (1 + share)
+    half = math.sqrt(share * (mean * (1 - mean) + share / 4)) / (1 + share)
+    return middle - half, middle + half

@@ -1,0 +1,121 @@
+"""`World`: captioned physics clips as an endless, deterministic random-access source for grain."""
+
+from typing import Any
+
+import numpy as np
+
+from vdit.data.world.caption import caption
+from vdit.data.world.render import render
+from vdit.data.world.simulate import (
+    GRAVITY,
+    MAX_OBJECTS,
+    Draws,
+    Kind,
+    Run,
+    View,
+    draw_scene,
+    simulate,
+)
+from vdit.errors import UserError
+
+SPLITS = ("train", "heldout")
+
+
+class World:
+    """Clip i of a seed and split: always the same bytes, in any order, thread or process.
+
+    A `grain.sources.RandomAccessDataSource` whose items are
+    `{"video": uint8 (T, H, W, 3), "caption": str, "truth": dict}`. The truth's arrays, with
+    N = MAX_OBJECTS, padded with -1 (the four kinds of index) or 0:
+
+    - count int32 (); shape, colour, size, motion int32 (N,): indices into SHAPES, COLOURS, ...
+    - position (metres), velocity (m/s) float32 (T, N, 2), x right, y up, the floor's top at 0;
+      angle float32 (T, N), radians, counter-clockwise
+    - contact bool (T, N): touched anything since the frame before (frame 0: lies on the floor)
+    - gravity float32 (), m/s^2
+
+    Falling and thrown objects fly freely for `simulate.FREE` seconds at least: five frames at the
+    default rate. "heldout" clips each hold an object of a `RESERVED` kind, "train" clips never do.
+
+    Raises:
+      UserError: an unknown split, or a seed, size, frame or object count that is not possible.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        split: str = "train",
+        frames: int = 17,
+        size: tuple[int, int] = (32, 32),
+        fps: float = 10.0,
+        objects: tuple[int, int] = (1, 2),
+        length: int = 1_000_000,
+    ) -> None:
+        def check(good: bool, name: str, given: object, allowed: str) -> None:
+            if not good:
+                raise UserError(f"World: {name} is {given!r}; allowed: {allowed}")
+
+        check(0 <= seed < 2**63, "seed", seed, "0 to 2**63 - 1")
+        check(split in SPLITS, "split", split, ", ".join(SPLITS))
+        check(frames >= 1, "frames", frames, "1 or more")
+        check(len(size) == 2 and min(size) >= 4, "size", size, "(height, width), each 4 or more")
+        check(1 <= fps <= 1000, "fps", fps, "1 to 1000")
+        low, high = objects
+        check(1 <= low <= high <= MAX_OBJECTS, "objects", objects, f"(1, 1) to (1, {MAX_OBJECTS})")
+        check(1 <= length < 2**63, "length", length, "1 to 2**63 - 1")
+        self.seed, self.split, self.frames = int(seed), split, int(frames)
+        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
+        self.objects, self.length = (int(low), int(high)), int(length)
+        self._view = View(*self.size)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __repr__(self) -> str:
+        return (
+            f"World(seed={self.seed}, split={self.split!r}, frames={self.frames}, "
+            f"size={self.size}, fps={self.fps}, objects={self.objects}, length={self.length})"
+        )
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The clip at `index` (negative counts from the end); IndexError outside the source."""
+        index = int(index)
+        if not -self.length <= index < self.length:
+            raise IndexError(f"clip {index} of a world of {self.length}")
+        index %= self.length
+        draws = Draws(self.seed, SPLITS.index(self.split), index)
+        view, (low, high) = self._view, self.objects
+        count = low + draws.below(high - low + 1)
+        starts = draw_scene(draws, count, view, self.split == "heldout")
+        run = simulate(starts, self.frames, self.fps, view)
+        kinds = [start.kind for start in starts]
+        return {
+            "video": render(kinds, run.position, run.angle, view),
+            "caption": caption(draws, starts, run, view),
+            "truth": _truth(kinds, run),
+        }
+
+
+def _truth(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
+    """The truth's arrays, padded to MAX_OBJECTS."""
+    frames, count = run.angle.shape
+    index = np.full((4, MAX_OBJECTS), -1, np.int32)
+    index[:, :count] = np.array(kinds).T
+    states = np.zeros((2, frames, MAX_OBJECTS, 2), np.float32)
+    states[0, :, :count], states[1, :, :count] = run.position, run.velocity
+    angle = np.zeros((frames, MAX_OBJECTS), np.float32)
+    angle[:, :count] = run.angle
+    contact = np.zeros((frames, MAX_OBJECTS), bool)
+    contact[:, :count] = run.contact
+    return {
+        "count": np.array(count, np.int32),
+        "shape": index[0],
+        "colour": index[1],
+        "size": index[2],
+        "motion": index[3],
+        "position": states[0],
+        "velocity": states[1],
+        "angle": angle,
+        "contact": contact,
+        "gravity": np.array(GRAVITY, np.float32),
+    }

@@ -1,0 +1,1 @@
+"""Noise processes, predictions, steps and samplers: pure functions of arrays."""

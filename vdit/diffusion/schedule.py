@@ -1,0 +1,199 @@
+"""Diffusion processes x_t = alpha(t) x0 + sigma(t) eps, and the times they are trained and run at.
+
+A time is a float in [0, 1]: 0 is clean, 1 is the noisiest. Every function here takes times of any
+shape and answers with the same shape; `like` appends the axes that an array behind it still needs.
+A discrete process is a table of T + 1 points that is read at round(t T).
+"""
+
+import dataclasses
+import functools
+import inspect
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from vdit.errors import UserError
+
+Curve = Callable[[jax.Array], jax.Array]
+Entry = TypeVar("Entry")
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """A noise process; its curves take times of any shape and return float arrays of that shape.
+
+    alpha, sigma: scale of the clean value and of the noise; (1, 0) at t = 0.
+    d_alpha, d_sigma: their derivatives by t (finite differences on a table).
+    network_time: what a network is given in place of t.
+    points: T where the process is a table of T + 1 points, None where time is continuous.
+    """
+
+    name: str
+    alpha: Curve
+    sigma: Curve
+    d_alpha: Curve
+    d_sigma: Curve
+    network_time: Curve
+    points: int | None = None
+
+
+def flow() -> Process:
+    """The straight path of flow matching: x_t = (1 - t) x0 + t eps; networks see 1000 t."""
+    return Process(
+        name="flow",
+        alpha=lambda t: 1.0 - t,
+        sigma=lambda t: 1.0 * t,
+        d_alpha=lambda t: jnp.full_like(t, -1.0),
+        d_sigma=lambda t: jnp.full_like(t, 1.0),
+        network_time=lambda t: 1000.0 * t,
+    )
+
+
+def cosine() -> Process:
+    """The arc alpha = cos(pi t / 2), sigma = sin(pi t / 2); networks see 1000 t."""
+    half = math.pi / 2
+    # cos(x) is written sin(pi/2 - x): float32's cos(pi/2) is -4e-8, but alpha(1) has to be 0.
+    return Process(
+        name="cosine",
+        alpha=lambda t: jnp.sin(half * (1.0 - t)),
+        sigma=lambda t: jnp.sin(half * t),
+        d_alpha=lambda t: -half * jnp.sin(half * t),
+        d_sigma=lambda t: half * jnp.sin(half * (1.0 - t)),
+        network_time=lambda t: 1000.0 * t,
+    )
+
+
+def ddpm(points: int = 1000, beta_start: float = 1e-4, beta_end: float = 0.02) -> Process:
+    """DDPM's table (Ho et al. 2020, section 4): T = `points` betas, linear from start to end.
+
+    alpha^2 is the cumulative product of 1 - beta (the paper's alpha-bar, Eq. 4) at the paper's
+    index t T = 1 .. T, with index 0 clean. Networks see the index of public weights, 0 .. T - 1,
+    which is the paper's less one; a clean token has -1.
+    """
+    if points < 1 or not 0.0 < beta_start <= beta_end < 1.0:
+        raise UserError(
+            f"process 'ddpm' was given points={points}, beta_start={beta_start}, "
+            f"beta_end={beta_end}: points >= 1 and 0 < beta_start <= beta_end < 1 are allowed"
+        )
+    # float64: float32 loses four digits of 1 - alpha-bar near the clean end.
+    betas = np.linspace(beta_start, beta_end, points)
+    alpha_bar = np.concatenate([[1.0], np.cumprod(1.0 - betas)])
+    alpha, sigma = np.sqrt(alpha_bar), np.sqrt(1.0 - alpha_bar)
+
+    def index(t: jax.Array) -> jax.Array:
+        return jnp.round(t * points).astype(jnp.int32)
+
+    def curve(table: np.ndarray) -> Curve:
+        def read(t: jax.Array) -> jax.Array:
+            return jnp.take(jnp.asarray(table, jnp.result_type(t)), index(t), mode="clip")
+
+        return read
+
+    return Process(
+        name="ddpm",
+        alpha=curve(alpha),
+        sigma=curve(sigma),
+        d_alpha=curve(np.gradient(alpha) * points),
+        d_sigma=curve(np.gradient(sigma) * points),
+        network_time=lambda t: jnp.round(t * points) - 1.0,
+        points=points,
+    )
+
+
+PROCESSES: dict[str, Callable[..., Process]] = {"flow": flow, "cosine": cosine, "ddpm": ddpm}
+
+
+@functools.cache
+def process(name: str, **options: Any) -> Process:
+    """The process of `PROCESSES` by name; the same arguments give the same object."""
+    return build(PROCESSES, "process", name, options)
+
+
+def like(t: ArrayLike, x: jax.Array) -> jax.Array:
+    """t of shape (), (B,), (B, L) ... with axes of 1 appended up to the rank of x (B, L, ...)."""
+    t = jnp.asarray(t, jnp.result_type(t, float))
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def add_noise(process: Process, x0: jax.Array, eps: jax.Array, t: jax.Array) -> jax.Array:
+    """x_t = alpha x0 + sigma eps (DDPM Eq. 4); t has the leading axes of x0; x0 where t = 0."""
+    t = like(t, x0)
+    return process.alpha(t) * x0 + process.sigma(t) * eps
+
+
+def shifted(t: Any, shift: float) -> Any:
+    """t' = shift t / (1 + (shift - 1) t): more noise for shift > 1 (SD3, Eq. 23); keeps 0 and 1."""
+    if not shift > 0.0:
+        raise UserError(f"shift was {shift}: a number above 0 is allowed")
+    return t / (t + (1.0 - t) / shift)
+
+
+def sample_times(
+    process: Process,
+    u: jax.Array,
+    logit_normal: tuple[float, float] | None = None,
+    shift: float = 1.0,
+) -> jax.Array:
+    """Training times in (0, 1] from uniform u in [0, 1), of u's shape.
+
+    Continuous: uniform, or with `logit_normal` = (mean, deviation) the sigmoid of such a normal
+    (SD3, Eq. 19); then shifted. Discrete: i / T with i uniform over 1 .. T (DDPM, Algorithm 1).
+    """
+    if process.points is not None:
+        if logit_normal is not None or shift != 1.0:
+            raise UserError(
+                f"process {process.name!r} is a table and trains at uniform indices: "
+                f"logit_normal={logit_normal} and shift={shift} are for continuous processes"
+            )
+        return (jnp.floor(u * process.points) + 1.0) / process.points
+    t = 1.0 - u  # 0 is clean and teaches nothing; 1 is where sampling starts
+    if logit_normal is not None:
+        mean, deviation = logit_normal
+        if not deviation > 0.0:
+            raise UserError(f"logit_normal's deviation was {deviation}: above 0 is allowed")
+        t = jax.nn.sigmoid(mean + deviation * jax.scipy.special.ndtri(t))
+    return shifted(t, shift)
+
+
+def timesteps(process: Process, steps: int, shift: float = 1.0) -> jax.Array:
+    """The grid of a sampler: (steps + 1,) float32 times from exactly 1 down to exactly 0.
+
+    Continuous: even, then shifted. Discrete: even and rounded to the table's indices ("trailing",
+    Lin et al. 2023, Table 2), so all of T .. 0 where steps = T; a shift is refused.
+    """
+    if steps < 1 or (process.points is not None and steps > process.points):
+        allowed = "at least 1" if process.points is None else f"1 to {process.points}"
+        raise UserError(f"steps was {steps}: {allowed} is allowed on process {process.name!r}")
+    grid = np.arange(steps, -1, -1) / steps
+    if process.points is not None:
+        if shift != 1.0:
+            raise UserError(f"shift was {shift}: process {process.name!r} is a table and allows 1")
+        grid = np.round(grid * process.points) / process.points
+    return jnp.asarray(shifted(grid, shift), jnp.float32)
+
+
+def choose(table: Mapping[str, Entry], what: str, name: str) -> Entry:
+    """table[name]; an unknown name is a UserError that lists the known ones."""
+    if name not in table:
+        raise UserError(f"unknown {what} {name!r}: known are {', '.join(table)}")
+    return table[name]
+
+
+def build(
+    table: Mapping[str, Callable[..., Entry]], what: str, name: str, options: Mapping[str, Any]
+) -> Entry:
+    """table[name](**options); an unknown name or option is a UserError that lists the known."""
+    make = choose(table, what, name)
+    known = inspect.signature(make).parameters
+    for option in options:
+        if option not in known:
+            raise UserError(
+                f"unknown option {option!r} of {what} {name!r}: known are "
+                f"{', '.join(known) or 'none'}"
+            )
+    return make(**options)

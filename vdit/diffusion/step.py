@@ -1,0 +1,72 @@
+"""One step of a process from time t to time s, for every process and kind of sampling noise.
+
+With r = alpha_t sigma_s / (alpha_s sigma_t): x_s = alpha_s x0 + k eps + c z, where (k, c) comes
+from a noise share eta (0 is DDIM, and Euler on the straight path; 1 is DDPM's ancestral step with
+the posterior variance) or from DDPM's other fixed variance, beta. Singular points (t or s at 0 or
+1) are kept out of the divisions and roots.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from vdit.diffusion.prediction import to_x0_eps
+from vdit.diffusion.schedule import Process, like
+from vdit.errors import UserError
+
+VARIANCES = ("posterior", "beta")
+
+
+def check_noise(eta: float, variance: str) -> None:
+    """Refuses a noise share outside [0, 1], an unknown variance, a share of the beta variance."""
+    if variance not in VARIANCES:
+        raise UserError(f"unknown variance {variance!r}: known are {', '.join(VARIANCES)}")
+    if not 0.0 <= eta <= 1.0 or (variance == "beta" and eta != 1.0):
+        allowed = "0 to 1" if variance == "posterior" else "1"
+        raise UserError(f"eta was {eta}: {allowed} is allowed with variance {variance!r}")
+
+
+def step(
+    process: Process,
+    t: jax.Array,
+    s: jax.Array,
+    x_t: jax.Array,
+    x0: jax.Array,
+    z: jax.Array | None = None,
+    eta: float = 0.0,
+    variance: str = "posterior",
+) -> jax.Array:
+    """x_s from x_t, the denoiser's x0 and standard normal z, all of one shape (z only if eta > 0).
+
+    t, s: times with the leading axes of x_t, s <= t for eta > 0. Exactly x0 where s = 0; x_t where
+    t = 0. Sources: DDIM Eq. 12 and 16 (eta); DDPM Eq. 6, 7 ("posterior") and section 3.2 ("beta").
+    """
+    check_noise(eta, variance)
+    t, s = like(t, x_t), like(s, x_t)
+    x0, eps = to_x0_eps("x0", process, t, x_t, x0)
+    k, c = _coefficients(process, t, s, eta, variance)
+    x_s = process.alpha(s) * x0 + k * eps
+    return x_s if z is None else x_s + c * z
+
+
+def _coefficients(
+    process: Process, t: jax.Array, s: jax.Array, eta: float, variance: str
+) -> tuple[jax.Array, jax.Array]:
+    """(k, c): what is kept of eps, and the deviation of the fresh noise."""
+    alpha_s, sigma_t, sigma_s = process.alpha(s), process.sigma(t), process.sigma(s)
+    if eta == 0.0:
+        return sigma_s, jnp.zeros_like(sigma_s)
+    # alpha_s = 0 (then t = s = 1) and sigma_t = 0 (then t = s = 0) are steps that stay: both 1.
+    stay = (alpha_s == 0.0) | (sigma_t == 0.0)
+    ratio = jnp.where(stay, 1.0, process.alpha(t) / jnp.where(stay, 1.0, alpha_s))
+    r = jnp.where(stay, 1.0, ratio * sigma_s / jnp.where(stay, 1.0, sigma_t))
+    if variance == "beta":
+        c2 = sigma_t**2 - (ratio * sigma_s) ** 2
+        # Algorithm 2, line 3: the last step adds no noise, though beta_1 is not 0.
+        return sigma_s * r, jnp.where(sigma_s == 0.0, 0.0, _sqrt(c2))
+    c2 = eta**2 * (1.0 - r**2)
+    return sigma_s * _sqrt(1.0 - c2), sigma_s * _sqrt(c2)
+
+
+def _sqrt(x: jax.Array) -> jax.Array:
+    """sqrt(max(x, 0)) whose gradient at 0 is 0."""
+    return jnp.where(x > 0.0, jnp.sqrt(jnp.where(x > 0.0, x, 1.0)), 0.0)

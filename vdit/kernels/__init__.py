@@ -1,0 +1,1 @@
+"""Attention kernels: callables that the runtime picks and the models are given."""

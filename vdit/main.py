@@ -1,0 +1,207 @@
+"""The command: `python -m vdit.main --config=FILE[:ARG] [--workdir=DIR] [--config.field=value]`.
+
+--mode=run walks the config's stages, --mode=sample makes videos from a trained workdir, --mode=eval
+scores it. What a user gave wrong is one line and exit status 2; a run that a signal stopped exits
+with 143 and the same command goes on; a loss that is not finite exits with 1.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from vdit.errors import UserError
+
+FLAGS = flags.FLAGS
+MODES = ("run", "sample", "eval")
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/NAME.py[:ARGUMENT]")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written (runs/NAME)")
+_MODE = flags.DEFINE_string("mode", "run", f"one of {', '.join(MODES)}")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "sample: a caption; may be given again")
+_SECONDS = flags.DEFINE_float("seconds", None, "sample: length of the video")
+_FPS = flags.DEFINE_float("fps", None, "sample: frames a second")
+_SIZE = flags.DEFINE_string("size", None, "sample: HEIGHTxWIDTH in pixels")
+_NUM = flags.DEFINE_integer("num", 1, "sample: videos a prompt")
+_SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the first video")
+_GIVEN = flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames that it must contain")
+_OUT = flags.DEFINE_string("out", None, "sample: folder for the videos (WORKDIR/samples)")
+
+
+def workdir_of(config_path: str | None) -> Path:
+    """The workdir of the flags, or runs/NAME[-ARGUMENT] after the config's file."""
+    if _WORKDIR.value:
+        return Path(_WORKDIR.value)
+    if config_path is None:
+        raise UserError("give --workdir=DIR, or --config=FILE for runs/NAME")
+    file, _, argument = config_path.partition(":")
+    return Path("runs") / "-".join(filter(None, [Path(file).stem, argument]))
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """config.json: every field, overrides included."""
+    from vdit.runtime.files import write_text
+
+    write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def run(config: ConfigDict, workdir: Path) -> None:
+    """Walks the stages; a finished one is skipped, an interrupted one goes on where it stopped."""
+    import jax
+
+    from vdit import build, report, stages
+    from vdit.runtime.mesh import make_mesh
+    from vdit.runtime.metrics import Metrics, environment
+    from vdit.runtime.preemption import Preemption
+    from vdit.runtime.progress import clock, say
+    from vdit.train import Interrupted, Runtime
+
+    build.check(config)
+    mesh = make_mesh(dict(config.mesh))
+    began = time.monotonic()
+    with Preemption() as preemption, Metrics(workdir, jax.process_index() == 0) as metrics:
+        runtime = Runtime(workdir, mesh, metrics, preemption, config.run)
+        for stage in ("vae", "dit"):
+            stages.refuse_other(config, stage, runtime)
+        write_config(config, workdir)
+        devices = f"{mesh.size} {jax.devices()[0].platform}"
+        say(f"{workdir}: {', '.join(config.stages)} on {devices}")
+        metrics.write("run", 0, environment())
+        results: dict[str, Any] = {}
+        for stage in config.stages:
+            started = time.monotonic()
+            if preemption.requested:
+                raise Interrupted(f"stopped before stage {stage}; run again")
+            STAGES[stage](config, runtime, results)
+            seconds = time.monotonic() - started
+            say(f"{stage}: done in {clock(seconds)}")
+        metrics.write("run", 0, environment() | {"seconds": time.monotonic() - began})
+    say(f"all done in {clock(time.monotonic() - began)}: open {report.write_report(workdir)}")
+
+
+def _vae(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit import stages
+
+    results["vae"] = stages.train_vae(config, runtime)
+
+
+def _latents(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit import stages
+
+    if "vae" not in results:
+        results["vae"] = stages.train_vae(config, runtime)
+    results["latents"] = stages.cache_latents(config, runtime, results["vae"])
+
+
+def _dit(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit import stages
+
+    if "latents" not in results:
+        _latents(config, runtime, results)
+    stages.train_dit(config, runtime, results["latents"])
+
+
+def _sample(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit import show
+    from vdit.sample import load
+
+    results["model"] = load(runtime.workdir, config)
+    show.sample_stage(results["model"], runtime.workdir, runtime.metrics)
+
+
+def _eval(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit.evaluate import evaluate
+    from vdit.sample import load
+
+    model = results.get("model") or load(runtime.workdir, config)
+    evaluate(model, runtime.workdir, runtime.metrics)
+
+
+STAGES = {"vae": _vae, "latents": _latents, "dit": _dit, "sample": _sample, "eval": _eval}
+
+
+def sample(workdir: Path) -> None:
+    """--mode=sample."""
+    from vdit import show
+    from vdit.sample import load
+
+    if not _PROMPT.value:
+        raise UserError('--mode=sample needs --prompt="what to show"')
+    show.sample_request(
+        load(workdir),
+        Path(_OUT.value) if _OUT.value else workdir / "samples",
+        prompts=_PROMPT.value,
+        seconds=_SECONDS.value,
+        fps=_FPS.value,
+        size=_SIZE.value,
+        num=_NUM.value,
+        seed=_SEED.value,
+        given=_GIVEN.value,
+    )
+
+
+def evaluate(workdir: Path) -> None:
+    """--mode=eval."""
+    from vdit import report
+    from vdit.evaluate import evaluate as score
+    from vdit.runtime.metrics import Metrics
+    from vdit.runtime.progress import say
+    from vdit.sample import load
+
+    with Metrics(workdir) as metrics:
+        for row in score(load(workdir), workdir, metrics):
+            say(json.dumps(row))
+    say(f"open {report.write_report(workdir)}")
+
+
+def parse(argv: Sequence[str]) -> str | None:
+    """Reads the flags; returns the config's path as it was given."""
+    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    if path is not None and not Path(path.partition(":")[0]).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    try:
+        rest = FLAGS(list(argv))
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag; flags are --name=value")
+    if _MODE.value not in MODES:
+        raise UserError(f"--mode={_MODE.value}: known are {', '.join(MODES)}")
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole program; returns the exit status."""
+    argv = sys.argv if argv is None else argv
+    try:
+        if any(arg in ("--help", "-h", "--helpfull") for arg in argv):
+            print(__doc__ + "\n" + FLAGS.module_help(sys.modules[__name__]))
+            return 0
+        path = parse(argv)
+        workdir = workdir_of(path)
+        if _MODE.value == "run":
+            if path is None:
+                raise UserError("give --config=experiments/base.py, or another experiment")
+            run(CONFIG.value, workdir)
+        else:
+            {"sample": sample, "eval": evaluate}[_MODE.value](workdir)
+        return 0
+    except UserError as error:
+        print(f"vdit: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        from vdit.train import Diverged, Interrupted
+
+        if not isinstance(error, Diverged | Interrupted):
+            raise
+        print(f"vdit: {error}", file=sys.stderr)
+        return 1 if isinstance(error, Diverged) else 143
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""The diffusion transformer (Peebles and Xie 2023) over space-time tokens.
+
+Tokens carry real-valued positions (3D rotary embedding and sine-cosine features), a noise level
+of their own (adaLN-Zero, computed once a level and gathered by index), and see the text of their
+shot by cross-attention. The stack is always stored with a leading layer axis.
+
+Dimension key: B batch rows, L tokens, C token channels, D width, S text tokens, E text width,
+K slots (distinct noise levels of a row).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from vdit.errors import UserError
+from vdit.kernels import xla
+from vdit.nn.attention import Angles, Attend, Attention
+from vdit.nn.linear import MLP, Linear, layer_norm, zeros
+from vdit.nn.rotary import rotary_angles, sincos
+from vdit.tokens import Condition, Layout
+
+# Table 1 of the DiT paper, a small one for laptops, and one for tests of the road.
+PRESETS: dict[str, dict[str, Any]] = {
+    "smoke": {"width": 32, "depth": 2, "heads": 2},
+    "nano": {"width": 192, "depth": 6, "heads": 6, "activation": "relu2"},
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "XL": {"width": 1152, "depth": 28, "heads": 16},
+}
+
+# What one step of the scanned stack holds: the axes that its blocks attend over, in turn.
+AXES: dict[str, tuple[str, ...]] = {"joint": ("joint",), "factorised": ("space", "time")}
+
+REMAT: dict[str, Any] = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+def modulate(x_BLD: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+    """adaLN: layer norm, then scale and shift by the token's own level."""
+    return layer_norm(x_BLD) * (1 + scale) + shift
+
+
+class Modulation(nn.Module):
+    """`parts` vectors of width D for every token, from its slot's condition; zero at the start."""
+
+    parts: int
+
+    @nn.compact
+    def __call__(self, condition_BKD: jax.Array, pick_BLK: jax.Array) -> list[jax.Array]:
+        width = condition_BKD.shape[-1]
+        vectors = Linear(self.parts * width, kernel_init=zeros, name="modulation")(
+            nn.silu(condition_BKD)
+        )
+        if condition_BKD.shape[1] == 1:  # one level for all: broadcast
+            return jnp.split(vectors, self.parts, axis=-1)
+        # Gathering by a one-hot product: its transpose is a product too, not a scatter.
+        chosen = jnp.einsum("BLK,BKF->BLF", pick_BLK, vectors)
+        return jnp.split(chosen, self.parts, axis=-1)
+
+
+class Block(nn.Module):
+    """Self-attention and MLP under adaLN-Zero, text cross-attention between them."""
+
+    axes: str
+    heads: int
+    mlp_ratio: float
+    activation: str
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        text_BSD: jax.Array,
+        condition_BKD: jax.Array,
+        pick_BLK: jax.Array,
+        angles: Angles,
+        layout: Layout,
+        text_shot_BS: jax.Array,
+    ) -> jax.Array:
+        width = x_BLD.shape[-1]
+        shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(6, name="adaln")(
+            condition_BKD, pick_BLK
+        )
+        attention = Attention(self.heads, self.attend, dtype=self.dtype, name="attention")
+        fold, unfold = _FOLDS[self.axes]
+        x = fold(modulate(x_BLD, shift1, scale1), layout.grid)
+        angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
+        segment = layout.segment if self.axes == "joint" else None
+        out = attention(x, angles=angles, q_id_BL=segment, k_id_BS=segment)
+        x_BLD = x_BLD + gate1 * unfold(out, layout.grid)
+        cross = Attention(
+            self.heads, self.attend, out_init=zeros, dtype=self.dtype, name="cross"
+        )
+        x_BLD = x_BLD + cross(
+            layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
+        )
+        mlp = MLP(int(width * self.mlp_ratio), self.activation, dtype=self.dtype, name="mlp")
+        return x_BLD + gate2 * mlp(modulate(x_BLD, shift2, scale2))
+
+
+def _rows(pattern: str, back: str) -> tuple[Any, Any]:
+    def fold(x: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
+        t, h, w = grid
+        return rearrange(x, pattern, t=t, h=h, w=w)
+
+    def unfold(x: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
+        t, h, w = grid
+        return rearrange(x, back, t=t, h=h, w=w)
+
+    return fold, unfold
+
+
+_FOLDS: dict[str, tuple[Any, Any]] = {
+    "joint": (lambda x, grid: x, lambda x, grid: x),
+    "space": _rows("B (t h w) D -> (B t) (h w) D", "(B t) (h w) D -> B (t h w) D"),
+    "time": _rows("B (t h w) D -> (B h w) t D", "(B h w) t D -> B (t h w) D"),
+}
+
+
+class Layer(nn.Module):
+    """One step of the stack: a block for each of its axes."""
+
+    blocks: tuple[str, ...]
+    heads: int
+    mlp_ratio: float
+    activation: str
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, *shared: Any) -> tuple[jax.Array, None]:
+        for axes in self.blocks:
+            x_BLD = Block(
+                axes, self.heads, self.mlp_ratio, self.activation, self.attend, self.dtype,
+                name=axes,
+            )(x_BLD, *shared)  # fmt: skip
+        return x_BLD, None
+
+
+class DiT(nn.Module):
+    """Predicts, for every token (B, L, C), what the process asks for (eps, x0, v or flow).
+
+    `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
+    places of a latent frame and over the times of a place (dense batches with a grid only).
+    `unroll` and `remat` are choices of the run: parameters are the same.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    axes: str = "joint"
+    theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
+    attend: Attend = xla.attend
+    unroll: int = 1
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
+        blocks = AXES[self.axes]
+        if self.depth % len(blocks):
+            raise UserError(
+                f"dit depth {self.depth}: {self.axes} needs a multiple of {len(blocks)}"
+            )
+        if layout.grid is None and len(blocks) > 1:
+            raise UserError(f"dit.axes {self.axes} needs dense batches; packed rows go joint")
+        dtype = self.dtype
+        x = Linear(self.width, name="embed", dtype=dtype)(x_BLC)
+        place = [sincos(layout.position[..., axis], 64, self.theta[axis]) for axis in range(3)]
+        x = x + Linear(self.width, name="embed_position")(jnp.concatenate(place, axis=-1))
+
+        level = Linear(self.width, name="level_in")(sincos(condition.level, 256))
+        level = Linear(self.width, name="level_out")(nn.silu(level))
+        condition_BKD = level + Linear(self.width, name="pooled")(condition.pooled)
+        text = Linear(self.width, name="embed_text", dtype=dtype)(condition.text)
+        null = self.param("null_text", nn.initializers.normal(0.02), (self.width,), jnp.float32)
+        text = layer_norm(jnp.where(condition.null[..., None], null[None, None], text))
+
+        slots = jnp.arange(condition.level.shape[1])
+        pick_BLK = (layout.slot[..., None] == slots[None, None]).astype(jnp.float32)
+        angles = rotary_angles(layout.position, self.width // self.heads, self.theta)
+        layer = Layer
+        if self.remat != "none":
+            layer = nn.remat(Layer, prevent_cse=False, policy=REMAT[self.remat])
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast,) * 6,
+            length=self.depth // len(blocks),
+            unroll=min(self.unroll, self.depth // len(blocks)),
+        )(
+            blocks, self.heads, self.mlp_ratio, self.activation, self.attend, dtype,
+            name="blocks",
+        )  # fmt: skip
+        x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)
+        shift, scale = Modulation(2, name="final")(condition_BKD, pick_BLK)
+        return Linear(x_BLC.shape[-1], kernel_init=zeros, name="out")(modulate(x, shift, scale))

@@ -1,0 +1,252 @@
+"""Text: captions to token ids, token ids to features; a table of the encoders that do it.
+
+Two encoders: "learned", a small transformer over byte pairs, trained with the network that it
+serves; "minilm", pretrained and frozen (see minilm.py). An empty or blank caption is the null
+text: no token at all. What attends to text must bring a null key of its own.
+
+Dimension key: N captions, S tokens of a caption, D width, H heads, K head dim.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+from vdit.errors import UserError
+from vdit.kernels.xla import attend
+from vdit.models.minilm import MiniLM, load_minilm
+from vdit.nn.attention import Attention
+from vdit.nn.linear import MLP, RMSNorm
+from vdit.nn.rotary import rotary_angles
+
+PAD = "[PAD]"  # id 0 in every tokenizer
+ECHO = 60  # characters of a prompt that an error repeats
+
+
+def _one_line(caption: str) -> str:
+    """The caption with every run of white space made one space, and none at the ends."""
+    return " ".join(caption.split())
+
+
+def _shortened(text: str) -> str:
+    """At most `ECHO` characters of a text, quoted, nothing unprintable."""
+    return repr(text if len(text) <= ECHO else text[: ECHO - 3] + "...")
+
+
+class Tokenizer:
+    """Captions to padded token ids of one static length.
+
+    `json` is the text of a tokenizer.json of the library `tokenizers` (`learned_tokenizer`,
+    `minilm.minilm_tokenizer`); `length` is the budget S in tokens, special ones included.
+    """
+
+    def __init__(self, json: str, length: int) -> None:
+        try:
+            self._tokenizer = tokenizers.Tokenizer.from_str(json)
+        except Exception as error:  # the library raises bare Exception
+            raise UserError(f"the tokenizer's JSON is not readable: {error}") from error
+        self._tokenizer.encode_special_tokens = True  # a prompt that says "[PAD]" is only text
+        self.length = length
+        self.vocab: int = self._tokenizer.get_vocab_size()
+
+    def encode(
+        self, captions: Sequence[str], where: str = "prompt"
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 (N, S), padded with 0, and their mask bool (N, S), True for tokens.
+
+        A null text has an empty mask. A caption of more tokens than the budget, or one that is
+        not Unicode text, is a `UserError` that says `where` (with its number among several).
+        """
+        ids_NS = np.zeros((len(captions), self.length), np.int32)
+        mask_NS = np.zeros((len(captions), self.length), bool)
+        for row, caption in enumerate(captions):
+            text = _one_line(caption)
+            name = f"{where} {row + 1} of {len(captions)}" if len(captions) > 1 else where
+            try:
+                tokens = self._tokenizer.encode(text)
+            except TypeError:
+                line = f"{name} {_shortened(text)} is not Unicode text; allowed: UTF-8"
+                raise UserError(line) from None
+            if all(tokens.special_tokens_mask):
+                continue
+            count = len(tokens.ids)
+            if count > self.length:
+                line = f"is {count} tokens long; allowed: {self.length}"
+                raise UserError(f"{name} {_shortened(text)} {line}")
+            ids_NS[row, :count] = tokens.ids
+            mask_NS[row, :count] = True
+        return ids_NS, mask_NS
+
+    def decode(self, ids_S: Sequence[int] | np.ndarray) -> str:
+        """The text of one row's ids, without padding and other special tokens."""
+        return self._tokenizer.decode([int(i) for i in ids_S]).removeprefix(" ")
+
+
+def learned_tokenizer(captions: Iterable[str], vocab: int) -> str:
+    """Byte-level BPE (Sennrich et al. 2016) of the captions, as the text of a tokenizer.json.
+
+    Any text encodes, for every byte is a token; case does not matter. The same captions in any
+    order give the same tokenizer. It has at most `vocab` tokens: [PAD], 256 bytes, and pairs as
+    long as there are pairs that occur twice.
+    """
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    if vocab <= len(alphabet):
+        raise UserError(f"text vocabulary {vocab} given; allowed: {len(alphabet) + 1} or more")
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab,
+        min_frequency=2,
+        special_tokens=[PAD],
+        initial_alphabet=alphabet,
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator((_one_line(caption) for caption in captions), trainer)
+    return tokenizer.to_str()
+
+
+class Block(nn.Module):
+    """Pre-norm self-attention and MLP; tokens see tokens, padding sees padding."""
+
+    heads: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x_NSD: jax.Array, mask_NS: jax.Array, angles: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, None]:
+        attention = Attention(self.heads, attend, dtype=self.dtype, name="attention")
+        mlp = MLP(4 * x_NSD.shape[-1], dtype=self.dtype, name="mlp")
+        normed = RMSNorm(name="attention_norm")(x_NSD)
+        x_NSD = x_NSD + attention(normed, angles=angles, q_id_BL=mask_NS, k_id_BS=mask_NS)
+        return x_NSD + mlp(RMSNorm(name="mlp_norm")(x_NSD)), None
+
+
+class LearnedText(nn.Module):
+    """Token ids (N, S) and their mask to features (N, S, D), zero where masked."""
+
+    vocab: int
+    width: int
+    depth: int
+    heads: int
+    unroll: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
+        position_1S1 = jnp.arange(ids_NS.shape[1], dtype=jnp.float32)[None, :, None]
+        angles = rotary_angles(position_1S1, self.width // self.heads, (1000.0,))
+        stack = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )
+        x = nn.Embed(self.vocab, self.width, name="tokens")(ids_NS)
+        x, _ = stack(self.heads, self.dtype, name="blocks")(x, mask_NS, angles)
+        return jnp.where(mask_NS[..., None], RMSNorm(name="norm")(x), 0.0)
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """One text encoder: its network, and where its parameters come from.
+
+    A `frozen` one comes pretrained: `init` reads its parameters (call it outside of jit), they
+    are not trained, and its features may be cached.
+    """
+
+    name: str
+    dim: int
+    frozen: bool
+    module: nn.Module
+    load: Callable[[], Any] | None = None
+
+    def init(self, key: jax.Array, ids_NS: Any, mask_NS: Any) -> Any:
+        """Parameters: pretrained if there are any, else drawn by `key`."""
+        if self.load:
+            return self.load()
+        return self.module.init(key, ids_NS, mask_NS)["params"]
+
+    def apply(self, params: Any, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
+        """Features float32 (N, S, D) of each token, zero where masked."""
+        return jnp.asarray(self.module.apply({"params": params}, ids_NS, mask_NS))
+
+    @staticmethod
+    def pool(features_NSD: jax.Array, mask_NS: jax.Array) -> jax.Array:
+        """The mean over each caption's tokens (N, D); zero for a null text."""
+        weight_NS1 = mask_NS[..., None].astype(features_NSD.dtype)
+        total_ND = (features_NSD * weight_NS1).sum(1)
+        return total_ND / jnp.maximum(weight_NS1.sum(1), 1)
+
+
+@partial(jax.jit, static_argnums=0)
+def _apply(encoder: TextEncoder, params: Any, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
+    return encoder.apply(params, ids_NS, mask_NS)
+
+
+def encode_features(
+    encoder: TextEncoder, params: Any, ids_NS: np.ndarray, mask_NS: np.ndarray, batch: int = 64
+) -> np.ndarray:
+    """`encoder.apply` over any number of captions, in batches: float32 (N, S, D).
+
+    Repeated captions are encoded once; a batch holds captions of like length and is cut to
+    a multiple of 8 tokens, which leaves their features as they are and is up to S / 8 times faster.
+    """
+    _, first, again = np.unique(
+        np.where(mask_NS, ids_NS, -1), axis=0, return_index=True, return_inverse=True
+    )
+    lengths = mask_NS[first].sum(1)
+    order = np.argsort(lengths, kind="stable")
+    batch = max(1, min(batch, len(first)))
+    features = np.zeros((len(first), ids_NS.shape[1], encoder.dim), np.float32)
+    for start in range(0, len(first), batch):
+        rows = order[start : start + batch]
+        padded = first[np.resize(rows, batch)]  # the last batch repeats rows: one shape to compile
+        longest = min(-(-int(lengths[rows[-1]]) // 8) * 8, ids_NS.shape[1])
+        cut = slice(0, max(longest, 1))
+        found = _apply(encoder, params, ids_NS[padded, cut], mask_NS[padded, cut])
+        features[rows, cut] = np.asarray(found)[: len(rows)]
+    return features[again.reshape(-1)]
+
+
+def _learned(
+    vocab: int,
+    width: int = 128,
+    depth: int = 2,
+    heads: int = 4,
+    unroll: int = 1,
+    dtype: Any = jnp.float32,
+) -> TextEncoder:
+    """`vocab` is the tokenizer's; `dtype` is that of the matmuls' operands."""
+    if width % heads or (width // heads) % 2:
+        raise UserError(
+            f"text width {width}, heads {heads} given; allowed: heads that cut it into even shares"
+        )
+    module = LearnedText(vocab, width, depth, heads, unroll, dtype)
+    return TextEncoder("learned", width, frozen=False, module=module)
+
+
+def _minilm() -> TextEncoder:
+    return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
+
+
+ENCODERS: dict[str, Callable[..., TextEncoder]] = {"learned": _learned, "minilm": _minilm}
+
+
+def encoder(name: str, **options: Any) -> TextEncoder:
+    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype) or
+    "minilm" (no options)."""
+    if name not in ENCODERS:
+        raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
+    return ENCODERS[name](**options)

@@ -1,0 +1,190 @@
+"""The ViViT autoencoder: tubelets, factorised space-time attention, causal in time.
+
+A clip of 1 + k·p frames has 1 + k latent frames: the first frame alone, then tubelets of p
+frames. Every block attends over the places of one latent frame, then, at every place, over the
+last `window` latent frames (ViViT's Model 3, Arnab et al. 2021, with causal time). So the latents
+of a prefix do not change with what follows, an image is a clip of one frame, and a clip of any
+length streams through in chunks that carry a `VAEState`.
+
+Dimension key: B batch, T frames, H height, W width, C channels; t h w latent frames and places,
+Z latent channels, P = h·w places, D width.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import struct
+
+from vdit.kernels import xla
+from vdit.nn.attention import Angles, Attend, Attention, CausalTimeAttention, TimeState
+from vdit.nn.linear import MLP, Linear, RMSNorm
+from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
+from vdit.nn.rotary import rotary_angles
+
+
+@struct.dataclass
+class VAEState:
+    """What one half of the autoencoder carries over a cut in time."""
+
+    frames: jax.Array  # () latent frames seen so far
+    time: TimeState  # each leaf with a leading layer axis
+
+
+class SpaceTimeBlock(nn.Module):
+    """Spatial attention, causal temporal attention, MLP; pre-norm residuals."""
+
+    heads: int
+    window: int
+    mlp_ratio: float
+    activation: str
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x_BTPD: jax.Array, state: TimeState, start: jax.Array, space: Angles
+    ) -> tuple[jax.Array, TimeState]:
+        batch, _, _, width = x_BTPD.shape
+        rows = rearrange(RMSNorm(name="space_norm")(x_BTPD), "B T P D -> (B T) P D")
+        rows = Attention(self.heads, self.attend, dtype=self.dtype, name="space")(
+            rows, angles=space
+        )
+        x_BTPD = x_BTPD + rearrange(rows, "(B T) P D -> B T P D", B=batch)
+        out, state = CausalTimeAttention(self.heads, self.window, dtype=self.dtype, name="time")(
+            RMSNorm(name="time_norm")(x_BTPD), start, state
+        )
+        x_BTPD = x_BTPD + out
+        hidden = int(width * self.mlp_ratio)
+        mlp = MLP(hidden, self.activation, dtype=self.dtype, name="mlp")
+        return x_BTPD + mlp(RMSNorm(name="mlp_norm")(x_BTPD)), state
+
+
+class Trunk(nn.Module):
+    """A stack of space-time blocks; parameters and state are stored with a leading layer axis."""
+
+    width: int
+    depth: int
+    heads: int
+    window: int
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    theta: float = 100.0
+    attend: Attend = xla.attend
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    def initial(self, batch: int, places: int) -> VAEState:
+        """The state at the start of a clip."""
+        shape = (self.depth, batch, self.window - 1, places, self.heads, self.width // self.heads)
+        zero = jnp.zeros(shape, jnp.float32)
+        return VAEState(jnp.zeros((), jnp.int32), TimeState(zero, zero))
+
+    @nn.compact
+    def __call__(self, x_BthwD: jax.Array, state: VAEState) -> tuple[jax.Array, VAEState]:
+        _, frames, height, width, _ = x_BthwD.shape
+        grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
+        position = grid.reshape(1, -1, 2).astype(jnp.float32)
+        space = rotary_angles(position, self.width // self.heads, (self.theta, self.theta))
+        blocks = nn.scan(
+            SpaceTimeBlock,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast, nn.broadcast),
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )(
+            self.heads, self.window, self.mlp_ratio, self.activation, self.attend, self.dtype,
+            name="blocks",
+        )  # fmt: skip
+        x = rearrange(x_BthwD, "B t h w D -> B t (h w) D")
+        x, time = blocks(x, state.time, state.frames, space)
+        x = rearrange(RMSNorm(name="norm")(x), "B t (h w) D -> B t h w D", h=height)
+        return x, VAEState(state.frames + frames, time)
+
+
+class VAE(nn.Module):
+    """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back."""
+
+    patch: tuple[int, int, int] = (4, 8, 8)
+    channels: int = 24
+    width: int = 192
+    encoder_depth: int = 2
+    decoder_depth: int = 2
+    heads: int = 6
+    window: int = 4
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    attend: Attend = xla.attend
+    unroll: int = 1
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        p, q, r = self.patch
+        trunk = {
+            "width": self.width, "heads": self.heads, "window": self.window,
+            "mlp_ratio": self.mlp_ratio, "activation": self.activation, "attend": self.attend,
+            "unroll": self.unroll, "dtype": self.dtype,
+        }  # fmt: skip
+        self.embed_first = Linear(self.width, dtype=self.dtype)
+        self.embed_rest = Linear(self.width, dtype=self.dtype)
+        self.encoder = Trunk(depth=self.encoder_depth, **trunk)
+        self.moments = Linear(2 * self.channels)
+        self.embed_latent = Linear(self.width, dtype=self.dtype)
+        self.decoder = Trunk(depth=self.decoder_depth, **trunk)
+        self.pixels_first = Linear(q * r * 3, dtype=self.dtype)
+        self.pixels_rest = Linear(p * q * r * 3, dtype=self.dtype)
+
+    def encode(
+        self, video_BTHWC: jax.Array, state: VAEState | None = None
+    ) -> tuple[jax.Array, jax.Array, VAEState]:
+        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the state behind it.
+
+        Without a state the clip begins here (1 + k·p frames); with one it goes on (k·p frames).
+        """
+        video = pad_to_multiple(video_BTHWC, self.patch[1:])
+        tokens = []
+        if state is None:
+            first, video = video[:, :1], video[:, 1:]
+            tokens.append(self.embed_first(patchify(first, (1, *self.patch[1:]))))
+        if video.shape[1]:
+            tokens.append(self.embed_rest(patchify(video, self.patch)))
+        x = jnp.concatenate(tokens, axis=1)
+        if state is None:
+            state = self.encoder.initial(x.shape[0], x.shape[2] * x.shape[3])
+        x, state = self.encoder(x, state)
+        mean, log_variance = jnp.split(self.moments(x), 2, axis=-1)
+        return mean, jnp.clip(log_variance, -20.0, 4.0), state
+
+    def decode(
+        self, latent_BthwZ: jax.Array, state: VAEState | None = None
+    ) -> tuple[jax.Array, VAEState]:
+        """Video (B, T, h·q, w·r, 3) of latents, and the state behind it; crop to size."""
+        begins = state is None
+        if state is None:
+            shape = latent_BthwZ.shape
+            state = self.decoder.initial(shape[0], shape[2] * shape[3])
+        x, state = self.decoder(self.embed_latent(latent_BthwZ), state)
+        frames = []
+        if begins:
+            first, x = x[:, :1], x[:, 1:]
+            frames.append(unpatchify(self.pixels_first(first), (1, *self.patch[1:])))
+        if x.shape[1]:
+            frames.append(unpatchify(self.pixels_rest(x), self.patch))
+        return jnp.concatenate(frames, axis=1), state
+
+    def __call__(
+        self, video_BTHWC: jax.Array, noise_BthwZ: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Reconstruction, mean and log-variance; the latents are mean + deviation · noise."""
+        mean, log_variance, _ = self.encode(video_BTHWC)
+        latent = mean + jnp.exp(0.5 * log_variance) * noise_BthwZ
+        video, _ = self.decode(latent)
+        return video[:, :, : video_BTHWC.shape[2], : video_BTHWC.shape[3]], mean, log_variance
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, Z) of a clip of 1 + k·p frames."""
+        p, q, r = self.patch
+        return 1 + (frames - 1) // p, -(-height // q), -(-width // r), self.channels

@@ -1,0 +1,1 @@
+"""Layers: attention, rotary positions, patches, blocks. No config, no mesh."""

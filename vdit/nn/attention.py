@@ -1,0 +1,120 @@
+"""Multi-head attention layers: over tokens (self and cross), and causal over time.
+
+Dimension key: B batch, L query tokens, S key tokens, T time, P places, D width, N heads,
+K head dim.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from vdit.nn.linear import Initializer, Linear, RMSNorm, xavier
+from vdit.nn.rotary import rotary_angles, rotate
+
+Attend = Callable[..., jax.Array]
+Angles = tuple[jax.Array, jax.Array]
+
+
+class Attention(nn.Module):
+    """Attention of x_BLD over itself, or over memory_BSE, with qk-norm and rotary positions.
+
+    `attend(q_BLNK, k_BSNK, v_BSNK, q_id, k_id)` is the kernel; a query sees the keys whose id
+    equals its own (all of them where ids are None).
+    """
+
+    heads: int
+    attend: Attend
+    out_init: Initializer = xavier
+    dtype: Any = jnp.float32
+    result_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self,
+        x_BLD: jax.Array,
+        memory_BSE: jax.Array | None = None,
+        angles: Angles | None = None,
+        q_id_BL: jax.Array | None = None,
+        k_id_BS: jax.Array | None = None,
+    ) -> jax.Array:
+        width = x_BLD.shape[-1]
+        memory = x_BLD if memory_BSE is None else memory_BSE
+        kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
+
+        def heads(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:-1], self.heads, -1)
+
+        q = RMSNorm(name="q_norm")(heads(Linear(width, use_bias=False, name="q", **kinds)(x_BLD)))
+        k = RMSNorm(name="k_norm")(heads(Linear(width, use_bias=False, name="k", **kinds)(memory)))
+        v = heads(Linear(width, use_bias=False, name="v", **kinds)(memory))
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        out = self.attend(
+            q.astype(self.dtype), k.astype(self.dtype), v.astype(self.dtype), q_id_BL, k_id_BS
+        )
+        return Linear(width, kernel_init=self.out_init, name="o", **kinds)(
+            out.reshape(x_BLD.shape)
+        )
+
+
+@struct.dataclass
+class TimeState:
+    """What causal attention carries over a cut in time: keys and values of the last window - 1."""
+
+    key: jax.Array  # (B, window - 1, P, N, K), rotated
+    value: jax.Array  # (B, window - 1, P, N, K)
+
+
+class CausalTimeAttention(nn.Module):
+    """Each place attends to itself at its own time and the `window` - 1 times before.
+
+    `start` is the index of the first time in x; `state` carries the keys and values of the
+    times before it (None at the start of a clip), so that chunk by chunk equals the whole.
+    The window is unrolled into shifted products: rows of a handful of times are too short
+    for a matrix product to pay.
+    """
+
+    heads: int
+    window: int
+    theta: float = 100.0
+    out_init: Initializer = xavier
+    dtype: Any = jnp.float32
+    result_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(
+        self, x_BTPD: jax.Array, start: jax.Array, state: TimeState
+    ) -> tuple[jax.Array, TimeState]:
+        _, frames, _, width = x_BTPD.shape
+        past = self.window - 1
+        kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
+
+        def heads(x: jax.Array) -> jax.Array:
+            return x.reshape(*x.shape[:-1], self.heads, -1)
+
+        q = RMSNorm(name="q_norm")(heads(Linear(width, use_bias=False, name="q", **kinds)(x_BTPD)))
+        k = RMSNorm(name="k_norm")(heads(Linear(width, use_bias=False, name="k", **kinds)(x_BTPD)))
+        v = heads(Linear(width, use_bias=False, name="v", **kinds)(x_BTPD))
+        time = (start + jnp.arange(frames)).astype(jnp.float32)
+        cos, sin = rotary_angles(time[None, :, None], q.shape[-1], (self.theta,))
+        angles = cos[:, :, :, None], sin[:, :, :, None]  # (1, T, 1, 1, K/2)
+        q, k = rotate(q, angles) * q.shape[-1] ** -0.5, rotate(k, angles)
+        k = jnp.concatenate([state.key, k], axis=1)
+        v = jnp.concatenate([state.value, v], axis=1)
+        # Offset j looks at the key `past - j` times before; times before the clip do not exist.
+        logits = jnp.stack(
+            [(q * k[:, j : j + frames]).sum(-1) for j in range(self.window)], axis=-1
+        )
+        exists = time[:, None] - past + jnp.arange(self.window)[None] >= 0
+        logits = jnp.where(exists[None, :, None, None], logits, jnp.finfo(jnp.float32).min)
+        weights = jax.nn.softmax(logits, axis=-1)
+        terms = [weights[..., j, None] * v[:, j : j + frames] for j in range(self.window)]
+        out = jax.tree.reduce(jnp.add, terms)
+        out = Linear(width, kernel_init=self.out_init, name="o", **kinds)(
+            out.reshape(x_BTPD.shape)
+        )
+        return out, TimeState(k[:, k.shape[1] - past :], v[:, v.shape[1] - past :])

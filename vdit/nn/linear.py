@@ -1,0 +1,90 @@
+"""Linear layers and norms.
+
+Dimension key: ... any leading axes, D features in, F features out.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Initializer = Callable[..., jax.Array]
+xavier = nn.initializers.xavier_uniform()
+zeros = nn.initializers.zeros_init()
+
+
+class Linear(nn.Module):
+    """x_D @ kernel_DF + bias_F, over flattened leading axes (a two-dimensional product is the
+    fast path of XLA's CPU backend and no loss elsewhere).
+
+    Operands are cast to `dtype`; the product accumulates in float32 and leaves as `result_dtype`.
+    """
+
+    features: int
+    use_bias: bool = True
+    kernel_init: Initializer = xavier
+    bias_init: Initializer = zeros
+    dtype: Any = jnp.float32
+    result_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
+        out = jnp.matmul(flat, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
+            out = out + bias[None]
+        return out.astype(self.result_dtype).reshape(*x.shape[:-1], self.features)
+
+
+def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
+    """Layer norm over the last axis without scale and bias, in float32 (adaLN brings its own)."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
+        x = x.astype(jnp.float32)
+        normed = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+        return normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+
+
+def relu_squared(x: jax.Array) -> jax.Array:
+    """max(x, 0)^2 (So et al. 2021, Primer)."""
+    return jnp.square(nn.relu(x))
+
+
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "gelu": lambda x: nn.gelu(x, approximate=True),
+    "silu": nn.silu,
+    "relu2": relu_squared,
+}
+
+
+class MLP(nn.Module):
+    """Two linear layers with an activation between: `up` (D, F), `down` (F, D)."""
+
+    hidden: int
+    activation: str = "gelu"
+    down_init: Initializer = xavier
+    dtype: Any = jnp.float32
+    result_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
+        # Flattened from here on: the backward pass of an activation on three axes is much
+        # slower on CPU than on two.
+        hidden = Linear(self.hidden, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
+        hidden = ACTIVATIONS[self.activation](hidden)
+        out = Linear(x.shape[-1], kernel_init=self.down_init, name="down", **kinds)(hidden)
+        return out.reshape(x.shape)

@@ -1,0 +1,26 @@
+"""Patches: pixels or latents to tokens and back, always in the order (t, h, w).
+
+Dimension key: B batch, T frames, H height, W width, C channels, p q r patch sizes in (t, h, w).
+"""
+
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+
+def patchify(x_BTHWC: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """(B, T·p, H·q, W·r, C) to (B, T, H, W, p·q·r·C); the sizes must divide."""
+    p, q, r = patch
+    return rearrange(x_BTHWC, "B (T p) (H q) (W r) C -> B T H W (p q r C)", p=p, q=q, r=r)
+
+
+def unpatchify(x_BTHWE: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+    """The inverse of `patchify`."""
+    p, q, r = patch
+    return rearrange(x_BTHWE, "B T H W (p q r C) -> B (T p) (H q) (W r) C", p=p, q=q, r=r)
+
+
+def pad_to_multiple(x_BTHWC: jax.Array, multiple: tuple[int, int]) -> jax.Array:
+    """Pads height and width at the bottom and right, by the edge's pixels, to a multiple."""
+    pads = [(-size) % m for size, m in zip(x_BTHWC.shape[2:4], multiple, strict=True)]
+    return jnp.pad(x_BTHWC, ((0, 0), (0, 0), (0, pads[0]), (0, pads[1]), (0, 0)), mode="edge")

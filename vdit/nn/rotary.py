@@ -1,0 +1,47 @@
+"""Positions of tokens: rotary embedding in (t, h, w), and sine-cosine features.
+
+Positions are real numbers, so frame rate, size and aspect are native.
+Dimension key: B batch, L tokens, N heads, K head dim, A axes (t, h, w).
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def split_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
+    """Rotary pairs of each axis: equal shares, the first axis (time) takes the rest."""
+    pairs = head_dim // 2
+    share = pairs // axes
+    return (pairs - share * (axes - 1),) + (share,) * (axes - 1)
+
+
+def rotary_angles(
+    position_BLA: jax.Array, head_dim: int, theta: Sequence[float]
+) -> tuple[jax.Array, jax.Array]:
+    """Cosine and sine (B, L, 1, K/2) of each rotary pair's angle (Su et al. 2021, Eq. 15).
+
+    Axis a has its own run of pairs with frequencies theta_a^(-i/n_a), i = 0 .. n_a - 1.
+    """
+    angles = []
+    for axis, pairs in enumerate(split_pairs(head_dim, position_BLA.shape[-1])):
+        frequency = theta[axis] ** (-jnp.arange(pairs, dtype=jnp.float32) / pairs)
+        angles.append(position_BLA[..., axis, None] * frequency[None, None])
+    angle = jnp.concatenate(angles, axis=-1)[:, :, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BLNK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (x_i, x_{i + K/2}) by their token's angles."""
+    cos, sin = angles
+    first, second = jnp.split(x_BLNK, 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def sincos(value: jax.Array, dim: int, theta: float = 10_000.0) -> jax.Array:
+    """Sine and cosine features (..., dim) of a real number (Vaswani et al. 2017, section 3.5)."""
+    half = dim // 2
+    frequency = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = value[..., None] * frequency.reshape((1,) * value.ndim + (-1,))
+    return jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)

@@ -1,0 +1,1 @@
+"""What is trained: each objective is an `init` and a `loss`."""

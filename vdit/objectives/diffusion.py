@@ -1,0 +1,147 @@
+"""Learning to denoise: DDPM's Algorithm 1 and its kin (flow matching, x0, v) over tokens.
+
+Dimension key: B batch, n latent frames, h w places, Z latent channels, L tokens, C token
+channels, S text tokens, K slots (0: the sample's own level, 1: clean).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.diffusion.prediction import target
+from vdit.diffusion.schedule import Process, add_noise
+from vdit.models.dit import DiT
+from vdit.models.text import TextEncoder
+from vdit.nn.patch import patchify
+from vdit.objectives.objective import Objective, sample_keys
+from vdit.tokens import RATE, Condition, Layout, Patterns, drop_text, text_condition
+
+WANTED, GIVEN = 0, 1  # slots of a dense row
+
+
+def text_features(
+    encoder: TextEncoder, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+) -> jax.Array:
+    """Features (B, S, E): cached ones if the batch carries them, else encoded from token ids."""
+    if "features" in batch:
+        return batch["features"].astype(jnp.float32)
+    return encoder.apply(params["text"], batch["ids"], batch["mask"])
+
+
+def dense_tokens(
+    latent_BnhwZ: jax.Array, patch: tuple[int, int], times_Bn: jax.Array, given_Bn: jax.Array
+) -> tuple[jax.Array, Layout]:
+    """Token values (B, L, C) and layout of latent frames at `times_Bn` seconds, given or not."""
+    batch, count = latent_BnhwZ.shape[:2]
+    x = patchify(latent_BnhwZ, (1, *patch))
+    _, _, height, width, channels = x.shape
+    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    shape = (batch, count, height, width)
+    position = jnp.stack(
+        [
+            jnp.broadcast_to(times_Bn[:, :, None, None] * RATE, shape),
+            jnp.broadcast_to(rows[None, None], shape),
+            jnp.broadcast_to(columns[None, None], shape),
+        ],
+        axis=-1,
+    ).astype(jnp.float32)
+    slot = jnp.broadcast_to(given_Bn[:, :, None, None], shape).astype(jnp.int32)
+    length = count * height * width
+    layout = Layout(
+        position=position.reshape(batch, length, 3),
+        slot=slot.reshape(batch, length),
+        shot=jnp.ones((batch, length), jnp.int32),
+        grid=(count, height, width),
+    )
+    return x.reshape(batch, length, channels), layout
+
+
+def diffusion_objective(
+    model: DiT,
+    encoder: TextEncoder,
+    process: Process,
+    prediction: str,
+    *,
+    table: Patterns,
+    shares: np.ndarray,
+    patch: tuple[int, int],
+    text_drop: float,
+    sample_times: Callable[[jax.Array], jax.Array],
+    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+) -> Objective:
+    """The mean squared error of the prediction over wanted tokens.
+
+    A batch holds "latent" (B, stored, h, w, Z) as `tokens.Patterns` says, "ids" and "mask"
+    (B, S) of the caption (or its "features"), and "ordinal" (B,). `frozen` holds the latents'
+    "mean" and "std" (Z,). `constrain` places (B, L, ...) arrays on a mesh.
+    """
+    source, given = jnp.asarray(table.source), jnp.asarray(table.given)
+    times = jnp.asarray(table.times, jnp.float32)
+    log_shares = jnp.log(jnp.maximum(jnp.asarray(shares, jnp.float32), 1e-30))
+
+    def draw(batch: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array], key: jax.Array):
+        """Everything random about each sample, from its own key."""
+
+        def one(key: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
+            pattern_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
+            pattern = jax.random.categorical(pattern_key, log_shares)
+            clean = latent[source[pattern]]
+            return (
+                clean,
+                times[source[pattern]],
+                given[pattern],
+                sample_times(time_key),
+                jax.random.normal(noise_key, clean.shape),
+                jax.random.uniform(drop_key) < text_drop,
+            )
+
+        shape = (1, 1, 1, -1)
+        latent = batch["latent"].astype(jnp.float32)
+        latent = (latent - frozen["mean"].reshape(1, *shape)) / frozen["std"].reshape(1, *shape)
+        return jax.vmap(one)(sample_keys(key, batch["ordinal"]), latent)
+
+    def init(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+        text_key, dit_key = jax.random.split(key)
+        first = {name: value[:1] for name, value in batch.items()}
+        groups: dict[str, Any] = {}
+        if not encoder.frozen:
+            groups["text"] = encoder.init(text_key, first["ids"], first["mask"])
+        features = text_features(encoder, groups, first)
+        level = jnp.zeros((1, 2))
+        pooled = encoder.pool(features, first["mask"])
+        condition = text_condition(features, first["mask"], pooled, level)
+        count = source.shape[1]
+        latent = first["latent"][:, :count].astype(jnp.float32)
+        x, layout = dense_tokens(latent, patch, jnp.zeros((1, count)), given[:1])
+        groups["dit"] = model.init(dit_key, x, layout, condition)["params"]
+        return groups
+
+    def loss(
+        params: Mapping[str, Any],
+        frozen: Mapping[str, jax.Array],
+        batch: Mapping[str, jax.Array],
+        key: jax.Array,
+    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+        clean, seconds, known, t_B, noise, drop = draw(batch, frozen, key)
+        x0, layout = dense_tokens(clean, patch, seconds, known)
+        eps, _ = dense_tokens(noise, patch, seconds, known)
+        wanted = (layout.slot == WANTED)[..., None]
+        # Given tokens are kept out of the algebra: they are clean, and have no loss.
+        x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t_B), x0))
+        level = process.network_time(jnp.stack([t_B, jnp.zeros_like(t_B)], axis=1))
+        features = text_features(encoder, params, batch)
+        pooled = encoder.pool(features, batch["mask"])
+        condition = drop_text(text_condition(features, batch["mask"], pooled, level), drop)
+        out: Any = model.apply({"params": params["dit"]}, x_t, layout, condition)
+        error = jnp.square(out - target(prediction, process, t_B, x0, eps))
+        total = jnp.where(wanted, error, 0.0).sum()
+        weight = (wanted.sum() * x0.shape[-1]).astype(jnp.float32)
+        return total, weight, {}
+
+    return Objective(init, loss)
+
+
+__all__ = ["GIVEN", "WANTED", "Condition", "dense_tokens", "diffusion_objective", "text_features"]

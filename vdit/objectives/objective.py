@@ -1,0 +1,31 @@
+"""What the trainer asks of everything that it trains."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+Batch = Mapping[str, jax.Array]
+Params = dict[str, Any]
+
+
+class Objective(NamedTuple):
+    """Two functions.
+
+    `init(key, batch)` gives parameters in named groups. `loss(params, frozen, batch, key)` gives
+    (weighted sum of the loss, sum of the weights, metrics as weighted sums): the trainer divides
+    once by the weight of the whole global batch. `frozen` holds teachers and encoders that are
+    not trained. `batch["ordinal"]` (B,) is the number of each sample in the stream, and `key` is
+    the same for the whole stage: noise is keyed by sample, so a sample's loss is the same
+    whatever it is batched with.
+    """
+
+    init: Callable[[jax.Array, Batch], Params]
+    loss: Callable[
+        [Params, Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]
+    ]
+
+
+def sample_keys(key: jax.Array, ordinal_B: jax.Array) -> jax.Array:
+    """One random key for each sample of the stream."""
+    return jax.vmap(lambda ordinal: jax.random.fold_in(key, ordinal))(ordinal_B)

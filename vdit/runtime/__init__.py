@@ -1,0 +1,1 @@
+"""The machine: mesh, optimizer, checkpoints, metrics, files. Knows no model."""

@@ -1,0 +1,429 @@
+"""Checkpoints: orbax saves in the background, SHA-256 digests say what can be trusted.
+
+A step is a folder named by its number, with one item each for the state (parameters, moments, step,
+key), the EMA, the data iterator and the meta data (JSON). When orbax has committed it,
+`digests.json` with the size and digest of every file is written inside, last and atomically: a
+folder without it is an unfinished save. A damaged or unfinished step is named in a warning, and the
+step before it is taken.
+"""
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import math
+import os
+import re
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import SingleDeviceSharding
+
+from vdit.errors import UserError
+from vdit.runtime.files import write_text
+
+FORMAT = 1  # of a step's folder and trees; raised when an old reader would misread it
+DIGESTS = "digests.json"
+ITEMS = ("state", "ema", "iterator", "meta")
+TO_SAMPLE = ("ema", "meta")  # items that are enough to use a model
+TEMPORARY = "*.orbax-checkpoint-tmp*"  # what an interrupted save leaves
+log = logging.getLogger("vdit")
+
+
+class Restored(NamedTuple):
+    """What `Checkpoints.restore` found; the iterator, if one was given, stands where it was."""
+
+    step: int
+    state: Any
+    ema: Any
+    meta: dict[str, Any]
+
+
+# --------------------------------------------------------------------------------------------------
+# Reading: functions of a stage's folder; they write nothing
+
+
+def all_steps(directory: str | os.PathLike[str]) -> list[int]:
+    """The numbers of all step folders, ascending, finished or not."""
+    try:
+        names = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
+
+
+def is_finished(directory: str | os.PathLike[str], step: int) -> bool:
+    """Whether the save of `step` ran to its end. Does not look into the files."""
+    return (Path(directory) / str(step) / DIGESTS).is_file()
+
+
+def damage(
+    directory: str | os.PathLike[str], step: int, items: tuple[str, ...] = ITEMS
+) -> str | None:
+    """What is wrong with the first bad file of `items`, as "FILE: REASON"; None if all are good.
+
+    Reads every byte. Files beside those in the digests are not looked at.
+    """
+    folder = Path(directory) / str(step)
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return f"{folder.name}: the folder is {'empty' if folder.is_dir() else 'missing'}"
+    try:
+        digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))["files"]
+        expected = [(name, int(size), str(sha)) for name, (size, sha) in digests.items()]
+    except FileNotFoundError:
+        return f"{DIGESTS}: missing, the save was not finished"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{DIGESTS}: unreadable"
+    for name, size, sha in expected:
+        item = name.split("/")[0]
+        if item in ITEMS and item not in items:
+            continue
+        try:
+            actual = (folder / name).stat().st_size
+            if actual != size:
+                return f"{name}: {actual} bytes, {size} were saved"
+            if _sha256(folder / name) != sha:
+                return f"{name}: its bytes are not those that were saved (SHA-256)"
+        except FileNotFoundError:
+            return f"{name}: missing"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+    return None
+
+
+def newest_good_step(
+    directory: str | os.PathLike[str], items: tuple[str, ...] = TO_SAMPLE
+) -> int | None:
+    """The newest step whose `items` are undamaged, None if there is no step at all.
+
+    Warns of each newer step that is damaged, with the file. Raises `UserError` if all are.
+    """
+    reasons: list[str] = []
+    for step in reversed(all_steps(directory)):
+        reason = damage(directory, step, items)
+        if reason is None:
+            for line in reasons:
+                log.warning("%s; taking step %d", line, step)
+            return step
+        reasons.append(f"checkpoint {Path(directory) / str(step)} is damaged: {reason}")
+    if reasons:
+        raise UserError("; ".join(reasons) + "; no good step is left")
+    return None
+
+
+def load_meta(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
+    """The meta data of a step. Raises `UserError` if there is no such step, or a newer format."""
+    import orbax.checkpoint as ocp
+
+    return _read(directory, step, meta=ocp.args.JsonRestore())["meta"]
+
+
+def saved_shapes(
+    directory: str | os.PathLike[str], step: int, item: str
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Path ("a/b/c") -> shape and dtype of every array in the item "state" or "ema" of a step."""
+    leaves = jax.tree_util.tree_leaves_with_path(_saved_tree(directory, step, item))
+    return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
+
+
+def restore_ema(directory: str | os.PathLike[str], step: int, abstract: Any = None) -> Any:
+    """The EMA of a step, placed by the shardings of `abstract`; without it, on the first device.
+
+    Does not verify the digests: take the step from `newest_good_step`.
+    """
+    import orbax.checkpoint as ocp
+
+    if abstract is None:
+        abstract = _saved_tree(directory, step, "ema")
+        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract)
+    abstract = _placed(abstract)
+    _check_shapes(directory, step, "ema", abstract)
+    return _read(directory, step, ema=ocp.args.StandardRestore(abstract))["ema"]
+
+
+def _read(directory: str | os.PathLike[str], step: int, **items: Any) -> Any:
+    """Some items of a step; the meta data always, and its format checked first."""
+    import orbax.checkpoint as ocp
+
+    folder = (Path(directory) / str(step)).absolute()
+    if not is_finished(directory, step):
+        known = ", ".join(map(str, all_steps(directory))) or "none"
+        raise UserError(f"{directory} holds no finished step {step}; steps there: {known}")
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        composite = ocp.args.Composite(meta=ocp.args.JsonRestore())
+        meta = reader.restore(folder, args=composite)["meta"]
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"checkpoint {folder} has format {meta['format']}; this vdit reads format {FORMAT}"
+            )
+        items.pop("meta", None)
+        read = dict(reader.restore(folder, args=ocp.args.Composite(**items))) if items else {}
+    return read | {"meta": meta}
+
+
+def _saved_tree(directory: str | os.PathLike[str], step: int, item: str) -> Any:
+    import orbax.checkpoint as ocp
+    from etils import epath
+
+    folder = epath.Path(directory) / str(step) / item
+    metadata = ocp.StandardCheckpointHandler().metadata(folder)
+    return getattr(metadata, "tree", metadata)
+
+
+def _check_shapes(directory: str | os.PathLike[str], step: int, item: str, abstract: Any) -> None:
+    """Refuses a checkpoint of another model, naming the first array that differs."""
+    saved = saved_shapes(directory, step, item)
+    wanted = {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
+    for name in sorted(saved.keys() | wanted.keys()):
+        here = f"checkpoint {Path(directory) / str(step)}: {item}/{name}"
+        if name not in saved or name not in wanted:
+            raise UserError(f"{here} is only in {'it' if name in saved else 'this model'}")
+        is_key = jax.dtypes.issubdtype(wanted[name].dtype, jax.dtypes.prng_key)
+        if not is_key and saved[name].shape != wanted[name].shape:
+            raise UserError(
+                f"{here} has shape {saved[name].shape}, this model has {wanted[name].shape}"
+            )
+
+
+def _placed(abstract: Any) -> Any:
+    """The abstract tree with a sharding at every leaf: orbax refuses to guess one."""
+    here = SingleDeviceSharding(jax.devices()[0])
+
+    def place(x: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
+
+    return jax.tree.map(place, abstract)
+
+
+_name = functools.partial(jax.tree_util.keystr, simple=True, separator="/")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# --------------------------------------------------------------------------------------------------
+# Writing
+
+
+class Checkpoints:
+    """The checkpoints of one stage. Making one touches neither the disk nor a thread.
+
+    The newest `keep` finished steps stay; older ones go when a newer one is finished.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
+        if keep < 1:
+            raise UserError(f"keep of {keep} checkpoints: at least 1 must stay")
+        self.directory = Path(directory).absolute()
+        self.keep = keep
+        self._saver: Any = None  # orbax's, made at the first save
+        self._saving: tuple[int, threading.Thread] | None = None
+        self._error: Exception | None = None  # of the thread that saves
+        self._bad: set[int] = set()  # steps that restore passed over
+
+    def steps(self) -> list[int]:
+        """The finished steps, ascending."""
+        return [step for step in all_steps(self.directory) if is_finished(self.directory, step)]
+
+    def latest(self) -> int | None:
+        """The newest finished step, not verified."""
+        return max(self.steps(), default=None)
+
+    def newest_meta(self) -> dict[str, Any] | None:
+        """The meta data of the newest step in which it is undamaged; None if there is none."""
+        for step in reversed(self.steps()):
+            if damage(self.directory, step, ("meta",)) is None:
+                return load_meta(self.directory, step)
+        return None
+
+    def save(self, step: int, state: Any, ema: Any, iterator: Any, meta: Mapping[str, Any]) -> None:
+        """Saves in the background; what is given may be donated or changed at once.
+
+        `state` and `ema` are trees of arrays, `iterator` is grain's or None, `meta` JSON-able.
+        Waits for the save before and raises its error. A finished step is not saved again, unless
+        `restore` found it damaged; damaged and unfinished folders in the way become STEP.bad.
+        Raises `UserError` where the folder cannot be written or has no room.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if step in self.steps() and step not in self._bad:
+            return
+        self._make_way(step, (state, ema))
+        items = {
+            "state": ocp.args.StandardSave(state),
+            "ema": ocp.args.StandardSave(ema),
+            "meta": ocp.args.JsonSave({**meta, "format": FORMAT}),
+        }
+        if iterator is not None:
+            import grain
+
+            items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
+        if self._saver is None:
+            logging.getLogger("absl").addFilter(_no_orbax_traceback)
+            self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        thread = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint {step}")
+        try:
+            self._saver.save(self.directory / str(step), args=ocp.args.Composite(**items))
+        except (OSError, ValueError) as error:
+            self._fail(step, error)
+        thread.start()
+        self._saving = step, thread
+
+    def wait(self) -> None:
+        """Waits for the save in the background, if any, and raises its error."""
+        if self._saving is None:
+            return
+        step, thread = self._saving
+        thread.join()
+        error, self._saving, self._error = self._error, None, None
+        if error is not None:
+            self._fail(step, error)
+
+    def close(self) -> None:
+        """Waits for the save in the background, raises its error, and ends orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            if self._saver is not None:
+                self._saver.close()
+                self._saver = None
+
+    def restore(
+        self,
+        abstract_state: Any,
+        abstract_ema: Any,
+        iterator: Any = None,
+        check: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Restored | None:
+        """The newest good step, placed by the shardings of the abstract trees; None if no step is.
+
+        The topology may be another than at the save. `check(meta)` is called before arrays are read
+        and may raise. `iterator` (grain's, or None) is moved to where it was. Raises `UserError` if
+        every step is damaged, or holds another model's arrays.
+        """
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        step = self._newest_everywhere()
+        if step is None:
+            return None
+        self._bad = {other for other in all_steps(self.directory) if other > step}
+        meta = load_meta(self.directory, step)
+        if check is not None:
+            check(meta)
+        abstract = {"state": _placed(abstract_state), "ema": _placed(abstract_ema)}
+        for item, tree in abstract.items():
+            _check_shapes(self.directory, step, item, tree)
+        items = {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()}
+        if iterator is not None:
+            import grain
+
+            mine = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+            folder = self.directory / str(step) / "iterator"
+            if not (folder / mine).is_file():
+                there = sorted(path.name for path in folder.glob("process_*"))
+                raise UserError(f"{folder} has no {mine} to resume from (there: {there})")
+            items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)
+        read = _read(self.directory, step, **items)
+        return Restored(step, read["state"], read["ema"], meta)
+
+    def _newest_everywhere(self) -> int | None:
+        """The newest good step; process 0 reads the files and tells the others."""
+        if jax.process_count() == 1:
+            return newest_good_step(self.directory, ITEMS)
+        step, error = -1, UserError(f"no checkpoint in {self.directory} is good")
+        if jax.process_index() == 0:
+            try:
+                found = newest_good_step(self.directory, ITEMS)
+                step = -1 if found is None else found
+            except UserError as reason:
+                step, error = -2, reason
+        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+        if step == -2:
+            raise error
+        return None if step == -1 else step
+
+    def _make_way(self, step: int, trees: Any) -> None:
+        """Before a save, on process 0: a folder that can take it, with nothing in its place."""
+        if jax.process_index() != 0:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            self._remove_temporary()
+            for other in sorted(self._bad | {step}):
+                folder, aside = self.directory / str(other), self.directory / f"{other}.bad"
+                if folder.exists():
+                    shutil.rmtree(aside, ignore_errors=True)
+                    folder.rename(aside)
+            self._bad.clear()
+            with tempfile.TemporaryFile(dir=self.directory):  # orbax would fail later, and noisily
+                free = shutil.disk_usage(self.directory).free
+        except OSError as error:
+            self._fail(step, error)
+        needed = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(trees))
+        if free < needed:
+            raise UserError(
+                f"cannot save checkpoint {self.directory / str(step)}: it needs"
+                f" {needed / 1e6:.1f} MB, {free / 1e6:.1f} MB are free"
+            )
+
+    def _finish(self, step: int) -> None:
+        """In a thread: waits for orbax's commit, writes the digests, deletes what is too old."""
+        try:
+            self._saver.wait_until_finished()
+            if jax.process_index() == 0:
+                write_digests(self.directory / str(step))
+                self._prune()
+        except Exception as error:  # raised again by `wait`
+            self._error = error
+
+    def _prune(self) -> None:
+        oldest = self.steps()[-self.keep :][0]
+        for path in self.directory.iterdir():
+            number = path.name.removesuffix(".bad")
+            if number.isdecimal() and int(number) < oldest:
+                (path / DIGESTS).unlink(missing_ok=True)  # half deleted must not look finished
+                shutil.rmtree(path)
+
+    def _remove_temporary(self) -> None:
+        for path in self.directory.glob(TEMPORARY):
+            shutil.rmtree(path)
+
+    def _fail(self, step: int, error: Exception) -> NoReturn:
+        """Raises `error`, as a `UserError` if its cause is the disk."""
+        with contextlib.suppress(OSError):
+            self._remove_temporary()
+        if isinstance(error, UserError):
+            raise error
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        if isinstance(error, OSError) or "os_error_code" in reason:  # the latter: tensorstore
+            reason = re.sub(r".*: (.*) \[os_error_code.*", r"\1", reason)
+            where = self.directory / str(step)
+            raise UserError(f"cannot save checkpoint {where}: {reason}") from error
+        raise error
+
+
+def write_digests(folder: Path) -> None:
+    """Writes size and SHA-256 of every file in a step's folder to `DIGESTS` inside it."""
+    files = {
+        path.relative_to(folder).as_posix(): (path.stat().st_size, _sha256(path))
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    write_text(folder / DIGESTS, json.dumps({"format": FORMAT, "files": files}, indent=1))
+
+
+def _no_orbax_traceback(record: logging.LogRecord) -> bool:
+    """A log filter: orbax prints the tracebacks of errors that it also raises."""
+    return not (record.exc_info and "orbax" in record.pathname)

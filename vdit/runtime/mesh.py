@@ -1,0 +1,123 @@
+"""The mesh and the placement of arrays on it: rules from a parameter's path to mesh axes.
+
+Four axes. `data` splits the batch; `fsdp` splits the batch and, between uses, the parameters;
+`tensor` splits heads and mlp columns; `sequence` splits tokens. XLA inserts the communication
+(axes of type Auto), so a model never sees them: one device and 512 are the same program.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from vdit.errors import UserError
+
+AXES = ("data", "fsdp", "tensor", "sequence")
+BATCH = ("data", "fsdp")  # axes that a batch's leading dimension is split over
+
+# Leaves under `blocks/` lead with a dimension of stacked layers, which a scan walks: never split.
+STACKED = re.compile(r"(^|/)blocks/")
+
+# (regex on the path, axes of the LAST dimensions). The first match counts; no match, no axes.
+# A column-split kernel before a row-split one needs a single all-reduce a pair (Megatron-LM,
+# arXiv:1909.08053). Moments and EMA end in the same names, so they follow.
+Rules = Sequence[tuple[str, tuple[str | None, ...]]]
+RULES: Rules = (
+    (r"(^|/)(q|k|v|up)/kernel$", (None, "tensor")),
+    (r"(^|/)(o|down)/kernel$", ("tensor", None)),
+)
+SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more than splitting saves
+
+
+def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (or `devices`) with the axes of `AXES`; a missing axis has size 1.
+
+    At most one axis may be -1: it takes the devices that the others leave. Raises `UserError` for
+    an unknown axis, a size that is no positive integer, or sizes that do not multiply to the number
+    of devices.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    given = ", ".join(f"{name}={size}" for name, size in axes.items())
+    for name, size in axes.items():
+        if name not in AXES:
+            raise UserError(f"mesh axis {name!r} is unknown: the axes are {', '.join(AXES)}")
+        if size != -1 and size < 1:
+            raise UserError(f"mesh {given}: {name} must be a positive number, or -1 for the rest")
+    sizes = {name: int(axes.get(name, 1)) for name in AXES}
+    free = [name for name, size in sizes.items() if size == -1]
+    if len(free) > 1:
+        raise UserError(f"mesh {given}: only one axis may be -1, here {' and '.join(free)} are")
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    works = fixed == len(devices) or (bool(free) and len(devices) % fixed == 0)
+    if not works:
+        divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
+        allowed = f"one of {divisors}" if free else f"{len(devices)} (or set one axis to -1)"
+        raise UserError(
+            f"mesh {given}: the fixed axes multiply to {fixed}, but there are {len(devices)}"
+            f" device(s): the product must be {allowed}"
+        )
+    if free:
+        sizes[free[0]] = len(devices) // fixed
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+
+
+def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
+    """The tree of `NamedSharding`s for parameters, moments or EMA (arrays or abstract values).
+
+    A leaf is placed by its path: first the tensor axes that `rules` name, then `fsdp` on the
+    largest remaining dimension that it divides. A dimension that an axis does not divide stays
+    whole; a leaf of fewer than `SMALL` elements is replicated.
+    """
+
+    def place(path: Any, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, _spec(mesh, name, tuple(leaf.shape), rules))
+
+    return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
+    if math.prod(shape) < SMALL:
+        return PartitionSpec()
+    axes: list[str | None] = [None] * len(shape)
+    named = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
+    for dim, axis in enumerate(named, start=len(shape) - len(named)):
+        if axis is not None and dim >= 0 and mesh.shape[axis] > 1:
+            axes[dim] = axis if shape[dim] % mesh.shape[axis] == 0 else None
+    first = 1 if STACKED.search(name) else 0
+    free = [d for d in range(first, len(shape)) if axes[d] is None]
+    free = [d for d in free if shape[d] % mesh.shape["fsdp"] == 0]
+    if free and mesh.shape["fsdp"] > 1:
+        axes[max(free, key=lambda d: shape[d])] = "fsdp"
+    return PartitionSpec(*axes)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Placement of a batch: its leading dimension over (data, fsdp)."""
+    return NamedSharding(mesh, PartitionSpec(BATCH))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Placement of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def sequence_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
+    """A function that pins activations (B, L, ...) to ((data, fsdp), sequence), for use inside jit.
+
+    A dimension that its axes do not divide stays whole (a single sample on eight devices).
+    """
+
+    def constrain(x: jax.Array) -> jax.Array:
+        sizes = (math.prod(mesh.shape[a] for a in BATCH), mesh.shape["sequence"])
+        axes = [
+            axis if x.shape[dim] % size == 0 else None
+            for dim, (axis, size) in enumerate(zip((BATCH, "sequence"), sizes, strict=True))
+        ]
+        return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return constrain

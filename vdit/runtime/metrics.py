@@ -1,0 +1,254 @@
+"""The numbers of a run: `metrics.jsonl`, one JSON object a line; the same as TensorBoard events.
+
+Dimension key: N clips, T frames, H height, W width.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdit.errors import UserError
+from vdit.runtime.files import atomic_path
+
+Value = float | int | str | None
+
+
+class Metrics:
+    """Appends to WORKDIR/metrics.jsonl and to the events of WORKDIR/tensorboard/STAGE.
+
+    Each stage has an event folder of its own, so that taking back the steps of one (see
+    `truncate`) leaves the others alone. A Metrics that is not `active` writes nothing: of several
+    processes on one workdir, one is. Raises `UserError` where the folder cannot be written.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], active: bool = True) -> None:
+        self.workdir = Path(workdir)
+        self.path = self.workdir / "metrics.jsonl"
+        self.active = active
+        self._rows: io.FileIO | None = None
+        self._events: dict[str, Any] = {}
+
+    def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
+        """Adds one row {"stage", "step", **values} and, of its numbers, TensorBoard scalars.
+
+        Values are numbers on the host (Python's, NumPy's or arrays of one element) or strings.
+        Floats keep six significant digits; what is not finite becomes null in the row. A scalar's
+        tag is stage/name; short strings of the row stand between, so that the eval rows
+        {"split": "real", "objects": "one", ...} and {"split": "generated", ...} stay apart.
+        """
+        if not self.active:
+            return
+        values = {name: _plain(value) for name, value in values.items()}
+        row = {"stage": stage, "step": int(step)}
+        row |= {name: _rounded(value) for name, value in values.items()}
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        with _refusing(self.path):
+            if self._rows is None:
+                self.workdir.mkdir(parents=True, exist_ok=True)
+                _end_last_line(self.path)
+                self._rows = open(self.path, "ab", buffering=0)
+            data = line.encode()
+            if self._rows.write(data) != len(data):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._scalars(stage, int(step), values)
+
+    def video(self, stage: str, step: int, name: str, video: np.ndarray, fps: float) -> None:
+        """Adds an animated GIF as a TensorBoard image.
+
+        Args:
+          video: uint8 (T, H, W, 3), or (N, T, H, W, 3), which is tiled to a grid.
+          fps: frames a second; GIF knows whole hundredths of a second a frame.
+        """
+        if not self.active:
+            return
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        tiled_THWC = tile(video)
+        image = Summary.Image(
+            height=tiled_THWC.shape[1],
+            width=tiled_THWC.shape[2],
+            colorspace=3,
+            encoded_image_string=_gif(tiled_THWC, fps),
+        )
+        value = Summary.Value(tag=f"{stage}/{name}", image=image)
+        self._event(stage, step=int(step), summary=Summary(value=[value]))
+
+    def truncate(self, stage: str, step: int) -> None:
+        """Takes back the rows of `stage` after `step`, which a resumed run will write again."""
+        if not self.active:
+            return
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+
+        if (self.workdir / "tensorboard" / stage).exists():
+            # TensorBoard's own way: a restart at a step hides what came at that step or later.
+            restart = SessionLog(status=SessionLog.START)
+            self._event(stage, step=int(step) + 1, session_log=restart)
+        if not self.path.exists():
+            return
+        kept = [
+            line
+            for line, row in _lines(self.path)
+            if not (row.get("stage") == stage and row.get("step", 0) > step)
+        ]
+        self._close_rows()
+        with atomic_path(self.path) as temporary:
+            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+
+    def close(self) -> None:
+        """Closes the files; writing again opens them again."""
+        self._close_rows()
+        for writer in self._events.values():
+            writer.close()
+        self._events = {}
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def _close_rows(self) -> None:
+        if self._rows is not None:
+            self._rows.close()
+            self._rows = None
+
+    def _scalars(self, stage: str, step: int, values: Mapping[str, Value]) -> None:
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        names = [v.replace("/", "-") for v in values.values() if isinstance(v, str) and len(v) < 33]
+        prefix = "/".join([stage, *names])
+        scalars = [
+            Summary.Value(tag=f"{prefix}/{name}", simple_value=value)
+            for name, value in values.items()
+            if isinstance(value, float | int)
+        ]
+        if scalars:
+            self._event(stage, step=step, summary=Summary(value=scalars))
+
+    def _event(self, stage: str, **fields: Any) -> None:
+        """Writes one event of `stage`, opening its file at the first.
+
+        tensorboard's EventFileWriter imports tensorflow where that is installed, and reports a
+        full disk from a thread, one event late; its RecordWriter, the inner half, does neither.
+        """
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        folder = self.workdir / "tensorboard" / stage
+        with _refusing(folder):
+            if stage not in self._events:
+                folder.mkdir(parents=True, exist_ok=True)
+                name = f"events.out.tfevents.{time.time():017.6f}.vdit"
+                self._events[stage] = RecordWriter(open(folder / name, "xb", buffering=0))
+                header = Event(wall_time=time.time(), file_version="brain.Event:2")
+                self._events[stage].write(header.SerializeToString())
+            event = Event(wall_time=time.time(), **fields)
+            self._events[stage].write(event.SerializeToString())
+
+
+def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The rows of WORKDIR/metrics.jsonl in order; none where there is no file.
+
+    A line that is no JSON object (the last one of a run that was killed) is left out.
+    """
+    path = Path(workdir) / "metrics.jsonl"
+    return [row for _, row in _lines(path)] if path.exists() else []
+
+
+def environment() -> dict[str, str]:
+    """What a run ran on: versions and device; `report` shows the last row of the stage "run"."""
+    import jax
+
+    found = {"python": platform.python_version()}
+    for package in ("vdit", "jax", "flax", "optax"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+
+
+def tile(video: np.ndarray, gap: int = 1) -> np.ndarray:
+    """(N, T, H, W, 3) uint8 side by side in a grid about as wide as high, on grey lines.
+
+    A single video (T, H, W, 3) comes back as it is.
+    """
+    if video.dtype != np.uint8 or video.ndim not in (4, 5) or video.shape[-1] != 3:
+        raise ValueError(
+            f"a video is uint8 (T, H, W, 3) or (N, T, H, W, 3), not {video.dtype} {video.shape}"
+        )
+    if video.ndim == 4:
+        return video
+    n, t, h, w, _ = video.shape
+    columns = max(1, round(math.sqrt(n * h / w)))
+    rows = math.ceil(n / columns)
+    shape = (t, rows * (h + gap) - gap, columns * (w + gap) - gap, 3)
+    canvas_THWC = np.full(shape, 128, np.uint8)
+    for i in range(n):
+        top, left = i // columns * (h + gap), i % columns * (w + gap)
+        canvas_THWC[:, top : top + h, left : left + w] = video[i]
+    return canvas_THWC
+
+
+def _gif(video_THWC: np.ndarray, fps: float) -> bytes:
+    """An endless GIF of uint8 frames."""
+    from PIL import Image
+
+    frames = [Image.fromarray(frame) for frame in video_THWC]
+    stream = io.BytesIO()
+    frames[0].save(
+        stream,
+        "GIF",
+        save_all=True,
+        append_images=frames[1:],
+        duration=max(20, round(100 / fps) * 10),  # browsers slow down what is shorter than 20 ms
+        loop=0,
+    )
+    return stream.getvalue()
+
+
+def _plain(value: Any) -> Value:
+    """A NumPy or JAX scalar as Python's."""
+    return value.item() if hasattr(value, "item") else value
+
+
+def _rounded(value: Value) -> Value:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(line as it stands, row) of every line that is a JSON object."""
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError):  # half written; also what is not UTF-8
+            row = json.loads(line)
+            if isinstance(row, dict):
+                yield line, row
+
+
+def _end_last_line(path: Path) -> None:
+    """Ends a half-written last line, so that the next row does not become part of it."""
+    if path.exists() and path.stat().st_size:
+        with open(path, "rb+") as file:
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+
+
+@contextlib.contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """A full disk or a read-only folder as one line."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

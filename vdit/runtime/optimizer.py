@@ -1,0 +1,233 @@
+"""Optimizers and the moving average of parameters.
+
+`adamw` and `muon`, each with clipping, warmup and a schedule. Muon orthogonalises the momentum of
+weight matrices; a stacked kernel (layers, in, out) is one matrix a layer. What is no such matrix
+goes to AdamW inside the same transform.
+
+Dimension key: I in, O out of a kernel; M <= N the sides of a matrix after transposition.
+"""
+
+import functools
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vdit.errors import UserError
+
+# Muon's matrices: the linear maps of attention and mlp. Modulation (its gradient's rank is that of
+# the few conditions in a batch), embeddings, heads, norms and biases are Adam's.
+MATRICES = re.compile(r"(^|/)blocks/(.*/)?(q|k|v|o|up|down)/kernel$")
+
+# Odd quintics a x + b x^3 + c x^5 whose composition takes singular values in [floor, 1] nearest
+# to 1: minimax, one after the other (Polar Express, arXiv:2505.16932), for floors of 1e-2, 3e-3 and
+# 1e-3. Iterations -> coefficients; the results lie within 1 +- 0.27, 0.20, 0.12.
+NEWTON_SCHULZ: dict[int, tuple[tuple[float, float, float], ...]] = {
+    3: (
+        (8.0934, -23.6205, 17.4462),
+        (3.6366, -2.7219, 0.5365),
+        (2.6613, -1.9772, 0.4526),
+    ),
+    4: (
+        (8.3837, -24.7659, 18.3571),
+        (4.0434, -3.0114, 0.5695),
+        (3.5056, -2.6267, 0.5257),
+        (2.4901, -1.8343, 0.4368),
+    ),
+    5: (
+        (8.4703, -25.1082, 18.6293),
+        (4.1828, -3.1087, 0.5806),
+        (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074),
+        (2.2737, -1.6447, 0.4162),
+    ),
+}
+SAFETY = 1.01  # the quintics explode just above their interval: room for bfloat16's rounding
+
+
+# --------------------------------------------------------------------------------------------------
+# Schedules: a factor on the learning rate
+
+SCHEDULES: dict[str, Callable[[jax.Array], jax.Array]] = {
+    "cosine": lambda progress: 0.5 * (1 + jnp.cos(jnp.pi * progress)),
+    "linear": lambda progress: 1 - progress,
+    "constant": jnp.ones_like,
+}
+
+
+def make_schedule(name: str, steps: int, warmup: int) -> optax.Schedule:
+    """step -> factor in (0, 1]: a linear rise over `warmup` steps, then `name` down to `steps`."""
+    if name not in SCHEDULES:
+        raise UserError(f"schedule {name!r} is unknown: known are {', '.join(SCHEDULES)}")
+    if not 0 <= warmup < max(steps, 1):
+        raise UserError(
+            f"warmup of {warmup} steps: allowed are 0 to {steps - 1}, for {steps} steps"
+        )
+
+    def factor(step: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(step, jnp.float32)
+        rise = jnp.minimum(1.0, (step + 1) / max(warmup, 1))
+        return rise * SCHEDULES[name](jnp.clip((step - warmup) / max(steps - warmup, 1), 0, 1))
+
+    return factor
+
+
+# --------------------------------------------------------------------------------------------------
+# Muon
+
+
+def is_matrix(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
+    """Whether Muon takes the leaf at `path` ("a/b/c"): a stacked kernel of attention or mlp."""
+    return leaf.ndim == 3 and MATRICES.search(path) is not None
+
+
+def orthogonalize(x: jax.Array, iterations: int = 3, dtype: str = "float32") -> jax.Array:
+    """The polar factor of each matrix of x (..., I, O), to the accuracy of `NEWTON_SCHULZ`.
+
+    `dtype` is that of the products' operands; sums and the result are float32. This is the Newton-
+    Schulz iteration of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its first
+    products also bound the largest singular value, much closer than the Frobenius norm does, by the
+    Schatten 8-norm ||(x x^T)^2||_F^(1/4); with the coefficients that saves two iterations of five.
+    """
+    if x.shape[-2] > x.shape[-1]:  # the smaller side on the left: products of M x M
+        return orthogonalize(x.mT, iterations, dtype).mT
+
+    def product(a: jax.Array, b: jax.Array) -> jax.Array:
+        return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+
+    norm = functools.partial(jnp.linalg.norm, axis=(-2, -1), keepdims=True)
+    x = x / jnp.maximum(norm(x), 1e-12)
+    coefficients = NEWTON_SCHULZ[iterations]
+    for i, (a, b, c) in enumerate(coefficients):
+        s = SAFETY if i < len(coefficients) - 1 else 1.0
+        gram = product(x, x.mT)
+        gram2 = product(gram, gram)
+        if i == 0:
+            bound = jnp.maximum(norm(gram2) ** 0.25, 1e-3)  # below that only for x = 0
+            x, gram, gram2 = x / bound, gram / bound**2, gram2 / bound**4
+        x = (a / s) * x + product((b / s**3) * gram + (c / s**5) * gram2, x)
+    return x
+
+
+class MuonState(NamedTuple):
+    """The momentum, one array a parameter."""
+
+    momentum: optax.Updates
+
+
+def scale_by_muon(
+    momentum: float, iterations: int, dtype: str = "float32"
+) -> optax.GradientTransformation:
+    """Muon's direction for a tree of (..., I, O) kernels: Nesterov momentum, orthogonalised.
+
+    Scaled by sqrt(max(1, O / I)), so that one learning rate fits every shape.
+    """
+
+    def init(params: optax.Params) -> MuonState:
+        return MuonState(jax.tree.map(jnp.zeros_like, params))
+
+    def update(
+        updates: optax.Updates, state: MuonState, params: optax.Params | None = None
+    ) -> tuple[optax.Updates, MuonState]:
+        del params
+        moved = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, updates)
+
+        def direction(m: jax.Array, g: jax.Array) -> jax.Array:
+            scale = math.sqrt(max(1.0, g.shape[-1] / g.shape[-2]))
+            return scale * orthogonalize(momentum * m + g, iterations, dtype)
+
+        return jax.tree.map(direction, moved, updates), MuonState(moved)
+
+    return optax.GradientTransformation(init, update)
+
+
+# --------------------------------------------------------------------------------------------------
+# The optimizers
+
+
+def _map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    def call(path: Any, leaf: Any) -> Any:
+        return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    return jax.tree_util.tree_map_with_path(call, tree)
+
+
+def _decay(weight_decay: float) -> optax.GradientTransformation:
+    """Decoupled weight decay (AdamW, arXiv:1711.05101) of kernels; norms and biases are left."""
+    mask = functools.partial(_map_paths, lambda path, leaf: path.endswith("kernel"))
+    return optax.add_decayed_weights(weight_decay, mask)
+
+
+def _muon(
+    *, momentum: float = 0.95, newton_schulz: int = 3, newton_schulz_dtype: str = "float32"
+) -> optax.GradientTransformation:
+    if newton_schulz not in NEWTON_SCHULZ:
+        known = ", ".join(map(str, NEWTON_SCHULZ))
+        raise UserError(f"newton_schulz of {newton_schulz} iterations: allowed are {known}")
+    return scale_by_muon(momentum, newton_schulz, newton_schulz_dtype)
+
+
+OPTIONS = {"adamw": (), "muon": ("momentum", "newton_schulz", "newton_schulz_dtype")}
+
+
+def make_optimizer(
+    name: str,
+    *,
+    learning_rate: float,
+    steps: int,
+    adam_learning_rate: float | None = None,
+    warmup: int = 0,
+    schedule: str = "cosine",
+    clip: float | None = 1.0,
+    weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95),
+    **options: Any,
+) -> optax.GradientTransformation:
+    """An optax transform that gives matrices to `name` ("adamw" or "muon"), the rest to AdamW.
+
+    `learning_rate` is the matrices' (see `is_matrix`), `adam_learning_rate` the rest's (None: with
+    adamw the same, with muon a tenth). Both are peaks: after `warmup` the `schedule` brings them
+    down over `steps` updates. `clip` bounds the gradients' global norm (None: not). `weight_decay`
+    is per unit of learning rate, on kernels. Options of muon: `momentum` (0.95), `newton_schulz`
+    (3 iterations, or 4, 5) and `newton_schulz_dtype` ("float32", or "bfloat16" where that is
+    faster). Raises `UserError` for an unknown name, schedule or option.
+    """
+    if name not in OPTIONS:
+        raise UserError(f"optimizer {name!r} is unknown: known are {', '.join(OPTIONS)}")
+    for option in options:
+        if option not in OPTIONS[name]:
+            known = ", ".join(OPTIONS[name]) or "no options of its own"
+            raise UserError(f"optimizer {name} does not know {option!r}: it has {known}")
+    factor = make_schedule(schedule, steps, warmup)
+    if adam_learning_rate is None:
+        adam_learning_rate = learning_rate / 10 if name == "muon" else learning_rate
+    matrix = _muon(**options) if name == "muon" else optax.scale_by_adam(*betas)
+
+    def part(direction: optax.GradientTransformation, rate: float) -> Any:
+        return optax.chain(direction, _decay(weight_decay), optax.scale(-rate))
+
+    parts = {
+        "matrix": part(matrix, learning_rate),
+        "rest": part(optax.scale_by_adam(*betas), adam_learning_rate),
+    }
+    label = functools.partial(
+        _map_paths, lambda path, leaf: "matrix" if is_matrix(path, leaf) else "rest"
+    )
+    return optax.chain(
+        optax.identity() if clip is None else optax.clip_by_global_norm(clip),
+        optax.partition(parts, label),
+        optax.scale_by_schedule(factor),
+    )
+
+
+def ema_update(ema: Any, params: Any, decay: float, step: jax.typing.ArrayLike) -> Any:
+    """The moving average after update number `step` (from 0): ema + (1 - d) (params - ema).
+
+    d = min(decay, (1 + step) / (10 + step)), so that a young average is not its initial value.
+    """
+    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return jax.tree.map(lambda e, p: e + (1 - d) * (p - e), ema, params)

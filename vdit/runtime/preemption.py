@@ -1,0 +1,47 @@
+"""Stopping in good order: a signal sets a flag, and the loop saves before it leaves."""
+
+import os
+import signal
+import threading
+from types import FrameType
+from typing import Any, Self
+
+import jax
+from jax.experimental import multihost_utils
+
+
+class Preemption:
+    """A context in which SIGTERM and SIGINT (Ctrl-C) only set `requested`.
+
+    A second signal raises `KeyboardInterrupt`. The old handlers come back at the end. With several
+    processes SIGTERM is left to JAX's preemption service, which lets all of them stop at the same
+    step: there `reached` must be asked after every step.
+    """
+
+    def __init__(self) -> None:
+        self.requested = False
+        self._old: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if jax.process_count() == 1 and threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+        self._old.clear()
+
+    def reached(self, step: int) -> bool:
+        """Whether to save and stop after `step`; the same answer in every process."""
+        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
+            self.requested = True
+        return self.requested
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.requested:
+            raise KeyboardInterrupt
+        self.requested = True
+        name = signal.Signals(number).name
+        os.write(2, f"{name}: saving, then stopping; again to stop at once\n".encode())

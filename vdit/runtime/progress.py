@@ -1,0 +1,153 @@
+"""What a user sees on the terminal while a stage runs: step, rate, loss, time left."""
+
+import functools
+import math
+import sys
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+REDRAW = 0.1  # seconds between updates of the bar
+WINDOW = 30.0  # seconds that the rate is taken over
+
+
+class Progress:
+    """One bar where stdout is a terminal; else one line at most every `every` seconds.
+
+        with Progress("dit", total=2000, start=step) as progress:
+            progress.update(step, loss=0.12)
+
+    Counting starts at the first update, so compiling the first step is not in the rate. `update`
+    costs microseconds between redraws. One that is not `active` prints nothing: of several
+    processes, one is.
+    """
+
+    def __init__(
+        self, stage: str, total: int, start: int = 0, every: float = 10.0, active: bool = True
+    ) -> None:
+        self.stage, self.total, self.step = stage, total, start
+        self.active = active
+        self.values: dict[str, float | int | str] = {}
+        self._every = every
+        self._wait = every
+        self._next = 0.0
+        self._began = time.monotonic()
+        self._first: tuple[float, int] | None = None
+        self._marks: deque[tuple[float, int]] = deque()
+        self._printed = -1
+        self._bar: Any = None
+        self._task: Any = None
+
+    def __enter__(self) -> "Progress":
+        self._began = time.monotonic()
+        if self.active and sys.stdout.isatty() and not _console().is_dumb_terminal:
+            from rich.progress import BarColumn, SpinnerColumn, TextColumn
+            from rich.progress import Progress as Bar
+
+            self._wait = REDRAW
+            self._bar = Bar(
+                SpinnerColumn(finished_text="✓"),
+                TextColumn("[bold]{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.fields[line]}", markup=False),
+                console=_console(),
+                refresh_per_second=4,
+            )
+            self._task = self._bar.add_task(
+                self.stage, total=self.total, completed=self.step, line=self._line()
+            )
+            self._bar.start()
+        return self
+
+    def update(self, step: int, **values: float | int | str) -> None:
+        """`step` of the stage is done. Values are numbers on the host; the last ones stay shown."""
+        self.step = step
+        if values:
+            self.values.update(values)
+        now = time.monotonic()
+        if now >= self._next:
+            self._next = now + self._wait
+            self._mark(now)
+            self._show()
+
+    def note(self, text: str) -> None:
+        """Prints a line of its own, above the bar."""
+        if self.active:
+            _print(text)
+
+    def __exit__(self, *error: object) -> None:
+        now = time.monotonic()
+        self._mark(now)
+        took = f"took {clock(now - self._began)}"
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.step, line=self._line(took))
+            self._bar.stop()
+        elif self.active:
+            _print(f"{self.stage}  {self._line(took)}")
+
+    def _mark(self, now: float) -> None:
+        self._first = self._first or (now, self.step)
+        self._marks.append((now, self.step))
+        while len(self._marks) > 2 and self._marks[0][0] < now - WINDOW:
+            self._marks.popleft()
+
+    def _show(self) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self.step, line=self._line())
+        elif self.active and self.step != self._printed:
+            self._printed = self.step
+            _print(f"{self.stage}  {self._line()}")
+
+    def _line(self, end: str = "") -> str:
+        """step/total, rate, values, and the time left or `end`."""
+        parts = [f"{self.step}/{self.total}"]
+        rate = self._rate(whole=bool(end))
+        if rate:
+            speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
+            parts.append(f"{speed} steps/s" if rate >= 1 else f"{1 / rate:.3g} s/step")
+        parts += [f"{name} {_short(value)}" for name, value in self.values.items()]
+        if end:
+            parts.append(end)
+        elif rate:
+            parts.append(f"{clock((self.total - self.step) / rate)} left")
+        return "  ".join(parts)
+
+    def _rate(self, whole: bool) -> float:
+        """Steps a second, of the whole stage or lately; 0 where not known."""
+        if self._first is None:
+            return 0.0
+        (begin, first), (end, last) = self._first if whole else self._marks[0], self._marks[-1]
+        return (last - first) / (end - begin) if end > begin else 0.0
+
+
+def say(text: str) -> None:
+    """A heading, bold on a terminal."""
+    _print(text, style="bold")
+
+
+def clock(seconds: float) -> str:
+    """0:07, 12:05, 1:02:03."""
+    minutes, second = divmod(math.ceil(max(seconds, 0.0)), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+def _short(value: float | int | str) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+@functools.cache
+def _console() -> "Console":
+    from rich.console import Console
+
+    return Console()
+
+
+def _print(text: str, style: str | None = None) -> None:
+    if sys.stdout.isatty():
+        _console().print(text, style=style, markup=False, highlight=False)
+    else:
+        print(text, flush=True)

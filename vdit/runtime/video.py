@@ -1,0 +1,260 @@
+"""Video and picture files for people to look at: MP4, GIF, WebP, PNG, contact sheets.
+
+Everything takes uint8 RGB, is written whole or not at all, and can be enlarged by a whole factor
+`scale` (every pixel becomes a block), since a 32x32 clip is hard to see. The same pixels give the
+same file. PyAV and Pillow are imported where they are used.
+
+Dimension key: N videos, T frames, H height, W width.
+"""
+
+import base64
+import io
+import os
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vdit.errors import UserError
+from vdit.runtime.files import atomic_path
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+    from PIL.ImageFont import FreeTypeFont, ImageFont
+
+AnyPath = str | os.PathLike[str]
+
+
+def write_mp4(
+    path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1, crf: int = 12
+) -> None:
+    """Writes H.264 that every browser plays: yuv420p, BT.709, index in front.
+
+    `crf` 12 looks lossless (0 is the best, 51 the worst). 4:2:0 halves the colour's resolution:
+    a `scale` of 2 or more keeps every pixel's own colour. Odd sizes repeat their last row or
+    column, since the format has even sizes only.
+    """
+    import av
+    from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
+
+    rate = _rate(fps)
+    video_THW3 = _enlarged(video_THW3, scale)
+    odd_h, odd_w = video_THW3.shape[1] % 2, video_THW3.shape[2] % 2
+    video_THW3 = np.pad(video_THW3, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+    exact = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
+    with atomic_path(path) as temporary:
+        options = {"movflags": "faststart"}
+        with av.open(str(temporary), "w", format="mp4", options=options) as container:
+            stream: Any = container.add_stream(
+                "libx264", rate=rate, options={"crf": str(crf), "preset": "slow"}
+            )
+            stream.height, stream.width = video_THW3.shape[1:3]
+            stream.pix_fmt = "yuv420p"
+            context = stream.codec_context
+            context.time_base = 1 / rate
+            context.colorspace = context.color_primaries = ColorPrimaries.BT709
+            context.color_trc = ColorTrc.BT709
+            context.color_range = ColorRange.MPEG
+            for index, frame_HW3 in enumerate(video_THW3):
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), format="rgb24")
+                frame = frame.reformat(
+                    format="yuv420p",
+                    dst_colorspace="ITU709",
+                    dst_color_range=ColorRange.MPEG,
+                    interpolation=int(exact),
+                )
+                frame.pts, frame.time_base = index, 1 / rate
+                container.mux(stream.encode(frame))
+            container.mux(stream.encode(None))
+
+
+def gif_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
+    """An endlessly looping GIF with one palette of up to 256 colours, without dithering.
+
+    GIF counts time in hundredths of a second (the mean rate is kept) and shows at most 50
+    frames/s. Runs of equal frames are stored as one.
+    """
+    from PIL import Image
+
+    if fps > 50:
+        raise UserError(f"fps={fps}: GIF shows at most 50 frames a second")
+    durations = _durations(len(video_THW3), fps, unit_ms=10)
+    video_THW3 = _enlarged(video_THW3, scale)
+    palette = _palette(video_THW3[:, ::scale, ::scale])
+    frames = [
+        Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in video_THW3
+    ]
+    return _animation(frames, "GIF", durations, optimize=False, disposal=1)
+
+
+def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
+    """An endlessly looping, lossless animated WebP."""
+    from PIL import Image
+
+    durations = _durations(len(video_THW3), fps, unit_ms=1)
+    frames = [Image.fromarray(x) for x in _enlarged(video_THW3, scale)]
+    return _animation(frames, "WEBP", durations, lossless=True, quality=80, method=4)
+
+
+def png_bytes(image_HW3: np.ndarray, scale: int = 1) -> bytes:
+    """One picture as PNG."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(_enlarged(image_HW3[None], scale)[0]).save(buffer, "PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def write_gif(path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1) -> None:
+    """Writes what `gif_bytes` makes."""
+    _write(path, gif_bytes(video_THW3, fps, scale))
+
+
+def write_webp(path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1) -> None:
+    """Writes what `webp_bytes` makes."""
+    _write(path, webp_bytes(video_THW3, fps, scale))
+
+
+def write_png(path: AnyPath, image_HW3: np.ndarray, scale: int = 1) -> None:
+    """Writes what `png_bytes` makes."""
+    _write(path, png_bytes(image_HW3, scale))
+
+
+def contact_sheet(
+    path: AnyPath,
+    videos: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str] | None = None,
+    columns: int = 1,
+    every: int = 1,
+    scale: int = 1,
+) -> None:
+    """Writes a PNG of videos as strips of frames, each with its caption above.
+
+    `videos` is (N, T, H, W, 3) or a sequence of (T, H, W, 3) of one height and width; `columns`
+    strips stand side by side, of every `every`-th frame.
+    """
+    _write(path, contact_sheet_bytes(videos, captions, columns, every, scale))
+
+
+def contact_sheet_bytes(
+    videos: Sequence[np.ndarray] | np.ndarray,
+    captions: Sequence[str] | None = None,
+    columns: int = 1,
+    every: int = 1,
+    scale: int = 1,
+) -> bytes:
+    """The PNG that `contact_sheet` writes."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    gap, border = 2, 8
+    captions = [""] * len(videos) if captions is None else captions
+    if not len(videos) or len(videos) != len(captions):
+        raise UserError(f"contact sheet of {len(videos)} videos and {len(captions)} captions")
+    if columns < 1 or every < 1:
+        raise UserError(f"contact sheet with columns={columns}, every={every}: at least 1 each")
+    strips = [_enlarged(video[::every], scale) for video in videos]
+    if len({strip.shape[1:3] for strip in strips}) > 1:
+        raise UserError("contact sheet: the videos differ in height or width")
+    high, wide = strips[0].shape[1:3]
+    cell_w = max(len(strip) for strip in strips) * (wide + gap) - gap
+    cell_w = max(cell_w, 160)  # room for a caption above one small frame
+    font = ImageFont.load_default()
+    texts = [_wrapped(caption, font, cell_w, most=3) for caption in captions]
+    line_h = 14
+    rows = [range(i, min(i + columns, len(strips))) for i in range(0, len(strips), columns)]
+    text_h = [line_h * max(len(texts[i]) for i in row) for row in rows]
+    size = (
+        border + min(columns, len(strips)) * (cell_w + border),
+        border + sum(text_h) + len(rows) * (high + border),
+    )
+    sheet = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(sheet)
+    top = border
+    for row, above in zip(rows, text_h, strict=True):
+        for column, i in enumerate(row):
+            left = border + column * (cell_w + border)
+            for k, line in enumerate(texts[i]):
+                draw.text((left, top + k * line_h), line, fill="black", font=font)
+            for k, frame_HW3 in enumerate(strips[i]):
+                sheet.paste(Image.fromarray(frame_HW3), (left + k * (wide + gap), top + above))
+        top += above + high + border
+    return png_bytes(np.asarray(sheet))
+
+
+def to_data_uri(data: bytes, mime: str) -> str:
+    """A file's bytes as a data: address, for a page that stands alone."""
+    return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _enlarged(video_THW3: np.ndarray, scale: int) -> np.ndarray:
+    """Checks a video and makes a block of scale x scale of every pixel."""
+    shape, kind = np.shape(video_THW3), getattr(video_THW3, "dtype", None)
+    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+        raise UserError(f"a video to write is uint8 (T, H, W, 3), not {kind} {shape}")
+    if scale < 1:
+        raise UserError(f"scale={scale}: a whole number from 1 on")
+    return np.asarray(video_THW3).repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _rate(fps: float) -> Fraction:
+    if not 0.001 <= fps <= 1000:
+        raise UserError(f"fps={fps}: from 0.001 to 1000 frames a second")
+    return Fraction(fps).limit_denominator(1001)
+
+
+def _durations(count: int, fps: float, unit_ms: int) -> list[int]:
+    """How long each frame is shown, in ms: whole units whose sum keeps the mean rate."""
+    ends = [round(k * 1000 / (_rate(fps) * unit_ms)) for k in range(count + 1)]
+    return [(b - a) * unit_ms for a, b in zip(ends, ends[1:], strict=False)]
+
+
+def _palette(video_THW3: np.ndarray) -> "Image":
+    """The 256 colours that serve all frames best, from up to a million of their pixels."""
+    from PIL import Image
+
+    pixels_P3 = video_THW3.reshape(-1, 3)
+    pixels_P3 = pixels_P3[:: max(1, len(pixels_P3) // 1_000_000)]
+    return Image.fromarray(np.ascontiguousarray(pixels_P3[None])).quantize(256)
+
+
+def _animation(frames: Sequence["Image"], kind: str, durations: list[int], **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    frames[0].save(
+        buffer,
+        kind,
+        save_all=True,
+        append_images=frames[1:],
+        duration=durations,
+        loop=0,
+        **options,
+    )
+    return buffer.getvalue()
+
+
+def _wrapped(text: str, font: "FreeTypeFont | ImageFont", width: int, most: int) -> list[str]:
+    """Lines no wider than `width` pixels, at most `most` of them; "..." where text is left out."""
+
+    def fits(line: str) -> bool:
+        return font.getlength(line) <= width
+
+    lines: list[str] = [""]
+    words = text.split()
+    for word in words:
+        longer = f"{lines[-1]} {word}".strip()
+        if fits(longer) or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], lines[most - 1] + " ..."]
+    for i, line in enumerate(lines):
+        while not fits(line) and len(line) > 3:
+            line = line.removesuffix("...").rstrip()[:-1] + "..."
+        lines[i] = line
+    return lines
+
+
+def _write(path: AnyPath, data: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(data)

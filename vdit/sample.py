@@ -1,0 +1,340 @@
+"""From a request to videos: text, given frames, the denoising scan, the decoder.
+
+Dimension key: B videos, T frames, H height, W width; n latent frames, h w places, Z latent
+channels, L tokens, C token channels, S text tokens, K slots.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdit import build
+from vdit.config import default
+from vdit.diffusion.guidance import guided
+from vdit.diffusion.prediction import to_x0_eps
+from vdit.diffusion.sampler import initial_noise, sample, sampler
+from vdit.diffusion.schedule import timesteps
+from vdit.errors import UserError
+from vdit.models.text import TextEncoder, Tokenizer
+from vdit.nn.patch import unpatchify
+from vdit.objectives.diffusion import GIVEN, dense_tokens
+from vdit.objectives.vae import to_float, to_uint8
+from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
+from vdit.tokens import clip_frames, drop_text, latent_times, text_condition
+
+
+@dataclass(frozen=True)
+class Given:
+    """Frames that the video must contain: uint8 (T, H, W, 3) starting at `frame` of the clip."""
+
+    video: np.ndarray
+    frame: int = 0
+
+
+@dataclass
+class Result:
+    """One generated video and everything that it was made from."""
+
+    video: np.ndarray  # uint8 (T, H, W, 3)
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample; defaults come from the config."""
+
+    sampler: str
+    steps: int
+    guidance: float
+    eta: float
+    variance: str
+
+    def make(self) -> Any:
+        """The sampler; only the options that it has."""
+        options: dict[str, Any] = {}
+        if self.sampler == "ddim":
+            options["eta"] = self.eta
+        if self.sampler == "ddpm":
+            options["variance"] = self.variance
+        return sampler(self.sampler, **options)
+
+
+class Model:
+    """A trained workdir, ready to generate. Made by `vdit.load(workdir)`."""
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        tokenizer: Tokenizer,
+        encoder: TextEncoder,
+        params: dict[str, Any],
+        statistics: dict[str, np.ndarray],
+    ) -> None:
+        self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
+        self.params = params  # groups vae, dit and text
+        self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
+        self.vae, self.dit = build.vae(config), build.dit(config)
+        self.process = build.process(config)
+        self._encode = jax.jit(
+            lambda params, video: self.vae.apply(
+                {"params": params["vae"]}, to_float(video), method=self.vae.encode
+            )[0]
+        )
+        self._decode = jax.jit(
+            lambda params, latent: to_uint8(
+                self.vae.apply({"params": params["vae"]}, latent, method=self.vae.decode)[0]
+            )
+        )
+        self._text = jax.jit(
+            lambda params, ids, mask: self.encoder.apply(params["text"], ids, mask)
+        )
+        self._denoise = jax.jit(self._sample, static_argnames=("settings",))
+
+    def settings(self, **changes: Any) -> Settings:
+        """The config's sampling settings with changes; None means the config's."""
+        base = {f: self.config.sample[f] for f in Settings.__dataclass_fields__}
+        base |= {name: value for name, value in changes.items() if value is not None}
+        made = Settings(**base)
+        made.make()  # refuses unknown names and options at once
+        timesteps(self.process, made.steps, self.config.dit.shift)
+        return made
+
+    def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
+        """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
+        latent = self._encode(self.params, video_BTHWC)
+        return (latent - self._shape("mean")) / self._shape("std")
+
+    def decode(self, latent_BnhwZ: jax.Array, height: int, width: int) -> np.ndarray:
+        """uint8 videos (B, T, height, width, 3) of normalised latents."""
+        latent = latent_BnhwZ * self._shape("std") + self._shape("mean")
+        return np.asarray(self._decode(self.params, latent))[:, :, :height, :width]
+
+    def _shape(self, name: str) -> jax.Array:
+        return self.statistics[name].reshape(1, 1, 1, 1, -1)
+
+    def _sample(
+        self,
+        params: dict[str, Any],
+        ids_BS: jax.Array,
+        mask_BS: jax.Array,
+        features_BSE: jax.Array,
+        clean_BnhwZ: jax.Array,
+        given_Bn: jax.Array,
+        times_Bn: jax.Array,
+        keys_B: jax.Array,
+        settings: Settings,
+    ) -> jax.Array:
+        """The denoising scan: latents (B, n, h, w, Z), given ones as they were."""
+        patch = tuple(self.config.dit.patch)
+        clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn)
+        batch = clean.shape[0]
+        known = (layout.slot == GIVEN)[..., None]
+        level = jnp.zeros((batch, 2))
+        pooled = self.encoder.pool(features_BSE, mask_BS)
+        condition = text_condition(features_BSE, mask_BS, pooled, level)
+        use_guidance = settings.guidance != 1.0
+        if use_guidance:
+            double = functools.partial(jax.tree.map, lambda x: jnp.concatenate([x, x]))
+            clean2, known2, layout2 = double(clean), double(known), double(layout)
+            condition = drop_text(double(condition), jnp.arange(2 * batch) >= batch)
+        else:
+            clean2, known2, layout2 = clean, known, layout
+
+        def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+            x_t = jnp.where(known2, clean2, x_t)
+            network_time = self.process.network_time(jnp.stack([t, jnp.zeros_like(t)]))
+            level = jnp.broadcast_to(network_time[None], (x_t.shape[0], 2))
+            told = dataclasses.replace(condition, level=level)
+            out: Any = self.dit.apply({"params": params["dit"]}, x_t, layout2, told)
+            x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
+            return jnp.where(known2, clean2, x0), None
+
+        times = timesteps(self.process, settings.steps, self.config.dit.shift)
+        x, _ = sample(
+            guided(denoise, settings.guidance) if use_guidance else denoise,
+            initial_noise(keys_B, clean.shape[1:]),
+            times,
+            self.process,
+            settings.make(),
+            keys_B,
+        )
+        assert layout.grid is not None
+        t, h, w = layout.grid
+        return unpatchify(x.reshape(batch, t, h, w, -1), (1, *patch))
+
+    def text(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, jax.Array]:
+        """Token ids, mask and features of prompts."""
+        ids, mask = self.tokenizer.encode(prompts)
+        return ids, mask, self._text(self.params, ids, mask)
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        seconds: float | None = None,
+        *,
+        fps: float | None = None,
+        size: tuple[int, int] | None = None,
+        num: int = 1,
+        seed: int = 0,
+        given: Sequence[Given] | Sequence[Sequence[Given]] = (),
+        steps: int | None = None,
+        guidance: float | None = None,
+        sampler: str | None = None,
+        eta: float | None = None,
+        variance: str | None = None,
+    ) -> list[Result]:
+        """`num` videos for each prompt, with seeds `seed`, `seed` + 1, ... in order.
+
+        seconds: length, rounded up to the next clip length (default: that of training). fps:
+        frames a second. size: (height, width) in pixels. given: what every video must contain, or
+        one list for each prompt (all of the same shapes and times). The others are as in the
+        config's `sample`. Raises UserError.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        settings = self.settings(
+            sampler=sampler, steps=steps, guidance=guidance, eta=eta, variance=variance
+        )
+        fps = self.config.data.fps if fps is None else fps
+        height, width = size or tuple(self.config.data.size)
+        p = self.config.vae.patch[0]
+        if not (0 < fps <= 240) or (seconds is not None and not 0 < seconds <= 3600):
+            raise UserError(f"seconds {seconds}, fps {fps}: up to 3600 s and 240 fps are allowed")
+        if not (0 < height <= 8192 and 0 < width <= 8192):
+            raise UserError(f"size {height}x{width}: 1x1 to 8192x8192 pixels are allowed")
+        if num < 1 or not prompts:
+            raise UserError(f"{len(prompts)} prompts, num {num}: at least one of each is needed")
+        frames = self.config.data.frames if seconds is None else clip_frames(seconds, fps, p)
+        if given and len(given) == len(prompts) and not isinstance(given[0], Given):
+            per_prompt: Any = [list(parts) for parts in given]  # type: ignore[arg-type]
+        else:
+            per_prompt = [list(given)] * len(prompts)
+        rows = [
+            (prompt, seed + i * num + k, per_prompt[i])
+            for i, prompt in enumerate(prompts)
+            for k in range(num)
+        ]
+        self.tokenizer.encode(prompts)  # refuses a long prompt before any work
+        results: list[Result] = []
+        batch = min(self.config.sample.batch, len(rows))
+        for start in range(0, len(rows), batch):
+            part = rows[start : start + batch]
+            full = [part[i % len(part)] for i in range(batch)]
+            videos = self._generate(full, frames, fps, height, width, settings)
+            for (prompt, row_seed, _), video in zip(part, videos, strict=False):
+                made = {
+                    "prompt": prompt, "seed": row_seed, "frames": frames, "fps": fps,
+                    "size": [height, width], **settings.__dict__,
+                }  # fmt: skip
+                results.append(Result(video, made))
+        return results
+
+    def _generate(
+        self,
+        rows: Sequence[tuple[str, int, list[Given]]],
+        frames: int,
+        fps: float,
+        height: int,
+        width: int,
+        settings: Settings,
+    ) -> np.ndarray:
+        ids, mask, features = self.text([prompt for prompt, _, _ in rows])
+        p = self.config.vae.patch[0]
+        count, h, w, channels = self.vae.latent_shape(frames, height, width)
+        clean = jnp.zeros((len(rows), count, h, w, channels))
+        times, is_given = [latent_times(count, p, fps)], [np.zeros(count, bool)]
+        spans = [self._spans(row[2], frames) for row in rows]
+        for position, span in enumerate(spans[0]):
+            video = np.stack([row[position].video for row in spans])
+            latent = self.encode(video)
+            length = latent.shape[1]
+            if span.frame == 0:
+                clean = clean.at[:, :length].set(latent)
+                is_given[0][:length] = True
+            else:
+                clean = jnp.concatenate([clean, latent], axis=1)
+                times.append(latent_times(length, p, fps, span.frame / fps))
+                is_given.append(np.ones(length, bool))
+        all_times = np.broadcast_to(np.concatenate(times), (len(rows), clean.shape[1]))
+        all_given = np.broadcast_to(np.concatenate(is_given), all_times.shape)
+        seeds = jnp.asarray([row[1] for row in rows], jnp.uint32)
+        keys = jax.vmap(jax.random.key)(seeds)
+        latent = self._denoise(
+            self.params, ids, mask, features, clean, jnp.asarray(all_given),
+            jnp.asarray(all_times, jnp.float32), keys, settings=settings,
+        )  # fmt: skip
+        videos = np.array(self.decode(latent[:, :count], height, width))
+        for video, (_, _, given) in zip(videos, rows, strict=True):
+            for part in given:
+                cut = part.video[: frames - part.frame]
+                video[part.frame : part.frame + len(cut)] = cut
+        return videos
+
+    def _spans(self, given: Sequence[Given], frames: int) -> list[Given]:
+        """Given frames cut, or the last one held, to spans of 1 + k·p frames inside the clip."""
+        p = self.config.vae.patch[0]
+        spans = []
+        for part in given:
+            if not 0 <= part.frame < frames:
+                raise UserError(f"given at frame {part.frame}: the clip has 0 to {frames - 1}")
+            video = part.video[: frames - part.frame]
+            video = video[: 1 + (len(video) - 1) // p * p]
+            spans.append(Given(video, part.frame))
+        return spans
+
+
+def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
+    """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints.
+
+    `overrides` replaces the config's `sample` and `run` (what changes no weight). Raises UserError
+    where a part is missing or damaged.
+    """
+    workdir = Path(workdir)
+    config = overrides if overrides is not None else read_config(workdir)
+    tokenizer = build.tokenizer(config, workdir)
+    encoder = build.text_encoder(config, tokenizer)
+    params: dict[str, Any] = {}
+    meta: dict[str, Any] = {}
+    for stage in ("vae", "dit"):
+        directory = workdir / "checkpoints" / stage
+        step = newest_good_step(directory)
+        if step is None:
+            raise UserError(f"{directory} holds no checkpoint; train it with --mode=run first")
+        params |= restore_ema(directory, step)
+        meta = load_meta(directory, step)
+    if encoder.frozen:
+        ids = np.zeros((1, tokenizer.length), np.int32)
+        params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
+    statistics = {name: np.asarray(v, np.float32) for name, v in meta["latents"].items()}
+    return Model(config, tokenizer, encoder, params, statistics)
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config.json of a workdir, as a locked config."""
+    path = Path(workdir) / "config.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; is {workdir} a vdit workdir?") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tuples(item) for name, item in value.items()}
+        return tuple(value) if isinstance(value, list) else value
+
+    config = default()
+    try:
+        config.update(tuples(saved))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not fit this version of vdit: {error}") from error
+    return config

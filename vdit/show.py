@@ -1,0 +1,147 @@
+"""Requests and their files: videos, their settings beside them, sheets; the stage sample."""
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vdit import build
+from vdit.data.decode import Decoder
+from vdit.errors import UserError
+from vdit.runtime.files import write_text
+from vdit.runtime.metrics import Metrics
+from vdit.runtime.progress import say
+from vdit.runtime.video import contact_sheet, write_mp4, write_webp
+from vdit.sample import Given, Model, Result
+from vdit.tokens import clip_frames
+
+
+def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tuple[Given, str]:
+    """FILE@SECONDS (or FILE, at 0) as frames at `fps` and `size` (height, width), and what to say.
+
+    Refuses a time outside of the clip of `frames`; cuts what would reach behind its end.
+    """
+    name, at, seconds = text.rpartition("@")
+    if not at:
+        name, seconds = text, "0"
+    try:
+        frame = round(float(seconds) * fps)
+    except (ValueError, OverflowError):
+        raise UserError(f"--given={text}: FILE@SECONDS is expected") from None
+    last = (frames - 1) / fps
+    if not 0 <= frame < frames:
+        raise UserError(f"--given={text}: the clip lasts from 0 to {last:g} s")
+    with Decoder() as decoder:
+        info = decoder.probe(name)
+        video = np.concatenate(list(decoder.stream(name, fps, size, until=frames / fps)))
+    said = f"{name}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
+    if (info.height, info.width) != size:
+        said += f", resized to {size[1]}x{size[0]}"
+    if len(video) > frames - frame:
+        video = video[: frames - frame]
+        said += f", cut to {len(video)} frames"
+    if len(video) >= frames:
+        raise UserError(f"--given={text} fills the whole clip of {last:g} s: ask for more")
+    return Given(video, frame), said
+
+
+def parse_size(text: str | None) -> tuple[int, int] | None:
+    """HEIGHTxWIDTH."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if not match:
+        raise UserError(f"--size={text}: HEIGHTxWIDTH is expected, e.g. 32x48")
+    return int(match[1]), int(match[2])
+
+
+def sample_request(
+    model: Model,
+    folder: Path,
+    *,
+    prompts: Sequence[str],
+    seconds: float | None,
+    fps: float | None,
+    size: str | None,
+    num: int,
+    seed: int,
+    given: Sequence[str],
+) -> list[Path]:
+    """--mode=sample: generates and writes videos; returns their paths."""
+    config = model.config
+    fps = config.data.fps if fps is None else fps
+    if not 0 < fps <= 240 or not (seconds is None or 0 < seconds <= 3600):
+        raise UserError(f"--seconds={seconds} --fps={fps}: above 0, to 3600 s and 240 fps")
+    shape = parse_size(size) or tuple(config.data.size)
+    frames = config.data.frames
+    if seconds is not None:
+        frames = clip_frames(seconds, fps, config.vae.patch[0])
+        if abs(frames / fps - seconds) > 1e-6:
+            say(f"{seconds:g} s is made {frames} frames, {frames / fps:g} s")
+    parts = []
+    for text in given:
+        part, said = read_given(text, fps, shape, frames)
+        parts.append(part)
+        say(f"given {said}")
+    results = model.generate(
+        prompts, frames / fps, fps=fps, size=shape, num=num, seed=seed, given=parts
+    )
+    paths = []
+    for result in results:
+        if given:
+            result.settings["given"] = list(given)
+        path = folder / f"{slug(result.settings['prompt'])}-{result.settings['seed']}.mp4"
+        write_result(path, result, config.sample.zoom)
+        say(str(path))
+        paths.append(path)
+    return paths
+
+
+def slug(text: str, most: int = 60) -> str:
+    """A file name of a prompt."""
+    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+    return name[:most].strip("-") or "video"
+
+
+def write_result(path: Path, result: Result, zoom: int) -> None:
+    """The video, an animated WebP of it and its settings, side by side."""
+    fps = result.settings["fps"]
+    write_mp4(path, result.video, fps, scale=zoom)
+    write_webp(path.with_suffix(".webp"), result.video, fps, scale=max(zoom // 2, 1))
+    write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
+
+
+def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
+    """The stage sample: text to video, image to video and extension on held-out captions."""
+    config = model.config
+    clips = build.source(config, "heldout", workdir)
+    count = min(config.sample.clips, len(clips))
+    rows = [clips[i] for i in range(count)]
+    prompts = [row["caption"] for row in rows]
+    real = [row["video"] for row in rows]
+    p, folder = config.vae.patch[0], workdir / "samples"
+    tasks: list[tuple[str, int]] = [("text", 0)]
+    if config.data.frames > 1 + p:
+        tasks += [("image", 1), ("extend", 1 + p)]
+    for task, known in tasks:
+        say(f"sample: {len(prompts)} videos, {known} frames given")
+        given = [[Given(video[:known])] for video in real] if known else []
+        results = model.generate(prompts, seed=config.seed, given=given)
+        for number, result in enumerate(results):
+            if known:
+                result.settings["given"] = f"{known} frame{'s' * (known > 1)} of a held-out clip"
+            write_result(folder / f"{task}-{number:02d}.mp4", result, config.sample.zoom)
+        videos = np.stack([result.video for result in results])
+        contact_sheet(
+            folder / f"sheet-{task}.png",
+            videos[:8],
+            prompts[:8],
+            every=2,
+            scale=max(config.sample.zoom // 3, 1),
+        )
+        metrics.video("sample", config.dit.train.steps, task, videos, config.data.fps)
+
+
+__all__ = ["read_given", "sample_request", "sample_stage"]

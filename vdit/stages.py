@@ -1,0 +1,181 @@
+"""The training stages: compress (vae), encode once (latents), denoise (dit)."""
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdit import build
+from vdit.config import differences, digest, stage_fields
+from vdit.data.latents import Latents, read_manifest, write_cache
+from vdit.data.loader import batches
+from vdit.diffusion.schedule import sample_times
+from vdit.errors import UserError
+from vdit.models.text import encode_features
+from vdit.objectives.diffusion import diffusion_objective
+from vdit.objectives.vae import to_float, vae_objective
+from vdit.runtime.mesh import sequence_constraint
+from vdit.runtime.progress import Progress
+from vdit.tokens import extra_spans, pattern_shares, patterns
+from vdit.train import Interrupted, Params, Runtime, fit
+
+TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
+
+
+def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: the fields that it depends on, and their digest."""
+    fields = stage_fields(config, stage)
+    return {"stage": stage, "fields": fields, "digest": digest(fields)}
+
+
+def refuse_other(config: ConfigDict, stage: str, runtime: Runtime) -> None:
+    """A workdir that holds another model's checkpoints is refused, naming the difference."""
+    meta = runtime.checkpoints(stage).newest_meta()
+    mine = stage_meta(config, stage)
+    if meta is not None and meta["digest"] != mine["digest"]:
+        raise UserError(
+            f"{runtime.workdir} holds stage {stage} of another run:"
+            f" {differences(meta['fields'], mine['fields'])}; choose another --workdir"
+        )
+
+
+def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
+    """Stage vae: the EMA parameters of the autoencoder."""
+    refuse_other(config, "vae", runtime)
+    options = config.vae.train
+    objective = vae_objective(build.vae(config), config.vae.kl_weight, config.vae.l1_weight)
+    clips = build.source(config, "train", runtime.workdir)
+    stream = batches(clips, options.batch, config.seed, ("video",), config.data.threads)
+    return fit(
+        "vae",
+        objective,
+        stream,
+        options,
+        runtime,
+        seed=config.seed,
+        frozen={},
+        meta=stage_meta(config, "vae"),
+    )
+
+
+def latents_folder(runtime: Runtime) -> Any:
+    """Where the latent cache lives."""
+    return runtime.workdir / "latents"
+
+
+def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
+    """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
+    folder = latents_folder(runtime)
+    meta = stage_meta(config, "latents")
+    clips = build.source(config, "train", runtime.workdir)
+    count = min(config.latents.clips, len(clips))
+    manifest = read_manifest(folder)
+    if manifest is not None and manifest["digest"] != meta["digest"]:
+        raise UserError(
+            f"{folder} was made from another data set or VAE; delete it or choose another --workdir"
+        )
+    if manifest is not None and manifest["count"] == count:
+        return Latents(folder)
+
+    def captions() -> Iterator[str]:
+        return (clips[i]["caption"] for i in range(min(TOKENIZER_CAPTIONS, len(clips))))
+
+    tokenizer = build.tokenizer(config, runtime.workdir, captions)
+    encoder = build.text_encoder(config, tokenizer)
+    model = build.vae(config)
+    size = config.latents.batch
+    spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0])
+    pretrained = None
+    if encoder.frozen and config.latents.features:
+        empty = np.zeros((1, tokenizer.length), np.int32)
+        pretrained = encoder.init(jax.random.key(0), empty, empty > 0)
+
+    @jax.jit
+    def encode(params: Any, video: jax.Array) -> jax.Array:
+        video = to_float(video)
+        means = [
+            model.apply({"params": params}, part, method=model.encode)[0]
+            for part in [video, *(video[:, first : first + n] for first, n in spans)]
+        ]
+        return jnp.concatenate(means, axis=1).astype(jnp.float16)
+
+    def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
+        for start in range(indices.start, indices.stop, size):
+            rows = [clips[i] for i in range(start, min(start + size, indices.stop))]
+            video = np.stack([row["video"] for row in rows])
+            video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
+            latent = np.asarray(encode(vae_params["vae"], video))
+            ids, mask = tokenizer.encode([row["caption"] for row in rows], "caption")
+            features = None
+            if pretrained is not None:
+                features = encode_features(encoder, pretrained, ids, mask).astype(np.float16)
+            for row in range(len(rows)):
+                element = {"latent": latent[row], "ids": ids[row], "mask": mask[row]}
+                if features is not None:
+                    element["features"] = features[row]
+                yield element
+
+    with Progress("latents", count) as progress:
+        done = write_cache(
+            folder,
+            meta["digest"],
+            count,
+            config.latents.shard,
+            shard,
+            progress.update,
+            lambda: runtime.preemption.requested,
+        )
+    if not done:
+        raise Interrupted("stage latents: stopped; whole shards are kept; run again")
+    return Latents(folder)
+
+
+def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
+    """Stage dit: the EMA parameters of the denoiser (and of the learned text encoder)."""
+    refuse_other(config, "dit", runtime)
+    options = config.dit.train
+    tokenizer = build.tokenizer(config, runtime.workdir)
+    encoder = build.text_encoder(config, tokenizer)
+    model = build.vae(config)
+    process = build.process(config)
+    table = patterns(
+        model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0], config.data.fps
+    )
+    shares = {name: config.dit.given[name] for name in config.dit.given}
+    times = functools.partial(
+        sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
+    )
+    objective = diffusion_objective(
+        build.dit(config),
+        encoder,
+        process,
+        config.dit.prediction,
+        table=table,
+        shares=pattern_shares(table, shares),
+        patch=tuple(config.dit.patch),
+        text_drop=config.dit.text_drop,
+        sample_times=lambda key: times(jax.random.uniform(key)),
+        constrain=sequence_constraint(runtime.mesh),
+    )
+    fields = ("latent", "ids", "mask", *(("features",) if "features" in latents[0] else ()))
+    stream = batches(latents, options.batch, config.seed + 1, fields, config.data.threads)
+    statistics = latents.statistics()
+    assert latents.manifest is not None
+    meta = stage_meta(config, "dit") | {
+        "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
+        "vae": stage_meta(config, "vae")["digest"],
+    }
+    return fit(
+        "dit",
+        objective,
+        stream,
+        options,
+        runtime,
+        seed=config.seed + 1,
+        frozen=statistics,
+        meta=meta,
+    )

@@ -1,0 +1,243 @@
+"""The one training loop: any objective, any mesh, resumable to the bit.
+
+It knows an objective's two functions and nothing of models, videos or text.
+"""
+
+import functools
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vdit.errors import UserError
+from vdit.objectives.objective import Objective, Params
+from vdit.runtime.checkpoint import Checkpoints
+from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
+from vdit.runtime.metrics import Metrics
+from vdit.runtime.optimizer import ema_update, make_optimizer
+from vdit.runtime.preemption import Preemption
+from vdit.runtime.progress import Progress
+
+State = dict[str, Any]  # "params" and "opt" by group, "step", "key"
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite; the line names the last good checkpoint."""
+
+
+class Interrupted(RuntimeError):
+    """A signal asked to stop; the work is saved and the same command goes on."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine and the place that a stage runs in."""
+
+    workdir: Path
+    mesh: Mesh
+    metrics: Metrics
+    preemption: Preemption
+    run: ConfigDict
+
+    def checkpoints(self, stage: str) -> Checkpoints:
+        """The checkpoints of a stage."""
+        return Checkpoints(self.workdir / "checkpoints" / stage, keep=self.run.keep)
+
+
+def optimizers(options: ConfigDict, groups: Params) -> dict[str, optax.GradientTransformation]:
+    """One optimizer for each group of parameters."""
+    own = {"muon": {"adam_learning_rate": options.adam_learning_rate}}
+    make = functools.partial(
+        make_optimizer,
+        options.optimizer,
+        **own.get(options.optimizer, {}),
+        learning_rate=options.learning_rate,
+        steps=options.steps,
+        warmup=options.warmup,
+        schedule=options.schedule,
+        clip=options.clip,
+        weight_decay=options.weight_decay,
+    )
+    return {group: make() for group in groups}
+
+
+def init_state(
+    objective: Objective, options: ConfigDict, batch: Mapping[str, Any], seed: int
+) -> tuple[State, Params]:
+    """State and EMA at step 0; pure, so that it can be traced for shapes or placed on a mesh."""
+    key = jax.random.key(seed)
+    params = objective.init(jax.random.fold_in(key, 0), batch)
+    made = optimizers(options, params)
+    state = {
+        "params": params,
+        "opt": {group: made[group].init(tree) for group, tree in params.items()},
+        "step": jnp.zeros((), jnp.int32),
+        "key": jax.random.key_data(jax.random.fold_in(key, 1)),
+    }
+    return state, jax.tree.map(lambda x: x + 0, params)
+
+
+def make_step(objective: Objective, options: ConfigDict) -> Any:
+    """step(state, ema, frozen, batch) -> (state, ema, metrics): gradients, optimizers, EMA.
+
+    The batch is computed in `accumulate` parts; sums of the loss, its gradient and its weight are
+    added over parts and devices and divided once, so the parts do not change the result.
+    """
+
+    def step(
+        state: State, ema: Params, frozen: Any, batch: Mapping[str, jax.Array]
+    ) -> tuple[State, Params, dict[str, jax.Array]]:
+        key = jax.random.wrap_key_data(state["key"])
+        params = state["params"]
+
+        def total(params: Params, part: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
+            loss, weight, metrics = objective.loss(params, frozen, part, key)
+            return loss, {"weight": weight, "loss": loss, **metrics}
+
+        gradient = jax.grad(total, has_aux=True)
+        if options.accumulate == 1:
+            grads, sums = gradient(params, batch)
+        else:
+
+            def part_of(x: jax.Array) -> jax.Array:
+                # Every device keeps its own samples: parts are strided, not blocks.
+                return x.reshape(-1, options.accumulate, *x.shape[1:]).swapaxes(0, 1)
+
+            def add(carry: Any, part: Mapping[str, jax.Array]) -> tuple[Any, None]:
+                return jax.tree.map(jnp.add, carry, gradient(params, part)), None
+
+            parts = jax.tree.map(part_of, batch)
+            shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], parts))
+            zero = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            (grads, sums), _ = jax.lax.scan(add, zero, parts)
+        weight = sums.pop("weight")
+        grads = jax.tree.map(lambda g: g / weight, grads)
+        new_params, new_opt = {}, {}
+        for group, made in optimizers(options, params).items():
+            updates, new_opt[group] = made.update(
+                grads[group], state["opt"][group], params[group]
+            )
+            new_params[group] = optax.apply_updates(params[group], updates)
+        metrics = {name: value / weight for name, value in sums.items()}
+        metrics["grad_norm"] = optax.global_norm(grads)
+        new = {
+            "params": new_params,
+            "opt": new_opt,
+            "step": state["step"] + 1,
+            "key": state["key"],
+        }
+        return new, ema_update(ema, new_params, options.ema, state["step"]), metrics
+
+    return step
+
+
+def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's part of a batch, on the mesh."""
+    sharding = batch_sharding(mesh)
+    return {
+        name: jax.make_array_from_process_local_data(sharding, value)
+        for name, value in batch.items()
+    }
+
+
+def fit(
+    stage: str,
+    objective: Objective,
+    batches: Iterator[Mapping[str, np.ndarray]],
+    options: ConfigDict,
+    runtime: Runtime,
+    *,
+    seed: int,
+    frozen: Any,
+    meta: dict[str, Any],
+    preview: Any = None,
+) -> Params:
+    """Trains a stage to its last step, from its newest good checkpoint, and returns the EMA.
+
+    Raises `Interrupted` after a signal (saved), `Diverged` at a loss that is not finite.
+    `preview(ema, step)`, if given, is called at every checkpoint.
+    """
+    mesh, run = runtime.mesh, runtime.run
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    if options.batch % (shards * options.accumulate):
+        raise UserError(
+            f"{stage}.train.batch {options.batch} must be a multiple of the {shards} data shards"
+            f" times accumulate {options.accumulate}"
+        )
+    checkpoints = runtime.checkpoints(stage)
+    first = place(mesh, next(batches))
+    begin = functools.partial(init_state, objective, options, seed=seed)
+    shapes = jax.eval_shape(begin, first)
+    shardings = param_sharding(mesh, shapes)
+    abstract_state, abstract_ema = jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        shardings,
+    )
+    restored = checkpoints.restore(abstract_state, abstract_ema, batches)
+    if restored is None:
+        state, ema = jax.jit(begin, out_shardings=shardings)(first)
+        start, batch = 0, first
+    else:
+        state, ema, start = restored.state, restored.ema, restored.step
+        batch = None
+    runtime.metrics.truncate(stage, start)
+    frozen = jax.device_put(frozen, replicated(mesh))
+    step_fn = jax.jit(
+        make_step(objective, options),
+        donate_argnums=(0, 1),
+        out_shardings=(*shardings, replicated(mesh)),
+    )
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    began = last = time.monotonic()
+    last_step = start
+
+    def settle() -> None:
+        """Reads the numbers of the step before: the device is already busy with the next."""
+        nonlocal pending, last, last_step
+        if pending is None:
+            return
+        step, values = pending
+        pending = None
+        loss = float(values["loss"])
+        if not np.isfinite(loss):
+            good = checkpoints.latest()
+            kept = f"checkpoint {good} in {checkpoints.directory} is good" if good else "none saved"
+            raise Diverged(f"stage {stage}: the loss is {loss} at step {step}; {kept}")
+        progress.update(step, loss=loss)
+        if step % run.log_every == 0 or step == options.steps:
+            now = time.monotonic()
+            row = {name: float(value) for name, value in values.items()}
+            row["steps_per_second"] = (step - last_step) / (now - last)
+            row["seconds"] = now - began
+            runtime.metrics.write(stage, step, row)
+            last, last_step = now, step
+
+    active = jax.process_index() == 0
+    with Progress(stage, options.steps, start=start, active=active) as progress:
+        for step in range(start + 1, options.steps + 1):
+            if batch is None:
+                batch = place(mesh, next(batches))
+            state, ema, values = step_fn(state, ema, frozen, batch)
+            batch = None
+            settle()
+            pending = step, values
+            stop = runtime.preemption.requested
+            if stop or step % run.save_every == 0 or step == options.steps:
+                settle()
+                checkpoints.save(step, state, ema, batches, meta)
+                if preview is not None:
+                    preview(ema, step)
+            if stop:
+                checkpoints.close()
+                raise Interrupted(f"stage {stage}: stopped and saved at step {step}; run again")
+    checkpoints.close()
+    return ema
