@@ -27,7 +27,7 @@ def default() -> ConfigDict:
 
     text = config.text = ConfigDict()
     text.encoder = "learned"  # learned: trained with the DiT; minilm: pretrained, frozen
-    text.length = 48  # budget of a caption in tokens; a longer one is refused
+    text.length = 40  # budget of a caption in tokens; a longer one is refused
     text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
     text.width = 128  # learned: width of the encoder
     text.depth = 2  # learned: layers
@@ -36,16 +36,17 @@ def default() -> ConfigDict:
     vae = config.vae = ConfigDict()
     vae.patch = (4, 8, 8)  # frames, rows, columns of a latent place
     vae.channels = 24  # latent channels
-    vae.width = 192
+    vae.width = 128
     vae.encoder_depth = 2
     vae.decoder_depth = 2
-    vae.heads = 6
+    vae.heads = 4
     vae.window = 4  # latent frames that attention looks back over, its own included
     vae.mlp_ratio = 4.0
     vae.activation = "gelu"  # gelu, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
-    vae.train = _training(steps=700, batch=16, learning_rate=0.02)
+    vae.train = _training(steps=900, batch=16, learning_rate=0.03)
+    vae.train.ema = 0.99
 
     latents = config.latents = ConfigDict()
     latents.clips = 12_000  # clips to encode (a folder's own number, where that is less)
@@ -69,11 +70,11 @@ def default() -> ConfigDict:
     given.first_last = 0.03  # images at both ends
     given.suffix = 0.03  # a span after
     given.between = 0.03  # an image before, a span after
-    dit.train = _training(steps=1000, batch=24, learning_rate=0.02)
+    dit.train = _training(steps=800, batch=24, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
-    sample.steps = 25
+    sample.steps = 12
     sample.eta = 0.0  # ddim: share of noise
     sample.variance = "posterior"  # ddpm: posterior or beta
     sample.guidance = 4.0  # classifier-free guidance; 1 is none
@@ -108,8 +109,8 @@ def _training(steps: int, batch: int, learning_rate: float) -> ConfigDict:
     train.batch = batch  # samples of one step, over all devices
     train.accumulate = 1  # parts that a step's batch is computed in
     train.optimizer = "muon"  # muon (matrices; the rest by adamw) or adamw
-    train.learning_rate = learning_rate  # of Muon, or of AdamW where it is chosen
-    train.adam_learning_rate = 2e-3  # muon: of the parameters that are not matrices
+    train.learning_rate = learning_rate  # of the matrices in attention and MLP
+    train.adam_learning_rate = 2e-3  # of all other parameters; 0: muon a tenth, adamw the same
     train.weight_decay = 0.0
     train.warmup = 20  # steps
     train.schedule = "cosine"  # cosine, linear or constant after the warm-up

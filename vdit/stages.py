@@ -19,7 +19,7 @@ from vdit.models.text import encode_features
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.vae import to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
-from vdit.runtime.progress import Progress
+from vdit.runtime.progress import Progress, say
 from vdit.tokens import extra_spans, pattern_shares, patterns
 from vdit.train import Interrupted, Params, Runtime, fit
 
@@ -49,6 +49,9 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     options = config.vae.train
     objective = vae_objective(build.vae(config), config.vae.kl_weight, config.vae.l1_weight)
     clips = build.source(config, "train", runtime.workdir)
+    if skipped := getattr(clips, "skipped", None):
+        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
+        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
     stream = batches(clips, options.batch, config.seed, ("video",), config.data.threads)
     return fit(
         "vae",
@@ -70,11 +73,14 @@ def latents_folder(runtime: Runtime) -> Any:
 def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
     """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
     folder = latents_folder(runtime)
-    meta = stage_meta(config, "latents")
     clips = build.source(config, "train", runtime.workdir)
+    # A folder's clips can change under the same config: their digest is part of the cache's.
+    content = {"content": getattr(clips, "digest", "")}
+    fields = stage_fields(config, "latents") | content
+    mine = digest(fields)
     count = min(config.latents.clips, len(clips))
     manifest = read_manifest(folder)
-    if manifest is not None and manifest["digest"] != meta["digest"]:
+    if manifest is not None and manifest["digest"] != mine:
         raise UserError(
             f"{folder} was made from another data set or VAE; delete it or choose another --workdir"
         )
@@ -122,7 +128,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     with Progress("latents", count) as progress:
         done = write_cache(
             folder,
-            meta["digest"],
+            mine,
             count,
             config.latents.shard,
             shard,
@@ -158,7 +164,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         shares=pattern_shares(table, shares),
         patch=tuple(config.dit.patch),
         text_drop=config.dit.text_drop,
-        sample_times=lambda key: times(jax.random.uniform(key)),
+        sample_times=times,
         constrain=sequence_constraint(runtime.mesh),
     )
     fields = ("latent", "ids", "mask", *(("features",) if "features" in latents[0] else ()))

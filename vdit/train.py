@@ -54,12 +54,11 @@ class Runtime:
 
 def optimizers(options: ConfigDict, groups: Params) -> dict[str, optax.GradientTransformation]:
     """One optimizer for each group of parameters."""
-    own = {"muon": {"adam_learning_rate": options.adam_learning_rate}}
     make = functools.partial(
         make_optimizer,
         options.optimizer,
-        **own.get(options.optimizer, {}),
         learning_rate=options.learning_rate,
+        adam_learning_rate=options.adam_learning_rate or None,
         steps=options.steps,
         warmup=options.warmup,
         schedule=options.schedule,
@@ -127,7 +126,7 @@ def make_step(objective: Objective, options: ConfigDict) -> Any:
             )
             new_params[group] = optax.apply_updates(params[group], updates)
         metrics = {name: value / weight for name, value in sums.items()}
-        metrics["grad_norm"] = optax.global_norm(grads)
+        metrics["grad_norm"] = optax.tree.norm(grads)
         new = {
             "params": new_params,
             "opt": new_opt,
@@ -230,7 +229,7 @@ def fit(
             batch = None
             settle()
             pending = step, values
-            stop = runtime.preemption.requested
+            stop = runtime.preemption.reached(step)
             if stop or step % run.save_every == 0 or step == options.steps:
                 settle()
                 checkpoints.save(step, state, ema, batches, meta)

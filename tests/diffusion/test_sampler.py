@@ -7,6 +7,7 @@ import pytest
 
 from vdit.diffusion.sampler import (
     SAMPLERS,
+    Sampler,
     initial_noise,
     sample,
     sampler,
@@ -15,17 +16,11 @@ from vdit.diffusion.sampler import (
 from vdit.diffusion.schedule import PROCESSES, process, timesteps
 from vdit.errors import UserError
 
-ALL = {
-    "ddpm": {},
-    "ddpm beta": {"variance": "beta"},
-    "ddim": {"eta": 0.5},
-    "euler": {},
-    "dpmpp_2m": {},
-}
+OPTIONS = {"ddpm": {"variance": "beta"}, "ddim": {"eta": 0.5}, "dpmpp_2m": {}}
 
 
-def make(name: str):  # noqa: ANN201
-    return sampler(name.split()[0], **ALL[name])
+def make(name: str) -> Sampler:
+    return sampler(name, **OPTIONS[name])
 
 
 def toy(x: jax.Array, t: jax.Array) -> tuple[jax.Array, dict]:
@@ -44,8 +39,7 @@ def start(*shape: int) -> np.ndarray:
 # The noise is most of what a scan takes to compile: with it, one process is enough.
 @pytest.mark.parametrize(
     ("name", "process_name"),
-    [("ddpm", "ddpm"), ("ddpm beta", "flow"), ("ddim", "cosine")]
-    + [(name, process_name) for name in ("euler", "dpmpp_2m") for process_name in PROCESSES],
+    [("ddpm", "ddpm"), ("ddim", "cosine")] + [("dpmpp_2m", name) for name in PROCESSES],
 )
 def test_scan_is_the_loop_and_lands_on_x0(name: str, process_name: str) -> None:
     p, chosen, keys = process(process_name), make(name), keys_of(3)
@@ -108,12 +102,14 @@ def test_a_sample_depends_on_its_key_and_not_on_its_neighbours(name: str) -> Non
     def run(keys: jax.Array, x: jax.Array) -> jax.Array:
         return sample(toy, x, timesteps(p, 6), p, make(name), keys)[0]
 
-    x = start(4, 3, 2)
-    whole = run(keys, x)
+    x, others = start(4, 3, 2), jax.random.split(jax.random.key(8), 4)
+    whole, swapped = run(keys, x), run(keys[::-1], x[::-1])
     np.testing.assert_array_equal(whole, run(keys, x))
-    np.testing.assert_allclose(run(keys[2:3], x[2:3])[0], whole[2], atol=1e-6)
-    np.testing.assert_allclose(run(keys[::-1], x[::-1])[::-1], whole, atol=1e-6)
-    changed = np.abs(run(jax.random.split(jax.random.key(8), 4), x) - whole).max((1, 2))
+    np.testing.assert_array_equal(swapped[::-1], whole)
+    strangers = start(4, 3, 2) + 1.0
+    strangers[2] = x[2]
+    np.testing.assert_array_equal(run(others.at[2].set(keys[2]), strangers)[2], whole[2])
+    changed = np.abs(run(others, x) - whole).max((1, 2))
     assert (changed > 1e-2).all() if name == "ddim" else (changed == 0.0).all()
 
 
@@ -121,6 +117,8 @@ def test_noise_of_start_and_steps_are_all_different() -> None:
     keys = keys_of(2)
     steps = jax.jit(jax.vmap(lambda i: step_noise(keys, i, (500,))))(jnp.arange(3))
     np.testing.assert_array_equal(steps[0], jax.jit(initial_noise, static_argnums=1)(keys, (500,)))
+    alone = jax.jit(lambda keys: step_noise(keys, 1, (500,)))(keys[1:])
+    np.testing.assert_array_equal(alone[0], steps[1, 1])
     correlation = np.corrcoef(steps.reshape(6, 500))
     assert np.abs(correlation - np.eye(6)).max() < 4.5 / 500**0.5
 
@@ -132,7 +130,7 @@ def test_euler_is_ddim_without_noise() -> None:
     np.testing.assert_array_equal(*ours)
 
 
-@pytest.mark.parametrize("process_name", PROCESSES)
+@pytest.mark.parametrize("process_name", ["flow", "cosine"])
 def test_dpmpp_2m_is_of_second_order(process_name: str) -> None:
     """Inside (no infinite log-SNR), halving the step quarters its error and halves Euler's."""
     p, keys = process(process_name), keys_of(2)
@@ -156,9 +154,9 @@ def test_dpmpp_2m_is_of_second_order(process_name: str) -> None:
 
 
 def test_a_part_of_the_way_and_low_precision_inputs() -> None:
-    """From t = 0.6 (no history left over from elsewhere), bfloat16 in, float32 out."""
+    """From t = 0.4 (no history left over from elsewhere), bfloat16 in, float32 out."""
     p, keys = process("flow"), keys_of(2)
-    x, times = jnp.asarray(start(2, 4), jnp.bfloat16), jnp.array([0.6, 0.3, 0.1])
+    x, times = jnp.asarray(start(2, 4), jnp.bfloat16), jnp.array([0.4, 0.2, 0.1])
 
     def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
         return (0.5 * x).astype(jnp.bfloat16), None

@@ -37,11 +37,12 @@ def test_curves_start_clean_and_are_monotonic(name: str) -> None:
 @pytest.mark.parametrize("name", PROCESSES)
 def test_times_of_any_shape(name: str) -> None:
     p = process(name)
+    curves = (p.alpha, p.sigma, p.d_alpha, p.d_sigma, p.network_time)
+    read = jax.jit(lambda t: [curve(t) for curve in curves])
     t = jnp.linspace(0.0, 1.0, 6).reshape(1, 2, 3)
-    for curve in (p.alpha, p.sigma, p.d_alpha, p.d_sigma, p.network_time):
-        values = curve(t)
-        assert values.shape == t.shape and values.dtype == jnp.float32
-        np.testing.assert_allclose(values[0, 1, 2], curve(jnp.ones(())), rtol=1e-6)
+    for values, last in zip(read(t), read(t[0, 1, 2]), strict=True):
+        assert values.shape == t.shape and values.dtype == jnp.float32 and last.shape == ()
+        np.testing.assert_allclose(np.asarray(values)[0, 1, 2], last, rtol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["flow", "cosine"])
@@ -112,20 +113,17 @@ def test_training_times_of_ddpm_are_uniform_over_1_to_T() -> None:
 def test_training_times_of_continuous_processes(name: str) -> None:
     p = process(name)
     u = jnp.asarray((np.arange(10000) + 0.5) / 10000, jnp.float32)
-    even = np.sort(sample_times(p, u))
-    np.testing.assert_allclose(even, u, atol=1e-6)
-    np.testing.assert_allclose(
-        np.sort(sample_times(p, u, shift=3.0)), 3 * u / (1 + 2 * u), atol=1e-6
-    )
-    normal = sample_times(p, u, logit_normal=(0.3, 0.7))
+    ends = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
+    options = [{}, {"shift": 3.0}, {"logit_normal": (0.3, 0.7)}]
+    options += [{"shift": 3.0, "logit_normal": (0.3, 0.7)}, {"shift": 1.15}]
+    draw = jax.jit(lambda u: [sample_times(p, u, **one) for one in options])
+    even, moved, normal, both, _ = (np.asarray(t) for t in draw(u))
+    np.testing.assert_allclose(np.sort(even), u, atol=1e-6)
+    np.testing.assert_allclose(moved, 3 * even / (1 + 2 * even), atol=1e-6)
     logits = np.log(normal) - np.log1p(-normal)
     np.testing.assert_allclose([logits.mean(), logits.std()], [0.3, 0.7], atol=2e-3)
-    np.testing.assert_allclose(
-        sample_times(p, u, (0.3, 0.7), shift=3.0), 3 * normal / (1 + 2 * normal), atol=1e-6
-    )
-    ends = jnp.array([0.0, np.nextafter(np.float32(1), np.float32(0))])
-    for options in ({}, {"logit_normal": (0.0, 1.0)}, {"shift": 1.15}):
-        t = sample_times(p, ends, **options)
+    np.testing.assert_allclose(both, 3 * normal / (1 + 2 * normal), atol=1e-6)
+    for t in draw(ends):
         assert (t > 0).all() and (t <= 1).all()
 
 

@@ -1,6 +1,7 @@
 """tools/restore_checkpoint.py: what it prints, what it refuses, and its exit status."""
 
 import os
+import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -10,16 +11,22 @@ from tools.restore_checkpoint import main
 from vdit.runtime.checkpoint import Checkpoints, damage
 
 
-@pytest.fixture
-def workdir(tmp_path: Path) -> Path:
-    """Stage vae with steps 1 and 2, stage dit with step 5."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A workdir: stage vae with steps 1 and 2, stage dit with step 5; tests change only copies."""
+    workdir = tmp_path_factory.mktemp("work")
     for stage, steps in (("vae", (1, 2)), ("dit", (5,))):
-        checkpoints = Checkpoints(tmp_path / "work" / "checkpoints" / stage)
+        checkpoints = Checkpoints(workdir / "checkpoints" / stage)
         for step in steps:
             state = {"params": {"w": jnp.arange(6.0).reshape(2, 3)}, "step": jnp.int32(step)}
             checkpoints.save(step, state, state["params"], None, {"stage": stage})
         checkpoints.close()
-    return tmp_path / "work"
+    return workdir
+
+
+@pytest.fixture
+def workdir(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "work"))
 
 
 def test_list_inspect_verify_copy(
@@ -76,8 +83,8 @@ def test_damage_is_named(workdir: Path, tmp_path: Path, capsys: pytest.CaptureFi
     ],
 )
 def test_wrong_arguments_are_one_line_and_status_2(
-    arguments: list[str], line: str, workdir: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], line: str, made: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(workdir) if part == "WORK" else part for part in arguments]) == 2
+    assert main([str(made) if part == "WORK" else part for part in arguments]) == 2
     error = capsys.readouterr().err
     assert line in error and error.count("\n") == 1

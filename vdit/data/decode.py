@@ -609,7 +609,8 @@ def _opened(path: str, limits: Limits) -> Iterator[Any]:
     try:
         allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
         # Before version 19 PyAV refuses a film whose title is not UTF-8, unless told.
-        lenient = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+        old = int(av.__version__.split(".")[0]) < 19
+        lenient: Any = {"metadata_errors": "replace"} if old else {}
         container = av.open(path, container_options=allowed, **lenient)
     except (av.FFmpegError, ValueError) as error:
         raise _Bad(f"not a video that can be read ({_said(error)})") from None

@@ -5,6 +5,7 @@ tokens and the network's own prediction are behind it. The noise of a sample com
 and the number of the step, so it does not depend on its neighbours in the batch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -124,8 +125,9 @@ SAMPLERS: dict[str, Callable[..., Sampler]] = {
 }
 
 
+@functools.cache
 def sampler(name: str, **options: Any) -> Sampler:
-    """The sampler of `SAMPLERS` by name."""
+    """The sampler of `SAMPLERS` by name; the same arguments give the same object."""
     return build(SAMPLERS, "sampler", name, options)
 
 

@@ -25,7 +25,7 @@ from vdit.tokens import Condition, Layout
 # Table 1 of the DiT paper, a small one for laptops, and one for tests of the road.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"width": 32, "depth": 2, "heads": 2},
-    "nano": {"width": 192, "depth": 6, "heads": 6, "activation": "relu2"},
+    "nano": {"width": 160, "depth": 6, "heads": 5, "activation": "relu2"},
     "S": {"width": 384, "depth": 12, "heads": 6},
     "B": {"width": 768, "depth": 12, "heads": 12},
     "L": {"width": 1024, "depth": 24, "heads": 16},

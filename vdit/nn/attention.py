@@ -105,15 +105,14 @@ class CausalTimeAttention(nn.Module):
         q, k = rotate(q, angles) * q.shape[-1] ** -0.5, rotate(k, angles)
         k = jnp.concatenate([state.key, k], axis=1)
         v = jnp.concatenate([state.value, v], axis=1)
-        # Offset j looks at the key `past - j` times before; times before the clip do not exist.
-        logits = jnp.stack(
-            [(q * k[:, j : j + frames]).sum(-1) for j in range(self.window)], axis=-1
-        )
-        exists = time[:, None] - past + jnp.arange(self.window)[None] >= 0
-        logits = jnp.where(exists[None, :, None, None], logits, jnp.finfo(jnp.float32).min)
+        # Key s is the time `start - past + s`; times before the clip do not exist.
+        back = past + jnp.arange(frames)[:, None] - jnp.arange(frames + past)[None]
+        exists = (start - past + jnp.arange(frames + past))[None] >= 0
+        seen = (back >= 0) & (back < self.window) & exists
+        logits = jnp.einsum("BTPNK,BSPNK->BPNTS", q, k, preferred_element_type=jnp.float32)
+        logits = jnp.where(seen[None, None, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1)
-        terms = [weights[..., j, None] * v[:, j : j + frames] for j in range(self.window)]
-        out = jax.tree.reduce(jnp.add, terms)
+        out = jnp.einsum("BPNTS,BSPNK->BTPNK", weights, v, preferred_element_type=jnp.float32)
         out = Linear(width, kernel_init=self.out_init, name="o", **kinds)(
             out.reshape(x_BTPD.shape)
         )

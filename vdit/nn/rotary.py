@@ -5,6 +5,7 @@ Dimension key: B batch, L tokens, N heads, K head dim, A axes (t, h, w).
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,11 +33,27 @@ def rotary_angles(
     return jnp.cos(angle), jnp.sin(angle)
 
 
+@jax.custom_vjp
 def rotate(x_BLNK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Rotates the pairs (x_i, x_{i + K/2}) by their token's angles."""
+    """Rotates the pairs (x_i, x_{i + K/2}) by their token's angles, which have no gradient.
+
+    The gradient is the rotation back; derived by JAX it would be pads and sums of halves.
+    """
     cos, sin = angles
     first, second = jnp.split(x_BLNK, 2, axis=-1)
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def _rotate_forward(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+    return rotate(x, angles), angles
+
+
+def _rotate_backward(angles: Any, gradient: jax.Array) -> tuple[jax.Array, Any]:
+    cos, sin = angles
+    return rotate(gradient, (cos, -sin)), jax.tree.map(jnp.zeros_like, angles)
+
+
+rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
 def sincos(value: jax.Array, dim: int, theta: float = 10_000.0) -> jax.Array:

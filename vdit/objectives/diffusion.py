@@ -80,22 +80,25 @@ def diffusion_objective(
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
-    log_shares = jnp.log(jnp.maximum(jnp.asarray(shares, jnp.float32), 1e-30))
+    # The last edge is left open, so that rounding cannot choose a pattern that is not there.
+    cumulative = jnp.asarray(np.cumsum(shares)[:-1], jnp.float32)
 
     def draw(batch: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array], key: jax.Array):
         """Everything random about each sample, from its own key."""
 
         def one(key: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
-            pattern_key, time_key, noise_key, drop_key = jax.random.split(key, 4)
-            pattern = jax.random.categorical(pattern_key, log_shares)
+            # Two draws in all: every call of the generator costs seconds of compilation on CPU.
+            choice_key, noise_key = jax.random.split(key)
+            pattern_u, time_u, drop_u = jax.random.uniform(choice_key, (3,))
+            pattern = jnp.searchsorted(cumulative, pattern_u, side="right")
             clean = latent[source[pattern]]
             return (
                 clean,
                 times[source[pattern]],
                 given[pattern],
-                sample_times(time_key),
+                sample_times(time_u),
                 jax.random.normal(noise_key, clean.shape),
-                jax.random.uniform(drop_key) < text_drop,
+                drop_u < text_drop,
             )
 
         shape = (1, 1, 1, -1)

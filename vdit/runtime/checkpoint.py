@@ -230,6 +230,7 @@ class Checkpoints:
         self._saving: tuple[int, threading.Thread] | None = None
         self._error: Exception | None = None  # of the thread that saves
         self._bad: set[int] = set()  # steps that restore passed over
+        self._last: int | None = None  # saved here; other processes may not see its digests yet
 
     def steps(self) -> list[int]:
         """The finished steps, ascending."""
@@ -257,7 +258,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        if step in self.steps() and step not in self._bad:
+        if step == self._last or (step in self.steps() and step not in self._bad):
             return
         self._make_way(step, (state, ema))
         items = {
@@ -278,7 +279,7 @@ class Checkpoints:
         except (OSError, ValueError) as error:
             self._fail(step, error)
         thread.start()
-        self._saving = step, thread
+        self._saving, self._last = (step, thread), step
 
     def wait(self) -> None:
         """Waits for the save in the background, if any, and raises its error."""
@@ -402,6 +403,7 @@ class Checkpoints:
 
     def _fail(self, step: int, error: Exception) -> NoReturn:
         """Raises `error`, as a `UserError` if its cause is the disk."""
+        self._last = None
         with contextlib.suppress(OSError):
             self._remove_temporary()
         if isinstance(error, UserError):

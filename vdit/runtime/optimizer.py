@@ -19,9 +19,14 @@ import optax
 
 from vdit.errors import UserError
 
-# Muon's matrices: the linear maps of attention and mlp. Modulation (its gradient's rank is that of
-# the few conditions in a batch), embeddings, heads, norms and biases are Adam's.
-MATRICES = re.compile(r"(^|/)blocks/(.*/)?(q|k|v|o|up|down)/kernel$")
+# Muon's matrices: the linear maps of attention and mlp, stacked, and, as they are, the maps of
+# patches to tokens and back (under Adam the autoencoder lost half a decibel at equal time).
+# Modulation (its gradient's rank is that of the few conditions in a batch), text embeddings, norms
+# and biases are Adam's.
+MATRICES = {
+    3: re.compile(r"(^|/)blocks/(.*/)?(q|k|v|o|up|down)/kernel$"),
+    2: re.compile(r"(^|/)(embed_first|embed_rest|embed_latent|moments|pixels_\w+)/kernel$"),
+}
 
 # Odd quintics a x + b x^3 + c x^5 whose composition takes singular values in [floor, 1] nearest
 # to 1: minimax, one after the other (Polar Express, arXiv:2505.16932), for floors of 1e-2, 3e-3 and
@@ -81,8 +86,8 @@ def make_schedule(name: str, steps: int, warmup: int) -> optax.Schedule:
 
 
 def is_matrix(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether Muon takes the leaf at `path` ("a/b/c"): a stacked kernel of attention or mlp."""
-    return leaf.ndim == 3 and MATRICES.search(path) is not None
+    """Whether Muon takes the leaf at `path` ("a/b/c"): a map of `MATRICES`, stacked or not."""
+    return leaf.ndim in MATRICES and MATRICES[leaf.ndim].search(path) is not None
 
 
 def orthogonalize(x: jax.Array, iterations: int = 3, dtype: str = "float32") -> jax.Array:

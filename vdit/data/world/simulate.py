@@ -407,7 +407,7 @@ def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Ru
         for body in bodies:
             states += (*body.position, *body.velocity, body.angle)
     table = np.array(states).reshape(frames, count, 5)
-    position, velocity, angle = table[..., :2], table[..., 2:4], table[..., 4]
+    position, velocity, angles = table[..., :2], table[..., 2:4], table[..., 4]
 
     contact = np.empty((frames, count), bool)
     contact[0] = [start.grounded for start in starts]
@@ -421,4 +421,4 @@ def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Ru
     flies[:-1] |= ~contact[1:]
     velocity[..., 1] += kick * flies
     velocity[0, :, 1] = [start.vy for start in starts]
-    return Run(position, velocity, angle, contact, 1 / fps, meetings)
+    return Run(position, velocity, angles, contact, 1 / fps, meetings)

@@ -1,5 +1,6 @@
 """`World`: captioned physics clips as an endless, deterministic random-access source for grain."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np

@@ -1,0 +1,87 @@
+"""The cache and the loader: whole or absent, resumable, the same order however it is read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from vdit.data.latents import Latents, read_manifest, write_cache
+from vdit.data.loader import batches
+from vdit.errors import UserError
+
+
+def encode(indices: range) -> Iterator[dict[str, np.ndarray]]:
+    for i in indices:
+        latent = np.random.default_rng(i).normal(3.0, 2.0, (2, 2, 2, 4)).astype(np.float16)
+        yield {"latent": latent, "ids": np.full(3, i, np.int32)}
+
+
+def test_elements_and_statistics_come_back(tmp_path: Path) -> None:
+    assert write_cache(tmp_path, "d" * 64, 10, 4, encode)
+    cache = Latents(tmp_path)
+    assert len(cache) == 10 and [int(cache[i]["ids"][0]) for i in range(10)] == list(range(10))
+    want = np.stack([e["latent"].astype(np.float64) for e in encode(range(10))])
+    made = cache.statistics()
+    np.testing.assert_allclose(made["mean"], want.mean((0, 1, 2, 3)), rtol=1e-5)
+    np.testing.assert_allclose(made["std"], want.std((0, 1, 2, 3)), rtol=1e-5)
+
+
+def test_an_interrupted_encoding_goes_on_with_the_next_shard(tmp_path: Path) -> None:
+    asked: list[int] = []
+
+    def counted(indices: range) -> Iterator[dict[str, np.ndarray]]:
+        asked.append(indices.start)
+        yield from encode(indices)
+
+    assert not write_cache(tmp_path / "cut", "d" * 64, 10, 4, counted, stop=lambda: len(asked) == 2)
+    assert read_manifest(tmp_path / "cut") is None
+    with pytest.raises(UserError, match="no finished latent cache"):
+        Latents(tmp_path / "cut")
+    assert write_cache(tmp_path / "cut", "d" * 64, 10, 4, counted)
+    assert asked == [0, 4, 8]
+    assert write_cache(tmp_path / "whole", "d" * 64, 10, 4, encode)
+    assert read_manifest(tmp_path / "cut") == read_manifest(tmp_path / "whole")
+
+
+def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
+    def failing(indices: range) -> Iterator[dict[str, np.ndarray]]:
+        yield from encode(indices)
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        write_cache(tmp_path, "d" * 64, 4, 4, failing)
+    assert list(tmp_path.iterdir()) == []
+
+
+class Numbers:
+    def __len__(self) -> int:
+        return 20
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        return {"x": np.int64(index), "caption": np.int64(-1)}
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_batches_shuffle_repeat_and_number_the_stream(threads: int) -> None:
+    stream = batches(Numbers(), 4, 7, ("x",), threads)
+    first = [next(stream) for _ in range(5)]
+    assert sorted(np.concatenate([b["x"] for b in first]).tolist()) == list(range(20))
+    assert set(first[0]) == {"x", "ordinal"}
+    assert np.concatenate([b["ordinal"] for b in first]).tolist() == list(range(20))
+    one = batches(Numbers(), 4, 7, ("x",), 1)
+    for made in first:
+        np.testing.assert_array_equal(made["x"], next(one)["x"])
+
+
+def test_a_stream_goes_on_from_its_state() -> None:
+    stream = batches(Numbers(), 4, 7, ("x",))
+    for _ in range(3):
+        next(stream)
+    state = stream.get_state()
+    want = [next(stream) for _ in range(4)]
+    again = batches(Numbers(), 4, 7, ("x",))
+    again.set_state(state)
+    for made in want:
+        np.testing.assert_array_equal(made["x"], next(again)["x"])

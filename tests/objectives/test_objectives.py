@@ -1,0 +1,127 @@
+"""Objectives: keyed by sample, given tokens without loss, a known optimum."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.diffusion.schedule import process, sample_times
+from vdit.models.dit import DiT
+from vdit.models.text import encoder
+from vdit.models.vae import VAE
+from vdit.objectives.diffusion import dense_tokens, diffusion_objective
+from vdit.objectives.objective import Objective
+from vdit.objectives.vae import to_float, to_uint8, vae_objective
+from vdit.tokens import pattern_shares, patterns
+
+N, P, FPS = 4, 2, 10.0
+FROZEN = {"mean": jnp.array([0.5, -1.0, 0.0]), "std": jnp.array([2.0, 1.0, 0.5])}
+
+
+def diffusion(shares: dict[str, float], name: str = "flow") -> Objective:
+    table = patterns(N, P, FPS)
+    made = process(name)
+    return diffusion_objective(
+        DiT(width=16, depth=1, heads=2),
+        encoder("learned", vocab=300, width=16, depth=1, heads=2),
+        made,
+        "flow" if name == "flow" else "eps",
+        table=table,
+        shares=pattern_shares(table, shares),
+        patch=(1, 1),
+        text_drop=0.5,
+        sample_times=lambda u: sample_times(made, u),
+    )
+
+
+def batch(rows: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return {
+        "latent": rng.normal(size=(rows, N + 3, 2, 2, 3)).astype(np.float32),
+        "ids": rng.integers(1, 300, (rows, 5)).astype(np.int32),
+        "mask": np.arange(5)[None] < rng.integers(1, 6, (rows, 1)),
+        "ordinal": np.arange(10, 10 + rows).astype(np.uint32),
+    }
+
+
+def perturbed(objective: Objective, data: Any) -> Any:
+    params = jax.jit(objective.init)(jax.random.key(0), data)
+    return jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+
+@pytest.mark.parametrize("name", ["flow", "ddpm"])
+def test_a_batch_is_the_sum_of_its_samples_alone(name: str) -> None:
+    """Loss and gradient of each sample do not depend on its neighbours (noise is keyed by it)."""
+    objective = diffusion({"text": 0.5, "prefix": 0.3, "last": 0.2}, name)
+    data = batch(4)
+    params = perturbed(objective, data)
+    key = jax.random.key(5)
+
+    @jax.jit
+    def value(params: Any, part: Any) -> Any:
+        def total(params: Any) -> Any:
+            loss, weight, _ = objective.loss(params, FROZEN, part, key)
+            return loss, weight
+
+        return jax.value_and_grad(total, has_aux=True)(params)
+
+    whole = value(params, data)
+    alone = [value(params, {k: v[i : i + 1] for k, v in data.items()}) for i in range(4)]
+    summed = jax.tree.map(lambda *parts: sum(parts), *alone)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), whole, summed
+    )
+
+
+def test_given_tokens_weigh_nothing() -> None:
+    data = batch(3)
+    weights = []
+    for shares in ({"text": 1.0}, {"prefix": 1.0}):
+        objective = diffusion(shares)
+        params = perturbed(objective, data)
+        weights.append(float(objective.loss(params, FROZEN, data, jax.random.key(1))[1]))
+    whole = 3 * N * 4 * 3
+    assert weights[0] == whole
+    assert 0 < weights[1] < whole and weights[1] % (4 * 3) == 0
+
+
+def test_a_perfect_denoiser_has_no_loss() -> None:
+    """At its start the network answers 0, so the loss is the mean square of the target."""
+    objective = diffusion({"text": 1.0}, "ddpm")
+    data = batch(64)
+    params = jax.jit(objective.init)(jax.random.key(0), data)
+    loss, weight, _ = jax.jit(objective.loss)(params, FROZEN, data, jax.random.key(1))
+    assert abs(float(loss / weight) - 1.0) < 0.1  # eps has unit variance
+
+
+def test_dense_tokens_keep_the_order_of_time_rows_columns() -> None:
+    latent = jnp.arange(2 * 3 * 2 * 2 * 5.0).reshape(2, 3, 2, 2, 5)
+    times = jnp.array([[0.0, 0.1, 0.5]] * 2)
+    given = jnp.array([[True, False, False]] * 2)
+    x, layout = dense_tokens(latent, (1, 1), times, given)
+    np.testing.assert_array_equal(x, latent.reshape(2, 12, 5))
+    assert layout.slot[0].tolist() == [1] * 4 + [0] * 8
+    np.testing.assert_allclose(layout.position[0, 11], [12.0, 1, 1])
+
+
+def test_the_autoencoder_s_loss_is_its_definition() -> None:
+    model = VAE((2, 4, 4), channels=3, width=16, encoder_depth=1, decoder_depth=1, heads=2)
+    objective = vae_objective(model, kl_weight=0.1, l1_weight=0.0)
+    video = np.random.default_rng(0).integers(0, 255, (2, 3, 8, 8, 3)).astype(np.uint8)
+    data = {"video": video, "ordinal": np.arange(2, dtype=np.uint32)}
+    params = objective.init(jax.random.key(0), data)
+    loss, weight, sums = objective.loss(params, {}, data, jax.random.key(1))
+    np.testing.assert_allclose(loss, sums["mse"] + 0.1 * sums["kl"], rtol=1e-5)
+    assert weight == 2
+    mean, log_variance, _ = model.apply(
+        {"params": params["vae"]}, to_float(jnp.asarray(video)), method=model.encode
+    )
+    closed = 0.5 * (mean**2 + jnp.exp(log_variance) - 1 - log_variance)
+    np.testing.assert_allclose(sums["kl"], closed.mean((1, 2, 3, 4)).sum(), rtol=1e-5)
+
+
+def test_pixels_round_trip() -> None:
+    every = jnp.arange(256, dtype=jnp.uint8)
+    np.testing.assert_array_equal(to_uint8(to_float(every)), every)

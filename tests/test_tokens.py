@@ -1,0 +1,85 @@
+"""Positions, clip lengths, training patterns and dropped text."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vdit.errors import UserError
+from vdit.tokens import (
+    RATE,
+    clip_frames,
+    drop_text,
+    extra_spans,
+    grid_positions,
+    latent_times,
+    pattern_shares,
+    patterns,
+    text_condition,
+)
+
+
+def test_a_token_stands_in_the_middle_of_the_frames_it_covers() -> None:
+    times = latent_times(3, 4, 10.0, start=1.0)
+    covered = [[0], [1, 2, 3, 4], [5, 6, 7, 8]]
+    np.testing.assert_allclose(times, [1.0 + np.mean(frames) / 10.0 for frames in covered])
+
+
+def test_positions_run_over_time_rows_columns_in_that_order() -> None:
+    grid = grid_positions(np.array([0.0, 0.5]), 2, 3).reshape(2, 2, 3, 3)
+    np.testing.assert_allclose(grid[1, 0, 0], [0.5 * RATE, 0, 0])
+    np.testing.assert_allclose(grid[0, 1, 2], [0, 1, 2])
+
+
+@pytest.mark.parametrize(
+    "seconds, fps, frames", [(0.05, 10, 1), (0.1, 10, 1), (0.2, 10, 5), (1.7, 10, 17), (2, 24, 49)]
+)
+def test_clip_lengths_are_one_and_whole_patches(seconds: float, fps: float, frames: int) -> None:
+    assert clip_frames(seconds, fps, 4) == frames
+
+
+def test_patterns_take_given_spans_that_do_not_leak() -> None:
+    """Wanted tokens come from the causal encoding; a given span is a prefix, or encoded alone."""
+    n, p, fps = 5, 4, 10.0
+    table = patterns(n, p, fps)
+    stored = n + sum(1 + (frames - 1) // p for _, frames in extra_spans(n, p))
+    assert table.times.shape == (stored,) and table.source.max() == stored - 1
+    for name, source, given in zip(table.names, table.source, table.given, strict=True):
+        assert not given.all(), name
+        wanted = source[~given]
+        assert (wanted < n).all(), name
+        known = source[given]
+        prefix = known[known < n]
+        assert prefix.tolist() == list(range(len(prefix))), name
+        # A span of its own begins behind the last frame that a clip's tokens cover.
+        for first, frames in extra_spans(n, p):
+            own = n if frames == 1 else n + 1
+            if own in known.tolist():
+                covered = max(source[source < n]) * p
+                assert first >= covered, name
+        times = table.times[source]
+        assert (np.diff(times) > 0).all(), name
+
+
+def test_short_clips_have_fewer_patterns() -> None:
+    assert patterns(1, 4, 10.0).names == ("text",)
+    assert patterns(3, 4, 10.0).names == ("text", "prefix1", "prefix2")
+
+
+def test_shares_split_a_family_and_refuse_unknown_ones() -> None:
+    table = patterns(5, 4, 10.0)
+    shares = pattern_shares(table, {"text": 0.5, "prefix": 0.4, "last": 0.1})
+    np.testing.assert_allclose(shares.sum(), 1)
+    np.testing.assert_allclose(shares[table.names.index("prefix2")], 0.1)
+    with pytest.raises(UserError, match="known"):
+        pattern_shares(table, {"middle": 1.0})
+    with pytest.raises(UserError, match="not all 0"):
+        pattern_shares(table, {"text": 0.0})
+
+
+def test_dropping_text_leaves_the_null_key_only() -> None:
+    told = text_condition(
+        jnp.ones((2, 3, 4)), jnp.ones((2, 3), bool), jnp.ones((2, 4)), jnp.zeros((2, 2))
+    )
+    dropped = drop_text(told, jnp.array([True, False]))
+    assert dropped.shot.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
+    assert dropped.pooled[0].max() == 0 and dropped.pooled[1].min() == 1
