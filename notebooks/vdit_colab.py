@@ -48,6 +48,7 @@ if not all(map(importlib.util.find_spec, ("vdit", "av", "grain", "ml_collections
 
 # %%
 import jax
+import numpy as np
 from IPython.display import HTML, Markdown, display
 
 import vdit
@@ -85,7 +86,7 @@ main.run(config, workdir)
 # %%
 def show(videos, fps, zoom=config.sample.zoom // 2):
     """Videos (T, H, W, 3) side by side, moving."""
-    picture = webp_bytes(metrics.tile(videos), fps, zoom)
+    picture = webp_bytes(np.concatenate(videos, axis=2), fps, zoom)
     display(HTML(f'<img src="{to_data_uri(picture, "image/webp")}">'))
 
 

@@ -1,10 +1,11 @@
 """The networks of vdit in PyTorch, for tools/bench.py: a process that times them on request.
 
 It is started by `tools/bench.py` with a Python that has torch, and answers JSON lines on stdout:
-{"load": FILE} builds the network that the npz file describes, with the file's parameters, and
-answers how far its output and losses are from those in the file; {"task", "dtype", "compiled",
-"threads"} times one run. Written the way PyTorch is fast: joint q, k, v projections,
-scaled_dot_product_attention, fused AdamW, inference mode; torch.compile sees the whole network.
+{"version"} is torch's; {"load": FILE} builds the network that the npz file describes, with the
+file's parameters, and answers how far its output and losses are from those in the file; {"task",
+"dtype", "compiled", "threads"} times one run. Written the way PyTorch is fast: joint projections
+of q, k and v, scaled_dot_product_attention, fused AdamW, inference mode; torch.compile sees the
+whole network.
 
 Dimension key: B batch, L tokens, S text tokens, C channels, D width, N heads, K head dim; T latent
 frames and P places of the VAE.
@@ -345,7 +346,7 @@ class Bench:
         losses = [float(self.train_step(self.loss)) for _ in self.expected["losses"]]
         return {
             "output": float(np.abs(out - wanted).max() / wanted.std()),
-            "losses": float(np.abs(losses / self.expected["losses"] - 1).max()),
+            "losses": float(np.abs(losses / self.expected["losses"] - 1).max(initial=0)),
         }
 
     def train_step(self, loss: Callable[..., Tensor], dtype: str = "float32") -> Tensor:
@@ -403,9 +404,11 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         try:
-            if "load" in request:
+            if "version" in request:
+                answer: dict[str, Any] = {"version": torch.__version__}
+            elif "load" in request:
                 bench = Bench(request["load"])
-                answer = {"version": torch.__version__, **bench.differences()}
+                answer = bench.differences()
             else:
                 answer = {"seconds": bench.time(**request)}
         except Exception as error:  # one variant that fails must not end the others

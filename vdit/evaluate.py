@@ -123,9 +123,11 @@ def score_world(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     for split, scores in groups.items():
         for name in (*OBJECTS, "all"):
             part = scores[name] if name != "all" else [s for n in OBJECTS for s in scores[n]]
-            row = {"split": split, "objects": name, "clips": len(part)}
-            row["captions"] = captions[name] if name != "all" else sum(captions.values())
-            row |= oracle.aggregate(part, intervals=True)
+            count = captions[name] if name != "all" else sum(captions.values())
+            row = {"split": split, "objects": name, "clips": len(part), "captions": count}
+            # The oracle's share of clips with the right number of objects is "count" here.
+            read = oracle.aggregate(part, intervals=True)
+            row |= {key.replace("objects", "count"): value for key, value in read.items()}
             if split == "reconstructed":
                 chosen = list(OBJECTS) if name == "all" else [name]
                 for kind, values in quality.items():

@@ -9,6 +9,7 @@ to show that this alone is the difference. Timesteps are the public 0 .. 999. Ke
 """
 
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import diffusers
@@ -28,7 +29,7 @@ def torched(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.asarray(x, np.float64))
 
 
-def exact(scheduler):
+def exact(scheduler: Any) -> Any:
     """The scheduler with its table recomputed in float64."""
     scheduler.betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
     scheduler.alphas = 1.0 - scheduler.betas
@@ -38,7 +39,7 @@ def exact(scheduler):
     return scheduler
 
 
-def ddpm_step(scheduler, y, t: int, x, z):
+def ddpm_step(scheduler: Any, y: torch.Tensor, t: int, x: torch.Tensor, z: torch.Tensor) -> Any:
     """One DDPMScheduler step with given noise: it only takes a generator."""
     with mock.patch.object(
         diffusers.schedulers.scheduling_ddpm, "randn_tensor", lambda *args, **kwargs: z
@@ -51,13 +52,13 @@ def toy_x0(x: torch.Tensor) -> torch.Tensor:
     return 0.8 * torch.tanh(2.0 * x)
 
 
-def toy_eps(scheduler, x: torch.Tensor, t: int) -> torch.Tensor:
+def toy_eps(scheduler: Any, x: torch.Tensor, t: int) -> torch.Tensor:
     alpha_bar = scheduler.alphas_cumprod[t]
     return (x - alpha_bar**0.5 * toy_x0(x)) / (1.0 - alpha_bar) ** 0.5
 
 
-def ddpm(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    out = {}
+def ddpm(rng: np.random.Generator) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     grids = {
         # single steps t -> t - 1 of the full chain, and a respaced chain with uneven gaps
         "full": ([999, 998, 750, 500, 250, 100, 10, 2, 1, 0], None),
@@ -105,8 +106,8 @@ def ddpm(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return out
 
 
-def ddim(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    out = {}
+def ddim(rng: np.random.Generator) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     cases = {"trailing": True, "leading": False}  # spacing: set_alpha_to_one
     for spacing, to_one in cases.items():
         x, y, z = (draw(rng, 10, BATCH, CHANNELS) for _ in range(3))
@@ -134,8 +135,8 @@ def ddim(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return out
 
 
-def flow(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    out = {}
+def flow(rng: np.random.Generator) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for shift in (1.0, 3.0):
         scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=shift)
         scheduler.set_timesteps(sigmas=np.linspace(1.0, 1.0 / 12, 12))
@@ -153,8 +154,8 @@ def flow(rng: np.random.Generator) -> dict[str, np.ndarray]:
     return out
 
 
-def dpmpp_2m(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    out = {}
+def dpmpp_2m(rng: np.random.Generator) -> dict[str, Any]:
+    out: dict[str, Any] = {}
     for steps in (8, 20):
         scheduler = exact(
             diffusers.DPMSolverMultistepScheduler(
@@ -187,7 +188,7 @@ def main() -> None:
         for name, value in arrays.items()
     }
     PATH.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(PATH, **arrays)
+    np.savez_compressed(PATH, allow_pickle=False, **arrays)
     print(f"{PATH}: {len(arrays)} arrays, {PATH.stat().st_size} bytes, {diffusers.__version__=}")
 
 

@@ -1,0 +1,79 @@
+"""The benchmark: its table at a tiny size without PyTorch, its list of matmuls, its bad flags."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from experiments.base import get_config
+from tools import bench
+
+TINY = ("--width=32", "--depth=1", "--tokens=16", "--batch=2", "--repeats=1", "--steps=2")
+NO_TORCH = f"--torch-python={shutil.which('false')}"
+
+
+def test_prints_its_tables_and_says_that_torch_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "default", lambda: get_config("smoke"))
+    path = tmp_path / "bench.jsonl"
+    assert bench.main([*TINY, NO_TORCH, f"--json={path}"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("no PyTorch") == 2
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = {(row["part"], row["task"]) for row in rows if "task" in row}
+    assert timed == {
+        ("dit", "forward"), ("dit", "train"), ("vae", "train"), ("sampling", "2 steps"),
+        ("compile", "train step, scanned layers"),
+    }  # fmt: skip
+    assert all(row["median"] > 0 for row in rows if "task" in row)
+    assert {row["part"] for row in rows if "target" in row} == {"sampling", "compile"}
+
+
+def test_counts_every_matrix_product() -> None:
+    """Against the formula, for the forward pass; the train step has two more of each."""
+    options = bench.parse(["--width=32", "--depth=3", "--tokens=16", "--batch=2"])
+    case = bench.dit_case(options)
+    width, depth, rows, length, batch = 32, 3, 2 * 16, 16, 2
+    keys = bench.TEXT_TOKENS + 1
+    block = (
+        rows * width * width * (4 + 2 + 8)  # self-attention, q and o of cross, mlp
+        + batch * keys * width * width * 2  # k and v of cross
+        + 2 * batch * length * (length + keys) * width  # attention
+        + batch * 2 * width * 6 * width  # modulation of two levels
+        + rows * 2 * 6 * width  # and its choice by token
+    )
+    ends = (
+        2 * rows * bench.CHANNELS * width  # embed, out
+        + rows * 3 * 64 * width  # positions
+        + batch * 2 * (256 + width + bench.TEXT_WIDTH) * width  # levels, pooled text
+        + batch * keys * bench.TEXT_WIDTH * width  # text
+        + batch * 2 * width * 2 * width + rows * 2 * 2 * width  # last modulation
+    )  # fmt: skip
+    forward = bench.products_of(case, "forward", "float32")
+    flops = sum(count * product.flops() for product, count in forward.items())
+    assert flops == 2 * (depth * block + ends)
+    train = bench.products_of(case, "train", "float32")
+    assert 2.7 < sum(count * product.flops() for product, count in train.items()) / flops <= 3.0
+    assert sum(bench.plain(train).values()) == sum(train.values())
+
+
+@pytest.mark.parametrize(
+    ("flag", "allowed"),
+    [
+        ("--only=unet", "known are dit, vae"),
+        ("--depth=0", "1 or more"),
+        ("--width=40", "a multiple of 16"),
+        ("--levels=3", "1 or 2"),
+        ("--repeats=x", "invalid int value"),
+        ("--fast", "unrecognized arguments"),
+        ("--torch-python=/no/such/python", "No such file"),
+    ],
+)
+def test_wrong_flags_are_one_line(
+    flag: str, allowed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert bench.main([flag]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and allowed in said

@@ -1,0 +1,97 @@
+"""The real objectives on meshes of eight devices: the same loss and gradients as on one."""
+
+import functools
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.base import get_config
+from vdit import build, stages
+from vdit.diffusion.schedule import sample_times
+from vdit.models.text import encoder
+from vdit.objectives.diffusion import diffusion_objective
+from vdit.objectives.objective import Objective
+from vdit.objectives.vae import vae_objective
+from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding, sequence_constraint
+from vdit.tokens import pattern_shares, patterns
+
+MESHES = [
+    {"data": 8},
+    {"fsdp": 8},
+    {"tensor": 2, "data": 4},
+    {"sequence": 4, "data": 2},
+    {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
+]
+
+
+def made(stage: str, constrain: Any = lambda x: x) -> tuple[Objective, Any, Any]:
+    """The smoke experiment's objective, frozen arrays and a batch."""
+    config = get_config("smoke")
+    rng = np.random.default_rng(0)
+    ordinal = np.arange(8, dtype=np.uint32)
+    if stage == "vae":
+        video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
+        objective = vae_objective(build.vae(config), 1e-4, 0.0)
+        return objective, {}, {"video": video, "ordinal": ordinal}
+    table = patterns(5, 4, 10.0)
+    process = build.process(config)
+    objective = diffusion_objective(
+        build.dit(config),
+        encoder("learned", vocab=300, width=32, depth=1, heads=2),
+        process,
+        "flow",
+        table=table,
+        shares=pattern_shares(table, {"text": 0.6, "prefix": 0.2, "last": 0.2}),
+        patch=(1, 1),
+        text_drop=0.2,
+        sample_times=functools.partial(sample_times, process),
+        constrain=constrain,
+    )
+    batch = {
+        "latent": rng.normal(size=(8, 8, 4, 4, 8)).astype(np.float32),
+        "ids": rng.integers(1, 300, (8, 12)).astype(np.int32),
+        "mask": np.ones((8, 12), bool),
+        "ordinal": ordinal,
+    }
+    frozen = {"mean": np.zeros(8, np.float32), "std": np.ones(8, np.float32)}
+    return objective, frozen, batch
+
+
+@functools.cache
+def one_device(stage: str) -> tuple[Any, Any]:
+    objective, frozen, batch = made(stage)
+    params = jax.jit(objective.init)(jax.random.key(0), batch)
+    # Zero-initialised gates would leave most gradients zero.
+    params = jax.tree.map(lambda x: x + 0.02 * np.cos(np.arange(x.size)).reshape(x.shape), params)
+    return params, value(objective, frozen)(params, batch)
+
+
+def value(objective: Objective, frozen: Any) -> Any:
+    def total(params: Any, batch: Any) -> Any:
+        loss, weight, _ = objective.loss(params, frozen, batch, jax.random.key(1))
+        return loss / weight
+
+    return jax.jit(jax.value_and_grad(total))
+
+
+@pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(axes))
+@pytest.mark.parametrize("stage", ["vae", "dit"])
+def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int]) -> None:
+    params, (loss, gradient) = one_device(stage)
+    mesh = make_mesh(axes)
+    objective, frozen, batch = made(stage, sequence_constraint(mesh))
+    placed = jax.device_put(params, param_sharding(mesh, params))
+    if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
+        assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
+    many, gradients = value(objective, frozen)(placed, jax.device_put(batch, batch_sharding(mesh)))
+    np.testing.assert_allclose(many, loss, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradients), strict=True):
+        scale = float(np.linalg.norm(a)) + 1e-3
+        assert float(np.linalg.norm(np.asarray(a) - np.asarray(b))) / scale < 1e-5
+
+
+def test_the_stages_make_these_very_objectives() -> None:
+    assert stages.diffusion_objective is diffusion_objective
+    assert stages.vae_objective is vae_objective
