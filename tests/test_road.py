@@ -179,6 +179,9 @@ def test_sampling_from_the_command_line(road: Path, tmp_path: Path) -> None:
         (["--config=experiments/base.py", "--config.dit.preset=XXL"], "known are"),
         (["--config=experiments/base.py", "--config.data.frames=16"], "1 + k*4"),
         (["--config=experiments/base.py", "--config.mesh.fsdp=7"], "device"),
+        (["--config=experiments/base.py", "--config.dit.process=ddmp"], "known are"),
+        (["--config=experiments/base.py", "--config.sample.sampler=eulr"], "known are"),
+        (["--config=experiments/base.py", "--config.run.remat=some"], "known are"),
         (["--mode=dream", "--workdir=x"], "known are"),
         (["--mode=sample", "--workdir=/nowhere", "--prompt=x"], "config.json"),
         (["--config=experiments/folder.py"], "path"),
@@ -193,13 +196,18 @@ def test_wrong_flags_are_one_line(args: Sequence[str], words: str, tmp_path: Pat
 def test_wrong_requests_are_one_line(road: Path, tmp_path: Path) -> None:
     ask = ("--mode=sample", f"--workdir={road}", f"--out={tmp_path}")
     line = refused(*ask, f"--prompt={'ball ' * 2000}")
-    assert "2000 tokens" in line and "160" in line
+    assert "4000 tokens" in line and "160" in line
     assert "0 to 1.6 s" in refused(*ask, "--prompt=x", "--given=x.png@9")
     assert "--prompt" in refused(*ask)
     bad = tmp_path / "bad.mp4"
     bad.write_bytes(b"nothing")
     assert "bad.mp4" in refused(*ask, "--prompt=x", f"--given={bad}@0")
     assert not list(tmp_path.glob("x*"))
+
+
+def test_a_relative_workdir_is_as_good(road: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(road.parent)
+    assert vdit.load("run").config.vae.width == 32
 
 
 def test_a_workdir_of_another_model_is_refused_by_the_difference(road: Path) -> None:

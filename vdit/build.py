@@ -9,9 +9,11 @@ from ml_collections import ConfigDict
 from vdit.data.loader import Source
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
+from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
+from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
 from vdit.models import text
-from vdit.models.dit import PRESETS, DiT
+from vdit.models.dit import AXES, PRESETS, REMAT, DiT
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.runtime.files import write_text
@@ -31,6 +33,13 @@ def check(config: ConfigDict) -> None:
     choose(DTYPES, "run.dtype", config.run.dtype)
     choose(PRESETS, "dit.preset", config.dit.preset)
     choose(SOURCES, "data.source", config.data.source)
+    choose(AXES, "dit.axes", config.dit.axes)
+    choose(REMAT, "run.remat", config.run.remat)
+    choose(text.ENCODERS, "text.encoder", config.text.encoder)
+    choose(schedule.PROCESSES, "dit.process", config.dit.process)
+    choose(PREDICTIONS, "dit.prediction", config.dit.prediction)
+    choose(WEIGHTS, "dit.loss_weight", config.dit.loss_weight)
+    choose(SAMPLERS, "sample.sampler", config.sample.sampler)
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")

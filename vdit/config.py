@@ -22,7 +22,6 @@ def default() -> ConfigDict:
     data.fps = 10.0  # frames a second
     data.objects = (1, 2)  # world: least and most bodies in a clip
     data.stride = 1.0  # folder: seconds between the starts of clips cut from one file
-    data.flip = False  # folder: also use mirrored clips
     data.threads = 1  # threads that read ahead
 
     text = config.text = ConfigDict()
@@ -45,7 +44,7 @@ def default() -> ConfigDict:
     vae.activation = "gelu"  # gelu, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
-    vae.train = _training(steps=900, batch=16, learning_rate=0.03)
+    vae.train = _training(steps=750, batch=16, learning_rate=0.03)
     vae.train.ema = 0.99
 
     latents = config.latents = ConfigDict()
@@ -60,6 +59,7 @@ def default() -> ConfigDict:
     dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
     dit.process = "flow"  # flow, cosine or ddpm
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
+    dit.loss_weight = "uniform"  # of the squared error by time: uniform or min_snr
     dit.logit_normal = (0.0, 1.0)  # mean and deviation of the training times' logits; (): uniform
     dit.shift = 1.0  # more than 1 puts more training and sampling times near pure noise
     dit.text_drop = 0.1  # share of samples whose caption is dropped, for guidance
@@ -70,7 +70,7 @@ def default() -> ConfigDict:
     given.first_last = 0.03  # images at both ends
     given.suffix = 0.03  # a span after
     given.between = 0.03  # an image before, a span after
-    dit.train = _training(steps=800, batch=24, learning_rate=0.02)
+    dit.train = _training(steps=900, batch=16, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
@@ -126,7 +126,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "latents": ("seed", "data", "vae", "latents", "text"),
     "dit": ("seed", "data", "vae", "latents", "text", "dit"),
 }
-FREE = {"steps", "threads", "schedule", "warmup", "batch.latents"}
+FREE = {"steps", "threads", "schedule", "warmup"}
 
 
 def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:

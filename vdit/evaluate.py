@@ -123,8 +123,8 @@ def score_world(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     for split, scores in groups.items():
         for name in (*OBJECTS, "all"):
             part = scores[name] if name != "all" else [s for n in OBJECTS for s in scores[n]]
-            count = captions[name] if name != "all" else sum(captions.values())
-            row = {"split": split, "objects": name, "clips": len(part), "captions": count}
+            told = captions[name] if name != "all" else sum(captions.values())
+            row = {"split": split, "objects": name, "clips": len(part), "captions": told}
             # The oracle's share of clips with the right number of objects is "count" here.
             read = oracle.aggregate(part, intervals=True)
             row |= {key.replace("objects", "count"): value for key, value in read.items()}

@@ -164,6 +164,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         shares=pattern_shares(table, shares),
         patch=tuple(config.dit.patch),
         text_drop=config.dit.text_drop,
+        loss_weight=config.dit.loss_weight,
         sample_times=times,
         constrain=sequence_constraint(runtime.mesh),
     )

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.prediction import target
-from vdit.diffusion.schedule import Process, add_noise
+from vdit.diffusion.prediction import target, weight
+from vdit.diffusion.schedule import Process, add_noise, like
 from vdit.models.dit import DiT
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import patchify
@@ -69,6 +69,7 @@ def diffusion_objective(
     shares: np.ndarray,
     patch: tuple[int, int],
     text_drop: float,
+    loss_weight: str = "uniform",
     sample_times: Callable[[jax.Array], jax.Array],
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
 ) -> Objective:
@@ -140,9 +141,9 @@ def diffusion_objective(
         condition = drop_text(text_condition(features, batch["mask"], pooled, level), drop)
         out: Any = model.apply({"params": params["dit"]}, x_t, layout, condition)
         error = jnp.square(out - target(prediction, process, t_B, x0, eps))
+        error = error * like(weight(loss_weight, prediction, process, t_B), error)
         total = jnp.where(wanted, error, 0.0).sum()
-        weight = (wanted.sum() * x0.shape[-1]).astype(jnp.float32)
-        return total, weight, {}
+        return total, (wanted.sum() * x0.shape[-1]).astype(jnp.float32), {}
 
     return Objective(init, loss)
 

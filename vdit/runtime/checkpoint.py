@@ -173,7 +173,7 @@ def _saved_tree(directory: str | os.PathLike[str], step: int, item: str) -> Any:
     import orbax.checkpoint as ocp
     from etils import epath
 
-    folder = epath.Path(directory) / str(step) / item
+    folder = epath.Path(Path(directory).absolute()) / str(step) / item
     metadata = ocp.StandardCheckpointHandler().metadata(folder)
     return getattr(metadata, "tree", metadata)
 
