@@ -1,6 +1,6 @@
 """Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
 
-python -m vdit.main --config=experiments/base.py            about 15 minutes
+python -m vdit.main --config=experiments/base.py            about a quarter of an hour
 python -m vdit.main --config=experiments/base.py:long       an hour
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
 python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality

@@ -19,6 +19,7 @@ Without torch the table has no PyTorch lines. Exit status 2 for wrong arguments.
 """
 
 import argparse
+import contextlib
 import functools
 import json
 import math
@@ -296,6 +297,7 @@ def scan_run(case: Case, dtype: str, steps: int) -> Run:
     params, inputs = jax.device_put((case.params, case.inputs))
     keys = jax.random.split(jax.random.key(0), case.inputs["x"].shape[0])
     compiled = jax.jit(scan).lower(params, inputs, keys).compile()
+    jax.block_until_ready(compiled(params, inputs, keys))
     return lambda: seconds_of(lambda: compiled(params, inputs, keys))
 
 
@@ -350,7 +352,9 @@ class Product:
     def flops(self) -> int:
         return 2 * math.prod(self.sizes())
 
+    @functools.cache  # noqa: B019 (forward pass and train step share many)
     def run(self) -> Run:
+        """The product, compiled and warm."""
         random = np.random.default_rng(0)
         left, right = (
             jnp.asarray(random.standard_normal(shape, np.float32), dtype)
@@ -516,7 +520,9 @@ class Torch:
         return made
 
     def close(self) -> None:
-        if self.process.stdin is not None:
+        """Ends the process."""
+        with contextlib.suppress(BrokenPipeError):  # of a request that nobody was there to read
+            assert self.process.stdin is not None
             self.process.stdin.close()
         self.process.wait()
 
@@ -601,12 +607,14 @@ def bench_case(
     print(torch.load(case, trains["float32"][1] if trains else []), flush=True)
     made = {}
     for task in tasks:
-        say(f"{case.name} {task}: compiling")
+        say(f"{case.name} {task}: compiling in JAX")
         runs = {}
         for dtype in DTYPES:
             run = forward_run(case, dtype) if task == "forward" else trains[dtype][0]
             runs[f"JAX {dtype}{' operands' * (dtype != 'float32')}"] = run
+        say(f"{case.name} {task}: compiling in PyTorch")
         runs |= torch.runs(case, task)
+        say(f"{case.name} {task}: compiling matmuls")
         for dtype in DTYPES:
             runs |= matmul_runs(case, task, dtype)
         made[task] = take_turns(runs, turns, f"{case.name} {task}")

@@ -44,7 +44,7 @@ def default() -> ConfigDict:
     vae.activation = "gelu"  # gelu, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
-    vae.train = _training(steps=750, batch=16, learning_rate=0.03)
+    vae.train = _training(steps=900, batch=16, learning_rate=0.03)
     vae.train.ema = 0.99
 
     latents = config.latents = ConfigDict()
@@ -70,7 +70,7 @@ def default() -> ConfigDict:
     given.first_last = 0.03  # images at both ends
     given.suffix = 0.03  # a span after
     given.between = 0.03  # an image before, a span after
-    dit.train = _training(steps=900, batch=16, learning_rate=0.02)
+    dit.train = _training(steps=800, batch=24, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
