@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.base import get_config
-from vdit import build, stages
+from vdit import build
 from vdit.diffusion.schedule import sample_times
 from vdit.models.text import encoder
 from vdit.objectives.diffusion import diffusion_objective
@@ -90,8 +90,3 @@ def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int])
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradients), strict=True):
         scale = float(np.linalg.norm(a)) + 1e-3
         assert float(np.linalg.norm(np.asarray(a) - np.asarray(b))) / scale < 1e-5
-
-
-def test_the_stages_make_these_very_objectives() -> None:
-    assert stages.diffusion_objective is diffusion_objective
-    assert stages.vae_objective is vae_objective
