@@ -16,9 +16,9 @@ from vdit.errors import UserError
 
 def long(config: ConfigDict) -> None:
     """About an hour: four times the steps, more clips."""
-    config.vae.train.steps = 2000
+    config.vae.train.steps = 5000
     config.latents.clips = 30_000
-    config.dit.train.steps = 3600
+    config.dit.train.steps = 8000
     config.dit.train.ema = 0.998
 
 

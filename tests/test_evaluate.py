@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vdit.evaluate import psnr, ssim
+from vdit.evaluate import gain, psnr, ssim
 
 
 def clips(seed: int = 0) -> np.ndarray:
@@ -27,3 +27,15 @@ def test_ssim_of_a_constant_shift_has_its_closed_form() -> None:
     c1 = (0.01 * 255) ** 2
     want = (2 * 50 * 80 + c1) / (50**2 + 80**2 + c1)
     np.testing.assert_allclose(ssim(x, y), want, rtol=1e-6)
+
+
+def test_gain_is_of_all_clips_together_whatever_stands_still() -> None:
+    """A clip that a frozen frame gets exactly right counts as little error, not as many dB."""
+    near, still = np.full(50, 10.0), np.full(50, 40.0)
+    assert abs(gain(near, still)["gain_db"] - 10 * np.log10(4)) < 1e-9
+    near[0] = still[0] = 0.0
+    made = gain(near, still)
+    assert abs(made["gain_db"] - 10 * np.log10(4)) < 1e-9
+    assert made["gain_db_low"] <= made["gain_db"] <= made["gain_db_high"]
+    some = gain(np.random.default_rng(1).uniform(1, 20, 50), still)
+    assert some["gain_db_low"] < some["gain_db"] < some["gain_db_high"]

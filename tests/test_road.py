@@ -180,6 +180,7 @@ def test_sampling_from_the_command_line(road: Path, tmp_path: Path) -> None:
         (["--config=experiments/base.py", "--config.data.frames=16"], "1 + k*4"),
         (["--config=experiments/base.py", "--config.mesh.fsdp=7"], "device"),
         (["--config=experiments/base.py", "--config.dit.process=ddmp"], "known are"),
+        (["--config=experiments/base.py", "--config.dit.process=ddpm"], "logit_normal"),
         (["--config=experiments/base.py", "--config.sample.sampler=eulr"], "known are"),
         (["--config=experiments/base.py", "--config.run.remat=some"], "known are"),
         (["--mode=dream", "--workdir=x"], "known are"),

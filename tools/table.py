@@ -1,5 +1,6 @@
 """The score table of one or more workdirs, as Markdown: `python -m tools.table WORKDIR ...`."""
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,30 +25,82 @@ def cell(row: dict[str, Any], name: str) -> str:
     return text
 
 
-def table(workdirs: Sequence[Path]) -> str:
-    """Rows of the newest evaluation of each workdir; gravity is the median relative error."""
+def newest(workdir: Path) -> list[dict[str, Any]]:
+    """The rows of a workdir's last evaluation."""
+    rows = [row for row in read(workdir) if row["stage"] == "eval"]
+    if not any("split" in row for row in rows):
+        raise UserError(f"{workdir}: no scores in metrics.jsonl; run the stage eval first")
+    return rows
+
+
+def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A table."""
+    rows = [heads, ["---"] * len(heads), *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def percent(value: float | None) -> str:
+    """A share, or a dash."""
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def mean_row(rows: Sequence[dict[str, Any]], name: str) -> str:
+    """Mean of a score over runs, with the least and the greatest."""
+    values = [row[name] for row in rows if row.get(name) is not None]
+    if not values:
+        return "–"
+    show = percent if name == "gravity_error_median" else "{:.2f}".format
+    return f"{show(sum(values) / len(values))} ({show(min(values))}–{show(max(values))})"
+
+
+def scores(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
+    """What the oracle read, by run, split and objects; over several runs also their mean."""
     heads = ["run", "clips", "objects", "n", *(name.replace("_", " ") for name in COLUMNS)]
-    lines = ["| " + " | ".join([*heads, "gravity error"]) + " |"]
-    lines.append("|" + "---|" * (len(heads) + 1))
-    for workdir in workdirs:
-        rows = {
-            (row["split"], row["objects"]): row
-            for row in read(workdir)
-            if row["stage"] == "eval" and "split" in row
-        }
-        if not rows:
-            raise UserError(f"{workdir}: no scores in metrics.jsonl; run the stage eval first")
-        for split in SPLITS:
-            for objects in OBJECTS:
-                row = rows.get((split, objects))
-                if row is None:
-                    continue
-                gravity = row.get("gravity_error_median")
-                cells = [workdir.name, split, objects, str(row["clips"])]
-                cells += [cell(row, name) for name in COLUMNS]
-                cells.append("–" if gravity is None else f"{100 * gravity:.1f}%")
-                lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    lines = []
+    made: dict[str, list[dict[str, Any]]] = {}
+    for name, rows in runs:
+        by = {(row["split"], row["objects"]): row for row in rows if "split" in row}
+        for split, objects in itertools.product(SPLITS, OBJECTS):
+            row = by.get((split, objects))
+            if row is None:
+                continue
+            if split == "generated":
+                made.setdefault(objects, []).append(row)
+            cells = [name, split, objects, str(row["clips"])]
+            cells += [cell(row, column) for column in COLUMNS]
+            lines.append([*cells, percent(row.get("gravity_error_median"))])
+    if len(runs) > 1:
+        for objects, rows in made.items():
+            cells = [f"mean of {len(rows)} (least–most)", "generated", objects]
+            cells.append(str(sum(row["clips"] for row in rows)))
+            lines.append(cells + [mean_row(rows, c) for c in (*COLUMNS, "gravity_error_median")])
+    return markdown([*heads, "gravity error"], lines)
+
+
+def quality(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
+    """PSNR and SSIM of the autoencoder, and what follows given frames, in dB."""
+    lines = []
+    for name, rows in runs:
+        for row in rows:
+            if row.get("split") == "reconstructed":
+                what = f"reconstruction, {row['objects']}"
+                value = f"{row['psnr']:.1f} dB, SSIM {row['ssim']:.3f}"
+                lines.append([name, what, str(row["clips"]), value, "", ""])
+            elif "task" in row:
+                interval = f"({row['gain_db_low']:+.1f} to {row['gain_db_high']:+.1f})"
+                lines.append([
+                    name, row["task"].replace("_", " "), str(row["clips"]),
+                    f"{row['psnr_next']:.1f} dB",
+                    f"{row['psnr_frozen']:.1f} dB; reconstructed {row['psnr_reconstructed']:.1f}",
+                    f"{row['gain_db']:+.1f} dB {interval}",
+                ])  # fmt: skip
+    return markdown(["run", "what", "n", "PSNR", "a frozen frame", "gain"], lines)
+
+
+def table(workdirs: Sequence[Path]) -> str:
+    """Both tables of the newest evaluation of each workdir."""
+    runs = [(workdir.name, newest(workdir)) for workdir in workdirs]
+    return scores(runs) + "\n\n" + quality(runs)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -1,8 +1,10 @@
 """From a configuration to the parts that it names: sources, models, processes, text encoders."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
@@ -70,6 +72,15 @@ def check(config: ConfigDict) -> None:
     for name, value in positive.items():
         if value <= 0:
             raise UserError(f"{name} is {value}: a number above 0 is allowed")
+    dit = config.dit
+    times = functools.partial(
+        schedule.sample_times,
+        process(config),
+        logit_normal=dit.logit_normal or None,
+        shift=dit.shift,
+    )
+    jax.eval_shape(times, jnp.zeros(1))  # refuses what does not fit the process
+    schedule.timesteps(process(config), config.sample.steps, dit.shift)
 
 
 STAGES = ("vae", "latents", "dit", "sample", "eval")

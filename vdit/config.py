@@ -44,7 +44,7 @@ def default() -> ConfigDict:
     vae.activation = "gelu"  # gelu, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
-    vae.train = _training(steps=900, batch=16, learning_rate=0.03)
+    vae.train = _training(steps=1700, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
 
     latents = config.latents = ConfigDict()
@@ -64,13 +64,13 @@ def default() -> ConfigDict:
     dit.shift = 1.0  # more than 1 puts more training and sampling times near pure noise
     dit.text_drop = 0.1  # share of samples whose caption is dropped, for guidance
     given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
-    given.text = 0.7  # nothing
-    given.prefix = 0.18  # the first frame, or a span before
-    given.last = 0.03  # an image at the end
-    given.first_last = 0.03  # images at both ends
-    given.suffix = 0.03  # a span after
-    given.between = 0.03  # an image before, a span after
-    dit.train = _training(steps=800, batch=24, learning_rate=0.02)
+    given.text = 0.82  # nothing
+    given.prefix = 0.1  # the first frame, or a span before
+    given.last = 0.02  # an image at the end
+    given.first_last = 0.02  # images at both ends
+    given.suffix = 0.02  # a span after
+    given.between = 0.02  # an image before, a span after
+    dit.train = _training(steps=1700, batch=12, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m

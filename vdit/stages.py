@@ -152,6 +152,9 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0], config.data.fps
     )
     shares = {name: config.dit.given[name] for name in config.dit.given}
+    there = {name.rstrip("0123456789") for name in table.names}
+    if short := [name for name, share in shares.items() if share > 0 and name not in there]:
+        say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
     times = functools.partial(
         sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
     )

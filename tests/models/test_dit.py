@@ -1,5 +1,6 @@
 """The transformer's promises: levels a token, text by shot, packed rows, one stack for all runs."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from vdit.errors import UserError
-from vdit.models.dit import PRESETS, DiT
+from vdit.models.dit import FEW, PRESETS, DiT
 from vdit.tokens import Layout, drop_text, grid_positions, latent_times, text_condition
 
 GRID = (3, 2, 2)
@@ -92,6 +93,22 @@ def test_a_token_is_modulated_by_its_own_level(made) -> None:
     )
     other = run(model, params, x, layout(2, 4), condition(2))
     assert jnp.abs(other - run(model, params, x, layout(2), one)).max() > 1e-3
+
+
+def test_few_and_many_levels_modulate_alike(made) -> None:
+    """The sum over a few levels equals the product with a table of many."""
+    model, params, x = made
+    few = condition(2)
+    many = dataclasses.replace(
+        few,
+        level=jnp.tile(few.level, (1, FEW)),
+        pooled=jnp.tile(few.pooled, (1, FEW, 1)),
+    )
+    assert few.level.shape[1] <= FEW < many.level.shape[1]
+    here = layout(2, given=4)
+    np.testing.assert_allclose(
+        run(model, params, x, here, few), run(model, params, x, here, many), atol=1e-5
+    )
 
 
 def test_padding_of_the_text_has_no_influence_and_dropped_text_none_at_all(made) -> None:

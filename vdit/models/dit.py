@@ -35,6 +35,8 @@ PRESETS: dict[str, dict[str, Any]] = {
 # What one step of the scanned stack holds: the axes that its blocks attend over, in turn.
 AXES: dict[str, tuple[str, ...]] = {"joint": ("joint",), "factorised": ("space", "time")}
 
+FEW = 4  # slots up to which modulation is summed, not multiplied as a matrix
+
 REMAT: dict[str, Any] = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -60,6 +62,13 @@ class Modulation(nn.Module):
         )
         if condition_BKD.shape[1] == 1:  # one level for all: broadcast
             return jnp.split(vectors, self.parts, axis=-1)
+        if condition_BKD.shape[1] <= FEW:
+            # Sums that fuse into what reads them: nothing of (B, L, parts D) is stored.
+            weights = [pick_BLK[..., k, None] for k in range(condition_BKD.shape[1])]
+            return [
+                sum(weight * part[:, k, None] for k, weight in enumerate(weights))
+                for part in jnp.split(vectors, self.parts, axis=-1)
+            ]
         # Gathering by a one-hot product: its transpose is a product too, not a scatter.
         chosen = jnp.einsum("BLK,BKF->BLF", pick_BLK, vectors)
         return jnp.split(chosen, self.parts, axis=-1)

@@ -23,7 +23,7 @@ from vdit.errors import UserError
 from vdit.kernels.xla import attend
 from vdit.models.minilm import MiniLM, load_minilm
 from vdit.nn.attention import Attention
-from vdit.nn.linear import MLP, RMSNorm
+from vdit.nn.linear import MLP, RMSNorm, zeros
 from vdit.nn.rotary import rotary_angles
 
 PAD = "[PAD]"  # id 0 in every tokenizer
@@ -124,8 +124,10 @@ class Block(nn.Module):
     def __call__(
         self, x_NSD: jax.Array, mask_NS: jax.Array, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, None]:
-        attention = Attention(self.heads, attend, dtype=self.dtype, name="attention")
-        mlp = MLP(4 * x_NSD.shape[-1], dtype=self.dtype, name="mlp")
+        attention = Attention(
+            self.heads, attend, out_init=zeros, dtype=self.dtype, name="attention"
+        )
+        mlp = MLP(4 * x_NSD.shape[-1], down_init=zeros, dtype=self.dtype, name="mlp")
         normed = RMSNorm(name="attention_norm")(x_NSD)
         x_NSD = x_NSD + attention(normed, angles=angles, q_id_BL=mask_NS, k_id_BS=mask_NS)
         return x_NSD + mlp(RMSNorm(name="mlp_norm")(x_NSD)), None
@@ -153,7 +155,9 @@ class LearnedText(nn.Module):
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )
-        x = nn.Embed(self.vocab, self.width, name="tokens")(ids_NS)
+        # Features begin as the tokens themselves; the blocks, zero at the start, add to them.
+        init = nn.initializers.normal(1.0)
+        x = nn.Embed(self.vocab, self.width, embedding_init=init, name="tokens")(ids_NS)
         x, _ = stack(self.heads, self.dtype, name="blocks")(x, mask_NS, angles)
         return jnp.where(mask_NS[..., None], RMSNorm(name="norm")(x), 0.0)
 
