@@ -1,6 +1,6 @@
 """Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
 
-python -m vdit.main --config=experiments/base.py            18 minutes without AVX512
+python -m vdit.main --config=experiments/base.py            15 minutes without AVX512
 python -m vdit.main --config=experiments/base.py:long       an hour
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
 python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
@@ -15,7 +15,7 @@ from vdit.errors import UserError
 
 
 def long(config: ConfigDict) -> None:
-    """About an hour: four times the steps, more clips."""
+    """About an hour: nearly five times the DiT's steps, three times the VAE's, more clips."""
     config.vae.train.steps = 5000
     config.latents.clips = 30_000
     config.dit.train.steps = 8000

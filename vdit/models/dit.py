@@ -8,6 +8,7 @@ Dimension key: B batch rows, L tokens, C token channels, D width, S text tokens,
 K slots (distinct noise levels of a row).
 """
 
+import functools
 from typing import Any
 
 import flax.linen as nn
@@ -65,10 +66,12 @@ class Modulation(nn.Module):
         if condition_BKD.shape[1] <= FEW:
             # Sums that fuse into what reads them: nothing of (B, L, parts D) is stored.
             weights = [pick_BLK[..., k, None] for k in range(condition_BKD.shape[1])]
-            return [
-                sum(weight * part[:, k, None] for k, weight in enumerate(weights))
-                for part in jnp.split(vectors, self.parts, axis=-1)
-            ]
+
+            def gather(part_BKD: jax.Array) -> jax.Array:
+                terms = [weight * part_BKD[:, k, None] for k, weight in enumerate(weights)]
+                return functools.reduce(jnp.add, terms)
+
+            return [gather(part) for part in jnp.split(vectors, self.parts, axis=-1)]
         # Gathering by a one-hot product: its transpose is a product too, not a scatter.
         chosen = jnp.einsum("BLK,BKF->BLF", pick_BLK, vectors)
         return jnp.split(chosen, self.parts, axis=-1)
