@@ -1,7 +1,7 @@
 """Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
 
 python -m vdit.main --config=experiments/base.py            15 minutes without AVX512
-python -m vdit.main --config=experiments/base.py:long       an hour
+python -m vdit.main --config=experiments/base.py:long       an hour, by the rates of the default run
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
 python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
 """

@@ -79,8 +79,9 @@ def check(config: ConfigDict) -> None:
         logit_normal=dit.logit_normal or None,
         shift=dit.shift,
     )
-    jax.eval_shape(times, jnp.zeros(1))  # refuses what does not fit the process
-    schedule.timesteps(process(config), config.sample.steps, dit.shift)
+    # Traced, so that no device is touched: these refuse what does not fit the process.
+    jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
+    jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
 
 
 STAGES = ("vae", "latents", "dit", "sample", "eval")
