@@ -48,15 +48,14 @@ def test_counts_every_matrix_product() -> None:
         rows * width * width * (4 + 2 + 8)  # self-attention, q and o of cross, mlp
         + batch * keys * width * width * 2  # k and v of cross
         + 2 * batch * length * (length + keys) * width  # attention
-        + batch * 2 * width * 6 * width  # modulation of two levels
-        + rows * 2 * 6 * width  # and its choice by token
+        + batch * 2 * width * 6 * width  # modulation of two levels; its choice is no product
     )
     ends = (
         2 * rows * bench.CHANNELS * width  # embed, out
         + rows * 3 * 64 * width  # positions
         + batch * 2 * (256 + width + bench.TEXT_WIDTH) * width  # levels, pooled text
         + batch * keys * bench.TEXT_WIDTH * width  # text
-        + batch * 2 * width * 2 * width + rows * 2 * 2 * width  # last modulation
+        + batch * 2 * width * 2 * width  # last modulation
     )  # fmt: skip
     forward = bench.products_of(case, "forward", "float32")
     flops = sum(count * product.flops() for product, count in forward.items())
