@@ -101,7 +101,9 @@ def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bits(
     road: Path, tmp_path: Path
 ) -> None:
     workdir = tmp_path / "run"
-    args = (SMOKE, f"--workdir={workdir}", "--config.stages=('vae','latents','dit')")
+    stages = "--config.stages=('vae','latents','dit')"
+    args = (SMOKE, f"--workdir={workdir}", stages, "--config.run.log_every=1")
+    codes = []
     for stage in ("vae", "dit"):
         process = start(*args)
         deadline = time.monotonic() + 300
@@ -111,9 +113,11 @@ def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bits(
                 break
             time.sleep(0.02)
         out, err = process.communicate(timeout=300)
+        codes.append(process.returncode)
         assert process.returncode in (143, 0), out + err
         if process.returncode == 143:
-            assert f"stage {stage}: stopped and saved" in err or "stopped" in err
+            assert "stopped" in err
+    assert 143 in codes  # a machine may be faster than a signal, once
     status, out, err = run(*args)
     assert status == 0, out + err
     for stage in ("vae", "dit"):

@@ -63,7 +63,7 @@ def test_layers(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("ruff", "check", "."), ("mypy", "vdit", "experiments")],
+    [("ruff", "check", "."), ("mypy", "vdit", "experiments", "tools")],
     ids=["ruff", "mypy"],
 )
 def test_lint_and_types(command: tuple[str, ...]) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vdit.config import STAGES
 from vdit.data.loader import Source
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
@@ -82,9 +83,6 @@ def check(config: ConfigDict) -> None:
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
-
-
-STAGES = ("vae", "latents", "dit", "sample", "eval")
 
 
 def _world(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World:

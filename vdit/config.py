@@ -7,12 +7,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+STAGES = ("vae", "latents", "dit", "sample", "eval")  # what a run may walk, in order
+
 
 def default() -> ConfigDict:
     """The whole configuration, locked: a typo in a field's name is an error."""
     config = ConfigDict()
     config.seed = 0
-    config.stages = ("vae", "latents", "dit", "sample", "eval")  # what --mode=run walks, in order
+    config.stages = STAGES  # what --mode=run walks
 
     data = config.data = ConfigDict()
     data.source = "world"  # world: simulated physics; folder: video files with captions

@@ -15,6 +15,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from vdit.config import STAGES
 from vdit.errors import UserError
 
 FLAGS = flags.FLAGS
@@ -77,7 +78,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             started = time.monotonic()
             if preemption.requested:
                 raise Interrupted(f"stopped before stage {stage}; run again")
-            STAGES[stage](config, runtime, results)
+            WALKS[stage](config, runtime, results)
             seconds = time.monotonic() - started
             say(f"{stage}: done in {clock(seconds)}")
         metrics.write("run", 0, environment() | {"seconds": time.monotonic() - began})
@@ -122,7 +123,7 @@ def _eval(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
     evaluate(model, runtime.workdir, runtime.metrics)
 
 
-STAGES = {"vae": _vae, "latents": _latents, "dit": _dit, "sample": _sample, "eval": _eval}
+WALKS = dict(zip(STAGES, (_vae, _latents, _dit, _sample, _eval), strict=True))
 
 
 def sample(workdir: Path) -> None:
