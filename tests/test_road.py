@@ -68,6 +68,7 @@ def test_it_leaves_what_a_user_can_rely_on(road: Path) -> None:
         assert len(made) == 4
         about = json.loads(made[0].with_suffix(".json").read_text())
         assert about["prompt"] and about["frames"] == 17 and "seed" in about
+    assert (road / "samples" / "wall.webp").is_file()
     assert (road / "report.html").stat().st_size > 10_000
     assert list((road / "tensorboard").rglob("events*"))
 

@@ -13,7 +13,7 @@ from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
-from vdit.runtime.video import contact_sheet, write_mp4, write_webp
+from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_webp
 from vdit.sample import Given, Model, Result
 from vdit.tokens import clip_frames
 
@@ -114,7 +114,10 @@ def write_result(path: Path, result: Result, zoom: int) -> None:
 
 
 def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
-    """The stage sample: text to video, image to video and extension on held-out captions."""
+    """The stage sample: text to video, image to video and extension on held-out captions.
+
+    Beside the videos, a contact sheet of each task, and all tasks in one picture (wall.webp).
+    """
     config = model.config
     clips = build.source(config, "heldout", workdir)
     count = min(config.sample.clips, len(clips))
@@ -125,6 +128,7 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     tasks: list[tuple[str, int]] = [("text", 0)]
     if config.data.frames > 1 + p:
         tasks += [("image", 1), ("extend", 1 + p)]
+    wall = []
     for task, known in tasks:
         say(f"sample: {len(prompts)} videos, {known} frames given")
         given = [[Given(video[:known])] for video in real] if known else []
@@ -142,6 +146,9 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
             scale=max(config.sample.zoom // 3, 1),
         )
         metrics.video("sample", config.dit.train.steps, task, videos, config.data.fps)
+        wall.append(videos[:8])
+    zoom = max(config.sample.zoom // 2, 1)
+    write_webp(folder / "wall.webp", video_wall(wall), config.data.fps, scale=zoom)
 
 
 __all__ = ["read_given", "sample_request", "sample_stage"]

@@ -108,6 +108,17 @@ def test_png_and_data_uri(tmp_path: Path) -> None:
     assert base64.b64decode(data) == (tmp_path / "a.png").read_bytes()
 
 
+def test_a_wall_holds_every_video_in_its_place() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(0, 255, (3, 2, 4, 5, 3), dtype=np.uint8) for _ in range(2)]
+    wall = files.video_wall(rows, gap=1)
+    assert wall.shape == (2, 2 * 6, 3 * 7, 3)
+    for row, column in np.ndindex(2, 3):
+        cell = wall[:, 6 * row : 6 * row + 6, 7 * column : 7 * column + 7]
+        np.testing.assert_array_equal(cell[:, 1:-1, 1:-1], rows[row][column])
+        assert (cell[:, 0] == 255).all() and (cell[:, :, -1] == 255).all()
+
+
 def test_contact_sheet_shows_every_frame_and_caption(tmp_path: Path) -> None:
     videos = np.stack([clip(9) for _ in range(5)])
     for k, video in enumerate(videos):

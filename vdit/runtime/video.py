@@ -121,6 +121,13 @@ def write_png(path: AnyPath, image_HW3: np.ndarray, scale: int = 1) -> None:
     _write(path, png_bytes(image_HW3, scale))
 
 
+def video_wall(rows: Sequence[np.ndarray], gap: int = 1) -> np.ndarray:
+    """Rows of equally many videos (N, T, H, W, 3) as one video, `gap` white pixels around each."""
+    pad = ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0))
+    walls = [np.pad(row_NTHW3, pad, constant_values=255) for row_NTHW3 in rows]
+    return np.concatenate([np.concatenate(list(wall), axis=2) for wall in walls], axis=1)
+
+
 def contact_sheet(
     path: AnyPath,
     videos: Sequence[np.ndarray] | np.ndarray,
