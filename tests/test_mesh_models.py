@@ -29,6 +29,7 @@ MESHES = [
 def made(stage: str, constrain: Any = lambda x: x) -> tuple[Objective, Any, Any]:
     """The smoke experiment's objective, frozen arrays and a batch."""
     config = get_config("smoke")
+    config.run.dtype = "float32"
     rng = np.random.default_rng(0)
     ordinal = np.arange(8, dtype=np.uint32)
     if stage == "vae":

@@ -132,7 +132,7 @@ def dit_model(options: argparse.Namespace, dtype: str, **changes: Any) -> DiT:
     """The DiT as a run has it; heads of 64 as in the DiT paper, where the width allows."""
     run = default().run
     sizes = {"width": options.width, "depth": options.depth, "heads": heads(options.width)}
-    runs = {"unroll": run.unroll, "remat": run.remat, "dtype": build.DTYPES[dtype]}
+    runs = {"unroll": run.unroll, "remat": run.remat, "dtype": jnp.dtype(dtype)}
     return DiT(**{**sizes, **runs, **changes})
 
 

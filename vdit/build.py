@@ -20,8 +20,7 @@ from vdit.models.dit import AXES, PRESETS, REMAT, DiT
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.runtime.files import write_text
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+from vdit.runtime.machine import DTYPES, operand_dtype
 
 
 def choose(table: Any, what: str, name: str) -> Any:
@@ -33,7 +32,7 @@ def choose(table: Any, what: str, name: str) -> Any:
 
 def check(config: ConfigDict) -> None:
     """Refuses what the parts would refuse late, or not at all."""
-    choose(DTYPES, "run.dtype", config.run.dtype)
+    choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
     choose(PRESETS, "dit.preset", config.dit.preset)
     choose(SOURCES, "data.source", config.data.source)
     choose(AXES, "dit.axes", config.dit.axes)
@@ -131,7 +130,7 @@ def vae(config: ConfigDict) -> VAE:
     return VAE(
         patch=tuple(config.vae.patch),
         unroll=config.run.unroll,
-        dtype=DTYPES[config.run.dtype],
+        dtype=operand_dtype(config.run.dtype),
         **{name: config.vae[name] for name in fields},
     )
 
@@ -143,7 +142,7 @@ def dit(config: ConfigDict) -> DiT:
         axes=config.dit.axes,
         unroll=config.run.unroll,
         remat=config.run.remat,
-        dtype=DTYPES[config.run.dtype],
+        dtype=operand_dtype(config.run.dtype),
     )
 
 
@@ -176,5 +175,6 @@ def text_encoder(config: ConfigDict, tokens: text.Tokenizer) -> text.TextEncoder
             "depth": config.text.depth,
             "heads": config.text.heads,
             "unroll": min(config.run.unroll, config.text.depth),
+            "dtype": operand_dtype(config.run.dtype),
         }
     return text.encoder(config.text.encoder, **options)

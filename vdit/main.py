@@ -56,6 +56,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     import jax
 
     from vdit import build, report, stages
+    from vdit.runtime.machine import operand_dtype
     from vdit.runtime.mesh import make_mesh
     from vdit.runtime.metrics import Metrics, environment
     from vdit.runtime.preemption import Preemption
@@ -70,9 +71,11 @@ def run(config: ConfigDict, workdir: Path) -> None:
         for stage in ("vae", "dit"):
             stages.refuse_other(config, stage, runtime)
         write_config(config, workdir)
-        devices = f"{mesh.size} {jax.devices()[0].platform}"
+        operands = jax.numpy.dtype(operand_dtype(config.run.dtype)).name
+        devices = f"{mesh.size} {jax.devices()[0].platform}, {operands} operands"
         say(f"{workdir}: {', '.join(config.stages)} on {devices}")
-        metrics.write("run", 0, environment())
+        machine = environment() | {"operands": operands}
+        metrics.write("run", 0, machine)
         results: dict[str, Any] = {}
         for stage in config.stages:
             started = time.monotonic()
@@ -81,7 +84,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
             WALKS[stage](config, runtime, results)
             seconds = time.monotonic() - started
             say(f"{stage}: done in {clock(seconds)}")
-        metrics.write("run", 0, environment() | {"seconds": time.monotonic() - began})
+        metrics.write("run", 0, machine | {"seconds": time.monotonic() - began})
     say(f"all done in {clock(time.monotonic() - began)}: open {report.write_report(workdir)}")
 
 

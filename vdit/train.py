@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from vdit.errors import UserError
 from vdit.objectives.objective import Objective, Params
 from vdit.runtime.checkpoint import Checkpoints
+from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
@@ -52,8 +53,11 @@ class Runtime:
         return Checkpoints(self.workdir / "checkpoints" / stage, keep=self.run.keep)
 
 
-def optimizers(options: ConfigDict, groups: Params) -> dict[str, optax.GradientTransformation]:
-    """One optimizer for each group of parameters."""
+def optimizers(
+    options: ConfigDict, groups: Params, dtype: Any = jnp.float32
+) -> dict[str, optax.GradientTransformation]:
+    """One optimizer for each group of parameters; `dtype` is that of Muon's own products."""
+    muon = {"newton_schulz_dtype": dtype} if options.optimizer == "muon" else {}
     make = functools.partial(
         make_optimizer,
         options.optimizer,
@@ -64,6 +68,7 @@ def optimizers(options: ConfigDict, groups: Params) -> dict[str, optax.GradientT
         schedule=options.schedule,
         clip=options.clip,
         weight_decay=options.weight_decay,
+        **muon,
     )
     return {group: make() for group in groups}
 
@@ -84,11 +89,12 @@ def init_state(
     return state, jax.tree.map(lambda x: x + 0, params)
 
 
-def make_step(objective: Objective, options: ConfigDict) -> Any:
+def make_step(objective: Objective, options: ConfigDict, dtype: Any = jnp.float32) -> Any:
     """step(state, ema, frozen, batch) -> (state, ema, metrics): gradients, optimizers, EMA.
 
     The batch is computed in `accumulate` parts; sums of the loss, its gradient and its weight are
-    added over parts and devices and divided once, so the parts do not change the result.
+    added over parts and devices and divided once, so the parts do not change the result. `dtype` is
+    that of the operands of the optimizer's own products (the objective's model has its own).
     """
 
     def step(
@@ -120,7 +126,7 @@ def make_step(objective: Objective, options: ConfigDict) -> Any:
         weight = sums.pop("weight")
         grads = jax.tree.map(lambda g: g / weight, grads)
         new_params, new_opt = {}, {}
-        for group, made in optimizers(options, params).items():
+        for group, made in optimizers(options, params, dtype).items():
             updates, new_opt[group] = made.update(
                 grads[group], state["opt"][group], params[group]
             )
@@ -191,7 +197,7 @@ def fit(
     runtime.metrics.truncate(stage, start)
     frozen = jax.device_put(frozen, replicated(mesh))
     step_fn = jax.jit(
-        make_step(objective, options),
+        make_step(objective, options, operand_dtype(run.dtype)),
         donate_argnums=(0, 1),
         out_shardings=(*shardings, replicated(mesh)),
     )

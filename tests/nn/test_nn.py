@@ -44,6 +44,35 @@ def test_attention_kernel_is_the_softmax_of_its_definition(masked: bool) -> None
             np.testing.assert_allclose(out[b, :, n], want, atol=1e-5)
 
 
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_attention_kernel_has_the_gradient_of_its_definition(
+    dtype: jnp.dtype, masked: bool
+) -> None:
+    arrays = [
+        jax.random.normal(jax.random.key(i), (2, n, 3, 8)).astype(dtype)
+        for i, n in enumerate((5, 7, 7, 5))
+    ]
+    q_id = jnp.array([[1, 1, 2, 2, 0], [1, 2, 1, 2, 1]])
+    k_id = jnp.array([[1, 1, 2, 2, 0, 0, 1], [1, 2, 1, 2, 1, 2, 2]])
+    ids = (q_id, k_id) if masked else (None, None)
+
+    def defined(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        mask = (q_id[:, None, :, None] == k_id[:, None, None, :]) if masked else None
+        return jax.nn.dot_product_attention(q, k, v, mask=mask)
+
+    *inputs, gradient = arrays
+    out, back = jax.vjp(lambda *a: xla.attend(*a, *ids), *inputs)
+    wide = [a.astype(jnp.float32) for a in inputs]
+    want_out, want_back = jax.vjp(defined, *wide)
+    atol = 2e-5 if dtype == jnp.float32 else 3e-2
+    np.testing.assert_allclose(out, want_out, atol=atol)
+    got = jax.jit(back)(gradient.astype(jnp.float32))
+    for mine, want in zip(got, want_back(gradient.astype(jnp.float32)), strict=True):
+        assert mine.dtype == dtype
+        np.testing.assert_allclose(mine.astype(jnp.float32), want, atol=atol)
+
+
 def test_cross_attention_ignores_keys_of_other_ids() -> None:
     layer = Attention(2, xla.attend)
     x, memory = jnp.ones((1, 3, 8)), jax.random.normal(jax.random.key(0), (1, 4, 6))

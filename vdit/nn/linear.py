@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdit.nn.product import product
+
 Initializer = Callable[..., jax.Array]
 xavier = nn.initializers.xavier_uniform()
 zeros = nn.initializers.zeros_init()
@@ -32,8 +34,7 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
-        flat = x.reshape(-1, x.shape[-1]).astype(self.dtype)
-        out = jnp.matmul(flat, kernel.astype(self.dtype), preferred_element_type=jnp.float32)
+        out = product(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             out = out + bias[None]

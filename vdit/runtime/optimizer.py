@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from vdit.errors import UserError
+from vdit.nn.product import matmul, transposed
 
 # Muon's matrices: the linear maps of attention and mlp, stacked, and, as they are, the maps of
 # patches to tokens and back (under Adam the autoencoder lost half a decibel at equal time).
@@ -90,7 +91,7 @@ def is_matrix(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
     return leaf.ndim in MATRICES and MATRICES[leaf.ndim].search(path) is not None
 
 
-def orthogonalize(x: jax.Array, iterations: int = 3, dtype: str = "float32") -> jax.Array:
+def orthogonalize(x: jax.Array, iterations: int = 3, dtype: Any = jnp.float32) -> jax.Array:
     """The polar factor of each matrix of x (..., I, O), to the accuracy of `NEWTON_SCHULZ`.
 
     `dtype` is that of the products' operands; sums and the result are float32. This is the Newton-
@@ -102,14 +103,14 @@ def orthogonalize(x: jax.Array, iterations: int = 3, dtype: str = "float32") -> 
         return orthogonalize(x.mT, iterations, dtype).mT
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return jnp.matmul(a.astype(dtype), b.astype(dtype), preferred_element_type=jnp.float32)
+        return matmul(a.astype(dtype), b.astype(dtype))
 
     norm = functools.partial(jnp.linalg.norm, axis=(-2, -1), keepdims=True)
     x = x / jnp.maximum(norm(x), 1e-12)
     coefficients = NEWTON_SCHULZ[iterations]
     for i, (a, b, c) in enumerate(coefficients):
         s = SAFETY if i < len(coefficients) - 1 else 1.0
-        gram = product(x, x.mT)
+        gram = product(x, transposed(x.astype(dtype)))
         gram2 = product(gram, gram)
         if i == 0:
             bound = jnp.maximum(norm(gram2) ** 0.25, 1e-3)  # below that only for x = 0
@@ -125,7 +126,7 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(
-    momentum: float, iterations: int, dtype: str = "float32"
+    momentum: float, iterations: int, dtype: Any = jnp.float32
 ) -> optax.GradientTransformation:
     """Muon's direction for a tree of (..., I, O) kernels: Nesterov momentum, orthogonalised.
 
@@ -168,7 +169,7 @@ def _decay(weight_decay: float) -> optax.GradientTransformation:
 
 
 def _muon(
-    *, momentum: float = 0.95, newton_schulz: int = 3, newton_schulz_dtype: str = "float32"
+    *, momentum: float = 0.95, newton_schulz: int = 3, newton_schulz_dtype: Any = jnp.float32
 ) -> optax.GradientTransformation:
     if newton_schulz not in NEWTON_SCHULZ:
         known = ", ".join(map(str, NEWTON_SCHULZ))
@@ -198,8 +199,8 @@ def make_optimizer(
     adamw the same, with muon a tenth). Both are peaks: after `warmup` the `schedule` brings them
     down over `steps` updates. `clip` bounds the gradients' global norm (None: not). `weight_decay`
     is per unit of learning rate, on kernels. Options of muon: `momentum` (0.95), `newton_schulz`
-    (3 iterations, or 4, 5) and `newton_schulz_dtype` ("float32", or "bfloat16" where that is
-    faster). Raises `UserError` for an unknown name, schedule or option.
+    (3 iterations, or 4, 5) and `newton_schulz_dtype` (float32, or bfloat16 where that is faster).
+    Raises `UserError` for an unknown name, schedule or option.
     """
     if name not in OPTIONS:
         raise UserError(f"optimizer {name!r} is unknown: known are {', '.join(OPTIONS)}")

@@ -1,0 +1,30 @@
+"""What this machine multiplies fastest."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+DTYPES = ("auto", "float32", "bfloat16")
+NARROW = ("avx512_bf16", "amx_bf16")  # flags of x86 CPUs that multiply bfloat16 in hardware
+
+
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether the device at hand multiplies bfloat16 faster than float32: accelerators do, and
+    CPUs whose flags say so; any other CPU widens the operands first."""
+    if jax.default_backend() != "cpu":
+        return True
+    try:
+        text = cpuinfo.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    lines = [line for line in text.splitlines() if line.startswith("flags")]
+    return not {flag for line in lines for flag in line.split()}.isdisjoint(NARROW)
+
+
+def operand_dtype(name: str) -> Any:
+    """The dtype of matmul operands by its name in `DTYPES`; "auto" is this machine's fastest."""
+    if name == "auto":
+        return jnp.bfloat16 if multiplies_bfloat16() else jnp.float32
+    return jnp.dtype(name)
