@@ -27,4 +27,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.sample.zoom = 4
         config.latents.clips = 20_000
         config.vae.channels = 32
+        config.vae.train.steps = 1700
+        config.dit.train.steps = 1700
+        config.dit.train.batch = 12  # five times the tokens of the base experiment
     return config

@@ -46,7 +46,7 @@ def default() -> ConfigDict:
     vae.activation = "gelu"  # gelu, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
-    vae.train = _training(steps=1700, batch=8, learning_rate=0.03)
+    vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
 
     latents = config.latents = ConfigDict()
@@ -56,7 +56,7 @@ def default() -> ConfigDict:
     latents.features = True  # store a frozen encoder's text features beside the token ids
 
     dit = config.dit = ConfigDict()
-    dit.preset = "nano"  # width, depth and heads: nano, S, B, L or XL
+    dit.preset = "nano"  # width, depth and heads: nano, micro, S, B, L or XL
     dit.patch = (1, 1)  # rows, columns of latents in one token
     dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
     dit.process = "flow"  # flow, cosine or ddpm
@@ -72,7 +72,7 @@ def default() -> ConfigDict:
     given.first_last = 0.02  # images at both ends
     given.suffix = 0.02  # a span after
     given.between = 0.02  # an image before, a span after
-    dit.train = _training(steps=1700, batch=12, learning_rate=0.02)
+    dit.train = _training(steps=2600, batch=32, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
