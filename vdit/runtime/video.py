@@ -46,9 +46,9 @@ def write_mp4(
     with atomic_path(path) as temporary:
         options = {"movflags": "faststart"}
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            stream: Any = container.add_stream(
-                "libx264", rate=rate, options={"crf": str(crf), "preset": "slow"}
-            )
+            # On several threads libx264 now and then writes other bytes for the same frames.
+            quality = {"crf": str(crf), "preset": "slow", "threads": "1"}
+            stream: Any = container.add_stream("libx264", rate=rate, options=quality)
             stream.height, stream.width = video_THW3.shape[1:3]
             stream.pix_fmt = "yuv420p"
             context = stream.codec_context
