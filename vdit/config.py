@@ -79,7 +79,7 @@ def default() -> ConfigDict:
     sample.steps = 12
     sample.eta = 0.0  # ddim: share of noise
     sample.variance = "posterior"  # ddpm: posterior or beta
-    sample.guidance = 4.0  # classifier-free guidance; 1 is none
+    sample.guidance = 2.5  # classifier-free guidance; 1 is none
     sample.clips = 16  # videos that the stage sample makes
     sample.batch = 64  # at once
     sample.zoom = 8  # pixels are repeated this often in the shown pictures of small videos
