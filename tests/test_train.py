@@ -62,6 +62,7 @@ def options(**changes: Any) -> ConfigDict:
 def runtime(folder: Path, preemption: Any = None, **mesh: int) -> Runtime:
     run = default().run
     run.log_every, run.save_every = 2, 4
+    run.dtype = "float32"  # so that a mesh changes the order of sums only
     devices = jax.devices()[: int(np.prod(list(mesh.values()))) if mesh else 1]
     made = make_mesh(mesh or {"data": 1}, devices)
     return Runtime(folder, made, Metrics(folder), preemption or Preemption(), run)
