@@ -2,7 +2,9 @@
 
 Everything takes uint8 RGB, is written whole or not at all, and can be enlarged by a whole factor
 `scale` (every pixel becomes a block), since a 32x32 clip is hard to see. The same pixels give the
-same file. PyAV and Pillow are imported where they are used.
+same GIF, WebP and PNG; of an MP4 only the frames are promised (on CPUs with AVX-512 libx264 now and
+then writes other bytes for the same frames, on one thread too). PyAV and Pillow are imported where
+they are used.
 
 Dimension key: N videos, T frames, H height, W width.
 """
@@ -46,8 +48,7 @@ def write_mp4(
     with atomic_path(path) as temporary:
         options = {"movflags": "faststart"}
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
-            # On several threads libx264 now and then writes other bytes for the same frames.
-            quality = {"crf": str(crf), "preset": "slow", "threads": "1"}
+            quality = {"crf": str(crf), "preset": "slow"}
             stream: Any = container.add_stream("libx264", rate=rate, options=quality)
             stream.height, stream.width = video_THW3.shape[1:3]
             stream.pix_fmt = "yuv420p"
