@@ -231,7 +231,8 @@ def fit(
         for step in range(start + 1, options.steps + 1):
             if batch is None:
                 batch = place(mesh, next(batches))
-            state, ema, values = step_fn(state, ema, frozen, batch)
+            with jax.set_mesh(mesh):
+                state, ema, values = step_fn(state, ema, frozen, batch)
             batch = None
             settle()
             pending = step, values

@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit.kernels import xla
 from vdit.nn.product import product, transposed
+from vdit.runtime.mesh import batch_sharding, make_mesh
 
 X = jax.random.normal(jax.random.key(0), (24, 16))
 KERNEL = jax.random.normal(jax.random.key(1), (16, 40))
@@ -55,3 +57,17 @@ def test_no_transpose_is_folded_into_a_narrow_product() -> None:
     text = jax.jit(grad).lower(X, KERNEL).compile().as_text()
     assert "lhs_contracting_dims={1}" in text
     assert "lhs_contracting_dims={0}" not in text and "rhs_contracting_dims={1}" not in text
+
+
+def test_a_mesh_gathers_no_activations() -> None:
+    mesh = make_mesh({"data": 8})
+    rows = batch_sharding(mesh)
+
+    def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        x = product(x.reshape(-1, 16), kernel, jnp.bfloat16).reshape(8, 4, 2, 8)
+        return xla.attend(*[x.astype(jnp.bfloat16)] * 3).sum()
+
+    x = jax.device_put(jnp.ones((8, 4, 16)), rows)
+    with jax.set_mesh(mesh):
+        text = jax.jit(jax.grad(loss, (0, 1))).lower(x, jnp.ones((16, 16))).compile().as_text()
+    assert "all-reduce" in text and "all-gather" not in text

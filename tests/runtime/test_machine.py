@@ -22,4 +22,11 @@ def test_flags_of_the_cpu_decide(flags: str, narrow: bool, tmp_path: Path) -> No
 
 def test_a_name_overrides_the_machine() -> None:
     assert operand_dtype("float32") == jnp.float32 and operand_dtype("bfloat16") == jnp.bfloat16
-    assert operand_dtype("auto") in (jnp.float32, jnp.bfloat16)
+
+
+def test_several_cpu_devices_multiply_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vdit.runtime.machine.multiplies_bfloat16", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    for devices, dtype in ((1, jnp.bfloat16), (8, jnp.float32)):
+        monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
+        assert operand_dtype("auto") == dtype

@@ -32,7 +32,7 @@ def attend(
 
 def _einsum(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """A batch of products in float32, stored in the order of `pattern`'s result."""
-    return row_major(jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32))
+    return row_major(jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32), a.dtype)
 
 
 @jax.custom_vjp
@@ -68,7 +68,7 @@ def _backward(saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
     to_logits = (weights * (to_weights - share)).astype(q.dtype)
 
     def over_queries(a_BLNK: jax.Array, b_BNLS: jax.Array) -> jax.Array:
-        a_BNKL = row_major(a_BLNK.transpose(0, 2, 3, 1))
+        a_BNKL = row_major(a_BLNK.transpose(0, 2, 3, 1), a_BLNK.dtype)
         return _einsum("BNKL,BNLS->BNKS", a_BNKL, b_BNLS).transpose(0, 3, 1, 2)
 
     to_q = scale * _einsum("BNLS,BSNK->BNLK", to_logits, k).swapaxes(1, 2)

@@ -11,8 +11,14 @@ import jax.numpy as jnp
 from jax.experimental.layout import Layout, with_layout_constraint
 
 
-def row_major(x: jax.Array) -> jax.Array:
-    """x, stored row by row where that decides how fast a product is: on XLA's CPU backend."""
+def row_major(x: jax.Array, dtype: Any) -> jax.Array:
+    """x, stored row by row where that decides how fast a product of `dtype` operands is.
+
+    That is for narrow operands on XLA's CPU backend, on one device: partitioning does not look
+    into a layout constraint, so under a mesh (`jax.set_mesh`) it would gather x on every device.
+    """
+    if dtype == jnp.float32 or jax.sharding.get_abstract_mesh().size > 1:
+        return x
 
     def stored(x: jax.Array) -> jax.Array:
         return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
@@ -25,8 +31,7 @@ def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
 
     (Stored by columns, a narrow product has no kernel at all in the CPU backend of jax 0.10.)
     """
-    out = jnp.matmul(a, b, preferred_element_type=jnp.float32)
-    return out if a.dtype == jnp.float32 else row_major(out)
+    return row_major(jnp.matmul(a, b, preferred_element_type=jnp.float32), a.dtype)
 
 
 def transposed(x: jax.Array) -> jax.Array:
@@ -36,7 +41,7 @@ def transposed(x: jax.Array) -> jax.Array:
     narrow operands leaves the fast path and takes about three times as long as a product of the
     transposed array, so there the transpose becomes one.
     """
-    return x.mT if x.dtype == jnp.float32 else row_major(x.mT)
+    return row_major(x.mT, x.dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))

@@ -24,7 +24,13 @@ def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def operand_dtype(name: str) -> Any:
-    """The dtype of matmul operands by its name in `DTYPES`; "auto" is this machine's fastest."""
+    """The dtype of matmul operands by its name in `DTYPES`; "auto" is this machine's fastest.
+
+    Several CPU devices are one machine that plays a mesh: float32 there, for the layouts that keep
+    narrow products fast on CPU do not survive partitioning (`vdit.nn.product.row_major`).
+    """
     if name == "auto":
-        return jnp.bfloat16 if multiplies_bfloat16() else jnp.float32
+        mesh_of_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
+        narrow = multiplies_bfloat16() and not mesh_of_cpus
+        return jnp.bfloat16 if narrow else jnp.float32
     return jnp.dtype(name)
