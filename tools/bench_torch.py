@@ -261,26 +261,23 @@ class VAE(nn.Module):
         super().__init__()
         self.patch = tuple(options["patch"])
         heads, window = options["heads"], options["window"]
-        self.embed_first = linear(arrays, "embed_first")
-        self.embed_rest = linear(arrays, "embed_rest")
+        self.embed_video = linear(arrays, "embed_video")
         self.encoder = Trunk(part(arrays, "encoder"), options["encoder_depth"], heads, window)
         self.moments = linear(arrays, "moments")
         self.embed_latent = linear(arrays, "embed_latent")
         self.decoder = Trunk(part(arrays, "decoder"), options["decoder_depth"], heads, window)
-        self.pixels_first = linear(arrays, "pixels_first")
-        self.pixels_rest = linear(arrays, "pixels_rest")
+        self.pixels = linear(arrays, "pixels")
 
     def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        p, q, r = self.patch
-        first = self.embed_first(patchify(video[:, :1], (1, q, r)))
-        rest = self.embed_rest(patchify(video[:, 1:], (p, q, r)))
-        x = self.encoder(torch.cat([first, rest], dim=1))
+        p = self.patch[0]
+        copies = video[:, :1].expand(-1, p - 1, -1, -1, -1)
+        x = self.encoder(self.embed_video(patchify(torch.cat([copies, video], 1), self.patch)))
         mean, log_variance = self.moments(x).float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-20.0, 4.0)
         x = self.decoder(self.embed_latent(mean + torch.exp(0.5 * log_variance) * noise))
-        first = unpatchify(self.pixels_first(x[:, :1]), (1, q, r))
-        rest = unpatchify(self.pixels_rest(x[:, 1:]), (p, q, r))
-        return torch.cat([first, rest], dim=1), mean, log_variance
+        video = unpatchify(self.pixels(x), self.patch)
+        first = video[:, :p].mean(1, keepdim=True)
+        return torch.cat([first, video[:, p:]], dim=1), mean, log_variance
 
 
 def patchify(x: Tensor, patch: tuple[int, int, int]) -> Tensor:

@@ -16,6 +16,7 @@ import pytest
 
 from vdit.errors import UserError
 from vdit.runtime.checkpoint import (
+    FORMAT,
     Checkpoints,
     all_steps,
     damage,
@@ -92,7 +93,7 @@ def test_round_trip_on_another_topology(two_steps: Path, devices: int) -> None:
     state, ema = make_state(20)
     equal(restored.state, state)
     equal(restored.ema, ema)
-    assert restored.meta == META | {"format": 1}
+    assert restored.meta == META | {"format": FORMAT}
     kernel = restored.state["params"]["model"]["blocks"]["q"]["kernel"]
     assert kernel.addressable_shards[0].data.shape == (2, 64 // devices, 64)
     fresh = clips()
@@ -234,8 +235,8 @@ def test_refusals(copy: Path, tmp_path: Path) -> None:
 
 def test_a_newer_format_is_refused(copy: Path) -> None:
     path = copy / "20" / "meta" / "metadata"
-    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
-    with pytest.raises(UserError, match="format 2; this vdit reads format 1"):
+    path.write_text(path.read_text().replace(f'"format": {FORMAT}', '"format": 99'))
+    with pytest.raises(UserError, match="format 99; this vdit reads"):
         load_meta(copy, 20)
 
 

@@ -1,7 +1,8 @@
 """The ViViT autoencoder: tubelets, factorised space-time attention, causal in time.
 
-A clip of 1 + k·p frames has 1 + k latent frames: the first frame alone, then tubelets of p
-frames. Every block attends over the places of one latent frame, then, at every place, over the
+A clip of 1 + k·p frames has 1 + k latent frames: the first frame as a tubelet of p copies of
+itself, then tubelets of p frames; so an image is a clip that stands still, and all latents are of
+one kind. Every block attends over the places of one latent frame, then, at every place, over the
 last `window` latent frames (ViViT's Model 3, Arnab et al. 2021, with causal time). So the latents
 of a prefix do not change with what follows, an image is a clip of one frame, and a clip of any
 length streams through in chunks that carry a `VAEState`.
@@ -128,14 +129,12 @@ class VAE(nn.Module):
             "mlp_ratio": self.mlp_ratio, "activation": self.activation, "attend": self.attend,
             "unroll": self.unroll, "dtype": self.dtype,
         }  # fmt: skip
-        self.embed_first = Linear(self.width, dtype=self.dtype)
-        self.embed_rest = Linear(self.width, dtype=self.dtype)
+        self.embed_video = Linear(self.width, dtype=self.dtype)
         self.encoder = Trunk(depth=self.encoder_depth, **trunk)
         self.moments = Linear(2 * self.channels)
         self.embed_latent = Linear(self.width, dtype=self.dtype)
         self.decoder = Trunk(depth=self.decoder_depth, **trunk)
-        self.pixels_first = Linear(q * r * 3, dtype=self.dtype)
-        self.pixels_rest = Linear(p * q * r * 3, dtype=self.dtype)
+        self.pixels = Linear(p * q * r * 3, dtype=self.dtype)
 
     def encode(
         self, video_BTHWC: jax.Array, state: VAEState | None = None
@@ -145,13 +144,10 @@ class VAE(nn.Module):
         Without a state the clip begins here (1 + k·p frames); with one it goes on (k·p frames).
         """
         video = pad_to_multiple(video_BTHWC, self.patch[1:])
-        tokens = []
         if state is None:
-            first, video = video[:, :1], video[:, 1:]
-            tokens.append(self.embed_first(patchify(first, (1, *self.patch[1:]))))
-        if video.shape[1]:
-            tokens.append(self.embed_rest(patchify(video, self.patch)))
-        x = jnp.concatenate(tokens, axis=1)
+            copies = jnp.repeat(video[:, :1], self.patch[0] - 1, axis=1)
+            video = jnp.concatenate([copies, video], axis=1)
+        x = self.embed_video(patchify(video, self.patch))
         if state is None:
             state = self.encoder.initial(x.shape[0], x.shape[2] * x.shape[3])
         x, state = self.encoder(x, state)
@@ -167,13 +163,11 @@ class VAE(nn.Module):
             shape = latent_BthwZ.shape
             state = self.decoder.initial(shape[0], shape[2] * shape[3])
         x, state = self.decoder(self.embed_latent(latent_BthwZ), state)
-        frames = []
-        if begins:
-            first, x = x[:, :1], x[:, 1:]
-            frames.append(unpatchify(self.pixels_first(first), (1, *self.patch[1:])))
-        if x.shape[1]:
-            frames.append(unpatchify(self.pixels_rest(x), self.patch))
-        return jnp.concatenate(frames, axis=1), state
+        video = unpatchify(self.pixels(x), self.patch)
+        if begins:  # the copies' mean is the first frame
+            first = video[:, : self.patch[0]].mean(axis=1, keepdims=True)
+            video = jnp.concatenate([first, video[:, self.patch[0] :]], axis=1)
+        return video, state
 
     def __call__(
         self, video_BTHWC: jax.Array, noise_BthwZ: jax.Array

@@ -30,7 +30,7 @@ from jax.sharding import SingleDeviceSharding
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 
-FORMAT = 1  # of a step's folder and trees; raised when an old reader would misread it
+FORMAT = 2  # of a step's folder and trees; raised when an old reader would misread it
 DIGESTS = "digests.json"
 ITEMS = ("state", "ema", "iterator", "meta")
 TO_SAMPLE = ("ema", "meta")  # items that are enough to use a model

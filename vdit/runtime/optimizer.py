@@ -26,7 +26,7 @@ from vdit.nn.product import matmul, transposed
 # and biases are Adam's.
 MATRICES = {
     3: re.compile(r"(^|/)blocks/(.*/)?(q|k|v|o|up|down)/kernel$"),
-    2: re.compile(r"(^|/)(embed_first|embed_rest|embed_latent|moments|pixels_\w+)/kernel$"),
+    2: re.compile(r"(^|/)(embed_video|embed_latent|moments|pixels)/kernel$"),
 }
 
 # Odd quintics a x + b x^3 + c x^5 whose composition takes singular values in [floor, 1] nearest
