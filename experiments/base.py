@@ -28,6 +28,7 @@ def ddpm(config: ConfigDict) -> None:
     config.dit.process = "ddpm"
     config.dit.prediction = "eps"
     config.dit.logit_normal = ()
+    config.dit.shift = 1.0
     config.sample.sampler = "ddpm"
     config.sample.steps = 1000
     config.sample.clips = 8
@@ -43,6 +44,7 @@ def smoke(config: ConfigDict) -> None:
     config.vae.channels = 8
     config.vae.train.steps = config.dit.train.steps = 12
     config.vae.train.batch = config.dit.train.batch = 8
+    config.dit.train.accumulate = 1
     config.vae.train.warmup = config.dit.train.warmup = 2
     config.latents.clips = 64
     config.latents.batch = config.latents.shard = 32

@@ -62,8 +62,8 @@ def default() -> ConfigDict:
     dit.process = "flow"  # flow, cosine or ddpm
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
     dit.loss_weight = "uniform"  # of the squared error by time: uniform or min_snr
-    dit.logit_normal = (0.0, 1.0)  # mean and deviation of the training times' logits; (): uniform
-    dit.shift = 1.0  # more than 1 puts more training and sampling times near pure noise
+    dit.logit_normal = (0.0, 1.3)  # mean and deviation of the training times' logits; (): uniform
+    dit.shift = 4.0  # more than 1 puts more training and sampling times near pure noise
     dit.text_drop = 0.1  # share of samples whose caption is dropped, for guidance
     given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
     given.text = 0.82  # nothing
@@ -73,6 +73,7 @@ def default() -> ConfigDict:
     given.suffix = 0.02  # a span after
     given.between = 0.02  # an image before, a span after
     dit.train = _training(steps=2600, batch=32, learning_rate=0.02)
+    dit.train.accumulate = 4  # a part's activations stay in a CPU's cache: less time a step
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
