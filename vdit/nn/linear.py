@@ -48,14 +48,29 @@ def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
 
 
+class LayerNorm(nn.Module):
+    """Layer norm over the last axis with scale and bias, in float32 (Ba et al. 2016)."""
+
+    epsilon: float = 1e-6
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        shape, wide = x.shape[-1:], (1,) * (x.ndim - 1) + (-1,)
+        scale = self.param("scale", nn.initializers.ones_init(), shape, jnp.float32)
+        bias = self.param("bias", zeros, shape, jnp.float32)
+        return layer_norm(x, self.epsilon) * scale.reshape(wide) + bias.reshape(wide)
+
+
 class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, in float32 (Zhang and Sennrich 2019)."""
+
+    epsilon: float = 1e-6
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
         x = x.astype(jnp.float32)
-        normed = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+        normed = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
         return normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 

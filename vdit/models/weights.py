@@ -1,0 +1,341 @@
+"""Pretrained weights: safetensors files of a folder, checked before use and read tensor by tensor.
+
+A folder as Hugging Face writes it: config.json, and model.safetensors or shards of it listed by
+model.safetensors.index.json. None of it is trusted: sizes are bounded before anything is read, and
+a header's offsets are checked before they are followed. What does not fit is a `UserError` that
+names the file or the tensor. Nothing is ever unpickled.
+
+Which tensor becomes which parameter is a table of `Row`s, one for each layout.
+"""
+
+import functools
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from vdit.errors import UserError
+
+CONFIG_BYTES = 2**20  # a larger config.json is refused
+HEADER_BYTES = 2**24  # so is a longer header or index: 100,000 tensors fit
+SAMPLE_BYTES = 4096  # of each tensor, for the digest
+LARGEST = 2**24  # a size in a config.json above this is refused
+
+# The format's names of dtypes with their bytes, and those that a parameter may have.
+BYTES = {
+    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
+    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
+}  # fmt: skip
+FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
+
+# (regex on our path, name in the file, order of the file's axes in ours or None for as they are).
+# The name takes the regex's groups, and `{}` is the layer: ours are stacked along the first axis.
+# Where several rows match, the one counts of whose tensors most are there, then the first.
+Row = tuple[str, str, tuple[int, ...] | None]
+TRANSPOSED = (1, 0)  # kernels are (in, out) here and (out, in) in torch
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where one tensor lies: its file, dtype, shape and bytes."""
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    size: int
+
+
+def _shown(name: str) -> str:
+    """A name from a file as an error may print it."""
+    if name.isprintable() and len(name) <= 120:
+        return name
+    return repr(name if len(name) <= 120 else name[:117] + "...")
+
+
+def read_bytes(path: Path, most: int) -> bytes:
+    """A small file's bytes; one that cannot be read, or has more than `most`, is refused."""
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise UserError(f"cannot read {path}: it has {size} bytes; allowed: {most}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def read_json(path: Path, most: int) -> dict[str, Any]:
+    """A small file that holds one JSON object."""
+    return _parse(path, read_bytes(path, most))
+
+
+def _parse(path: Path, text: bytes) -> dict[str, Any]:
+    """A JSON object in which no name comes twice."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+            raise ValueError(f"{_shown(twice)} is there twice")
+        return found
+
+    try:
+        value = json.loads(text, object_pairs_hook=once)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"cannot read {path}: not JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"cannot read {path}: not a JSON object")
+    return value
+
+
+def read_config(folder: Path, types: Sequence[str]) -> dict[str, Any]:
+    """A folder's config.json; `UserError` if its model_type is none of `types`."""
+    path = folder / "config.json"
+    config = read_json(path, CONFIG_BYTES)
+    found = config.get("model_type")
+    if found not in types:
+        allowed = " or ".join(types)
+        raise UserError(f"{path}: model_type is {_shown(repr(found))}; allowed: {allowed}")
+    return config
+
+
+def fields(config: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields of a config.json that `defaults` names, of its types; absent ones are as there.
+
+    A number that is not positive, or is above `LARGEST`, is a `UserError`.
+    """
+    found = {}
+    for name, default in defaults.items():
+        value = config.get(name)
+        value = default if value is None else value
+        kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
+        fits = isinstance(value, kinds) and not isinstance(value, bool)
+        if fits and not isinstance(value, str):
+            fits = 0 < value <= LARGEST
+        if not fits:
+            what = "text" if isinstance(default, str) else f"a number above 0, at most {LARGEST}"
+            shown = _shown(json.dumps(value))
+            raise UserError(f"{folder / 'config.json'}: {name} is {shown}; allowed: {what}")
+        found[name] = value
+    return found
+
+
+def _entry(path: Path, name: str, value: Any, start: int) -> Tensor:
+    """One entry of a header, whose offsets count from `start`."""
+
+    def whole(numbers: Any, most: int) -> bool:
+        return (
+            isinstance(numbers, list)
+            and len(numbers) <= most
+            and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
+        )
+
+    value = value if isinstance(value, dict) else {}
+    dtype: Any = value.get("dtype")
+    shape: Any = value.get("shape")
+    offsets: Any = value.get("data_offsets")
+    where = f"cannot read {path}: tensor {_shown(name)}"
+    if not isinstance(dtype, str) or dtype not in BYTES:
+        raise UserError(f"{where} is of dtype {_shown(str(dtype))}; known: {', '.join(BYTES)}")
+    if not whole(shape, 8) or not whole(offsets, 2) or len(offsets) != 2:
+        raise UserError(f"{where} has no valid shape and offsets")
+    size = math.prod(shape) * BYTES[dtype]
+    if offsets[1] - offsets[0] != size:
+        raise UserError(
+            f"{where} spans {offsets[1] - offsets[0]} bytes; its dtype and shape need {size}"
+        )
+    return Tensor(path, dtype, tuple(shape), start + offsets[0], size)
+
+
+def read_header(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by name; no data is read.
+
+    The format: 8 bytes for the header's length, the header as JSON, the data without a gap
+    (https://github.com/huggingface/safetensors#format).
+    """
+    try:
+        with path.open("rb") as file:
+            total = file.seek(0, 2)
+            file.seek(0)
+            length = int.from_bytes(file.read(8), "little")
+            if total >= 8 and length > HEADER_BYTES:
+                raise UserError(
+                    f"cannot read {path}: its header says {length} bytes; allowed: {HEADER_BYTES}"
+                )
+            if total < 8 + length:
+                raise UserError(f"cannot read {path}: cut short at {total} bytes, in its header")
+            text = file.read(length)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    header = _parse(path, text)
+    header.pop("__metadata__", None)
+    tensors = {name: _entry(path, name, value, 8 + length) for name, value in header.items()}
+    end = 8 + length
+    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].size)):
+        if tensor.begin != end:
+            what = "overlaps another" if tensor.begin < end else "comes after a gap"
+            raise UserError(f"cannot read {path}: tensor {_shown(name)} {what}")
+        end += tensor.size
+    if end != total:
+        raise UserError(f"cannot read {path}: it has {total} bytes; its header says {end}")
+    return tensors
+
+
+def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
+    """All tensors of a folder: of `stem`.safetensors, or of the shards that its index names."""
+    single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
+    if single.exists():
+        return read_header(single)
+    if not index.exists():
+        raise UserError(
+            f"{folder} holds neither {single.name} nor {index.name}; weights of other formats"
+            " are not read"
+        )
+    named = read_json(index, HEADER_BYTES).get("weight_map")
+    if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
+        raise UserError(f"cannot read {index}: its weight_map does not map tensors to files")
+    files = sorted(set(named.values()))
+    # A shard lies in the folder itself: a name with a path in it could point anywhere.
+    if strange := [file for file in files if not re.fullmatch(r"[\w.-]+\.safetensors", file)]:
+        raise UserError(f"cannot read {index}: {_shown(strange[0])} is no shard's name")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        found = read_header(folder / file)
+        if twice := sorted(tensors.keys() & found.keys()):
+            raise UserError(f"cannot read {folder}: tensor {_shown(twice[0])} is in two shards")
+        tensors |= found
+    if absent := sorted(named.keys() - tensors.keys()):
+        raise UserError(f"cannot read {folder}: no shard holds the tensor {_shown(absent[0])}")
+    return tensors
+
+
+def _read(tensor: Tensor, most: int | None = None) -> bytes:
+    """A tensor's bytes, or the first `most` of them."""
+    size = tensor.size if most is None else min(most, tensor.size)
+    try:
+        with tensor.file.open("rb") as file:
+            file.seek(tensor.begin)
+            data = file.read(size)
+    except OSError as error:
+        raise UserError(f"cannot read {tensor.file}: {error.strerror or error}") from error
+    if len(data) < size:
+        raise UserError(f"cannot read {tensor.file}: it became shorter while it was read")
+    return data
+
+
+def digest(tensors: Mapping[str, Tensor], files: Iterable[bytes] = ()) -> str:
+    """SHA-256 of the tensors' names, dtypes, shapes and first bytes, and of whole small files.
+
+    It reads 4 KiB a tensor, so it is cheap for any model; how tensors are cut into files does not
+    matter to it.
+    """
+    total = hashlib.sha256()
+    for data in files:
+        total.update(hashlib.sha256(data).digest())
+    for name, tensor in sorted(tensors.items()):
+        total.update(json.dumps([name, tensor.dtype, tensor.shape]).encode())
+        total.update(hashlib.sha256(_read(tensor, SAMPLE_BYTES)).digest())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Source:
+    """What one parameter is read from: a tensor, or one for each of its layers."""
+
+    tensors: tuple[tuple[str, Tensor], ...]
+    shape: tuple[int, ...]
+    axes: tuple[int, ...] | None
+    stacked: bool
+
+
+Plan = Mapping[tuple[str, ...], Source]
+
+
+def plan(
+    tensors: Mapping[str, Tensor],
+    shapes: Any,
+    rows: Sequence[Row],
+    others: Sequence[str],
+    folder: Path,
+) -> Plan:
+    """Which tensors make the parameters of `shapes` (a tree of arrays or their abstract values).
+
+    `others` are regexes on names of tensors that the model does without. A tensor that is missing,
+    of another shape or dtype, or neither used nor among `others`, is a `UserError` that names it.
+    """
+    made, used = {}, set()
+    for parts, leaf in traverse_util.flatten_dict(shapes).items():
+        name, axes = _choose("/".join(parts), leaf.shape[0], rows, tensors)
+        stacked = "{}" in name
+        allowed = tuple(leaf.shape[1:] if stacked else leaf.shape)
+        if axes is not None:
+            allowed = tuple(allowed[axes.index(i)] for i in range(len(axes)))
+        found = []
+        for layer in range(leaf.shape[0] if stacked else 1):
+            full = name.format(layer)
+            if full not in tensors:
+                raise UserError(f"{folder} lacks the tensor {full}")
+            tensor = tensors[full]
+            if tensor.shape != allowed:
+                raise UserError(f"{folder}: tensor {full} is {tensor.shape}; allowed: {allowed}")
+            if tensor.dtype not in FLOATS:
+                known = ", ".join(FLOATS)
+                raise UserError(f"{folder}: tensor {full} is {tensor.dtype}; allowed: {known}")
+            found.append((full, tensor))
+            used.add(full)
+        made[parts] = Source(tuple(found), tuple(leaf.shape), axes, stacked)
+    known_others = re.compile("|".join(f"(?:{other})" for other in others) or r"(?!)")
+    extra = sorted(name for name in tensors.keys() - used if not known_others.fullmatch(name))
+    if extra:
+        more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
+        raise UserError(f"{folder} holds a tensor that no part takes: {_shown(extra[0])}{more}")
+    return made
+
+
+def _choose(
+    path: str, depth: int, rows: Sequence[Row], tensors: Mapping[str, Tensor]
+) -> tuple[str, tuple[int, ...] | None]:
+    """Name (with `{}` for the layer) and axes of the row that a path of ours is read by."""
+    matches = [
+        (match.expand(name), axes)
+        for pattern, name, axes in rows
+        if (match := re.fullmatch(pattern, path))
+    ]
+    assert matches, f"no row reads {path}"
+    layers = range(min(depth, len(tensors)))
+    return max(matches, key=lambda row: sum(row[0].format(layer) in tensors for layer in layers))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+
+
+def load(plan: Plan) -> Any:
+    """The parameters of a plan, as a tree, in the dtypes of the files.
+
+    One tensor at a time: what memory needs beyond the parameters themselves is one tensor. A
+    tensor with a number that is not finite is a `UserError` that names it.
+    """
+    leaves = {}
+    for parts, source in plan.items():
+        dtype = jnp.result_type(*{FLOATS[tensor.dtype] for _, tensor in source.tensors})
+        leaf = jnp.zeros(source.shape, dtype) if source.stacked else None
+        for layer, (name, tensor) in enumerate(source.tensors):
+            array = np.frombuffer(_read(tensor), FLOATS[tensor.dtype]).reshape(tensor.shape)
+            if not np.isfinite(array).all():
+                raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
+            ours = array if source.axes is None else array.transpose(source.axes)
+            value = jnp.asarray(ours, dtype)
+            leaf = value if leaf is None else _put(leaf, value, layer)
+        leaves[parts] = leaf
+    return traverse_util.unflatten_dict(leaves)
