@@ -15,7 +15,7 @@ from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import text
+from vdit.models import text, text_folder
 from vdit.models.dit import AXES, PRESETS, REMAT, DiT
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
@@ -38,6 +38,13 @@ def check(config: ConfigDict) -> None:
     choose(AXES, "dit.axes", config.dit.axes)
     choose(REMAT, "run.remat", config.run.remat)
     choose(text.ENCODERS, "text.encoder", config.text.encoder)
+    if config.text.encoder in text_folder.FAMILIES:
+        text_encoder(config, tokenizer(config, Path()))  # reads no tensor yet
+    elif config.text.path:
+        known = ", ".join(text_folder.FAMILIES)
+        raise UserError(
+            f"text.path is given with text.encoder={config.text.encoder}: only {known} take it"
+        )
     choose(schedule.PROCESSES, "dit.process", config.dit.process)
     choose(PREDICTIONS, "dit.prediction", config.dit.prediction)
     choose(WEIGHTS, "dit.loss_weight", config.dit.loss_weight)
@@ -152,12 +159,19 @@ def process(config: ConfigDict) -> schedule.Process:
 
 
 def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.Tokenizer:
-    """The tokenizer in the workdir; made from `captions()` (and saved) if it is not there yet."""
+    """The tokenizer in the workdir; made from `captions()` (and saved) if it is not there yet.
+
+    That of an encoder in a folder is read from the folder each time.
+    """
+    name = config.text.encoder
+    if name in text_folder.FAMILIES:
+        json = text_folder.read_tokenizer(name, config.text.path)
+        return text.Tokenizer(json, config.text.length)
     path = workdir / "tokenizer.json"
     if not path.exists():
         if captions is None:
             raise UserError(f"{path} is missing: the workdir holds no trained text model")
-        if config.text.encoder == "minilm":
+        if name == "minilm":
             made = minilm_tokenizer()
         else:
             made = text.learned_tokenizer(captions(), config.text.vocab)
@@ -177,4 +191,13 @@ def text_encoder(config: ConfigDict, tokens: text.Tokenizer) -> text.TextEncoder
             "unroll": min(config.run.unroll, config.text.depth),
             "dtype": operand_dtype(config.run.dtype),
         }
+    if config.text.encoder in text_folder.FAMILIES:
+        options = {"path": config.text.path, "length": tokens.length, "vocab": tokens.vocab}
     return text.encoder(config.text.encoder, **options)
+
+
+def text_content(config: ConfigDict) -> dict[str, str]:
+    """What identifies an encoder beside the configuration's fields: the content of its folder."""
+    if config.text.encoder not in text_folder.FAMILIES:
+        return {}
+    return {"text.content": text_folder.content(config.text.encoder, config.text.path)}

@@ -27,7 +27,9 @@ def default() -> ConfigDict:
     data.threads = 1  # threads that read ahead
 
     text = config.text = ConfigDict()
-    text.encoder = "learned"  # learned: trained with the DiT; minilm: pretrained, frozen
+    # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen
+    text.encoder = "learned"
+    text.path = ""  # t5, umt5, clip: folder with config.json, tokenizer.json and safetensors
     text.length = 40  # budget of a caption in tokens; a longer one is refused
     text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
     text.width = 128  # learned: width of the encoder
@@ -130,6 +132,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "dit": ("seed", "data", "vae", "latents", "text", "dit"),
 }
 FREE = {"steps", "threads", "schedule", "warmup"}
+HOW = {"latents.batch", "text.path"}  # nor do these (of the path's folder, its content counts)
 
 
 def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
@@ -140,7 +143,7 @@ def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
         if isinstance(value, ConfigDict):
             for name in value:
                 walk(f"{prefix}.{name}" if prefix else name, value[name])
-        elif prefix.split(".")[-1] not in FREE and prefix != "latents.batch":
+        elif prefix.split(".")[-1] not in FREE and prefix not in HOW:
             flat[prefix] = list(value) if isinstance(value, tuple) else value
 
     for name in DEPENDS[stage]:

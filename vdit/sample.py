@@ -310,6 +310,11 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
             raise UserError(f"{directory} holds no checkpoint; train it with --mode=run first")
         params |= restore_ema(directory, step)
         meta = load_meta(directory, step)
+    content = build.text_content(config)
+    if any(meta["fields"].get(name) != value for name, value in content.items()):
+        raise UserError(
+            f"text.path={config.text.path} holds another text encoder than that of {workdir}"
+        )
     if encoder.frozen:
         ids = np.zeros((1, tokenizer.length), np.int32)
         params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)

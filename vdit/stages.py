@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdit import build
-from vdit.config import differences, digest, stage_fields
+from vdit.config import DEPENDS, differences, digest, stage_fields
 from vdit.data.latents import Latents, read_manifest, write_cache
 from vdit.data.loader import batches
 from vdit.diffusion.schedule import sample_times
@@ -26,9 +26,15 @@ from vdit.train import Interrupted, Params, Runtime, fit
 TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
 
 
+def all_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
+    """All that a stage's result depends on: fields, and the content of a text encoder's folder."""
+    content = build.text_content(config) if "text" in DEPENDS[stage] else {}
+    return stage_fields(config, stage) | content
+
+
 def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
     """What a checkpoint says of itself: the fields that it depends on, and their digest."""
-    fields = stage_fields(config, stage)
+    fields = all_fields(config, stage)
     return {"stage": stage, "fields": fields, "digest": digest(fields)}
 
 
@@ -76,13 +82,14 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     clips = build.source(config, "train", runtime.workdir)
     # A folder's clips can change under the same config: their digest is part of the cache's.
     content = {"content": getattr(clips, "digest", "")}
-    fields = stage_fields(config, "latents") | content
+    fields = all_fields(config, "latents") | content
     mine = digest(fields)
     count = min(config.latents.clips, len(clips))
     manifest = read_manifest(folder)
     if manifest is not None and manifest["digest"] != mine:
         raise UserError(
-            f"{folder} was made from another data set or VAE; delete it or choose another --workdir"
+            f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
+            " another --workdir"
         )
     if manifest is not None and manifest["count"] == count:
         return Latents(folder)

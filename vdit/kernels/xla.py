@@ -30,6 +30,18 @@ def attend(
     return _attend(q_BLNK, k_BSNK, v_BSNK, same)
 
 
+def attend_biased(
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, bias_BNLS: jax.Array, scale: float
+) -> jax.Array:
+    """softmax(scale q k^T + bias) v in float32: for a bias of positions, or a mask that is no id.
+
+    The bias's B and N may be 1. A key that is not to be seen has the lowest float32 for its bias.
+    """
+    logits = _einsum("BLNK,BSNK->BNLS", q_BLNK * scale, k_BSNK) + bias_BNLS
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BSNK.dtype)
+    return _einsum("BNLS,BSNK->BNLK", weights, v_BSNK).swapaxes(1, 2)
+
+
 def _einsum(pattern: str, a: jax.Array, b: jax.Array) -> jax.Array:
     """A batch of products in float32, stored in the order of `pattern`'s result."""
     return row_major(jnp.einsum(pattern, a, b, preferred_element_type=jnp.float32), a.dtype)

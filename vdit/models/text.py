@@ -1,8 +1,9 @@
 """Text: captions to token ids, token ids to features; a table of the encoders that do it.
 
-Two encoders: "learned", a small transformer over byte pairs, trained with the network that it
-serves; "minilm", pretrained and frozen (see minilm.py). An empty or blank caption is the null
-text: no token at all. What attends to text must bring a null key of its own.
+"learned" is a small transformer over byte pairs, trained with the network that it serves. The
+others are pretrained and frozen: "minilm" (minilm.py), and "t5", "umt5" and "clip", which are read
+from a folder (text_folder.py). An empty or blank caption is the null text: no token at all. What
+attends to text must bring a null key of its own.
 
 Dimension key: N captions, S tokens of a caption, D width, H heads, K head dim.
 """
@@ -21,12 +22,14 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from vdit.errors import UserError
 from vdit.kernels.xla import attend
+from vdit.models import text_folder, weights
+from vdit.models.clip_text import pool_last
 from vdit.models.minilm import MiniLM, load_minilm
 from vdit.nn.attention import Attention
 from vdit.nn.linear import MLP, RMSNorm, zeros
 from vdit.nn.rotary import rotary_angles
 
-PAD = "[PAD]"  # id 0 in every tokenizer
+PAD = "[PAD]"  # id 0 of a learned tokenizer
 ECHO = 60  # characters of a prompt that an error repeats
 
 
@@ -44,7 +47,8 @@ class Tokenizer:
     """Captions to padded token ids of one static length.
 
     `json` is the text of a tokenizer.json of the library `tokenizers` (`learned_tokenizer`,
-    `minilm.minilm_tokenizer`); `length` is the budget S in tokens, special ones included.
+    `minilm.minilm_tokenizer`, `text_folder.read_tokenizer`); `length` is the budget S in tokens,
+    special ones included.
     """
 
     def __init__(self, json: str, length: int) -> None:
@@ -53,18 +57,20 @@ class Tokenizer:
         except Exception as error:  # the library raises bare Exception
             raise UserError(f"the tokenizer's JSON is not readable: {error}") from error
         self._tokenizer.encode_special_tokens = True  # a prompt that says "[PAD]" is only text
+        self._pad = (self._tokenizer.padding or {"pad_id": 0})["pad_id"]
+        self._tokenizer.no_padding()
         self.length = length
-        self.vocab: int = self._tokenizer.get_vocab_size()
+        self.vocab: int = 1 + max(self._tokenizer.get_vocab().values())
 
     def encode(
         self, captions: Sequence[str], where: str = "prompt"
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 (N, S), padded with 0, and their mask bool (N, S), True for tokens.
+        """Ids int32 (N, S), padded (with 0, or as the JSON says), and their mask, True for tokens.
 
         A null text has an empty mask. A caption of more tokens than the budget, or one that is
         not Unicode text, is a `UserError` that says `where` (with its number among several).
         """
-        ids_NS = np.zeros((len(captions), self.length), np.int32)
+        ids_NS = np.full((len(captions), self.length), self._pad, np.int32)
         mask_NS = np.zeros((len(captions), self.length), bool)
         for row, caption in enumerate(captions):
             text = _one_line(caption)
@@ -162,12 +168,20 @@ class LearnedText(nn.Module):
         return jnp.where(mask_NS[..., None], RMSNorm(name="norm")(x), 0.0)
 
 
+def pool_mean(features_NSD: jax.Array, mask_NS: jax.Array) -> jax.Array:
+    """The mean over each caption's tokens (N, D); zero for a null text."""
+    weight_NS1 = mask_NS[..., None].astype(features_NSD.dtype)
+    total_ND = (features_NSD * weight_NS1).sum(1)
+    return total_ND / jnp.maximum(weight_NS1.sum(1), 1)
+
+
 @dataclass(frozen=True)
 class TextEncoder:
     """One text encoder: its network, and where its parameters come from.
 
     A `frozen` one comes pretrained: `init` reads its parameters (call it outside of jit), they
-    are not trained, and its features may be cached.
+    are not trained, and its features may be cached. `pool` makes one vector (N, D) of the features
+    and mask of each caption, zero for a null text.
     """
 
     name: str
@@ -175,6 +189,7 @@ class TextEncoder:
     frozen: bool
     module: nn.Module
     load: Callable[[], Any] | None = None
+    pool: Callable[[jax.Array, jax.Array], jax.Array] = pool_mean
 
     def init(self, key: jax.Array, ids_NS: Any, mask_NS: Any) -> Any:
         """Parameters: pretrained if there are any, else drawn by `key`."""
@@ -185,13 +200,6 @@ class TextEncoder:
     def apply(self, params: Any, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
         """Features float32 (N, S, D) of each token, zero where masked."""
         return jnp.asarray(self.module.apply({"params": params}, ids_NS, mask_NS))
-
-    @staticmethod
-    def pool(features_NSD: jax.Array, mask_NS: jax.Array) -> jax.Array:
-        """The mean over each caption's tokens (N, D); zero for a null text."""
-        weight_NS1 = mask_NS[..., None].astype(features_NSD.dtype)
-        total_ND = (features_NSD * weight_NS1).sum(1)
-        return total_ND / jnp.maximum(weight_NS1.sum(1), 1)
 
 
 @partial(jax.jit, static_argnums=0)
@@ -245,12 +253,33 @@ def _minilm() -> TextEncoder:
     return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
 
 
-ENCODERS: dict[str, Callable[..., TextEncoder]] = {"learned": _learned, "minilm": _minilm}
+def _from_folder(name: str, path: str, length: int, vocab: int) -> TextEncoder:
+    """The encoder in the folder `path`, for texts of `length` tokens of a tokenizer of `vocab`."""
+    module, plan = text_folder.read_module(name, path)
+    positions = getattr(module, "positions", length)
+    if length > positions:
+        raise UserError(f"text.length is {length}; allowed by text.path={path}: {positions}")
+    if vocab > module.vocab:
+        raise UserError(
+            f"{path}: tokenizer.json has ids up to {vocab - 1}; vocab_size of config.json allows:"
+            f" {module.vocab - 1}"
+        )
+    pool = pool_last if text_folder.FAMILIES[name].last_pools else pool_mean
+    return TextEncoder(
+        name, module.width, frozen=True, module=module, load=partial(weights.load, plan), pool=pool
+    )
+
+
+ENCODERS: dict[str, Callable[..., TextEncoder]] = {
+    "learned": _learned,
+    "minilm": _minilm,
+    **{name: partial(_from_folder, name) for name in text_folder.FAMILIES},
+}
 
 
 def encoder(name: str, **options: Any) -> TextEncoder:
-    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype) or
-    "minilm" (no options)."""
+    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype),
+    "minilm" (no options), or "t5", "umt5" or "clip" (path, length, vocab)."""
     if name not in ENCODERS:
         raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
     return ENCODERS[name](**options)

@@ -39,7 +39,7 @@ FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 
 # (regex on our path, name in the file, order of the file's axes in ours or None for as they are).
 # The name takes the regex's groups, and `{}` is the layer: ours are stacked along the first axis.
-# Where several rows match, the one counts of whose tensors most are there, then the first.
+# Where several rows match, that one counts of whose tensors most are there.
 Row = tuple[str, str, tuple[int, ...] | None]
 TRANSPOSED = (1, 0)  # kernels are (in, out) here and (out, in) in torch
 
@@ -312,7 +312,13 @@ def _choose(
     ]
     assert matches, f"no row reads {path}"
     layers = range(min(depth, len(tensors)))
-    return max(matches, key=lambda row: sum(row[0].format(layer) in tensors for layer in layers))
+    parts = {name.split(".")[0] for name in tensors}
+
+    def likely(row: tuple[str, Any]) -> tuple[int, bool]:
+        there = sum(row[0].format(layer) in tensors for layer in layers)
+        return there, row[0].split(".")[0] in parts
+
+    return max(matches, key=likely)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
