@@ -1,0 +1,175 @@
+"""Exact attention in memory linear in length: an online softmax over chunks of keys.
+
+FlashAttention (Dao et al., arXiv:2205.14135 and 2307.08691) as scans that any backend compiles: a
+chunk of queries walks over the chunks of keys with its running maximum, sum and output. For the
+gradient only the output and the log-sum-exp are kept; the weights are computed again.
+
+Dimension key: B batch, L query tokens, S key tokens, N heads, K head dim, n chunks, C queries of a
+chunk, J keys of a chunk.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from vdit.nn.product import matmul, transposed
+
+CHUNK = 512  # most queries, and most keys, at a time
+NOBODY = -1  # the id of padding; ids of tokens are at least 0
+LEAST = float(jnp.finfo(jnp.float32).min)
+
+
+def attend(
+    q_BLNK: jax.Array,
+    k_BSNK: jax.Array,
+    v_BSNK: jax.Array,
+    q_id_BL: jax.Array | None = None,
+    k_id_BS: jax.Array | None = None,
+    *,
+    chunk: int = CHUNK,
+) -> jax.Array:
+    """What `vdit.kernels.xla.attend` computes, `chunk` queries by `chunk` keys at a time.
+
+    Any L and S; ids are integers of at least 0, and every query must see at least one key. The
+    products' operands have the dtype of q, k and v, in the gradient too; the result is float32.
+    """
+    length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
+    if q_id_BL is None and shares(keys, chunk)[2] > keys:  # only padding is to be left out
+        q_id_BL, k_id_BS = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, keys), jnp.int32)
+    return _attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, chunk)
+
+
+def shares(length: int, most: int, multiple: int = 1) -> tuple[int, int, int]:
+    """(n, size, n·size): the fewest even chunks of at most `most` that hold `length`, each a
+    multiple of `multiple` (and so does `most` have to be)."""
+    count = -(-length // most)
+    size = -(-length // (count * multiple)) * multiple
+    return count, size, count * size
+
+
+def pad(x_BLx: jax.Array, length: int, value: int = 0) -> jax.Array:
+    """x with its second axis filled up to `length`."""
+    widths = [(0, 0)] * x_BLx.ndim
+    widths[1] = (0, length - x_BLx.shape[1])
+    return jnp.pad(x_BLx, widths, constant_values=value)
+
+
+def _cut(x_BLNK: jax.Array, chunk: int) -> jax.Array:
+    """(n, B, N, C, K): the chunks in front, for a scan, and the heads before the tokens."""
+    count, size, padded = shares(x_BLNK.shape[1], chunk)
+    x = pad(x_BLNK, padded)
+    return x.reshape(x.shape[0], count, size, *x.shape[2:]).transpose(1, 0, 3, 2, 4)
+
+
+def _joined(x_nBNCK: jax.Array, length: int) -> jax.Array:
+    """(B, L, N, K) of chunks, without their padding."""
+    count, batch, heads, size, width = x_nBNCK.shape
+    x = x_nBNCK.transpose(1, 0, 3, 2, 4).reshape(batch, count * size, heads, width)
+    return x[:, :length]
+
+
+def _cut_id(id_BL: jax.Array | None, chunk: int) -> jax.Array | None:
+    """(n, B, C) ids of chunks, padding with an id of its own."""
+    if id_BL is None:
+        return None
+    count, size, padded = shares(id_BL.shape[1], chunk)
+    padded_BL = pad(id_BL.astype(jnp.int32), padded, NOBODY)
+    return padded_BL.reshape(id_BL.shape[0], count, size).swapaxes(0, 1)
+
+
+def _logits(
+    q_BNCK: jax.Array, k_BNKJ: jax.Array, q_id_BC: jax.Array | None, k_id_BJ: jax.Array | None
+) -> jax.Array:
+    logits = matmul(q_BNCK, k_BNKJ)
+    if q_id_BC is None:
+        return logits
+    assert k_id_BJ is not None
+    return jnp.where(q_id_BC[:, None, :, None] == k_id_BJ[:, None, None, :], logits, LEAST)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_id: jax.Array | None,
+    k_id: jax.Array | None,
+    chunk: int,
+) -> jax.Array:
+    return _forward(q, k, v, q_id, k_id, chunk)[0]
+
+
+def _forward(
+    q_BLNK: jax.Array,
+    k_BSNK: jax.Array,
+    v_BSNK: jax.Array,
+    q_id_BL: jax.Array | None,
+    k_id_BS: jax.Array | None,
+    chunk: int,
+) -> tuple[jax.Array, Any]:
+    scale = q_BLNK.shape[-1] ** -0.5
+    keys = (_cut(k_BSNK, chunk), _cut(v_BSNK, chunk), _cut_id(k_id_BS, chunk))
+
+    def of_queries(queries: Any) -> tuple[jax.Array, jax.Array]:
+        q_BNCK, q_id_BC = queries
+
+        def over_keys(carry: Any, some: Any) -> tuple[Any, None]:
+            most, total, out = carry
+            k_BNJK, v_BNJK, k_id_BJ = some
+            logits = _logits(q_BNCK * scale, transposed(k_BNJK), q_id_BC, k_id_BJ)
+            new = jnp.maximum(most, logits.max(-1, keepdims=True))
+            # Where all keys so far were hidden these weights are 1; the first that is seen has a
+            # greater logit, and `kept` is 0.
+            weights, kept = jnp.exp(logits - new), jnp.exp(most - new)
+            total = kept * total + weights.sum(-1, keepdims=True)
+            out = kept * out + matmul(weights.astype(v_BNJK.dtype), v_BNJK)
+            return (new, total, out), None
+
+        zero = jnp.zeros(q_BNCK.shape, jnp.float32)
+        start = (jnp.full_like(zero[..., :1], LEAST), zero[..., :1], zero)
+        (most, total, out), _ = jax.lax.scan(over_keys, start, keys)
+        return out / total, most + jnp.log(total)
+
+    queries = (_cut(q_BLNK, chunk), _cut_id(q_id_BL, chunk))
+    out_nBNCK, sums_nBNC1 = jax.lax.map(of_queries, queries)
+    out_BLNK = _joined(out_nBNCK, q_BLNK.shape[1])
+    return out_BLNK, (q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, out_BLNK, sums_nBNC1)
+
+
+def _backward(chunk: int, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
+    """Algorithm 4 of arXiv:2205.14135: chunks of keys outside, chunks of queries inside."""
+    q, k, v, q_id, k_id, out, sums = saved
+    scale = q.shape[-1] ** -0.5
+    gradient = gradient_BLNK.astype(v.dtype)
+    share = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)  # their D
+    parts = (_cut(q, chunk), _cut(gradient, chunk), _cut(share, chunk), sums, _cut_id(q_id, chunk))
+    keys = (_cut(k, chunk), _cut(v, chunk), _cut_id(k_id, chunk))
+
+    def over_keys(to_q_nBNCK: jax.Array, some: Any) -> tuple[jax.Array, Any]:
+        k_BNJK, v_BNJK, k_id_BJ = some
+        k_BNKJ, v_BNKJ = transposed(k_BNJK), transposed(v_BNJK)
+
+        def over_queries(carry: Any, part: Any) -> tuple[Any, jax.Array]:
+            to_k_BNKJ, to_v_BNKJ = carry
+            (q_BNCK, gradient_BNCK, share, sums, q_id_BC), to_q = part
+            weights = jnp.exp(_logits(q_BNCK * scale, k_BNKJ, q_id_BC, k_id_BJ) - sums)
+            to_weights = matmul(gradient_BNCK, v_BNKJ)
+            to_logits = (weights * (to_weights - share)).astype(q.dtype)
+            to_q = to_q + matmul(to_logits, k_BNJK)
+            to_k_BNKJ = to_k_BNKJ + matmul(transposed(q_BNCK), to_logits)
+            to_v_BNKJ = to_v_BNKJ + matmul(transposed(gradient_BNCK), weights.astype(v.dtype))
+            return (to_k_BNKJ, to_v_BNKJ), to_q
+
+        start = jnp.zeros(k_BNKJ.shape, jnp.float32), jnp.zeros(v_BNKJ.shape, jnp.float32)
+        (to_k, to_v), to_q_nBNCK = jax.lax.scan(over_queries, start, (parts, to_q_nBNCK))
+        return to_q_nBNCK, ((scale * to_k.mT).astype(k.dtype), to_v.mT.astype(v.dtype))
+
+    to_q, (to_k, to_v) = jax.lax.scan(over_keys, jnp.zeros(parts[0].shape, jnp.float32), keys)
+    to_q = scale * _joined(to_q, q.shape[1])
+    to_k, to_v = _joined(to_k, k.shape[1]), _joined(to_v, v.shape[1])
+    return to_q.astype(q.dtype), to_k, to_v, None, None
+
+
+_attend.defvjp(_forward, _backward)
