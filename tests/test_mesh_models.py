@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from experiments.base import get_config
 from vdit import build
@@ -26,7 +27,7 @@ MESHES = [
 ]
 
 
-def made(stage: str, constrain: Any = lambda x: x) -> tuple[Objective, Any, Any]:
+def made(stage: str, mesh: Mesh | None = None) -> tuple[Objective, Any, Any]:
     """The smoke experiment's objective, frozen arrays and a batch."""
     config = get_config("smoke")
     config.run.dtype = "float32"
@@ -34,12 +35,12 @@ def made(stage: str, constrain: Any = lambda x: x) -> tuple[Objective, Any, Any]
     ordinal = np.arange(8, dtype=np.uint32)
     if stage == "vae":
         video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
-        objective = vae_objective(build.vae(config), 1e-4, 0.0)
+        objective = vae_objective(build.vae(config, mesh), 1e-4, 0.0)
         return objective, {}, {"video": video, "ordinal": ordinal}
     table = patterns(5, 4, 10.0)
     process = build.process(config)
     objective = diffusion_objective(
-        build.dit(config),
+        build.dit(config, mesh),
         encoder("learned", vocab=300, width=32, depth=1, heads=2),
         process,
         "flow",
@@ -48,7 +49,7 @@ def made(stage: str, constrain: Any = lambda x: x) -> tuple[Objective, Any, Any]
         patch=(1, 1),
         text_drop=0.2,
         sample_times=functools.partial(sample_times, process),
-        constrain=constrain,
+        constrain=(lambda x: x) if mesh is None else sequence_constraint(mesh),
     )
     batch = {
         "latent": rng.normal(size=(8, 8, 4, 4, 8)).astype(np.float32),
@@ -82,7 +83,7 @@ def value(objective: Objective, frozen: Any) -> Any:
 def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int]) -> None:
     params, (loss, gradient) = one_device(stage)
     mesh = make_mesh(axes)
-    objective, frozen, batch = made(stage, sequence_constraint(mesh))
+    objective, frozen, batch = made(stage, mesh)
     placed = jax.device_put(params, param_sharding(mesh, params))
     if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.config import STAGES
@@ -19,6 +20,8 @@ from vdit.models import text, text_folder
 from vdit.models.dit import AXES, PRESETS, REMAT, DiT
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
+from vdit.nn.attention import Attend
+from vdit.runtime import attention
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import DTYPES, operand_dtype
 
@@ -33,6 +36,8 @@ def choose(table: Any, what: str, name: str) -> Any:
 def check(config: ConfigDict) -> None:
     """Refuses what the parts would refuse late, or not at all."""
     choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
+    choose(attention.KERNELS, "run.attention", config.run.attention)
+    attention.check(config.run.attention)
     choose(PRESETS, "dit.preset", config.dit.preset)
     choose(SOURCES, "data.source", config.data.source)
     choose(AXES, "dit.axes", config.dit.axes)
@@ -128,25 +133,32 @@ def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any
     return choose(SOURCES, "data.source", config.data.source)(config, split, workdir, **options)
 
 
-def vae(config: ConfigDict) -> VAE:
-    """The autoencoder."""
+def _attend(config: ConfigDict, mesh: Mesh | None) -> Attend:
+    choose(attention.KERNELS, "run.attention", config.run.attention)
+    return attention.kernel(config.run.attention, mesh)
+
+
+def vae(config: ConfigDict, mesh: Mesh | None = None) -> VAE:
+    """The autoencoder, for one device or for steps on a mesh."""
     fields = (
         "channels", "width", "encoder_depth", "decoder_depth", "heads", "window", "mlp_ratio",
         "activation",
     )  # fmt: skip
     return VAE(
         patch=tuple(config.vae.patch),
+        attend=_attend(config, mesh),
         unroll=config.run.unroll,
         dtype=operand_dtype(config.run.dtype),
         **{name: config.vae[name] for name in fields},
     )
 
 
-def dit(config: ConfigDict) -> DiT:
-    """The diffusion transformer."""
+def dit(config: ConfigDict, mesh: Mesh | None = None) -> DiT:
+    """The diffusion transformer, for one device or for steps on a mesh."""
     return DiT(
         **choose(PRESETS, "dit.preset", config.dit.preset),
         axes=config.dit.axes,
+        attend=_attend(config, mesh),
         unroll=config.run.unroll,
         remat=config.run.remat,
         dtype=operand_dtype(config.run.dtype),

@@ -97,8 +97,9 @@ def default() -> ConfigDict:
     mesh.tensor = 1
     mesh.sequence = 1
 
-    run = config.run = ConfigDict()  # how, not what: only dtype changes results, by rounding
+    run = config.run = ConfigDict()  # how, not what: dtype and attention change only rounding
     run.dtype = "auto"  # of matmul operands: float32, bfloat16, or what the machine does fastest
+    run.attention = "auto"  # by machine and length; or xla, chunked, splash (TPU), cudnn (GPU)
     run.unroll = 64  # layers unrolled at a time; 1 compiles fastest
     run.remat = "none"  # rematerialise the DiT's activations: none, dots or full
     run.log_every = 20  # steps between rows of metrics.jsonl

@@ -28,6 +28,7 @@ from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import GIVEN, dense_tokens
 from vdit.objectives.vae import to_float, to_uint8
+from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
 from vdit.tokens import clip_frames, drop_text, latent_times, text_condition
 
@@ -342,4 +343,6 @@ def read_config(workdir: Path) -> ConfigDict:
         config.update(tuples(saved))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not fit this version of vdit: {error}") from error
+    if not attention.runs_here(config.run.attention):  # trained on another kind of machine
+        config.run.attention = "auto"
     return config

@@ -53,7 +53,9 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
     refuse_other(config, "vae", runtime)
     options = config.vae.train
-    objective = vae_objective(build.vae(config), config.vae.kl_weight, config.vae.l1_weight)
+    objective = vae_objective(
+        build.vae(config, runtime.mesh), config.vae.kl_weight, config.vae.l1_weight
+    )
     clips = build.source(config, "train", runtime.workdir)
     if skipped := getattr(clips, "skipped", None):
         names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
@@ -166,7 +168,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
     )
     objective = diffusion_objective(
-        build.dit(config),
+        build.dit(config, runtime.mesh),
         encoder,
         process,
         config.dit.prediction,

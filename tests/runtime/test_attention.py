@@ -1,0 +1,112 @@
+"""The choice of a kernel: by length and machine, refused where it cannot run, split over a mesh."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.base import get_config
+from vdit import build
+from vdit.config import digest, stage_fields
+from vdit.errors import UserError
+from vdit.kernels import chunked, splash, xla
+from vdit.nn.attention import Attend
+from vdit.runtime import attention
+from vdit.runtime.files import write_text
+from vdit.runtime.mesh import make_mesh
+from vdit.sample import read_config
+
+CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the choice on a CPU")
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "keys", "want"),
+    [
+        ("cpu", 1023, 1024, xla),
+        ("cpu", 1024, 1024, chunked),
+        ("cpu", 2**14, 49, xla),
+        ("gpu", 2**14, 2**14, chunked),
+        ("tpu", 2**14, 49, xla),
+        ("tpu", 127, 127, xla),
+        ("tpu", 128, 128, splash),
+    ],
+)
+def test_auto_goes_by_machine_and_length(
+    platform: str, length: int, keys: int, want: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for module in (xla, chunked, splash):
+        monkeypatch.setattr(module, "attend", lambda q, *_, module=module: called.append(module))
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    q, k = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32) for n in (length, keys))
+    attention.auto(q, k, k)
+    assert called == [want]
+
+
+def test_the_configuration_s_kernel_is_what_the_models_are_given() -> None:
+    config = get_config("smoke")
+    assert build.dit(config).attend is build.vae(config).attend is attention.auto
+    config.run.attention = "chunked"
+    assert build.dit(config).attend is build.vae(config).attend is chunked.attend
+
+
+def test_it_is_no_field_that_a_stage_depends_on() -> None:
+    config, other = get_config("smoke"), get_config("smoke")
+    other.run.attention = "chunked"
+    for stage in ("vae", "latents", "dit"):
+        assert digest(stage_fields(config, stage)) == digest(stage_fields(other, stage))
+
+
+def test_an_unknown_kernel_is_refused_with_the_known_ones() -> None:
+    config = get_config("smoke")
+    config.run.attention = "flash"
+    for refuse in (build.check, build.dit):
+        with pytest.raises(UserError, match="known are auto, chunked, cudnn, splash, xla"):
+            refuse(config)
+
+
+@CPU
+@pytest.mark.parametrize("name", ["splash", "cudnn"])
+def test_a_kernel_of_another_machine_is_refused_with_those_of_this_one(name: str) -> None:
+    config = get_config("smoke")
+    config.run.attention = name
+    with pytest.raises(UserError, match="has cpu: allowed here are auto, chunked, xla"):
+        build.check(config)
+
+
+@CPU
+def test_a_run_of_another_machine_is_read_as_auto(tmp_path: Path) -> None:
+    config = get_config("smoke")
+    for name, want in (("splash", "auto"), ("chunked", "chunked")):
+        config.run.attention = name
+        write_text(tmp_path / "config.json", json.dumps(config.to_dict()))
+        assert read_config(tmp_path).run.attention == want
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "ids"])
+@pytest.mark.parametrize("sizes", [(4, 8, 10, 2), (3, 5, 7, 3)], ids=["split", "whole"])
+def test_on_a_mesh_it_computes_the_same(sizes: tuple[int, ...], masked: bool) -> None:
+    """Rows, queries and heads that the mesh divides, and such as it does not."""
+    batch, length, keys, heads = sizes
+    shapes = [(batch, n, heads, 8) for n in (length, keys, keys, length)]
+    q, k, v, gradient = (jax.random.normal(jax.random.key(i), s) for i, s in enumerate(shapes))
+    ids: tuple[jax.Array, ...] = ()
+    if masked:
+        ids = (jnp.arange(batch * length).reshape(batch, length) % 2,
+               jnp.arange(batch * keys).reshape(batch, keys) % 2)  # fmt: skip
+    mesh = make_mesh({"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2})
+
+    def pulled(attend: Attend) -> Any:
+        out, back = jax.vjp(lambda *arrays: attend(*arrays, *ids), q, k, v)
+        return out, *back(gradient)
+
+    got = jax.jit(lambda: pulled(attention.kernel("chunked", mesh)))()
+    for mine, want in zip(got, pulled(xla.attend), strict=True):
+        np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
+    if batch == 4:
+        out_shape = got[0].sharding.shard_shape(got[0].shape)
+        assert out_shape == (2, 4, 1, 8)
