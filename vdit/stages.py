@@ -183,6 +183,10 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     fields = ("latent", "ids", "mask", *(("features",) if "features" in latents[0] else ()))
     stream = batches(latents, options.batch, config.seed + 1, fields, config.data.threads)
     statistics = latents.statistics()
+    frozen: dict[str, Any] = dict(statistics)
+    if encoder.frozen and "features" not in fields:
+        empty = np.zeros((1, tokenizer.length), np.int32)
+        frozen["text"] = encoder.init(jax.random.key(0), empty, empty > 0)
     assert latents.manifest is not None
     meta = stage_meta(config, "dit") | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
@@ -195,6 +199,6 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         options,
         runtime,
         seed=config.seed + 1,
-        frozen=statistics,
+        frozen=frozen,
         meta=meta,
     )

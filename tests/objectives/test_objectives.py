@@ -1,5 +1,6 @@
 """Objectives: keyed by sample, given tokens without loss, a known optimum."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,7 +10,7 @@ import pytest
 
 from vdit.diffusion.schedule import process, sample_times
 from vdit.models.dit import DiT
-from vdit.models.text import encoder
+from vdit.models.text import TextEncoder, encoder
 from vdit.models.vae import VAE
 from vdit.objectives.diffusion import dense_tokens, diffusion_objective
 from vdit.objectives.objective import Objective
@@ -20,12 +21,17 @@ N, P, FPS = 4, 2, 10.0
 FROZEN = {"mean": jnp.array([0.5, -1.0, 0.0]), "std": jnp.array([2.0, 1.0, 0.5])}
 
 
-def diffusion(shares: dict[str, float], name: str = "flow") -> Objective:
+TEXT = encoder("learned", vocab=300, width=16, depth=1, heads=2)
+
+
+def diffusion(
+    shares: dict[str, float], name: str = "flow", text: TextEncoder = TEXT
+) -> Objective:
     table = patterns(N, P, FPS)
     made = process(name)
     return diffusion_objective(
         DiT(width=16, depth=1, heads=2),
-        encoder("learned", vocab=300, width=16, depth=1, heads=2),
+        text,
         made,
         "flow" if name == "flow" else "eps",
         table=table,
@@ -94,6 +100,24 @@ def test_a_perfect_denoiser_has_no_loss() -> None:
     params = jax.jit(objective.init)(jax.random.key(0), data)
     loss, weight, _ = jax.jit(objective.loss)(params, FROZEN, data, jax.random.key(1))
     assert abs(float(loss / weight) - 1.0) < 0.1  # eps has unit variance
+
+
+def test_a_pretrained_encoder_gives_the_same_with_and_without_cached_features() -> None:
+    data = batch(3)
+    frozen_text = dataclasses.replace(TEXT, frozen=True)
+    weights = TEXT.init(jax.random.key(3), data["ids"], data["mask"])
+    objective = diffusion({"text": 1.0}, text=frozen_text)
+    params = perturbed(objective, data)
+    assert set(params) == {"dit"}
+    cached = data | {"features": TEXT.apply(weights, data["ids"], data["mask"])}
+    key = jax.random.key(1)
+    fresh, _, _ = objective.loss(params, {**FROZEN, "text": weights}, data, key)
+    kept, _, _ = objective.loss(params, FROZEN, cached, key)
+    other, _, _ = objective.loss(
+        params, FROZEN, cached | {"features": cached["features"][::-1]}, key
+    )
+    np.testing.assert_allclose(fresh, kept, rtol=1e-6)
+    assert abs(float(other - kept)) > 1e-4
 
 
 def test_dense_tokens_keep_the_order_of_time_rows_columns() -> None:

@@ -23,12 +23,19 @@ WANTED, GIVEN = 0, 1  # slots of a dense row
 
 
 def text_features(
-    encoder: TextEncoder, params: Mapping[str, Any], batch: Mapping[str, jax.Array]
+    encoder: TextEncoder,
+    params: Mapping[str, Any],
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, jax.Array],
 ) -> jax.Array:
-    """Features (B, S, E): cached ones if the batch carries them, else encoded from token ids."""
+    """Features (B, S, E): cached ones if the batch carries them, else encoded from token ids.
+
+    A pretrained encoder's parameters are frozen["text"], a learned one's params["text"].
+    """
     if "features" in batch:
         return batch["features"].astype(jnp.float32)
-    return encoder.apply(params["text"], batch["ids"], batch["mask"])
+    weights = frozen["text"] if encoder.frozen else params["text"]
+    return encoder.apply(weights, batch["ids"], batch["mask"])
 
 
 def dense_tokens(
@@ -77,7 +84,8 @@ def diffusion_objective(
 
     A batch holds "latent" (B, stored, h, w, Z) as `tokens.Patterns` says, "ids" and "mask"
     (B, S) of the caption (or its "features"), and "ordinal" (B,). `frozen` holds the latents'
-    "mean" and "std" (Z,). `constrain` places (B, L, ...) arrays on a mesh.
+    "mean" and "std" (Z,), and a pretrained encoder's "text" where features are not in the batch.
+    `constrain` places (B, L, ...) arrays on a mesh.
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
@@ -113,7 +121,7 @@ def diffusion_objective(
         groups: dict[str, Any] = {}
         if not encoder.frozen:
             groups["text"] = encoder.init(text_key, first["ids"], first["mask"])
-        features = text_features(encoder, groups, first)
+        features = jnp.zeros((*first["mask"].shape, encoder.dim))  # only its shape matters
         level = jnp.zeros((1, 2))
         pooled = encoder.pool(features, first["mask"])
         condition = text_condition(features, first["mask"], pooled, level)
@@ -125,7 +133,7 @@ def diffusion_objective(
 
     def loss(
         params: Mapping[str, Any],
-        frozen: Mapping[str, jax.Array],
+        frozen: Mapping[str, Any],
         batch: Mapping[str, jax.Array],
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
@@ -136,7 +144,7 @@ def diffusion_objective(
         # Given tokens are kept out of the algebra: they are clean, and have no loss.
         x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t_B), x0))
         level = process.network_time(jnp.stack([t_B, jnp.zeros_like(t_B)], axis=1))
-        features = text_features(encoder, params, batch)
+        features = text_features(encoder, params, frozen, batch)
         pooled = encoder.pool(features, batch["mask"])
         condition = drop_text(text_condition(features, batch["mask"], pooled, level), drop)
         out: Any = model.apply({"params": params["dit"]}, x_t, layout, condition)
