@@ -6,7 +6,7 @@ it sees) and a segment (which sample of a packed row it belongs to). Every task 
 which spans are given; nothing downstream knows the task's name.
 
 Dimension key: B batch rows, L tokens, S text tokens, K slots (distinct noise levels of a row),
-A axes (t, h, w), n latent frames of a clip, p frames of a latent frame.
+A axes (t, h, w), n latent frames of a clip, p frames of a latent frame, M samples of a packed row.
 """
 
 import dataclasses
@@ -21,6 +21,7 @@ from flax import struct
 from vdit.errors import UserError
 
 RATE = 24.0  # positions in time a second: at 24 frames a second neighbours are 1 apart
+WANTED, GIVEN = 0, 1  # slots of a sample: its own level, and clean
 
 
 @struct.dataclass
@@ -60,12 +61,117 @@ def text_condition(
 
 def drop_text(condition: Condition, drop_B: jax.Array) -> Condition:
     """Rows where `drop_B` is true see only their null key (for classifier-free guidance)."""
-    drop = drop_B[:, None]
+    return _drop(condition, drop_B[:, None], drop_B[:, None])
+
+
+def _drop(condition: Condition, keys_BS: jax.Array, slots_BK: jax.Array) -> Condition:
+    """The condition without these text keys (null keys stay) and without these slots' captions."""
     return dataclasses.replace(
         condition,
-        shot=jnp.where(drop & ~condition.null, 0, condition.shot),
-        pooled=jnp.where(drop[..., None], 0.0, condition.pooled),
+        shot=jnp.where(keys_BS & ~condition.null, 0, condition.shot),
+        pooled=jnp.where(slots_BK[..., None], 0.0, condition.pooled),
     )
+
+
+class Budget(NamedTuple):
+    """The static shape of a packed row: whatever it holds, the compiled step is one."""
+
+    tokens: int  # L
+    samples: int  # M, at most so many samples; each has two slots and a null key of its own
+    text: int  # S, caption tokens of all samples, null keys not counted
+    caption: int  # caption tokens of one sample at most
+
+
+def of_segment(values_BM: jax.Array, segment_BL: jax.Array) -> jax.Array:
+    """Each token's share of what its sample has: (B, M, ...) to (B, L, ...).
+
+    Padding takes the first sample's.
+    """
+    return jax.vmap(lambda values, at: values[at])(values_BM, jnp.maximum(segment_BL - 1, 0))
+
+
+def segment_bounds(segment_BL: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:
+    """First token and number of tokens (B, M) of each sample of packed rows."""
+    same = segment_BL[:, None] == jnp.arange(1, samples + 1)[None, :, None]
+    count = same.sum(-1)
+    return jnp.cumsum(count, 1) - count, count
+
+
+def segment_index(segment_BL: jax.Array, samples: int) -> jax.Array:
+    """The number (B, L) of each token in its own sample."""
+    start, _ = segment_bounds(segment_BL, samples)
+    return jnp.arange(segment_BL.shape[1])[None] - of_segment(start, segment_BL)
+
+
+def split_segments(
+    x_BL: jax.Array, segment_BL: jax.Array, samples: int, size: int
+) -> tuple[jax.Array, jax.Array]:
+    """A row of samples (B, L, ...) to samples in rows of their own (B·M, size, ...), and a mask.
+
+    Zero behind a sample's end; no sample may have more than `size` tokens.
+    """
+    start, count = segment_bounds(segment_BL, samples)
+    at = start[..., None] + jnp.arange(size)[None, None]
+    at = jnp.minimum(at, x_BL.shape[1] - 1)
+    mask = (jnp.arange(size)[None, None] < count[..., None]).reshape(-1, size)
+    x = jax.vmap(lambda row, at: row[at])(x_BL, at).reshape(*mask.shape, *x_BL.shape[2:])
+    return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0), mask
+
+
+def join_segments(x_NS: jax.Array, segment_BL: jax.Array, samples: int) -> jax.Array:
+    """The way back from `split_segments`: (B·M, size, ...) to (B, L, ...), zero in padding."""
+    size = x_NS.shape[1]
+    flat = x_NS.reshape(-1, samples * size, *x_NS.shape[2:])
+    at = jnp.maximum(segment_BL - 1, 0) * size + segment_index(segment_BL, samples)
+    at = jnp.clip(at, 0, samples * size - 1)
+    x = jax.vmap(lambda row, at: row[at])(flat, at)
+    real = segment_BL > 0
+    return jnp.where(real.reshape(*real.shape, *(1,) * (x.ndim - 2)), x, 0)
+
+
+def packed_layout(
+    position_BL3: jax.Array, segment_BL: jax.Array, given_BL: jax.Array, samples: int
+) -> Layout:
+    """The layout of packed rows: sample m has slots 2m - 2 (wanted) and 2m - 1 (given), and shot m.
+
+    Padding (segment 0) attends to padding, and sees the text of shot M + 1, which is a null key.
+    """
+    real = segment_BL > 0
+    return Layout(
+        position=jnp.where(real[..., None], position_BL3, 0.0),
+        slot=jnp.where(real, 2 * (segment_BL - 1) + given_BL, 0),
+        shot=jnp.where(real, segment_BL, samples + 1),
+        segment=segment_BL,
+    )
+
+
+def packed_condition(
+    features_BSE: jax.Array, segment_BS: jax.Array, pooled_BME: jax.Array, level_BM2: jax.Array
+) -> Condition:
+    """The condition of packed rows: M + 1 null keys, then all samples' captions in turn.
+
+    `segment_BS` says whose caption a text token belongs to (0: padding, which nobody sees);
+    `level_BM2` holds each sample's levels by slot.
+    """
+    batch, samples, width = pooled_BME.shape
+    nulls = jnp.broadcast_to(jnp.arange(1, samples + 2, dtype=jnp.int32), (batch, samples + 1))
+    features = jnp.where(segment_BS[..., None] > 0, features_BSE, 0.0)
+    return Condition(
+        text=jnp.concatenate(
+            [jnp.zeros((batch, samples + 1, width), features.dtype), features], 1
+        ),
+        shot=jnp.concatenate([nulls, segment_BS], 1),
+        null=jnp.concatenate([nulls > 0, jnp.zeros(segment_BS.shape, bool)], 1),
+        pooled=jnp.repeat(pooled_BME, 2, axis=1),
+        level=level_BM2.reshape(batch, 2 * samples),
+    )
+
+
+def drop_packed_text(condition: Condition, drop_BM: jax.Array) -> Condition:
+    """Samples of packed rows where `drop_BM` is true see only their null key."""
+    # Shot M + 1 is padding's, and only ever a null key.
+    keys = jnp.pad(drop_BM, ((0, 0), (0, 1)))
+    return _drop(condition, of_segment(keys, condition.shot), jnp.repeat(drop_BM, 2, axis=1))
 
 
 def latent_times(count: int, p: int, fps: float, start: float = 0.0) -> np.ndarray:

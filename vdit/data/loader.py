@@ -1,11 +1,21 @@
-"""Batches: any random-access source, shuffled, repeated, batched, with a state to resume from."""
+"""Batches: any random-access source, shuffled, repeated, batched, with a state to resume from.
 
-from collections.abc import Iterator, Mapping
+Dense batches of clips that are all alike (`batches`), and rows of clips of any size
+(`PackedBatches`).
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, SupportsIndex
 
 import grain
 import jax
 import numpy as np
+
+from vdit.data.packing import Plan, Sample, Sizes, check_sizes, pack, plan_epoch
+from vdit.errors import UserError
+from vdit.tokens import Budget
 
 
 class Source(Protocol):
@@ -42,3 +52,92 @@ def batches(
     dataset = dataset[jax.process_index() :: jax.process_count()]
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch)
     return iter(dataset.to_iter_dataset(options).batch(batch // jax.process_count()))
+
+
+class PackedBatches(grain.DatasetIterator):
+    """An endless iterator over this process's rows of packed clips, "tokens" (B, L, C) and so on.
+
+    `read(clip, ordinal)` gives the clip of that index as a `Sample`; it is called from `threads`
+    threads. The stream is each epoch's rows (`packing.plan_epoch`) one after another, each clip
+    once an epoch. A batch is the next `batch` rows of the stream, over all processes, dealt round
+    robin: so the order of rows is the same on any number of processes, and the state is the number
+    of the next row: an epoch and a row of it. An ordinal is the clip's number in the stream of
+    clips as the epochs' shuffles give it.
+
+    `process` is (index, count), by default JAX's own. Raises `UserError` for clips that no row can
+    hold, and for a batch that the processes cannot share evenly.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Sample],
+        sizes: Sizes,
+        budget: Budget,
+        batch: int,
+        seed: int,
+        patch: tuple[int, int],
+        threads: int = 1,
+        process: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        # First, for an iterator that is refused is closed too.
+        self._ahead: deque[tuple[list[Future], tuple[int, int]]] = deque()
+        self._pool = ThreadPoolExecutor(max_workers=threads)
+        self._index, count = process or (jax.process_index(), jax.process_count())
+        if batch < 1 or batch % count:
+            raise UserError(
+                f"batch of {batch} packed rows on {count} processes; allowed: a multiple of {count}"
+            )
+        check_sizes(sizes, budget)
+        self._read, self._sizes, self._budget, self._patch = read, sizes, budget, patch
+        self._batch, self._count, self._seed = batch, count, seed
+        self._plans: dict[int, Plan] = {}
+        self._next = self._asked = (0, 0)  # epoch and row of the next batch: given out, read
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        while len(self._ahead) < 2:  # one batch is read while another is used
+            self._ask()
+        rows, self._next = self._ahead.popleft()
+        made = [row.result() for row in rows]
+        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+
+    def get_state(self) -> dict[str, int]:
+        """Where the next batch begins."""
+        return {"epoch": self._next[0], "row": self._next[1]}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes to where another iterator was, on any number of processes."""
+        self._ahead.clear()
+        self._next = self._asked = (int(state["epoch"]), int(state["row"]))
+
+    def close(self) -> None:
+        """Stops the threads."""
+        self._ahead.clear()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def plan(self, epoch: int) -> Plan:
+        """The rows of an epoch; the last two plans are kept."""
+        if epoch not in self._plans:
+            self._plans[epoch] = plan_epoch(self._sizes, self._budget, self._seed, epoch)
+            self._plans = dict(list(self._plans.items())[-2:])
+        return self._plans[epoch]
+
+    def _ask(self) -> None:
+        """Begins to read the next batch."""
+        epoch, row = self._asked
+        rows = []
+        for number in range(self._batch):
+            if row == len(self.plan(epoch)):
+                epoch, row = epoch + 1, 0
+            plan = self.plan(epoch)
+            if number % self._count == self._index:
+                places = plan.row(row)
+                first = epoch * len(plan.order)
+                clips = [(int(plan.order[place]), first + int(place)) for place in places]
+                rows.append(self._pool.submit(self._row, clips))
+            row += 1
+        self._asked = (epoch, row)
+        self._ahead.append((rows, self._asked))
+
+    def _row(self, clips: list[tuple[int, int]]) -> dict[str, np.ndarray]:
+        return pack([self._read(*clip) for clip in clips], self._budget, self._patch)

@@ -3,12 +3,17 @@
 Dimension key: B batch, T frames, H height, W width, C channels, p q r patch sizes in (t, h, w).
 """
 
+from typing import TypeVar
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 
+Array = TypeVar("Array", jax.Array, np.ndarray)
 
-def patchify(x_BTHWC: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
+
+def patchify(x_BTHWC: Array, patch: tuple[int, int, int]) -> Array:
     """(B, T·p, H·q, W·r, C) to (B, T, H, W, p·q·r·C); the sizes must divide."""
     p, q, r = patch
     return rearrange(x_BTHWC, "B (T p) (H q) (W r) C -> B T H W (p q r C)", p=p, q=q, r=r)

@@ -1,0 +1,180 @@
+"""Packing: which clips share a row, and the arrays of such a row.
+
+A plan is global: from how many tokens each clip has to rows of clips, the same on every process.
+A row then is plain arrays of one static shape (`tokens.Budget`), whatever clips it holds.
+
+Dimension key: N clips, n latent frames, h w places, Z latent channels, L tokens of a row, C token
+channels, M samples of a row, S caption tokens of a row, s of one sample, E text width.
+"""
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vdit.errors import UserError
+from vdit.nn.patch import patchify
+from vdit.tokens import Budget, grid_positions
+
+WINDOW = 256  # clips that wait for a row; more pack tighter, fewer keep closer to the drawn order
+
+
+class Sizes(NamedTuple):
+    """What a plan needs to know of every clip."""
+
+    tokens: np.ndarray  # (N,) tokens of its latents
+    text: np.ndarray  # (N,) tokens of its caption
+
+
+class Plan(NamedTuple):
+    """The rows of one epoch."""
+
+    order: np.ndarray  # (N,) clips in the epoch's random order
+    places: np.ndarray  # (N,) places in that order, row after row
+    starts: np.ndarray  # (rows + 1,) where each row begins in `places`
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def row(self, row: int) -> np.ndarray:
+        """Places in the epoch's order of the clips of a row; `order` says which clips they are."""
+        return self.places[self.starts[row] : self.starts[row + 1]]
+
+
+class Sample(NamedTuple):
+    """One clip, ready to be packed."""
+
+    latent: np.ndarray  # (n, h, w, Z)
+    times: np.ndarray  # (n,) seconds, see tokens.latent_times
+    text: np.ndarray  # (s,) ids of its caption's tokens, or (s, E) their features; no padding
+    ordinal: int  # its number in the stream
+
+
+def check_sizes(sizes: Sizes, budget: Budget) -> None:
+    """Refuses (`UserError`) an empty data set, and a clip that has no place in any row."""
+    if len(sizes.tokens) == 0:
+        raise UserError("packing: the data set has no clips; allowed: at least 1")
+    if budget.samples < 1:
+        raise UserError(f"packing: {budget.samples} samples a row; allowed: at least 1")
+    limits = (
+        ("tokens", sizes.tokens, budget.tokens),
+        ("caption tokens", sizes.text, min(budget.text, budget.caption)),
+    )
+    for name, count, most in limits:
+        worst = int(np.argmax(count))
+        if count[worst] > most:
+            raise UserError(f"packing: clip {worst} has {count[worst]} {name}; allowed: {most}")
+    if sizes.tokens.min() < 1:
+        raise UserError(f"packing: clip {int(np.argmin(sizes.tokens))} has no tokens")
+
+
+def fill_rows(sizes: Sizes, budget: Budget, window: int = WINDOW) -> Iterator[list[int]]:
+    """Rows of clips, each clip once, from clips that come one after another.
+
+    A row begins with the clip that has waited longest and takes, again and again, the largest that
+    still fits of the `window` clips that wait: first fit decreasing, written row by row, over a
+    window that slides. So no clip waits for ever, and a row's clips come from one neighbourhood.
+    """
+    count = len(sizes.tokens)
+    waiting: list[tuple[int, int]] = []  # (tokens, -clip) in order
+    gone = np.zeros(count, bool)
+    arrived = oldest = 0
+    while True:
+        while arrived < count and len(waiting) < window:
+            insort(waiting, (int(sizes.tokens[arrived]), -arrived))
+            arrived += 1
+        while oldest < arrived and gone[oldest]:
+            oldest += 1
+        if oldest == arrived:
+            return
+        row: list[int] = []
+        tokens, text = budget.tokens, budget.text
+        at = bisect_right(waiting, (int(sizes.tokens[oldest]), -oldest)) - 1
+        while at >= 0:
+            size, clip = waiting.pop(at)
+            clip = -clip
+            gone[clip] = True
+            row.append(clip)
+            tokens, text = tokens - size, text - int(sizes.text[clip])
+            # What did not fit before does not fit now: only after the row's first clip, which is
+            # the oldest and not the largest, is the whole window looked at.
+            high = len(waiting) if len(row) == 1 else at
+            at = bisect_right(waiting, (tokens, 1), 0, high) - 1
+            while at >= 0 and sizes.text[-waiting[at][1]] > text:
+                at -= 1
+            if len(row) == budget.samples:
+                break
+        yield row
+
+
+def plan_epoch(
+    sizes: Sizes, budget: Budget, seed: int, epoch: int, window: int = WINDOW
+) -> Plan:
+    """The rows of an epoch, from nothing but the sizes, the seed and the epoch's number."""
+    check_sizes(sizes, budget)
+    order = np.random.default_rng((seed, epoch)).permutation(len(sizes.tokens))
+    rows = list(fill_rows(Sizes(sizes.tokens[order], sizes.text[order]), budget, window))
+    starts = np.cumsum([0, *(len(row) for row in rows)])
+    return Plan(order, np.concatenate([np.array(row) for row in rows]), starts)
+
+
+def padding(plan: Plan, sizes: Sizes, budget: Budget) -> float:
+    """The share of an epoch's tokens that are padding."""
+    return 1.0 - float(sizes.tokens.sum()) / (len(plan) * budget.tokens)
+
+
+def pack(
+    samples: Sequence[Sample], budget: Budget, patch: tuple[int, int]
+) -> dict[str, np.ndarray]:
+    """One row of samples, as `packed_objective` reads it; `patch` is rows, columns of a token.
+
+    "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
+    padding, "frame" (L,) the token's latent frame in its clip; "frames" (M,) latent frames and
+    "ordinal" (M,) of each sample, 0 where there is none; all captions one after another as "ids"
+    (S,) or "features" (S, E), and "text" (S,), the segment of each of their tokens. Slots and null
+    keys follow from these (`tokens.packed_layout`, `tokens.packed_condition`).
+
+    Raises `UserError` if a latent does not divide into patches or the samples exceed the budget.
+    """
+    first = samples[0]
+    name = "ids" if first.text.ndim == 1 else "features"
+    channels = first.latent.shape[-1] * patch[0] * patch[1]
+    row = {
+        "tokens": np.zeros((budget.tokens, channels), first.latent.dtype),
+        "position": np.zeros((budget.tokens, 3), np.float32),
+        "segment": np.zeros(budget.tokens, np.int32),
+        "frame": np.zeros(budget.tokens, np.int32),
+        "frames": np.zeros(budget.samples, np.int32),
+        "ordinal": np.zeros(budget.samples, np.uint32),
+        name: np.zeros((budget.text, *first.text.shape[1:]), first.text.dtype),
+        "text": np.zeros(budget.text, np.int32),
+    }
+    if len(samples) > budget.samples:
+        raise UserError(f"packing: {len(samples)} samples in a row; allowed: {budget.samples}")
+    token = word = 0
+    for number, sample in enumerate(samples):
+        frames, height, width, _ = sample.latent.shape
+        if height % patch[0] or width % patch[1]:
+            raise UserError(
+                f"packing: latents of {height}x{width} places do not divide into patches of"
+                f" {patch[0]}x{patch[1]}"
+            )
+        x = patchify(sample.latent[None], (1, *patch))[0]
+        count = x.shape[0] * x.shape[1] * x.shape[2]
+        here, there = slice(token, token + count), slice(word, word + len(sample.text))
+        token, word = here.stop, there.stop
+        if token > budget.tokens or word > budget.text or len(sample.text) > budget.caption:
+            raise UserError(
+                f"packing: {token} tokens and {word} caption tokens in a row, {len(sample.text)} of"
+                f" them of one caption; allowed: {budget.tokens}, {budget.text}, {budget.caption}"
+            )
+        row["tokens"][here] = x.reshape(count, channels)
+        row["position"][here] = grid_positions(sample.times, *x.shape[1:3])
+        row["segment"][here] = number + 1
+        row["frame"][here] = np.repeat(np.arange(frames), count // frames)
+        row["frames"][number] = frames
+        row["ordinal"][number] = sample.ordinal % 2**32
+        row[name][there] = sample.text
+        row["text"][there] = number + 1
+    return row
