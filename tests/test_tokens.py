@@ -8,12 +8,18 @@ from vdit.errors import UserError
 from vdit.tokens import (
     RATE,
     clip_frames,
+    drop_packed_text,
     drop_text,
     extra_spans,
     grid_positions,
+    join_segments,
     latent_times,
+    packed_condition,
+    packed_layout,
     pattern_shares,
     patterns,
+    segment_index,
+    split_segments,
     text_condition,
 )
 
@@ -83,3 +89,39 @@ def test_dropping_text_leaves_the_null_key_only() -> None:
     dropped = drop_text(told, jnp.array([True, False]))
     assert dropped.shot.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
     assert dropped.pooled[0].max() == 0 and dropped.pooled[1].min() == 1
+
+
+SEGMENT = jnp.array([[1, 1, 2, 2, 2, 4, 0], [2, 2, 2, 3, 0, 0, 0]])  # some samples have no tokens
+
+
+def test_samples_leave_a_row_and_come_back() -> None:
+    assert segment_index(SEGMENT[:, :6], 4).tolist() == [
+        [0, 1, 0, 1, 2, 0],
+        [0, 1, 2, 0, 4, 5],  # padding counts as the first sample, which begins at 0
+    ]
+    x = 1.0 + jnp.arange(14.0).reshape(2, 7)
+    own, mask = split_segments(x, SEGMENT, 4, 3)
+    assert own.reshape(2, 4, 3)[0].tolist() == [[1, 2, 0], [3, 4, 5], [0, 0, 0], [6, 0, 0]]
+    assert own.reshape(2, 4, 3)[1].tolist() == [[0, 0, 0], [8, 9, 10], [11, 0, 0], [0, 0, 0]]
+    np.testing.assert_array_equal(mask, own > 0)
+    back = join_segments(own, SEGMENT, 4)
+    np.testing.assert_array_equal(back, jnp.where(SEGMENT > 0, x, 0.0))
+
+
+def test_every_token_of_a_packed_row_has_a_null_key_and_only_its_own_text() -> None:
+    given = SEGMENT == 2
+    layout = packed_layout(jnp.ones((2, 7, 3)), SEGMENT, given, 4)
+    assert layout.slot[0].tolist() == [0, 0, 3, 3, 3, 6, 0]
+    assert (layout.position.sum(-1) > 0).tolist() == (SEGMENT > 0).tolist()
+    text = jnp.array([[1, 2, 2, 4], [2, 3, 0, 0]])
+    told = packed_condition(jnp.ones((2, 4, 5)), text, jnp.ones((2, 4, 5)), jnp.zeros((2, 4, 2)))
+    dropped = drop_packed_text(told, jnp.array([[False, True, False, False]] * 2))
+    for condition, without in ((told, 0), (dropped, 2)):
+        seen = layout.shot[:, :, None] == condition.shot[:, None]
+        assert ((seen & condition.null[:, None]).sum(-1) == 1).all()
+        words = SEGMENT[:, :, None] == jnp.where(text > 0, text, -1)[:, None]
+        words = words & (text != without)[:, None]
+        np.testing.assert_array_equal(seen[:, :, 5:], words)
+    assert not told.text[:, :5].any() and not told.text[1, 7:].any()
+    empty = ~dropped.pooled.any(-1)
+    assert empty.tolist() == [[False] * 2 + [True] * 2 + [False] * 4] * 2

@@ -26,11 +26,11 @@ from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
-from vdit.objectives.diffusion import GIVEN, dense_tokens
+from vdit.objectives.diffusion import dense_tokens
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
-from vdit.tokens import clip_frames, drop_text, latent_times, text_condition
+from vdit.tokens import GIVEN, clip_frames, drop_text, latent_times, text_condition
 
 
 @dataclass(frozen=True)

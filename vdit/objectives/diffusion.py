@@ -17,9 +17,7 @@ from vdit.models.dit import DiT
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import patchify
 from vdit.objectives.objective import Objective, sample_keys
-from vdit.tokens import RATE, Condition, Layout, Patterns, drop_text, text_condition
-
-WANTED, GIVEN = 0, 1  # slots of a dense row
+from vdit.tokens import RATE, WANTED, Condition, Layout, Patterns, drop_text, text_condition
 
 
 def text_features(
@@ -36,6 +34,69 @@ def text_features(
         return batch["features"].astype(jnp.float32)
     weights = frozen["text"] if encoder.frozen else params["text"]
     return encoder.apply(weights, batch["ids"], batch["mask"])
+
+
+def choices(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Three uniform numbers that choose a sample's pattern, time and dropout; a key for its noise.
+
+    One draw for all three: every call of the generator costs seconds of compilation on CPU.
+    """
+    choice_key, noise_key = jax.random.split(key)
+    return jax.random.uniform(choice_key, (3,)), noise_key
+
+
+def init_groups(
+    model: DiT,
+    encoder: TextEncoder,
+    key: jax.Array,
+    captions: Mapping[str, jax.Array],
+    inputs: Callable[[jax.Array], tuple[jax.Array, Layout, Condition]],
+) -> dict[str, Any]:
+    """The parameters of the denoiser and of a learned text encoder, by group.
+
+    `inputs` makes the denoiser's inputs from the captions' features; only their shapes matter.
+    """
+    text_key, dit_key = jax.random.split(key)
+    groups: dict[str, Any] = {}
+    if not encoder.frozen:
+        groups["text"] = encoder.init(text_key, captions["ids"], captions["mask"])
+    features = jnp.zeros((*captions["mask"].shape, encoder.dim))
+    groups["dit"] = model.init(dit_key, *inputs(features))["params"]
+    return groups
+
+
+def denoising(
+    model: DiT,
+    process: Process,
+    prediction: str,
+    loss_weight: str,
+    constrain: Callable[[jax.Array], jax.Array],
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
+    """The weighted squared error of the prediction over wanted tokens, and their weight.
+
+    The function takes the denoiser's parameters, x0 and eps (B, L, C), times (B,) or (B, L),
+    wanted (B, L), layout and condition. Tokens that are not wanted are clean.
+    """
+
+    def loss(
+        params: Any,
+        x0: jax.Array,
+        eps: jax.Array,
+        t: jax.Array,
+        wanted_BL: jax.Array,
+        layout: Layout,
+        condition: Condition,
+    ) -> tuple[jax.Array, jax.Array]:
+        wanted = wanted_BL[..., None]
+        # Given tokens are kept out of the algebra: they are clean, and have no loss.
+        x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t), x0))
+        out: Any = model.apply({"params": params}, x_t, layout, condition)
+        error = jnp.square(out - target(prediction, process, t, x0, eps))
+        error = error * like(weight(loss_weight, prediction, process, t), error)
+        total = jnp.where(wanted, error, 0.0).sum()
+        return total, (wanted.sum() * x0.shape[-1]).astype(jnp.float32)
+
+    return loss
 
 
 def dense_tokens(
@@ -89,6 +150,7 @@ def diffusion_objective(
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
+    denoise = denoising(model, process, prediction, loss_weight, constrain)
     # The last edge is left open, so that rounding cannot choose a pattern that is not there.
     cumulative = jnp.asarray(np.cumsum(shares)[:-1], jnp.float32)
 
@@ -96,9 +158,7 @@ def diffusion_objective(
         """Everything random about each sample, from its own key."""
 
         def one(key: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
-            # Two draws in all: every call of the generator costs seconds of compilation on CPU.
-            choice_key, noise_key = jax.random.split(key)
-            pattern_u, time_u, drop_u = jax.random.uniform(choice_key, (3,))
+            (pattern_u, time_u, drop_u), noise_key = choices(key)
             pattern = jnp.searchsorted(cumulative, pattern_u, side="right")
             clean = latent[source[pattern]]
             return (
@@ -116,20 +176,16 @@ def diffusion_objective(
         return jax.vmap(one)(sample_keys(key, batch["ordinal"]), latent)
 
     def init(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        text_key, dit_key = jax.random.split(key)
         first = {name: value[:1] for name, value in batch.items()}
-        groups: dict[str, Any] = {}
-        if not encoder.frozen:
-            groups["text"] = encoder.init(text_key, first["ids"], first["mask"])
-        features = jnp.zeros((*first["mask"].shape, encoder.dim))  # only its shape matters
-        level = jnp.zeros((1, 2))
-        pooled = encoder.pool(features, first["mask"])
-        condition = text_condition(features, first["mask"], pooled, level)
-        count = source.shape[1]
-        latent = first["latent"][:, :count].astype(jnp.float32)
-        x, layout = dense_tokens(latent, patch, jnp.zeros((1, count)), given[:1])
-        groups["dit"] = model.init(dit_key, x, layout, condition)["params"]
-        return groups
+
+        def inputs(features: jax.Array) -> tuple[jax.Array, Layout, Condition]:
+            pooled = encoder.pool(features, first["mask"])
+            condition = text_condition(features, first["mask"], pooled, jnp.zeros((1, 2)))
+            count = source.shape[1]
+            latent = first["latent"][:, :count].astype(jnp.float32)
+            return *dense_tokens(latent, patch, jnp.zeros((1, count)), given[:1]), condition
+
+        return init_groups(model, encoder, key, first, inputs)
 
     def loss(
         params: Mapping[str, Any],
@@ -140,20 +196,13 @@ def diffusion_objective(
         clean, seconds, known, t_B, noise, drop = draw(batch, frozen, key)
         x0, layout = dense_tokens(clean, patch, seconds, known)
         eps, _ = dense_tokens(noise, patch, seconds, known)
-        wanted = (layout.slot == WANTED)[..., None]
-        # Given tokens are kept out of the algebra: they are clean, and have no loss.
-        x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t_B), x0))
         level = process.network_time(jnp.stack([t_B, jnp.zeros_like(t_B)], axis=1))
         features = text_features(encoder, params, frozen, batch)
         pooled = encoder.pool(features, batch["mask"])
         condition = drop_text(text_condition(features, batch["mask"], pooled, level), drop)
-        out: Any = model.apply({"params": params["dit"]}, x_t, layout, condition)
-        error = jnp.square(out - target(prediction, process, t_B, x0, eps))
-        error = error * like(weight(loss_weight, prediction, process, t_B), error)
-        total = jnp.where(wanted, error, 0.0).sum()
-        return total, (wanted.sum() * x0.shape[-1]).astype(jnp.float32), {}
+        wanted = layout.slot == WANTED
+        total, count = denoise(params["dit"], x0, eps, t_B, wanted, layout, condition)
+        return total, count, {}
 
     return Objective(init, loss)
 
-
-__all__ = ["GIVEN", "WANTED", "Condition", "dense_tokens", "diffusion_objective", "text_features"]
