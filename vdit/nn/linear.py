@@ -81,6 +81,7 @@ def relu_squared(x: jax.Array) -> jax.Array:
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "gelu": lambda x: nn.gelu(x, approximate=True),
+    "gelu_erf": lambda x: nn.gelu(x, approximate=False),  # the definition (arXiv:1606.08415)
     "silu": nn.silu,
     "relu2": relu_squared,
 }

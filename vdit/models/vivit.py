@@ -1,0 +1,337 @@
+"""ViViT (Arnab et al. 2021, arXiv:2103.15691): transformers that read a video, and ViT.
+
+A video becomes tokens by tubelets, or by the patches of frames sampled uniformly from it; then one
+of the paper's four models reads them, and a linear head names the class. A video of one frame and
+tubelets of one frame make the first model ViT (Dosovitskiy et al. 2021). Blocks are always stored
+with a leading layer axis.
+
+Dimension key: B batch, T frames, H height, W width, C colours; t h w tokens along each axis,
+L tokens (a class token is the first), D width, N heads, K head dim, E values of a tubelet.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+from flax import traverse_util
+
+from vdit.errors import UserError
+from vdit.kernels import xla
+from vdit.models.dit import REMAT
+from vdit.nn.attention import Attend
+from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.patch import patchify
+
+Grid = tuple[int, int, int]
+
+# B, L and H are the paper's (section 4.1), S is DeiT's; nano is for CPUs, smoke for tests.
+SIZES: dict[str, dict[str, int]] = {
+    "smoke": {"width": 32, "depth": 2, "heads": 2, "temporal_depth": 1},
+    "nano": {"width": 128, "depth": 4, "heads": 4, "temporal_depth": 2},
+    "S": {"width": 384, "depth": 12, "heads": 6},
+    "B": {"width": 768, "depth": 12, "heads": 12},
+    "L": {"width": 1024, "depth": 24, "heads": 16},
+    "H": {"width": 1280, "depth": 32, "heads": 16},
+}
+
+# The paper's names: rows and columns x frames. x1 is for sampled frames.
+TUBELETS: dict[str, tuple[int, int, int]] = {
+    f"{side}x{frames}": (frames, side, side) for side in (8, 14, 16, 32) for frames in (1, 2, 4, 8)
+}
+
+# "B/16x2" is ViViT-B/16x2.
+PRESETS: dict[str, dict[str, Any]] = {
+    f"{size}/{tubelet}": {**SIZES[size], "patch": TUBELETS[tubelet]}
+    for size in SIZES
+    for tubelet in TUBELETS
+}
+
+# The attentions of a block, in turn; each splits its heads evenly over the axes that it names.
+ATTENTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "joint": (("joint",),),  # Model 1
+    "factorised_encoder": (("joint",),),  # Model 2: over a frame's places, then over frames
+    "factorised_self_attention": (("space",), ("time",)),  # Model 3, Eq. 4 to 6
+    "factorised_dot_product": (("space", "time"),),  # Model 4, Eq. 7
+}
+WITHOUT_TOKEN = ("factorised_self_attention", "factorised_dot_product")
+POOLS = ("token", "mean")
+
+# Tokens (B, L, N, K) to rows that attend among themselves, and back.
+FOLDS: dict[str, tuple[str, str]] = {
+    "space": ("B (t h w) N K -> (B t) (h w) N K", "(B t) (h w) N K -> B (t h w) N K"),
+    "time": ("B (t h w) N K -> (B h w) t N K", "(B h w) t N K -> B (t h w) N K"),
+}
+
+
+# --------------------------------------------------------------------------------------------------
+# Frames, and tubelets from the weights of an image model
+
+
+def sample_frames(video_BTHWC: jax.Array, count: int) -> jax.Array:
+    """The frames in the middle of `count` equal parts of the video (section 3.2, Figure 2)."""
+    frames = video_BTHWC.shape[1]
+    if not 1 <= count <= frames:
+        raise UserError(f"vivit samples {count} frames of {frames}: 1 to {frames} are allowed")
+    return video_BTHWC[:, [(2 * i + 1) * frames // (2 * count) for i in range(count)]]
+
+
+def inflate(kernel_ED: jax.Array, frames: int) -> jax.Array:
+    """A tubelet's kernel (frames·E, D) from an image patch's (E, D): its share in each (Eq. 8)."""
+    return jnp.tile(kernel_ED / frames, (frames, 1))
+
+
+def central_frame(kernel_ED: jax.Array, frames: int) -> jax.Array:
+    """A tubelet's kernel (frames·E, D) that reads frame frames // 2 at first, no other (Eq. 9)."""
+    place = jnp.arange(frames) == frames // 2
+    return (place[:, None, None] * kernel_ED[None]).reshape(-1, kernel_ED.shape[-1])
+
+
+def repeat_positions(position_LD: jax.Array, times: int, token: bool) -> jax.Array:
+    """Positions of an image's patches at each of `times`; a class token's stays one (sec. 3.4)."""
+    first = int(token)
+    return jnp.concatenate([position_LD[:first], jnp.tile(position_LD[first:], (times, 1))])
+
+
+def from_image(
+    image: Mapping[str, Any],
+    video: Mapping[str, Any],
+    frames: int,
+    start: Callable[[jax.Array, int], jax.Array] = central_frame,
+) -> dict[str, Any]:
+    """Parameters of a ViViT like `video`, its own where an image model (Model 1) has none (3.4).
+
+    Args:
+      image: the image model's parameters, of the same width, depth, patch and pooling.
+      video: parameters of any of the four models, as `init` made them; its head is kept.
+      frames: those of a tubelet.
+      start: `central_frame` or `inflate`.
+
+    The time attention of Model 3 starts as nothing: its output is zero, so that a block is at
+    first the image model's. (The paper sets all its weights to zero; where all are, none learns.)
+    """
+    theirs = traverse_util.flatten_dict(dict(image))
+    made = traverse_util.flatten_dict(dict(video))
+    for path, value in made.items():
+        if path[0] == "head" or path[0] == "temporal":
+            continue
+        if path == ("embed_video", "kernel"):
+            made[path] = start(theirs[path], frames)
+        elif path == ("encoder", "position"):
+            token = ("encoder", "token") in made
+            times = (len(value) - token) // (len(theirs[path]) - token)
+            made[path] = repeat_positions(theirs[path], times, token)
+        elif path in theirs:
+            made[path] = theirs[path]
+        elif path[:4] == ("encoder", "blocks", "time", "o"):
+            made[path] = jnp.zeros_like(value)
+    return traverse_util.unflatten_dict(made)
+
+
+# --------------------------------------------------------------------------------------------------
+# The models
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention whose heads are split evenly over `axes`.
+
+    "joint": over all tokens; "space": over those of the token's own time; "time": over those of
+    its own place. The heads of the first axis come first.
+    """
+
+    axes: tuple[str, ...]
+    grid: Grid
+    heads: int
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> jax.Array:
+        width = x_BLD.shape[-1]
+        sizes = dict(zip("thw", self.grid, strict=True))
+
+        def heads(name: str) -> list[jax.Array]:
+            x = Linear(width, dtype=self.dtype, name=name)(x_BLD).astype(self.dtype)
+            x = x.reshape(*x.shape[:2], self.heads, -1)
+            return jnp.split(x, len(self.axes), axis=2)
+
+        out = []
+        for axis, *qkv in zip(self.axes, heads("q"), heads("k"), heads("v"), strict=True):
+            if axis == "joint":
+                out.append(self.attend(*qkv))
+            else:
+                fold, unfold = FOLDS[axis]
+                made = self.attend(*(rearrange(x, fold, **sizes) for x in qkv))
+                out.append(rearrange(made, unfold, **sizes))
+        joined = jnp.concatenate(out, axis=2).reshape(x_BLD.shape)
+        return Linear(width, dtype=self.dtype, name="o")(joined)
+
+
+class Block(nn.Module):
+    """Attentions, then an MLP, each behind a layer norm and beside a residual (Eq. 2 to 6)."""
+
+    attentions: tuple[tuple[str, ...], ...]
+    grid: Grid
+    heads: int
+    mlp_ratio: float
+    activation: str
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array) -> tuple[jax.Array, None]:
+        for axes in self.attentions:
+            # With one attention its heads' axes are no part of its name: Models 1, 2 and 4 have
+            # the same parameters, and Model 3's attention over space has an image model's.
+            name = "attention" if axes != ("time",) else "time"
+            attention = SelfAttention(
+                axes, self.grid, self.heads, self.attend, self.dtype, name=name
+            )
+            x_BLD = x_BLD + attention(LayerNorm(name=f"{name}_norm")(x_BLD))
+        hidden = int(x_BLD.shape[-1] * self.mlp_ratio)
+        mlp = MLP(hidden, self.activation, dtype=self.dtype, name="mlp")
+        return x_BLD + mlp(LayerNorm(name="mlp_norm")(x_BLD)), None
+
+
+class Encoder(nn.Module):
+    """Class token, learned positions (Eq. 1), blocks and a last norm.
+
+    (B, t·h·w, D) to the tokens (B, t·h·w, D) and their summary (B, D): the class token's output,
+    or, without one, the mean.
+    """
+
+    attentions: tuple[tuple[str, ...], ...]
+    depth: int
+    heads: int
+    mlp_ratio: float
+    activation: str
+    token: bool
+    attend: Attend
+    unroll: int
+    remat: str
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
+        batch, _, width = x_BLD.shape
+        if self.token:
+            token = self.param("token", zeros, (width,), jnp.float32)
+            token_B1D = jnp.broadcast_to(token[None, None], (batch, 1, width))
+            x_BLD = jnp.concatenate([token_B1D, x_BLD], axis=1)
+        normal = nn.initializers.normal(0.02)
+        x_BLD = x_BLD + self.param("position", normal, x_BLD.shape[1:], jnp.float32)[None]
+        block = Block
+        if self.remat != "none":
+            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
+        stack = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )(
+            self.attentions, grid, self.heads, self.mlp_ratio, self.activation, self.attend,
+            self.dtype, name="blocks",
+        )  # fmt: skip
+        x_BLD, _ = stack(x_BLD)
+        x_BLD = LayerNorm(name="norm")(x_BLD)
+        if self.token:
+            return x_BLD[:, 1:], x_BLD[:, 0]
+        return x_BLD, x_BLD.mean(axis=1)
+
+
+class Features(NamedTuple):
+    """What a video is to the model."""
+
+    tokens: jax.Array  # (B, t, h, w, D); of the factorised encoder: before its frames meet
+    pooled: jax.Array  # (B, D)
+
+
+class ViViT(nn.Module):
+    """Video (B, T, H, W, C), pixels in [-1, 1], to logits (B, classes), or to `features`.
+
+    Args:
+      patch: frames, rows and columns of a tubelet; what is left over at the ends of the video is
+        not read (section 3.2).
+      samples: 0 for tubelets; otherwise this many frames are sampled uniformly and each is cut
+        into patches, which are tubelets of one frame.
+      model: a row of `ATTENTIONS`.
+      temporal_depth: layers of the factorised encoder's second transformer.
+      pool: "token" or "mean". Models 3 and 4 have no class token (section 3.3).
+      unroll, remat: choices of the run; parameters are the same.
+
+    Raises `UserError` for a model, pool or video that is not possible.
+    """
+
+    classes: int
+    width: int
+    depth: int
+    heads: int
+    patch: tuple[int, int, int] = (2, 16, 16)
+    samples: int = 0
+    model: str = "joint"
+    temporal_depth: int = 4
+    pool: str = "token"
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    attend: Attend = xla.attend
+    unroll: int = 1
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        check(self.model, self.pool, self.patch, self.samples)
+        common = {
+            "attentions": ATTENTIONS[self.model], "heads": self.heads,
+            "mlp_ratio": self.mlp_ratio, "activation": self.activation,
+            "token": self.pool == "token", "attend": self.attend, "unroll": self.unroll,
+            "remat": self.remat, "dtype": self.dtype,
+        }  # fmt: skip
+        self.embed_video = Linear(self.width, dtype=self.dtype)
+        self.encoder = Encoder(depth=self.depth, **common)
+        if self.model == "factorised_encoder":
+            self.temporal = Encoder(depth=self.temporal_depth, **common)
+        self.head = Linear(self.classes, kernel_init=zeros)
+
+    def features(self, video_BTHWC: jax.Array) -> Features:
+        """The tokens and their summary, which the head reads."""
+        if self.samples:
+            video_BTHWC = sample_frames(video_BTHWC, self.samples)
+        shape = video_BTHWC.shape[1:4]
+        t, h, w = (n // p for n, p in zip(shape, self.patch, strict=True))
+        grid = t, h, w
+        if min(grid) < 1:
+            raise UserError(
+                f"vivit: a video of {shape} frames, rows, columns is less than a tubelet of"
+                f" {self.patch}"
+            )
+        whole = tuple(slice(n * p) for n, p in zip(grid, self.patch, strict=True))
+        x_BthwD = self.embed_video(patchify(video_BTHWC[(slice(None), *whole)], self.patch))
+        if self.model == "factorised_encoder":
+            rows, frame = self.encoder(
+                rearrange(x_BthwD, "B t h w D -> (B t) (h w) D"), (1, h, w)
+            )
+            _, pooled = self.temporal(rearrange(frame, "(B t) D -> B t D", t=t), (t, 1, 1))
+            return Features(rearrange(rows, "(B t) (h w) D -> B t h w D", t=t, h=h), pooled)
+        tokens, pooled = self.encoder(rearrange(x_BthwD, "B t h w D -> B (t h w) D"), grid)
+        return Features(rearrange(tokens, "B (t h w) D -> B t h w D", t=t, h=h), pooled)
+
+    def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
+        return self.head(self.features(video_BTHWC).pooled)
+
+
+def check(model: str, pool: str, patch: tuple[int, int, int], samples: int) -> None:
+    """Refuses what no ViViT can be."""
+    if model not in ATTENTIONS:
+        raise UserError(f"vivit model {model!r}: known are {', '.join(ATTENTIONS)}")
+    if pool not in POOLS:
+        raise UserError(f"vivit pool {pool!r}: known are {', '.join(POOLS)}")
+    if pool == "token" and model in WITHOUT_TOKEN:
+        raise UserError(f"vivit model {model} has no class token: only the pool mean is allowed")
+    if samples and patch[0] != 1:
+        raise UserError(
+            f"vivit tubelets of {patch[0]} frames, {samples} sampled frames: sampled frames go"
+            " with tubelets of one frame (such as 8x1), tubelets with samples 0"
+        )
