@@ -12,6 +12,7 @@ from experiments.base import get_config
 from vdit import build
 from vdit.diffusion.schedule import sample_times
 from vdit.models.text import encoder
+from vdit.objectives.classify import classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
@@ -37,6 +38,12 @@ def made(stage: str, mesh: Mesh | None = None) -> tuple[Objective, Any, Any]:
         video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
         objective = vae_objective(build.vae(config, mesh), 1e-4, 0.0)
         return objective, {}, {"video": video, "ordinal": ordinal}
+    if stage == "classify":
+        config.classify.preset = "smoke/8x4"
+        video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
+        label = np.stack([rng.integers(0, 6, 8), rng.integers(0, 4, 8)], -1).astype(np.int32)
+        objective = classify_objective(build.classifier(config), build.questions(config), 0.1)
+        return objective, {}, {"video": video, "label": label, "ordinal": ordinal}
     table = patterns(5, 4, 10.0)
     process = build.process(config)
     objective = diffusion_objective(
@@ -79,7 +86,7 @@ def value(objective: Objective, frozen: Any) -> Any:
 
 
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(axes))
-@pytest.mark.parametrize("stage", ["vae", "dit"])
+@pytest.mark.parametrize("stage", ["vae", "dit", "classify"])
 def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int]) -> None:
     params, (loss, gradient) = one_device(stage)
     mesh = make_mesh(axes)

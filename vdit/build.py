@@ -10,13 +10,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.config import STAGES
+from vdit.data.labels import QUESTIONS
 from vdit.data.loader import Source
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import text, text_folder
+from vdit.models import text, text_folder, vivit
 from vdit.models.dit import AXES, PRESETS, REMAT, DiT
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
@@ -54,6 +55,7 @@ def check(config: ConfigDict) -> None:
     choose(PREDICTIONS, "dit.prediction", config.dit.prediction)
     choose(WEIGHTS, "dit.loss_weight", config.dit.loss_weight)
     choose(SAMPLERS, "sample.sampler", config.sample.sampler)
+    choose(vivit.PRESETS, "classify.preset", config.classify.preset)
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
@@ -80,10 +82,16 @@ def check(config: ConfigDict) -> None:
         "sample.zoom": config.sample.zoom, "run.log_every": config.run.log_every,
         "run.save_every": config.run.save_every, "run.keep": config.run.keep,
         "run.unroll": config.run.unroll, "text.length": config.text.length,
+        "classify.train.batch": config.classify.train.batch,
+        "classify.train.steps": config.classify.train.steps,
+        "classify.train.accumulate": config.classify.train.accumulate,
+        "classify.heldout": config.classify.heldout,
     }  # fmt: skip
     for name, value in positive.items():
         if value <= 0:
             raise UserError(f"{name} is {value}: a number above 0 is allowed")
+    if "classify" in config.stages:
+        _check_classify(config)
     dit = config.dit
     times = functools.partial(
         schedule.sample_times,
@@ -94,6 +102,32 @@ def check(config: ConfigDict) -> None:
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
+
+
+def _check_classify(config: ConfigDict) -> None:
+    """Refuses a stage classify that has no labels, or no model."""
+    if config.data.source != "world":
+        raise UserError(
+            f"data.source is {config.data.source}: the stage classify needs labels, which only"
+            " world gives"
+        )
+    if tuple(config.data.objects) != (1, 1):
+        raise UserError(
+            f"data.objects is {tuple(config.data.objects)}: (1, 1) is allowed with the stage"
+            " classify, whose labels are of one body"
+        )
+    names = tuple(config.classify.questions)
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"classify.questions is {names}: different names, at least one")
+    if not 0.0 <= config.classify.smoothing < 1.0:
+        raise UserError(
+            f"classify.smoothing is {config.classify.smoothing}: 0 to less than 1 is allowed"
+        )
+    video = (1, config.data.frames, *config.data.size, 3)
+    # Traced, so that nothing is computed: it refuses a model or a size that is not possible.
+    jax.eval_shape(
+        classifier(config).init, jax.random.key(0), jax.ShapeDtypeStruct(video, jnp.float32)
+    )
 
 
 def _world(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World:
@@ -159,6 +193,28 @@ def dit(config: ConfigDict, mesh: Mesh | None = None) -> DiT:
         **choose(PRESETS, "dit.preset", config.dit.preset),
         axes=config.dit.axes,
         attend=_attend(config, mesh),
+        unroll=config.run.unroll,
+        remat=config.run.remat,
+        dtype=operand_dtype(config.run.dtype),
+    )
+
+
+def questions(config: ConfigDict) -> dict[str, int]:
+    """What the classifier is asked, and how many answers there are to each."""
+    return {
+        name: len(choose(QUESTIONS, "classify.questions", name).classes)
+        for name in config.classify.questions
+    }
+
+
+def classifier(config: ConfigDict) -> vivit.ViViT:
+    """The ViViT that answers all questions by one head."""
+    return vivit.ViViT(
+        sum(questions(config).values()),
+        **choose(vivit.PRESETS, "classify.preset", config.classify.preset),
+        model=config.classify.model,
+        pool=config.classify.pool,
+        samples=config.classify.samples,
         unroll=config.run.unroll,
         remat=config.run.remat,
         dtype=operand_dtype(config.run.dtype),

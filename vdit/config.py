@@ -7,14 +7,15 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-STAGES = ("vae", "latents", "dit", "sample", "eval")  # what a run may walk, in order
+ROAD = ("vae", "latents", "dit", "sample", "eval")  # from pixels to samples, in order
+STAGES = (*ROAD, "classify")  # what a run may walk
 
 
 def default() -> ConfigDict:
     """The whole configuration, locked: a typo in a field's name is an error."""
     config = ConfigDict()
     config.seed = 0
-    config.stages = STAGES  # what --mode=run walks
+    config.stages = ROAD  # what --mode=run walks
 
     data = config.data = ConfigDict()
     data.source = "world"  # world: simulated physics; folder: video files with captions
@@ -45,7 +46,7 @@ def default() -> ConfigDict:
     vae.heads = 4
     vae.window = 4  # latent frames that attention looks back over, its own included
     vae.mlp_ratio = 4.0
-    vae.activation = "gelu"  # gelu, silu or relu2
+    vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
     vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
@@ -76,6 +77,16 @@ def default() -> ConfigDict:
     given.between = 0.02  # an image before, a span after
     dit.train = _training(steps=2600, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # a part's activations stay in a CPU's cache: less time a step
+
+    classify = config.classify = ConfigDict()  # ViViT
+    classify.preset = "nano/8x4"  # SIZE/TUBELET: nano, S, B, L or H; side x frames, as 16x2
+    classify.model = "joint"  # or factorised_: encoder, self_attention, dot_product
+    classify.pool = "token"  # what the head reads: token or mean
+    classify.samples = 0  # 0: tubelets; else so many frames, sampled uniformly (tubelets of x1)
+    classify.questions = ("motion", "impacts")  # also shape, colour and size
+    classify.smoothing = 0.1  # share of the target that is spread over all answers
+    classify.heldout = 512  # clips that the accuracy is of
+    classify.train = _training(steps=1500, batch=32, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
@@ -131,9 +142,11 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "vae": ("seed", "data", "vae"),
     "latents": ("seed", "data", "vae", "latents", "text"),
     "dit": ("seed", "data", "vae", "latents", "text", "dit"),
+    "classify": ("seed", "data", "classify"),
 }
 FREE = {"steps", "threads", "schedule", "warmup"}
-HOW = {"latents.batch", "text.path"}  # nor do these (of the path's folder, its content counts)
+# Nor do these (of the path's folder, its content counts).
+HOW = {"latents.batch", "text.path", "classify.heldout"}
 
 
 def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:

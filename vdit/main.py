@@ -68,7 +68,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
     began = time.monotonic()
     with Preemption() as preemption, Metrics(workdir, jax.process_index() == 0) as metrics:
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run)
-        for stage in ("vae", "dit"):
+        for stage in ("vae", "dit", "classify"):
             stages.refuse_other(config, stage, runtime)
         write_config(config, workdir)
         operands = jax.numpy.dtype(operand_dtype(config.run.dtype)).name
@@ -126,7 +126,13 @@ def _eval(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
     evaluate(model, runtime.workdir, runtime.metrics)
 
 
-WALKS = dict(zip(STAGES, (_vae, _latents, _dit, _sample, _eval), strict=True))
+def _classify(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit import stages
+
+    results["vivit"] = stages.train_classifier(config, runtime)
+
+
+WALKS = dict(zip(STAGES, (_vae, _latents, _dit, _sample, _eval, _classify), strict=True))
 
 
 def sample(workdir: Path) -> None:

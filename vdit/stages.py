@@ -1,4 +1,4 @@
-"""The training stages: compress (vae), encode once (latents), denoise (dit)."""
+"""The training stages: compress (vae), encode once (latents), denoise (dit); name (classify)."""
 
 import functools
 from collections.abc import Iterator, Mapping
@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 
 from vdit import build
 from vdit.config import DEPENDS, differences, digest, stage_fields
+from vdit.data.labels import Labelled
 from vdit.data.latents import Latents, read_manifest, write_cache
 from vdit.data.loader import batches
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
 from vdit.models.text import encode_features
+from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.vae import to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
@@ -201,4 +203,58 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         seed=config.seed + 1,
         frozen=frozen,
         meta=meta,
+    )
+
+
+def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
+    """Stage classify: the EMA parameters of the ViViT.
+
+    At every checkpoint a row of its accuracy on the first clips of the held-out split, and beside
+    it the share of the commonest answer, which is what one reaches without looking.
+    """
+    refuse_other(config, "classify", runtime)
+    options = config.classify.train
+    questions = build.questions(config)
+    model = build.classifier(config)
+    clips = Labelled(build.source(config, "train", runtime.workdir), tuple(questions))
+    stream = batches(clips, options.batch, config.seed, ("video", "label"), config.data.threads)
+    heldout = Labelled(build.source(config, "heldout", runtime.workdir), tuple(questions))
+    count = config.classify.heldout
+    labels = np.stack([heldout[i]["label"] for i in range(count)])
+
+    @jax.jit
+    def guess(params: Any, video: jax.Array) -> list[jax.Array]:
+        logits: Any = model.apply({"params": params["vivit"]}, to_float(video))
+        return [part.argmax(-1) for part in answers(logits, questions).values()]
+
+    def score(params: Params, step: int) -> None:
+        guesses = []
+        for start in range(0, count, options.batch):
+            rows = [heldout[i]["video"] for i in range(start, min(start + options.batch, count))]
+            video = np.resize(np.stack(rows), (options.batch, *rows[0].shape))  # one compilation
+            with jax.set_mesh(runtime.mesh):
+                made = np.stack(guess(params, video), axis=-1)
+            guesses.append(made[: len(rows)])
+        right = (np.concatenate(guesses) == labels).mean(0)
+        row = {}
+        for i, name in enumerate(questions):
+            row[f"heldout_accuracy_{name}"] = float(right[i])
+            row[f"heldout_commonest_{name}"] = float(np.bincount(labels[:, i]).max() / count)
+        runtime.metrics.write("classify", step, {"heldout_clips": count, **row})
+        say(f"classify: step {step}, {count} held-out clips: " + ", ".join(
+            f"{name} {row[f'heldout_accuracy_{name}']:.2f}"
+            f" (commonest {row[f'heldout_commonest_{name}']:.2f})"
+            for name in questions
+        ))  # fmt: skip
+
+    return fit(
+        "classify",
+        classify_objective(model, questions, config.classify.smoothing),
+        stream,
+        options,
+        runtime,
+        seed=config.seed,
+        frozen={},
+        meta=stage_meta(config, "classify"),
+        preview=score,
     )
