@@ -86,7 +86,7 @@ def default() -> ConfigDict:
     classify.questions = ("motion", "impacts")  # also shape, colour and size
     classify.smoothing = 0.1  # share of the target that is spread over all answers
     classify.heldout = 512  # clips that the accuracy is of
-    classify.train = _training(steps=1500, batch=32, learning_rate=0.02)
+    classify.train = _training(steps=600, batch=32, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
     sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
