@@ -207,13 +207,14 @@ def questions(config: ConfigDict) -> dict[str, int]:
     }
 
 
-def classifier(config: ConfigDict) -> vivit.ViViT:
-    """The ViViT that answers all questions by one head."""
+def classifier(config: ConfigDict, mesh: Mesh | None = None) -> vivit.ViViT:
+    """The ViViT that answers all questions by one head, for one device or for steps on a mesh."""
     return vivit.ViViT(
         sum(questions(config).values()),
         **choose(vivit.PRESETS, "classify.preset", config.classify.preset),
         model=config.classify.model,
         pool=config.classify.pool,
+        attend=_attend(config, mesh),
         samples=config.classify.samples,
         unroll=config.run.unroll,
         remat=config.run.remat,

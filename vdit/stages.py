@@ -215,7 +215,7 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     refuse_other(config, "classify", runtime)
     options = config.classify.train
     questions = build.questions(config)
-    model = build.classifier(config)
+    model = build.classifier(config, runtime.mesh)
     clips = Labelled(build.source(config, "train", runtime.workdir), tuple(questions))
     stream = batches(clips, options.batch, config.seed, ("video", "label"), config.data.threads)
     heldout = Labelled(build.source(config, "heldout", runtime.workdir), tuple(questions))
