@@ -89,9 +89,9 @@ def default() -> ConfigDict:
     classify.train = _training(steps=600, batch=32, learning_rate=0.02)
 
     sample = config.sample = ConfigDict()
-    sample.sampler = "euler"  # ddpm, ddim, euler or dpmpp_2m
-    sample.steps = 12
-    sample.eta = 0.0  # ddim: share of noise
+    sample.sampler = "ddim"  # ddpm, ddim, euler or dpmpp_2m
+    sample.steps = 25
+    sample.eta = 1.0  # ddim: share of noise; fresh noise mends what an earlier step got wrong
     sample.variance = "posterior"  # ddpm: posterior or beta
     sample.guidance = 2.5  # classifier-free guidance; 1 is none
     sample.clips = 16  # videos that the stage sample makes
