@@ -3,6 +3,7 @@
 python -m vdit.main --config=experiments/base.py            15 minutes with AVX512-BF16
 python -m vdit.main --config=experiments/base.py:long       an hour, by the rates of its parts
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
+python -m vdit.main --config=experiments/base.py:iddpm      its variance learned, 100 steps
 python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
 """
 
@@ -36,6 +37,14 @@ def ddpm(config: ConfigDict) -> None:
     config.eval.given = 16
 
 
+def iddpm(config: ConfigDict) -> None:
+    """Nichol and Dhariwal 2021: the variance learned with the hybrid loss, a respaced sampler."""
+    ddpm(config)
+    config.dit.learned_variance = True
+    config.sample.variance = "learned"
+    config.sample.steps = 100
+
+
 def smoke(config: ConfigDict) -> None:
     """Every stage in a minute, at a size at which nothing can be learned."""
     config.vae.width = 32
@@ -64,7 +73,12 @@ def smoke(config: ConfigDict) -> None:
     config.run.unroll = 1
 
 
-VARIANTS: dict[str, Callable[[ConfigDict], None]] = {"long": long, "ddpm": ddpm, "smoke": smoke}
+VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
+    "long": long,
+    "ddpm": ddpm,
+    "iddpm": iddpm,
+    "smoke": smoke,
+}
 
 
 def get_config(variant: str = "") -> ConfigDict:

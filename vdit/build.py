@@ -93,6 +93,13 @@ def check(config: ConfigDict) -> None:
     if "classify" in config.stages:
         _check_classify(config)
     dit = config.dit
+    if dit.learned_variance and process(config).points is None:
+        raise UserError(
+            f"dit.learned_variance needs a table as dit.process=ddpm, not {dit.process}"
+        )
+    learned = config.sample.sampler == "ddpm" and config.sample.variance == "learned"
+    if learned and not dit.learned_variance:
+        raise UserError("sample.variance=learned needs a model with dit.learned_variance=True")
     times = functools.partial(
         schedule.sample_times,
         process(config),
@@ -192,6 +199,7 @@ def dit(config: ConfigDict, mesh: Mesh | None = None) -> DiT:
     return DiT(
         **choose(PRESETS, "dit.preset", config.dit.preset),
         axes=config.dit.axes,
+        learned_variance=config.dit.learned_variance,
         attend=_attend(config, mesh),
         unroll=config.run.unroll,
         remat=config.run.remat,

@@ -63,6 +63,7 @@ def default() -> ConfigDict:
     dit.patch = (1, 1)  # rows, columns of latents in one token
     dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
     dit.process = "flow"  # flow, cosine or ddpm
+    dit.learned_variance = False  # ddpm: between posterior and beta, by the hybrid loss
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
     dit.loss_weight = "uniform"  # of the squared error by time: uniform or min_snr
     dit.logit_normal = (0.0, 1.3)  # mean and deviation of the training times' logits; (): uniform
@@ -92,7 +93,7 @@ def default() -> ConfigDict:
     sample.sampler = "ddim"  # ddpm, ddim, euler or dpmpp_2m
     sample.steps = 25
     sample.eta = 1.0  # ddim: share of noise; fresh noise mends what an earlier step got wrong
-    sample.variance = "posterior"  # ddpm: posterior or beta
+    sample.variance = "posterior"  # ddpm: posterior, beta or learned
     sample.guidance = 2.5  # classifier-free guidance; 1 is none
     sample.clips = 16  # videos that the stage sample makes
     sample.batch = 64  # at once

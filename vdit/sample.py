@@ -26,7 +26,7 @@ from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
-from vdit.objectives.diffusion import dense_tokens
+from vdit.objectives.diffusion import dense_tokens, split_variance
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
@@ -150,14 +150,15 @@ class Model:
         else:
             clean2, known2, layout2 = clean, known, layout
 
-        def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             x_t = jnp.where(known2, clean2, x_t)
             network_time = self.process.network_time(jnp.stack([t, jnp.zeros_like(t)]))
             level = jnp.broadcast_to(network_time[None], (x_t.shape[0], 2))
             told = dataclasses.replace(condition, level=level)
             out: Any = self.dit.apply({"params": params["dit"]}, x_t, layout2, told)
+            out, share = split_variance(self.dit, out)
             x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
-            return jnp.where(known2, clean2, x0), None
+            return jnp.where(known2, clean2, x0), share
 
         times = timesteps(self.process, settings.steps, self.config.dit.shift)
         x, _ = sample(

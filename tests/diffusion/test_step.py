@@ -130,7 +130,8 @@ def test_levels_by_token() -> None:
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"variance": "learned"}, "'learned': known are posterior, beta"),
+        ({"variance": "fixed"}, "'fixed': known are posterior, beta, learned"),
+        ({"eta": 1.0, "variance": "learned"}, "'learned' needs a denoiser that gives it"),
         ({"eta": 1.5}, "eta was 1.5: 0 to 1"),
         ({"eta": 0.5, "variance": "beta"}, "eta was 0.5: 1 is allowed with variance 'beta'"),
     ],
@@ -139,3 +140,27 @@ def test_what_is_refused(options: dict, words: str) -> None:
     x = jnp.zeros((1, 1))
     with pytest.raises(UserError, match=words):
         step(process("flow"), jnp.ones(1), jnp.zeros(1), x, x, x, **options)
+
+
+def test_a_learned_variance_lies_between_the_two() -> None:
+    """Shares of -1 and 1 are the two fixed variances; 0 is their geometric mean."""
+    p = process("ddpm")
+    index = np.array([1000, 700, 300, 40, 3, 2])
+    t, s = index / 1000, (index - 1) / 1000
+    x_t, x0, z = triple((len(index), 5))
+    fixed = [jitted(p, t, s, x_t, x0, z, eta=1.0, variance=name) for name in ("posterior", "beta")]
+    made = [
+        jitted(p, t, s, x_t, x0, z, eta=1.0, variance="learned", share=jnp.full_like(x0, v))
+        for v in (-1.0, 1.0, 0.0)
+    ]
+    np.testing.assert_allclose(made[0], fixed[0], atol=2e-6)
+    np.testing.assert_allclose(made[1], fixed[1], atol=2e-6)
+    mean = jitted(p, t, s, x_t, x0, jnp.zeros_like(z), eta=1.0, variance="beta")
+    noise = [np.abs(np.asarray(x - mean)) for x in (*fixed, made[2])]
+    np.testing.assert_allclose(noise[2], np.sqrt(noise[0] * noise[1]), rtol=2e-3, atol=1e-6)
+
+
+def test_the_last_step_of_a_learned_variance_adds_no_noise() -> None:
+    x_t, x0, z = triple((1, 5))
+    made = step(process("ddpm"), jnp.array([1e-3]), jnp.zeros(1), x_t, x0, z, 1.0, "learned", x0)
+    np.testing.assert_array_equal(made, x0)

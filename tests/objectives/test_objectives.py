@@ -25,12 +25,12 @@ TEXT = encoder("learned", vocab=300, width=16, depth=1, heads=2)
 
 
 def diffusion(
-    shares: dict[str, float], name: str = "flow", text: TextEncoder = TEXT
+    shares: dict[str, float], name: str = "flow", text: TextEncoder = TEXT, learned: bool = False
 ) -> Objective:
     table = patterns(N, P, FPS)
     made = process(name)
     return diffusion_objective(
-        DiT(width=16, depth=1, heads=2),
+        DiT(width=16, depth=1, heads=2, learned_variance=learned),
         text,
         made,
         "flow" if name == "flow" else "eps",
@@ -76,9 +76,7 @@ def test_a_batch_is_the_sum_of_its_samples_alone(name: str) -> None:
     whole = value(params, data)
     alone = [value(params, {k: v[i : i + 1] for k, v in data.items()}) for i in range(4)]
     summed = jax.tree.map(lambda *parts: sum(parts), *alone)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), whole, summed
-    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), whole, summed)
 
 
 def test_given_tokens_weigh_nothing() -> None:
@@ -100,6 +98,30 @@ def test_a_perfect_denoiser_has_no_loss() -> None:
     params = jax.jit(objective.init)(jax.random.key(0), data)
     loss, weight, _ = jax.jit(objective.loss)(params, FROZEN, data, jax.random.key(1))
     assert abs(float(loss / weight) - 1.0) < 0.1  # eps has unit variance
+
+
+def test_a_learned_variance_adds_the_bound_and_leaves_the_mean_alone() -> None:
+    """The hybrid loss: its gradient for the prediction is that of the simple loss."""
+    data = batch(6)
+    simple, hybrid = (
+        diffusion({"prefix": 1.0}, "ddpm", learned=learned) for learned in (False, True)
+    )
+    params = perturbed(hybrid, data)
+    half = dict(params, dit=dict(params["dit"], out=jax.tree.map(
+        lambda x: x[..., : x.shape[-1] // 2], params["dit"]["out"]
+    )))  # fmt: skip
+
+    def of(objective: Objective, params: Any) -> Any:
+        return jax.jit(
+            jax.value_and_grad(lambda p: objective.loss(p, FROZEN, data, jax.random.key(1))[0])
+        )(params)
+
+    (total, gradient), (expected, expected_gradient) = of(hybrid, params), of(simple, half)
+    assert total > expected
+    kernels = (made["dit"]["out"]["kernel"] for made in (gradient, expected_gradient))
+    mean, variance = jnp.split(next(kernels), 2, axis=-1)
+    np.testing.assert_allclose(mean, next(kernels), rtol=1e-4, atol=1e-5)
+    assert float(jnp.abs(variance).max()) > 1e-3
 
 
 def test_a_pretrained_encoder_gives_the_same_with_and_without_cached_features() -> None:

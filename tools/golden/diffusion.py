@@ -106,6 +106,26 @@ def ddpm(rng: np.random.Generator) -> dict[str, Any]:
     return out
 
 
+def learned(rng: np.random.Generator) -> dict[str, Any]:
+    """DDPM's step with a learned variance: the network gives eps and a share of the variance."""
+    out: dict[str, Any] = {}
+    grids = {"full": ([999, 750, 250, 10, 2, 1], None), "respaced": ([999, 555, 120, 7],) * 2}
+    for grid, (times, custom) in grids.items():
+        x, y, v, z = (draw(rng, len(times), BATCH, CHANNELS) for _ in range(4))
+        scheduler = exact(diffusers.DDPMScheduler(variance_type="learned_range", clip_sample=False))
+        if custom:
+            scheduler.set_timesteps(timesteps=custom)
+        both = np.concatenate([y, np.clip(v, -1.0, 1.0)], axis=-1)
+        made = [
+            ddpm_step(scheduler, torched(both[i]), t, torched(x[i]), torched(z[i])).prev_sample
+            for i, t in enumerate(times)
+        ]
+        arrays = {"t_int": times, "x": x, "y": y, "v": np.clip(v, -1.0, 1.0), "z": z}
+        out |= {f"learned/{grid}/{name}": value for name, value in arrays.items()}
+        out[f"learned/{grid}/prev"] = np.stack(made)
+    return out
+
+
 def ddim(rng: np.random.Generator) -> dict[str, Any]:
     out: dict[str, Any] = {}
     cases = {"trailing": True, "leading": False}  # spacing: set_alpha_to_one
@@ -183,6 +203,7 @@ def dpmpp_2m(rng: np.random.Generator) -> dict[str, Any]:
 def main() -> None:
     rng = np.random.default_rng(0)
     arrays = ddpm(rng) | ddim(rng) | flow(rng) | dpmpp_2m(rng)
+    arrays |= learned(np.random.default_rng(1))
     arrays = {
         name: np.asarray(value, np.int16 if name.endswith("t_int") else np.float32)
         for name, value in arrays.items()

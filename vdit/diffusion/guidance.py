@@ -17,13 +17,14 @@ def guided(
 
     `denoise_batched` holds the conditions of B samples followed by their B null conditions, and is
     given x_t twice. scale: a number or one a sample (B,); 1 is the conditional x0, 0 the null one.
-    aux is that of the doubled batch. (Ho and Salimans 2022, Eq. 6, with scale = 1 + w; mixing x0
-    is mixing eps or v, for at one x_t each is affine in the other.)
+    aux is the conditional half of the denoiser's. (Ho and Salimans 2022, Eq. 6, with scale = 1 + w;
+    mixing x0 is mixing eps or v, for at one x_t each is affine in the other.)
     """
 
     def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
         x0, aux = denoise_batched(jnp.concatenate([x_t, x_t]), t)
         cond, null = jnp.split(x0, 2)
+        aux = jax.tree.map(lambda leaf: leaf[: x_t.shape[0]], aux)
         # null + scale (cond - null), written so that scale 1 is cond to the bit.
         return cond + like(jnp.asarray(scale) - 1.0, cond) * (cond - null), aux
 

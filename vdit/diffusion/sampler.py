@@ -55,13 +55,17 @@ def _one_step(eta: float, variance: str = "posterior") -> Sampler:
     ) -> tuple[Made, None]:
         x0, aux = denoise(x, t)
         noise = z if eta > 0.0 else None
-        return Made(step(process, t, s, x, x0, noise, eta, variance), x0, aux), None
+        share = aux if variance == "learned" else None
+        return Made(step(process, t, s, x, x0, noise, eta, variance, share), x0, aux), None
 
     return Sampler(init, advance)
 
 
 def ddpm(variance: str = "posterior") -> Sampler:
-    """Ancestral sampling (DDPM, Algorithm 2); variance "posterior" (beta-tilde) or "beta"."""
+    """Ancestral sampling (DDPM, Algorithm 2); variance "posterior" (beta-tilde), "beta", "learned".
+
+    With "learned" the denoiser's aux is its share of x's shape (`step.between`).
+    """
     return _one_step(1.0, variance)
 
 

@@ -110,9 +110,7 @@ class Block(nn.Module):
         segment = layout.segment if self.axes == "joint" else None
         out = attention(x, angles=angles, q_id_BL=segment, k_id_BS=segment)
         x_BLD = x_BLD + gate1 * unfold(out, layout.grid)
-        cross = Attention(
-            self.heads, self.attend, out_init=zeros, dtype=self.dtype, name="cross"
-        )
+        cross = Attention(self.heads, self.attend, out_init=zeros, dtype=self.dtype, name="cross")
         x_BLD = x_BLD + cross(
             layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
         )
@@ -162,6 +160,8 @@ class Layer(nn.Module):
 class DiT(nn.Module):
     """Predicts, for every token (B, L, C), what the process asks for (eps, x0, v or flow).
 
+    With `learned_variance` (B, L, 2 C): behind it each element's share of the step's variance
+    between the posterior's and beta (Nichol and Dhariwal 2021, Eq. 15).
     `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
     places of a latent frame and over the times of a place (dense batches with a grid only).
     `unroll` and `remat` are choices of the run: parameters are the same.
@@ -173,6 +173,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     axes: str = "joint"
+    learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     attend: Attend = xla.attend
     unroll: int = 1
@@ -219,4 +220,5 @@ class DiT(nn.Module):
         )  # fmt: skip
         x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)
         shift, scale = Modulation(2, name="final")(condition_BKD, pick_BLK)
-        return Linear(x_BLC.shape[-1], kernel_init=zeros, name="out")(modulate(x, shift, scale))
+        channels = x_BLC.shape[-1] * (2 if self.learned_variance else 1)
+        return Linear(channels, kernel_init=zeros, name="out")(modulate(x, shift, scale))

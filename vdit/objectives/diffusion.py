@@ -11,7 +11,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.prediction import target, weight
+from vdit.diffusion.bound import bound
+from vdit.diffusion.prediction import target, to_x0_eps, weight
 from vdit.diffusion.schedule import Process, add_noise, like
 from vdit.models.dit import DiT
 from vdit.models.text import TextEncoder
@@ -75,7 +76,8 @@ def denoising(
     """The weighted squared error of the prediction over wanted tokens, and their weight.
 
     The function takes the denoiser's parameters, x0 and eps (B, L, C), times (B,) or (B, L),
-    wanted (B, L), layout and condition. Tokens that are not wanted are clean.
+    wanted (B, L), layout and condition. Tokens that are not wanted are clean. A model with learned
+    variance adds .001 L_vlb, estimated at the same times (Nichol and Dhariwal 2021, Eq. 16).
     """
 
     def loss(
@@ -91,12 +93,24 @@ def denoising(
         # Given tokens are kept out of the algebra: they are clean, and have no loss.
         x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t), x0))
         out: Any = model.apply({"params": params}, x_t, layout, condition)
+        out, share = split_variance(model, out)
         error = jnp.square(out - target(prediction, process, t, x0, eps))
         error = error * like(weight(loss_weight, prediction, process, t), error)
+        if share is not None:
+            guess, _ = to_x0_eps(prediction, process, t, x_t, out)
+            error = error + 1e-3 * (process.points or 0) * bound(process, t, x0, guess, share)
         total = jnp.where(wanted, error, 0.0).sum()
         return total, (wanted.sum() * x0.shape[-1]).astype(jnp.float32)
 
     return loss
+
+
+def split_variance(model: DiT, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    """A denoiser's answer: the prediction (B, L, C), and the variance's share if it learns one."""
+    if not model.learned_variance:
+        return out, None
+    prediction, share = jnp.split(out, 2, axis=-1)
+    return prediction, share
 
 
 def dense_tokens(
@@ -205,4 +219,3 @@ def diffusion_objective(
         return total, count, {}
 
     return Objective(init, loss)
-
