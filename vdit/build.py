@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from vdit.config import STAGES
 from vdit.data.labels import QUESTIONS
 from vdit.data.loader import Source
+from vdit.data.mixture import Mixture
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
@@ -92,6 +93,8 @@ def check(config: ConfigDict) -> None:
             raise UserError(f"{name} is {value}: a number above 0 is allowed")
     if "classify" in config.stages:
         _check_classify(config)
+    if config.data.shapes:
+        _check_shapes(config)
     dit = config.dit
     if dit.learned_variance and process(config).points is None:
         raise UserError(
@@ -109,6 +112,29 @@ def check(config: ConfigDict) -> None:
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
+
+
+def _check_shapes(config: ConfigDict) -> None:
+    """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
+    p = config.vae.patch[0]
+    for shape in config.data.shapes:
+        good = isinstance(shape, (tuple, list)) and len(shape) == 4 and min(shape) > 0
+        if not good or (shape[0] - 1) % p or any(int(x) != x for x in shape[:3]):
+            raise UserError(
+                f"data.shapes has {shape!r}: (1 + k*{p} frames, height, width, fps) is allowed"
+            )
+    given = config.dit.given
+    if wrong := [n for n in given if n not in ("text", "prefix") and given[n] > 0]:
+        raise UserError(
+            f"data.shapes with dit.given.{wrong[0]}={given[wrong[0]]}: packed rows know text and"
+            " prefix alone; 0 is allowed for the others"
+        )
+    if min(given.text, given.prefix) < 0 or given.text + given.prefix <= 0:
+        raise UserError(f"dit.given: shares of {given.text} and {given.prefix}; not all 0")
+    if config.dit.axes != "joint":
+        raise UserError(f"data.shapes with dit.axes={config.dit.axes}: packed rows go joint")
+    if len(config.dit.pack) != 3 or min(config.dit.pack) < 0:
+        raise UserError(f"dit.pack is {config.dit.pack}: three numbers of at least 0 are allowed")
 
 
 def _check_classify(config: ConfigDict) -> None:
@@ -137,27 +163,24 @@ def _check_classify(config: ConfigDict) -> None:
     )
 
 
+def _shape(config: ConfigDict) -> dict[str, Any]:
+    """Frames, size and rate of the base clips."""
+    data = config.data
+    return {"frames": data.frames, "size": tuple(data.size), "fps": data.fps}
+
+
 def _world(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World:
     del workdir
-    options = {"objects": tuple(config.data.objects), **options}
-    return World(
-        config.seed,
-        split,
-        frames=config.data.frames,
-        size=tuple(config.data.size),
-        fps=config.data.fps,
-        **options,
-    )
+    options = {**_shape(config), "objects": tuple(config.data.objects), **options}
+    return World(config.seed, split, **options)
 
 
-def _folder(config: ConfigDict, split: str, workdir: Path) -> Source:
+def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
     from vdit.data.folder import Folder
 
     return Folder(
         config.data.path,
-        frames=config.data.frames,
-        size=tuple(config.data.size),
-        fps=config.data.fps,
+        **{**_shape(config), **options},
         stride=config.data.stride,
         seed=config.seed,
         split=split,
@@ -172,6 +195,20 @@ SOURCES = {"world": _world, "folder": _folder}
 def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
     """The clips of a split ("train" or "heldout")."""
     return choose(SOURCES, "data.source", config.data.source)(config, split, workdir, **options)
+
+
+def training_clips(config: ConfigDict, workdir: Path) -> Any:
+    """The clips that are encoded for the DiT: the train split, or its mixture of data.shapes."""
+    if not config.data.shapes:
+        return source(config, "train", workdir)
+    sources = [
+        source(
+            config, "train", workdir, frames=int(frames), size=(int(height), int(width)), fps=fps
+        )
+        for frames, height, width, fps in config.data.shapes
+    ]
+    rates = [float(shape[3]) for shape in config.data.shapes]
+    return Mixture(sources, rates, endless=config.data.source == "world")
 
 
 def _attend(config: ConfigDict, mesh: Mesh | None) -> Attend:

@@ -26,6 +26,9 @@ def default() -> ConfigDict:
     data.objects = (1, 2)  # world: least and most bodies in a clip
     data.stride = 1.0  # folder: seconds between the starts of clips cut from one file
     data.threads = 1  # threads that read ahead
+    # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
+    # width, fps), which the clips have in turn and which are packed into rows of one length.
+    data.shapes = ()
 
     text = config.text = ConfigDict()
     # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen
@@ -68,6 +71,8 @@ def default() -> ConfigDict:
     dit.loss_weight = "uniform"  # of the squared error by time: uniform or min_snr
     dit.logit_normal = (0.0, 1.3)  # mean and deviation of the training times' logits; (): uniform
     dit.shift = 4.0  # more than 1 puts more training and sampling times near pure noise
+    # data.shapes: tokens, samples and caption tokens of a row; 0 is chosen from the data
+    dit.pack = (0, 0, 0)
     dit.text_drop = 0.1  # share of samples whose caption is dropped, for guidance
     given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
     given.text = 0.82  # nothing
@@ -148,6 +153,10 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 FREE = {"steps", "threads", "schedule", "warmup"}
 # Nor do these (of the path's folder, its content counts).
 HOW = {"latents.batch", "text.path", "classify.heldout"}
+# Fields that came later: left out at their first value, so that older workdirs go on.
+LATER: dict[str, Any] = {
+    "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
+}  # fmt: skip
 
 
 def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
@@ -158,6 +167,8 @@ def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
         if isinstance(value, ConfigDict):
             for name in value:
                 walk(f"{prefix}.{name}" if prefix else name, value[name])
+        elif prefix in LATER and value == LATER[prefix]:
+            return
         elif prefix.split(".")[-1] not in FREE and prefix not in HOW:
             flat[prefix] = list(value) if isinstance(value, tuple) else value
 

@@ -1,7 +1,7 @@
 """The training stages: compress (vae), encode once (latents), denoise (dit); name (classify)."""
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,16 +13,19 @@ from vdit import build
 from vdit.config import DEPENDS, differences, digest, stage_fields
 from vdit.data.labels import Labelled
 from vdit.data.latents import Latents, read_manifest, write_cache
-from vdit.data.loader import batches
+from vdit.data.loader import PackedBatches, batches
+from vdit.data.packing import Sample, budget_of, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
-from vdit.models.text import encode_features
+from vdit.models.text import TextEncoder, encode_features
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
+from vdit.objectives.objective import Objective
+from vdit.objectives.packed import packed_objective
 from vdit.objectives.vae import to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
 from vdit.runtime.progress import Progress, say
-from vdit.tokens import extra_spans, pattern_shares, patterns
+from vdit.tokens import extra_spans, latent_times, pattern_shares, patterns
 from vdit.train import Interrupted, Params, Runtime, fit
 
 TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
@@ -83,7 +86,7 @@ def latents_folder(runtime: Runtime) -> Any:
 def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
     """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
     folder = latents_folder(runtime)
-    clips = build.source(config, "train", runtime.workdir)
+    clips = build.training_clips(config, runtime.workdir)
     # A folder's clips can change under the same config: their digest is part of the cache's.
     content = {"content": getattr(clips, "digest", "")}
     fields = all_fields(config, "latents") | content
@@ -95,8 +98,11 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
             " another --workdir"
         )
-    if manifest is not None and manifest["count"] == count:
-        return Latents(folder)
+    whole = manifest is not None and all((folder / name).exists() for name in manifest["shards"])
+    if manifest is not None and manifest["count"] == count and whole:
+        cache = Latents(folder)
+        cache.verify(jax.process_index(), jax.process_count())
+        return cache
 
     def captions() -> Iterator[str]:
         return (clips[i]["caption"] for i in range(min(TOKENIZER_CAPTIONS, len(clips))))
@@ -106,6 +112,9 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     model = build.vae(config)
     size = config.latents.batch
     spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0])
+    if config.data.shapes:
+        spans = []  # packed rows know prefixes only
+    kind = getattr(clips, "kind", lambda index: 0)
     pretrained = None
     if encoder.frozen and config.latents.features:
         empty = np.zeros((1, tokenizer.length), np.int32)
@@ -120,9 +129,10 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         ]
         return jnp.concatenate(means, axis=1).astype(jnp.float16)
 
-    def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
-        for start in range(indices.start, indices.stop, size):
-            rows = [clips[i] for i in range(start, min(start + size, indices.stop))]
+    def alike(indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """Elements of clips of one shape."""
+        for start in range(0, len(indices), size):
+            rows = [clips[i] for i in indices[start : start + size]]
             video = np.stack([row["video"] for row in rows])
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
             latent = np.asarray(encode(vae_params["vae"], video))
@@ -134,7 +144,18 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
                 element = {"latent": latent[row], "ids": ids[row], "mask": mask[row]}
                 if features is not None:
                     element["features"] = features[row]
+                if "fps" in rows[row]:
+                    element["fps"] = np.float32(rows[row]["fps"])
                 yield element
+
+    def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
+        """Buckets of one shape are encoded one after another and given out in the clips' order."""
+        buckets: dict[int, list[int]] = {}
+        for index in indices:
+            buckets.setdefault(kind(index), []).append(index)
+        made = {name: alike(bucket) for name, bucket in buckets.items()}
+        for index in indices:
+            yield next(made[kind(index)])
 
     with Progress("latents", count) as progress:
         done = write_cache(
@@ -154,42 +175,16 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     """Stage dit: the EMA parameters of the denoiser (and of the learned text encoder)."""
     refuse_other(config, "dit", runtime)
-    options = config.dit.train
     tokenizer = build.tokenizer(config, runtime.workdir)
     encoder = build.text_encoder(config, tokenizer)
-    model = build.vae(config)
-    process = build.process(config)
-    table = patterns(
-        model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0], config.data.fps
-    )
-    shares = {name: config.dit.given[name] for name in config.dit.given}
-    there = {name.rstrip("0123456789") for name in table.names}
-    if short := [name for name, share in shares.items() if share > 0 and name not in there]:
-        say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
-    times = functools.partial(
-        sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
-    )
-    objective = diffusion_objective(
-        build.dit(config, runtime.mesh),
-        encoder,
-        process,
-        config.dit.prediction,
-        table=table,
-        shares=pattern_shares(table, shares),
-        patch=tuple(config.dit.patch),
-        text_drop=config.dit.text_drop,
-        loss_weight=config.dit.loss_weight,
-        sample_times=times,
-        constrain=sequence_constraint(runtime.mesh),
-    )
-    fields = ("latent", "ids", "mask", *(("features",) if "features" in latents[0] else ()))
-    stream = batches(latents, options.batch, config.seed + 1, fields, config.data.threads)
+    text = "features" if "features" in latents[0] else "ids"
+    make = packed_rows if config.data.shapes else dense_batches
+    objective, stream = make(config, runtime, latents, encoder, text)
     statistics = latents.statistics()
     frozen: dict[str, Any] = dict(statistics)
-    if encoder.frozen and "features" not in fields:
+    if encoder.frozen and text == "ids":
         empty = np.zeros((1, tokenizer.length), np.int32)
         frozen["text"] = encoder.init(jax.random.key(0), empty, empty > 0)
-    assert latents.manifest is not None
     meta = stage_meta(config, "dit") | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
         "vae": stage_meta(config, "vae")["digest"],
@@ -198,12 +193,92 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         "dit",
         objective,
         stream,
-        options,
+        config.dit.train,
         runtime,
         seed=config.seed + 1,
         frozen=frozen,
         meta=meta,
     )
+
+
+def denoiser(config: ConfigDict, runtime: Runtime, encoder: TextEncoder) -> dict[str, Any]:
+    """What both diffusion objectives are made of."""
+    process = build.process(config)
+    times = functools.partial(
+        sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
+    )
+    return {
+        "model": build.dit(config, runtime.mesh),
+        "encoder": encoder,
+        "process": process,
+        "prediction": config.dit.prediction,
+        "text_drop": config.dit.text_drop,
+        "loss_weight": config.dit.loss_weight,
+        "sample_times": times,
+        "constrain": sequence_constraint(runtime.mesh),
+    }
+
+
+Trained = tuple[Objective, Iterator[Mapping[str, np.ndarray]]]  # what is learned, and from what
+
+
+def dense_batches(
+    config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str
+) -> Trained:
+    """Clips that are all alike, with every pattern of given spans; text is "ids" or "features"."""
+    table = patterns(
+        build.vae(config).latent_shape(config.data.frames, 1, 1)[0],
+        config.vae.patch[0],
+        config.data.fps,
+    )
+    shares = {name: config.dit.given[name] for name in config.dit.given}
+    there = {name.rstrip("0123456789") for name in table.names}
+    if short := [name for name, share in shares.items() if share > 0 and name not in there]:
+        say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
+    objective = diffusion_objective(
+        **denoiser(config, runtime, encoder),
+        table=table,
+        shares=pattern_shares(table, shares),
+        patch=tuple(config.dit.patch),
+    )
+    fields = ("latent", "ids", "mask", *(("features",) if text == "features" else ()))
+    batch, threads = config.dit.train.batch, config.data.threads
+    return objective, batches(latents, batch, config.seed + 1, fields, threads)
+
+
+def packed_rows(
+    config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str
+) -> Trained:
+    """Clips of data.shapes side by side in rows of one length; dit.train.batch counts rows."""
+    patch, p = tuple(config.dit.patch), config.vae.patch[0]
+    sizes = latents.sizes(patch)
+    budget = budget_of(sizes, tuple(config.dit.pack), config.text.length)
+
+    def read(clip: int, ordinal: int) -> Sample:
+        element = latents[clip]
+        latent, real = element["latent"], element["mask"]
+        times = latent_times(len(latent), p, float(element["fps"]))
+        return Sample(latent, times, element[text][real], ordinal)
+
+    stream = PackedBatches(
+        read, sizes, budget, config.dit.train.batch, config.seed + 1, patch, config.data.threads
+    )
+    plan = stream.plan(0)
+    empty = padding(plan, sizes, budget)
+    say(
+        f"dit: {len(sizes.tokens)} clips of {sizes.tokens.min()} to {sizes.tokens.max()} tokens in"
+        f" {len(plan)} rows of {budget.tokens} tokens, {100 * empty:.1f}% of them padding"
+    )
+    if runtime.checkpoints("dit").latest() is None:
+        packing = {"rows": len(plan), "row_tokens": budget.tokens, "padding": empty}
+        runtime.metrics.write("dit", 0, packing)
+    given = config.dit.given
+    objective = packed_objective(
+        **denoiser(config, runtime, encoder),
+        budget=budget,
+        prefix=given.prefix / (given.prefix + given.text),
+    )
+    return objective, stream
 
 
 def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:

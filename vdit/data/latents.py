@@ -5,17 +5,19 @@ content depends on. Shards are written whole or not at all, so an interrupted en
 with the first shard that is missing.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from flax import serialization
 from grain.sources import ArrayRecordDataSource
 
+from vdit.data.packing import Sizes
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, write_text
 
@@ -30,15 +32,51 @@ class Latents:
         self.manifest = read_manifest(folder)
         if self.manifest is None:
             raise UserError(f"{folder} holds no finished latent cache; run the stage latents")
-        self._records = ArrayRecordDataSource(
-            [str(self.folder / name) for name in self.manifest["shards"]]
-        )
+        for name in self.manifest["shards"]:
+            summary, path = _summary(self.folder, name), self.folder / name
+            there = path.stat().st_size if path.exists() else "no"
+            if there != summary.get("bytes", there):
+                raise damaged(path, f"has {there} bytes instead of {summary['bytes']}")
+        paths = [str(self.folder / name) for name in self.manifest["shards"]]
+        try:
+            self._records = ArrayRecordDataSource(paths)
+        except RuntimeError as error:
+            self._blame(error)
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, np.ndarray]:
-        return serialization.msgpack_restore(self._records[index])
+        try:
+            return serialization.msgpack_restore(self._records[index])
+        except RuntimeError as error:
+            self._blame(error)
+
+    def _blame(self, error: RuntimeError) -> NoReturn:
+        """Says which shard could not be read; raises `error` if all are as they were written."""
+        self.verify()
+        raise error
+
+    def verify(self, index: int = 0, count: int = 1) -> None:
+        """Compares shards index, index + count, ... with their digests; a bad one is named."""
+        assert self.manifest is not None
+        for name in self.manifest["shards"][index::count]:
+            want = _summary(self.folder, name).get("sha256")
+            if want is not None and _sha256(self.folder / name) != want:
+                raise damaged(self.folder / name, "is not what was written")
+
+    def sizes(self, patch: tuple[int, int]) -> Sizes:
+        """Tokens of `patch` rows and columns, and caption tokens, of every clip: no record is read.
+
+        Raises `UserError` for latents that do not divide into patches.
+        """
+        assert self.manifest is not None
+        rows = [_summary(self.folder, name) for name in self.manifest["shards"]]
+        shapes = np.array([shape for row in rows for shape in row["shapes"]])
+        if (shapes[:, 1:] % np.array(patch)).any():
+            raise UserError(f"dit.patch {patch} does not divide latents of {self.folder}")
+        text = np.array([count for row in rows for count in row["text"]])
+        return Sizes(shapes.prod(1) // (patch[0] * patch[1]), text)
 
     def statistics(self) -> dict[str, np.ndarray]:
         """Mean and standard deviation (Z,) of the clips' latents."""
@@ -57,6 +95,24 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}); delete its folder") from error
 
 
+def damaged(path: Path, how: str) -> UserError:
+    """What to say of a shard that is not as it was written."""
+    return UserError(f"{path} {how}; delete it and run again: it alone is encoded again")
+
+
+def _summary(folder: Path, shard: str) -> dict[str, Any]:
+    path = folder / f"{shard}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise damaged(path, f"cannot be read ({error})") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def write_cache(
     folder: str | os.PathLike[str],
     digest: str,
@@ -69,8 +125,9 @@ def write_cache(
     """Fills a cache with `count` elements, shard by shard; False if `stop` asked to leave early.
 
     `encode(indices)` yields the elements of one shard, in order; each has "latent"
-    (stored, h, w, Z). Mean and deviation are taken over the shards' stored sums, so a resumed
-    encoding ends with the same manifest as one that was never stopped.
+    (stored, h, w, Z) and may have "mask", the caption's; shapes may differ. Mean and deviation are
+    taken over the shards' stored sums, so a resumed encoding ends with the same manifest as one
+    that was never stopped.
     """
     folder = Path(folder)
     shards, sums = [], []
@@ -82,6 +139,7 @@ def write_cache(
         summary = folder / f"{name}.json"
         if not summary.exists() or not (folder / name).exists():
             total, square, number = np.zeros(()), np.zeros(()), 0
+            shapes, text = [], []
             with atomic_path(folder / name) as temporary:
                 writer = ArrayRecordWriter(str(temporary), "group_size:1")
                 for element in encode(indices):
@@ -90,11 +148,14 @@ def write_cache(
                     flat = flat.reshape(-1, flat.shape[-1])
                     total, square = total + flat.sum(0), square + np.square(flat).sum(0)
                     number += len(flat)
+                    shapes.append(list(element["latent"].shape[:3]))
+                    text.append(int(element["mask"].sum()) if "mask" in element else 0)
                 writer.close()
-            sums_row = {"sum": total.tolist(), "square": square.tolist(), "number": number}
-            write_text(summary, json.dumps(sums_row))
+                told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+            told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
+            write_text(summary, json.dumps(told | {"shapes": shapes, "text": text}))
         shards.append(name)
-        sums.append(json.loads(summary.read_text(encoding="utf-8")))
+        sums.append(_summary(folder, name))
         progress(indices.stop)
     number = sum(row["number"] for row in sums)
     mean = np.sum([row["sum"] for row in sums], axis=0) / number

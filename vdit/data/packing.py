@@ -51,6 +51,20 @@ class Sample(NamedTuple):
     ordinal: int  # its number in the stream
 
 
+def budget_of(sizes: Sizes, wanted: tuple[int, int, int], caption: int) -> Budget:
+    """The shape of rows: wanted (tokens, samples, caption tokens), where 0 is chosen from the data.
+
+    Chosen are twice the longest clip's tokens, as many samples as fit of the mean size twice over,
+    and caption tokens for those with a fourth to spare; `caption` is the most that one may have.
+    """
+    tokens, samples, text = wanted
+    tokens = tokens or 2 * int(sizes.tokens.max())
+    many = tokens / float(sizes.tokens.mean())  # samples of a row, on average
+    samples = samples or max(int(np.ceil(2 * many)), 2)
+    text = text or max(int(np.ceil(1.25 * many * float(sizes.text.mean()))), caption)
+    return Budget(tokens, samples, text, caption)
+
+
 def check_sizes(sizes: Sizes, budget: Budget) -> None:
     """Refuses (`UserError`) an empty data set, and a clip that has no place in any row."""
     if len(sizes.tokens) == 0:

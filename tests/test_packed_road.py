@@ -1,0 +1,204 @@
+"""Clips of several shapes on the road: encoded by buckets, cached, packed, learned, resumed."""
+
+import contextlib
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from experiments.packed import get_config
+from vdit import build, stages
+from vdit.data.latents import Latents
+from vdit.data.mixture import Mixture
+from vdit.errors import UserError
+from vdit.objectives.vae import to_float
+from vdit.runtime.checkpoint import restore_ema
+from vdit.runtime.mesh import make_mesh
+from vdit.runtime.metrics import Metrics, read
+from vdit.runtime.preemption import Preemption
+from vdit.train import Interrupted, Runtime
+
+CLIPS = 30
+
+
+def small() -> ConfigDict:
+    config = get_config("smoke")
+    config.latents.clips, config.latents.shard, config.latents.batch = CLIPS, 12, 4
+    config.dit.train.steps, config.dit.train.batch = 8, 2
+    config.run.save_every, config.run.log_every = 100, 1
+    return config
+
+
+@contextlib.contextmanager
+def runtime(config: ConfigDict, workdir: Path) -> Any:
+    with Metrics(workdir) as metrics, Preemption() as preemption:
+        yield Runtime(workdir, make_mesh({}, jax.devices()[:1]), metrics, preemption, config.run)
+
+
+@pytest.fixture(scope="module")
+def vae() -> Any:
+    """An untrained autoencoder's parameters."""
+    config = small()
+    video = np.zeros((1, 17, 32, 32, 3), np.float32)
+    model = build.vae(config)
+    noise = np.zeros((1, *model.latent_shape(17, 32, 32)), np.float32)
+    return {"vae": jax.jit(model.init)(jax.random.key(0), video, noise)["params"]}
+
+
+@pytest.fixture(scope="module")
+def cached(vae: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    workdir = tmp_path_factory.mktemp("packed")
+    with runtime(small(), workdir) as made:
+        stages.cache_latents(small(), made, vae)
+    return workdir
+
+
+def test_every_clip_of_the_cache_is_what_it_is_alone(cached: Path, vae: Any) -> None:
+    config, cache = small(), Latents(cached / "latents")
+    clips, model = build.training_clips(config, cached), build.vae(config)
+    encode = jax.jit(
+        lambda video: model.apply({"params": vae["vae"]}, to_float(video), method=model.encode)[0]
+    )
+    assert len(cache) == CLIPS
+    shapes = [tuple(shape) for shape in config.data.shapes]
+    for i in (*range(5), CLIPS - 1):
+        frames, height, width, fps = shapes[i % 5]
+        assert clips[i]["video"].shape == (frames, height, width, 3)
+        want = np.asarray(encode(clips[i]["video"][None]))[0]
+        np.testing.assert_allclose(cache[i]["latent"], want, rtol=2e-3, atol=2e-3)  # float16
+        assert cache[i]["fps"] == fps
+    sizes = cache.sizes((1, 1))
+    tokens = [int(np.prod(cache[i]["latent"].shape[:3])) for i in range(CLIPS)]
+    assert sizes.tokens.tolist() == tokens and len(set(tokens)) > 2
+    assert sizes.text.tolist() == [int(cache[i]["mask"].sum()) for i in range(CLIPS)]
+
+
+def test_a_damaged_shard_is_named_and_encoded_again_alone(
+    cached: Path, vae: Any, tmp_path: Path
+) -> None:
+    config = small()
+    with runtime(config, tmp_path) as made:
+        stages.cache_latents(config, made, vae)
+        folder = tmp_path / "latents"
+        names = json.loads((folder / "manifest.json").read_text())["shards"]
+        before = [(folder / name).read_bytes() for name in names]
+        assert before == [(cached / "latents" / name).read_bytes() for name in names]
+
+        bad = bytearray(before[1])
+        bad[len(bad) // 2] ^= 1
+        (folder / names[1]).write_bytes(bad)
+        with pytest.raises(UserError, match=f"{names[1]} is not what was written; delete it"):
+            stages.cache_latents(config, made, vae)
+        (folder / names[1]).write_bytes(before[1][:-100])
+        with pytest.raises(UserError, match=f"{names[1]} has {len(bad) - 100} bytes instead of"):
+            stages.cache_latents(config, made, vae)
+        (folder / names[1]).unlink()
+        kept = [(folder / name).stat().st_mtime_ns for name in (names[0], names[2])]
+        stages.cache_latents(config, made, vae)
+        assert kept == [(folder / name).stat().st_mtime_ns for name in (names[0], names[2])]
+        assert before == [(folder / name).read_bytes() for name in names]
+
+
+class StopAt(Preemption):
+    """Asks to stop after a step, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def reached(self, step: int) -> bool:
+        return step == self.step
+
+
+def test_it_learns_and_a_stop_in_the_middle_of_an_epoch_changes_no_bit(
+    cached: Path, vae: Any
+) -> None:
+    config = small()
+    folders = [cached, cached.parent / "stopped"]
+    folders[1].mkdir()
+    for name in ("latents", "tokenizer.json"):
+        (folders[1] / name).symlink_to(cached / name)
+    with runtime(config, folders[0]) as made:
+        cache = Latents(folders[0] / "latents")
+        stages.train_dit(config, made, cache)
+    with runtime(config, folders[1]) as made:
+        stopping = dataclasses.replace(made, preemption=StopAt(2))
+        with pytest.raises(Interrupted):
+            stages.train_dit(config, stopping, cache)
+        stages.train_dit(config, made, cache)
+    rows = [[r for r in read(folder) if r["stage"] == "dit"] for folder in folders]
+    packing = rows[0][0]
+    assert packing["rows"] > 2 * 2 and 0 < packing["padding"] < 0.5  # step 2 is within an epoch
+    assert packing["rows"] < 8 * 2  # and step 8 is in another
+    losses = [[r["loss"] for r in part if "loss" in r] for part in rows]
+    assert losses[0] == losses[1] and len(losses[0]) == 8
+    whole, cut = (restore_ema(folder / "checkpoints" / "dit", 8) for folder in folders)
+    jax.tree.map(np.testing.assert_array_equal, whole, cut)
+
+
+def test_all_batches_of_an_epoch_have_one_shape(cached: Path) -> None:
+    """So the step is compiled once."""
+    config = small()
+    tokenizer = build.tokenizer(config, cached)
+    encoder = build.text_encoder(config, tokenizer)
+    with runtime(config, cached) as made:
+        _, stream = stages.packed_rows(config, made, Latents(cached / "latents"), encoder, "ids")
+        batches = [next(stream) for _ in range(8)]
+    shapes = {tuple((k, v.shape, str(v.dtype)) for k, v in sorted(b.items())) for b in batches}
+    assert len(shapes) == 1
+
+
+class Numbers:
+    def __init__(self, count: int, name: int) -> None:
+        self.count, self.name = count, name
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: Any) -> dict[str, Any]:
+        return {"clip": (self.name, int(index))}
+
+
+def test_a_mixture_takes_turns() -> None:
+    endless = Mixture([Numbers(9, 0), Numbers(9, 1)], (10.0, 5.0), True)
+    assert [endless[i]["clip"] for i in range(3)] == [(0, 0), (1, 1), (0, 2)]
+    assert [endless[i]["fps"] for i in range(2)] == [10.0, 5.0] and len(endless) == 9
+    finite = Mixture([Numbers(2, 0), Numbers(3, 1)], (10.0, 5.0), False)
+    assert [finite[i]["clip"] for i in range(len(finite))] == [(0, 0), (1, 0), (0, 1), (1, 1)]
+    with pytest.raises(IndexError):
+        finite[4]
+    with pytest.raises(UserError, match="0 sources"):
+        Mixture([], (), True)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"data.shapes": ((16, 32, 32, 10.0),)}, r"1 \+ k\*4 frames"),
+        ({"data.shapes": ((17, 32, 32),)}, "height, width, fps"),
+        ({"data.shapes": ((17, 0, 32, 10.0),)}, "height, width, fps"),
+        ({"dit.given.last": 0.1}, "dit.given.last=0.1: packed rows know text and prefix"),
+        ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "not all 0"),
+        ({"dit.axes": "factorised"}, "packed rows go joint"),
+        ({"dit.pack": (0, -1, 0)}, "three numbers"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else next(iter(value)),
+)
+def test_what_cannot_be_packed_is_refused(changes: dict[str, Any], words: str) -> None:
+    config = small()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(UserError, match=words):
+        build.check(config)
+
+
+def test_a_row_that_is_too_short_for_a_clip_is_refused(cached: Path) -> None:
+    config = small()
+    config.dit.pack = (40, 0, 0)
+    encoder = build.text_encoder(config, build.tokenizer(config, cached))
+    with runtime(config, cached) as made, pytest.raises(UserError, match="allowed: 40"):
+        stages.packed_rows(config, made, Latents(cached / "latents"), encoder, "ids")
