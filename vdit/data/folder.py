@@ -102,9 +102,9 @@ class Folder:
         if not os.fspath(path):
             raise UserError("no folder of clips is given: its path is empty")
         root = Path(path)
-        rows = _rows(root)
-        films = self._decode(root, rows, Path(cache), max_bytes, limits, workers, progress)
-        spans = self._spans(root, rows, films)
+        captioned = rows(root)
+        films = self._decode(root, captioned, Path(cache), max_bytes, limits, workers, progress)
+        spans = self._spans(root, captioned, films)
         if skipped_path is not None:
             lines = (json.dumps({"file": name, "reason": why}) for name, why in self.skipped)
             write_text(skipped_path, "".join(line + "\n" for line in lines))
@@ -114,7 +114,7 @@ class Folder:
         spans = _split(spans, split, heldout, seed, frames)
         if not spans:
             raise UserError(
-                f"{one_line(str(root))}: no clip is left for {split} of {len(rows)} rows with "
+                f"{one_line(str(root))}: no clip is left for {split} of {len(captioned)} rows with "
                 f"heldout={heldout}"
             )
         self._index(root, films, spans, stride)
@@ -307,8 +307,13 @@ def _check(
 # ---------------------------------------------------------------------------------------------
 
 
-def _rows(root: Path) -> list[Row]:
-    """The captioned films of a folder; every film has a caption and every caption a film."""
+def rows(root: Path, curated_too: bool = True) -> list[Row]:
+    """The captioned films of a folder; every film has a caption and every caption a film.
+
+    In a table whose rows all have `measures`, made by tools/curate.py, films may be left out, and
+    the texts that its captions came from may stay beside the clips. Without `curated_too` such a
+    table is not read, but the texts.
+    """
     shown = one_line(str(root))
     clips, texts = _files(root)
     if not clips:
@@ -318,28 +323,30 @@ def _rows(root: Path) -> list[Row]:
         raise UserError(f"{shown}: captions in {' and '.join(tables)}; one of them is allowed")
     if not tables:
         return [_beside(root, name) for name in clips]
+    read = _jsonl if tables[0].endswith(".jsonl") else _csv
+    lines = list(read(root / tables[0]))
+    curated = bool(lines) and all("measures" in fields for _, fields in lines)
+    if curated and not curated_too:
+        return [_beside(root, name) for name in clips]
     beside = [name for name in clips if _text_name(name) in texts]
-    if beside:
+    if beside and not curated:
         raise UserError(
             f"{shown}: captions in {tables[0]} and in {_text_name(beside[0])}; one is allowed"
         )
-    read = _jsonl if tables[0].endswith(".jsonl") else _csv
     known = set(clips)
-    rows = [
-        _row(f"{shown}/{tables[0]} line {line}", fields, known)
-        for line, fields in read(root / tables[0])
-    ]
+    found = [_row(f"{shown}/{tables[0]} line {line}", fields, known) for line, fields in lines]
     seen: dict[tuple[str, float, float | None], str] = {}
-    for row in rows:
+    for row in found:
         key = (row.file, row.start, row.end)
         if key in seen:
             before = seen[key].rsplit("line ")[-1]
             raise UserError(f"{row.where}: {row.file} again, as in line {before}")
         seen[key] = row.where
-    if missing := sorted(known - {row.file for row in rows}):
+    missing = sorted(known - {row.file for row in found})
+    if missing and not curated:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise UserError(f"{shown}/{tables[0]}: no row for {missing[0]}{more}")
-    return rows
+    return found
 
 
 def _files(root: Path) -> tuple[list[str], set[str]]:
@@ -440,7 +447,7 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _row(where: str, fields: Mapping[str, Any], clips: set[str]) -> Row:
     """A checked row of a table."""
-    if unknown := sorted(set(fields) - set(COLUMNS)):
+    if unknown := sorted(set(fields) - {*COLUMNS, "measures"}):
         raise UserError(f"{where}: unknown {one_line(unknown[0], 40)!r}; allowed: {COLUMNS}")
     file = fields.get("file")
     if not isinstance(file, str) or not file:

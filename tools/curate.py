@@ -1,0 +1,170 @@
+"""Cuts the films of a folder into shots, leaves out poor ones, and writes their table.
+
+    python -m tools.curate FOLDER [--out=captions.jsonl] [--min-seconds=1 --max-seconds=10]
+                           [--min-motion=.002 --max-motion=.2] [--min-sharpness=.01]
+                           [--black=.5] [--duplicates=6] [--force] [--dry]
+
+A shot is left out as too_short, black (over that share of blank frames), static, too_much_motion,
+blurred, or duplicate (its hash is within that many of 64 bits of an earlier one's); a film as
+unreadable. Captions come from the folder's table or the texts beside the clips. Beside the table
+OUT there are OUT.report.json with the counts and dropped.jsonl with every reason. Exit status 2
+for wrong arguments.
+"""
+
+import argparse
+import collections
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from vdit.data import curate, folder
+from vdit.data.decode import DecodeError, Decoder, one_line
+from vdit.errors import UserError
+from vdit.runtime.files import write_text
+from vdit.runtime.progress import Progress
+
+SIZE = (64, 64)  # of the frames that are measured
+RATE = 30.0  # frames a second at most
+REASONS = (
+    "too_short", "static", "too_much_motion", "blurred", "black", "duplicate", "unreadable",
+)  # fmt: skip
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{one_line(message)}; see --help")
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Checked options."""
+    parser = _Parser(
+        prog="curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--out", type=Path, help="the table (FOLDER/captions.jsonl)")
+    for name, value in (
+        ("min-seconds", 1.0), ("max-seconds", 10.0), ("min-motion", 0.002), ("max-motion", 0.2),
+        ("min-sharpness", 0.01), ("black", 0.5), ("duplicates", 6.0),
+    ):  # fmt: skip
+        parser.add_argument(f"--{name}", type=float, default=value)
+    parser.add_argument("--force", action="store_true", help="overwrite OUT")
+    parser.add_argument("--dry", action="store_true", help="write nothing, print the report")
+    options = parser.parse_args(arguments)
+    for name, value in vars(options).items():
+        if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
+            raise UserError(f"--{name.replace('_', '-')}={value}: a number from 0 on")
+    if not 0 < options.min_seconds <= options.max_seconds:
+        raise UserError("--min-seconds, --max-seconds: 0 < min <= max")
+    options.out = options.out or options.folder / "captions.jsonl"
+    if options.out.exists() and not (options.force or options.dry):
+        raise UserError(f"{one_line(str(options.out))} is there already; --force overwrites it")
+    return options
+
+
+@dataclasses.dataclass
+class Result:
+    """What is kept and what is not, in order."""
+
+    kept: list[dict[str, Any]]
+    dropped: list[dict[str, Any]]
+
+
+def reason(values: dict[str, float], seconds: float, options: argparse.Namespace) -> str | None:
+    """Why a part is left out, or None."""
+    for name, bad in (
+        ("too_short", seconds < options.min_seconds - 1e-6),
+        ("black", values["black"] > options.black),
+        ("static", values["motion"] < options.min_motion),
+        ("too_much_motion", values["motion"] > options.max_motion),
+        ("blurred", values["sharpness"] < options.min_sharpness),
+    ):
+        if bad:
+            return name
+    return None
+
+
+def curated(options: argparse.Namespace) -> Result:
+    """Measures every film, in sorted order."""
+    result = Result([], [])
+    seen: list[list[int]] = []
+    rows: dict[str, list[folder.Row]] = collections.defaultdict(list)
+    for row in folder.rows(options.folder, curated_too=False):
+        rows[row.file].append(row)
+    with Decoder() as decoder, Progress("curate", len(rows)) as progress:
+        for number, file in enumerate(sorted(rows), 1):
+            try:
+                info = decoder.probe(options.folder / file)
+                rate = min(info.fps, RATE) or 1.0
+                pieces = decoder.stream(options.folder / file, rate, SIZE)
+                frames = curate.measure(pieces)
+            except DecodeError as error:
+                lost = {"file": file, "reason": "unreadable", "detail": error.reason}
+                result.dropped.append(lost)
+                continue
+            for row in sorted(rows[file], key=lambda row: (row.start, row.end or math.inf)):
+                _film(row, frames, rate, options, seen, result)
+            progress.update(number, kept=len(result.kept))
+    return result
+
+
+def _film(
+    row: folder.Row,
+    frames: curate.Frames,
+    rate: float,
+    options: argparse.Namespace,
+    seen: list[list[int]],
+    result: Result,
+) -> None:
+    """Adds the shots that lie in one row."""
+    low = math.ceil(row.start * rate - 1e-6)
+    high = len(frames.cut) if row.end is None else math.ceil(row.end * rate - 1e-6)
+    most = max(1, math.floor(options.max_seconds * rate + 1e-6))
+    for begin, end in curate.shots(frames):
+        begin, end = max(begin, low), min(end, high)
+        if end <= begin:
+            continue
+        for first, last in curate.parts(begin, end, most):
+            values = curate.summary(frames, first, last)
+            print_ = curate.hashes(frames, first, last)
+            place = {"start": round(first / rate, 6), "end": round(last / rate, 6)}
+            why = reason(values, (last - first) / rate, options)
+            if why is None and any(curate.bits(print_, x) <= options.duplicates for x in seen):
+                why = "duplicate"
+            if why is None:
+                seen.append(print_)
+                told = values | {"hash": f"{print_[1]:016x}"}
+                fields = {"file": row.file, "caption": row.caption, **place, "measures": told}
+                result.kept.append(fields)
+            else:
+                result.dropped.append({"file": row.file, **place, "reason": why} | values)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit status."""
+    try:
+        options = parse(arguments)
+        result = curated(options)
+        counts = collections.Counter(item["reason"] for item in result.dropped)
+        dropped = {name: counts[name] for name in REASONS}
+        report = json.dumps({"kept": len(result.kept), "dropped": dropped}, indent=1) + "\n"
+        if options.dry:
+            print(report, end="")
+            return 0
+        for path, lines in (
+            (options.out.with_name("dropped.jsonl"), result.dropped),
+            (options.out, result.kept),
+        ):
+            write_text(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        write_text(options.out.with_name(options.out.name + ".report.json"), report)
+        return 0
+    except UserError as error:
+        print(f"curate: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
