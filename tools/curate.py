@@ -93,6 +93,10 @@ def curated(options: argparse.Namespace) -> Result:
     seen: list[list[int]] = []
     rows: dict[str, list[folder.Row]] = collections.defaultdict(list)
     for row in folder.rows(options.folder, curated_too=False):
+        if row.where != row.file and options.out.exists() and not options.dry:
+            table = one_line(row.where.rsplit(" line ", 1)[0])
+            if Path(table).resolve() == options.out.resolve():
+                raise UserError(f"{table} has the captions themselves; choose another --out")
         rows[row.file].append(row)
     with Decoder() as decoder, Progress("curate", len(rows)) as progress:
         for number, file in enumerate(sorted(rows), 1):
@@ -104,6 +108,7 @@ def curated(options: argparse.Namespace) -> Result:
             except DecodeError as error:
                 lost = {"file": file, "reason": "unreadable", "detail": error.reason}
                 result.dropped.append(lost)
+                progress.update(number)
                 continue
             for row in sorted(rows[file], key=lambda row: (row.start, row.end or math.inf)):
                 _film(row, frames, rate, options, seen, result)

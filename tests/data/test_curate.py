@@ -59,3 +59,12 @@ def test_from_the_tool_to_the_folder_source(tmp_path: Path) -> None:
     assert main([str(root), "--force"]) == 0
     assert [(root / name).read_bytes() for name in names] == before
     assert main([str(root), "--min-seconds=-1"]) == 2
+
+
+def test_captions_of_ones_own_are_not_overwritten(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", texture(1, 20), fps=10)
+    table = tmp_path / "captions.jsonl"
+    table.write_text('{"file": "a.mp4", "caption": "a"}\n')
+    before = table.read_bytes()
+    assert main([str(tmp_path), "--force"]) == 2 and table.read_bytes() == before
+    assert main([str(tmp_path), f"--out={tmp_path / 'new' / 'captions.jsonl'}"]) == 0
