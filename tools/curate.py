@@ -148,6 +148,11 @@ def _film(
                 result.dropped.append({"file": row.file, **place, "reason": why} | values)
 
 
+def _write(path: Path, items: list[dict[str, Any]]) -> None:
+    """A file of one JSON object a line."""
+    write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     try:
@@ -159,12 +164,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.dry:
             print(report, end="")
             return 0
-        for path, lines in (
-            (options.out.with_name("dropped.jsonl"), result.dropped),
-            (options.out, result.kept),
-        ):
-            write_text(path, "".join(json.dumps(x, ensure_ascii=False) + "\n" for x in lines))
+        _write(options.out.with_name("dropped.jsonl"), result.dropped)
         write_text(options.out.with_name(options.out.name + ".report.json"), report)
+        if not result.kept:  # a table without rows would say that there are no captions
+            raise UserError(f"nothing is left, so no table is written; left out: {dropped}")
+        _write(options.out, result.kept)
         return 0
     except UserError as error:
         print(f"curate: {error}", file=sys.stderr)

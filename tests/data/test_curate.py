@@ -61,6 +61,14 @@ def test_from_the_tool_to_the_folder_source(tmp_path: Path) -> None:
     assert main([str(root), "--min-seconds=-1"]) == 2
 
 
+def test_where_nothing_is_left_there_is_no_table(tmp_path: Path) -> None:
+    write_mp4(tmp_path / "a.mp4", np.zeros((20, 64, 64, 3), np.uint8), fps=10)
+    (tmp_path / "a.txt").write_text("a")
+    assert main([str(tmp_path)]) == 2
+    assert not (tmp_path / "captions.jsonl").exists()
+    assert json.loads((tmp_path / "dropped.jsonl").read_text())["reason"] == "black"
+
+
 def test_captions_of_ones_own_are_not_overwritten(tmp_path: Path) -> None:
     write_mp4(tmp_path / "a.mp4", texture(1, 20), fps=10)
     table = tmp_path / "captions.jsonl"
