@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from ml_collections import ConfigDict
 from vdit import build
 from vdit.config import DEPENDS, differences, digest, stage_fields
 from vdit.data.labels import Labelled
-from vdit.data.latents import Latents, read_manifest, write_cache
+from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
 from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, budget_of, padding
 from vdit.diffusion.schedule import sample_times
@@ -83,6 +84,13 @@ def latents_folder(runtime: Runtime) -> Any:
     return runtime.workdir / "latents"
 
 
+def verified(folder: Path) -> Latents:
+    """A finished cache, whose shards are what was written."""
+    cache = Latents(folder)
+    cache.verify(jax.process_index(), jax.process_count())
+    return cache
+
+
 def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
     """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
     folder = latents_folder(runtime)
@@ -98,11 +106,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
             " another --workdir"
         )
-    whole = manifest is not None and all((folder / name).exists() for name in manifest["shards"])
-    if manifest is not None and manifest["count"] == count and whole:
-        cache = Latents(folder)
-        cache.verify(jax.process_index(), jax.process_count())
-        return cache
+    if manifest is not None and manifest["count"] == count and is_whole(folder, manifest):
+        return verified(folder)
 
     def captions() -> Iterator[str]:
         return (clips[i]["caption"] for i in range(min(TOKENIZER_CAPTIONS, len(clips))))
@@ -169,7 +174,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         )
     if not done:
         raise Interrupted("stage latents: stopped; whole shards are kept; run again")
-    return Latents(folder)
+    return verified(folder)  # for shards may be kept of an earlier run
 
 
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
@@ -270,6 +275,7 @@ def packed_rows(
         f" {len(plan)} rows of {budget.tokens} tokens, {100 * empty:.1f}% of them padding"
     )
     if runtime.checkpoints("dit").latest() is None:
+        runtime.metrics.truncate("dit", -1)  # a run that was stopped before its first checkpoint
         packing = {"rows": len(plan), "row_tokens": budget.tokens, "padding": empty}
         runtime.metrics.write("dit", 0, packing)
     given = config.dit.given

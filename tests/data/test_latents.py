@@ -1,5 +1,10 @@
 """The cache and the loader: whole or absent, resumable, the same order however it is read."""
 
+import gc
+import sys
+import threading
+import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vdit.data.latents import Latents, read_manifest, write_cache
-from vdit.data.loader import batches
+from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
+from vdit.data.loader import PackedBatches, batches
+from vdit.data.packing import Sample, Sizes
 from vdit.errors import UserError
+from vdit.tokens import Budget
 
 
 def encode(indices: range) -> Iterator[dict[str, np.ndarray]]:
@@ -55,6 +62,26 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
+    assert write_cache(tmp_path, "d" * 64, 10, 4, encode)
+    cache = Latents(tmp_path)
+    cache.verify()
+    shard = sorted(tmp_path.glob("*.array_record"))[1]
+    good = shard.read_bytes()
+    shard.write_bytes(good[:40] + bytes([good[40] ^ 1]) + good[41:])
+    with pytest.raises(UserError, match=f"{shard.name} is not what was written; delete it"):
+        cache.verify()
+    cache.verify(0, 2)  # the first and the third
+    shard.write_bytes(good[:-1])
+    with pytest.raises(UserError, match=f"{shard.name} has {len(good) - 1} bytes instead of"):
+        Latents(tmp_path)
+    shard.write_bytes(good)
+    manifest = read_manifest(tmp_path)
+    assert manifest is not None and is_whole(tmp_path, manifest)
+    Path(f"{shard}.json").unlink()
+    assert not is_whole(tmp_path, manifest)
+
+
 class Numbers:
     def __len__(self) -> int:
         return 20
@@ -85,3 +112,33 @@ def test_a_stream_goes_on_from_its_state() -> None:
     again.set_state(state)
     for made in want:
         np.testing.assert_array_equal(made["x"], next(again)["x"])
+
+
+def test_a_packed_stream_that_its_own_thread_forgets_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A row that is being read is what keeps a dropped stream: then that thread closes it."""
+    errors: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", errors.append)
+    began, go = threading.Event(), threading.Event()
+
+    def read(clip: int, ordinal: int) -> Sample:
+        if ordinal >= 2:  # the second batch, which is read ahead
+            began.set()
+            assert go.wait(10)
+        return Sample(np.zeros((1, 2, 2, 4), np.float16), np.zeros(1), np.ones(3), ordinal)
+
+    sizes = Sizes(np.full(20, 4), np.full(20, 3))
+    stream = PackedBatches(read, sizes, Budget(4, 1, 8, 8), 2, 0, (1, 1))
+    alive = weakref.ref(stream)
+    next(stream)
+    assert began.wait(10)
+    del stream
+    assert alive() is not None
+    go.set()
+    for _ in range(200):
+        gc.collect()
+        if alive() is None:
+            break
+        time.sleep(0.02)
+    assert alive() is None and not errors

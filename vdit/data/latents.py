@@ -95,6 +95,12 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
         raise UserError(f"{path} is not JSON ({error}); delete its folder") from error
 
 
+def is_whole(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> bool:
+    """Whether every shard of a finished cache is there, and what is told of it."""
+    names = [name for shard in manifest["shards"] for name in (shard, f"{shard}.json")]
+    return all((Path(folder) / name).exists() for name in names)
+
+
 def damaged(path: Path, how: str) -> UserError:
     """What to say of a shard that is not as it was written."""
     return UserError(f"{path} {how}; delete it and run again: it alone is encoded again")
@@ -103,9 +109,12 @@ def damaged(path: Path, how: str) -> UserError:
 def _summary(folder: Path, shard: str) -> dict[str, Any]:
     path = folder / f"{shard}.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise damaged(path, f"cannot be read ({error})") from error
+    if not isinstance(summary, dict) or not {"sum", "square", "number"} <= summary.keys():
+        raise damaged(path, "is no summary of a shard")
+    return summary
 
 
 def _sha256(path: Path) -> str:

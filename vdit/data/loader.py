@@ -111,9 +111,10 @@ class PackedBatches(grain.DatasetIterator):
         self._next = self._asked = (int(state["epoch"]), int(state["row"]))
 
     def close(self) -> None:
-        """Stops the threads."""
+        """Stops the threads, each after the row that it reads."""
         self._ahead.clear()
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        # Not waited for: a forgotten iterator may be closed by one of these threads.
+        self._pool.shutdown(wait=False, cancel_futures=True)
 
     def plan(self, epoch: int) -> Plan:
         """The rows of an epoch; the last two plans are kept."""
