@@ -1,6 +1,7 @@
 """From a configuration to the parts that it names: sources, models, processes, text encoders."""
 
 import functools
+import math
 from pathlib import Path
 from typing import Any
 
@@ -114,15 +115,36 @@ def check(config: ConfigDict) -> None:
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
 
 
+def _is_shape(shape: Any, p: int) -> bool:
+    """Whether it is (frames, height, width, fps), with 1 + k·p frames."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 4:
+        return False
+    if not all(isinstance(x, (int, float)) and 0 < x < math.inf for x in shape):
+        return False
+    return all(int(x) == x for x in shape[:3]) and (shape[0] - 1) % p == 0
+
+
 def _check_shapes(config: ConfigDict) -> None:
     """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
     p = config.vae.patch[0]
+    if config.data.source == "folder":
+        raise UserError(
+            "data.shapes with data.source=folder: what is held out of a folder depends on the"
+            " clips' length and rate, so a shape would train on another's held-out clips"
+        )
     for shape in config.data.shapes:
-        good = isinstance(shape, (tuple, list)) and len(shape) == 4 and min(shape) > 0
-        if not good or (shape[0] - 1) % p or any(int(x) != x for x in shape[:3]):
+        if not _is_shape(shape, p):
             raise UserError(
                 f"data.shapes has {shape!r}: (1 + k*{p} frames, height, width, fps) is allowed"
             )
+        places = vae(config).latent_shape(*(int(x) for x in shape[:3]))[1:3]
+        if places[0] % config.dit.patch[0] or places[1] % config.dit.patch[1]:
+            raise UserError(
+                f"data.shapes has {shape!r}, with latents of {places[0]}x{places[1]} places:"
+                f" dit.patch {tuple(config.dit.patch)} must divide them"
+            )
+    if config.data.source == "world":
+        training_clips(config, Path())  # its own limits, before anything is trained
     given = config.dit.given
     if wrong := [n for n in given if n not in ("text", "prefix") and given[n] > 0]:
         raise UserError(
