@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import ConfigDict
+from stopping import StopAt
 
 from experiments.packed import get_config
 from vdit import build, stages
@@ -122,17 +123,6 @@ def test_what_is_damaged_is_named_and_a_shard_is_encoded_again_alone(
         assert (folder / path.name).read_bytes() == path.read_bytes()
     again = {n for n in before if (folder / n).stat().st_ino != before[n]}
     assert again == {names[1], "manifest.json"}
-
-
-class StopAt(Preemption):
-    """Asks to stop after a step, as a signal would."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def reached(self, step: int) -> bool:
-        return step == self.step
 
 
 @pytest.fixture

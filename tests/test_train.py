@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from stopping import StopAt
 
 from vdit.config import default
 from vdit.data.loader import batches
@@ -74,17 +75,6 @@ FROZEN = {"scale": np.float32(0.5)}
 def train(place: Runtime, opts: ConfigDict, source: Any = None) -> Any:
     stream = batches(source or Points(), opts.batch, 3, ("x",))
     return fit("toy", objective(), stream, opts, place, seed=1, frozen=FROZEN, meta={"digest": "x"})
-
-
-class StopAt(Preemption):
-    """Asks to stop after a step."""
-
-    def __init__(self, step: int) -> None:
-        super().__init__()
-        self.step = step
-
-    def reached(self, step: int) -> bool:
-        return step == self.step
 
 
 @pytest.mark.parametrize("stop", [3, 4, 9])

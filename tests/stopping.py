@@ -1,0 +1,14 @@
+"""A stop at a known step, for tests of resuming."""
+
+from vdit.runtime.preemption import Preemption
+
+
+class StopAt(Preemption):
+    """Asks to stop after a step, as a signal would."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.step = step
+
+    def reached(self, step: int) -> bool:
+        return step == self.step
