@@ -12,6 +12,7 @@ from vdit.data.world.simulate import (
     SHAPES,
     SIZES,
     Draws,
+    Kind,
     Meeting,
     Run,
     Start,
@@ -134,8 +135,9 @@ def _flies(run: Run, one: int, meeting: Meeting) -> bool:
     return not run.contact[: meeting.frame, one].any()
 
 
-def _look(draws: Draws, start: Start) -> str:
-    shape, colour, size, _ = start.kind
+def look(draws: Draws, kind: Kind) -> str:
+    """An object's size, colour and shape in words."""
+    shape, colour, size, _ = kind
     return (
         f"{draws.pick(SIZE_WORDS[SIZES[size]])} {draws.pick(COLOUR_WORDS[COLOURS[colour]])} "
         f"{draws.pick(SHAPE_WORDS[SHAPES[shape]])}"
@@ -161,9 +163,9 @@ def _after(draws: Draws, start: Start, then: str = "") -> str:
     return f"{'that' if turn == 2 else 'which'} {_motion(draws, start, 0)}"
 
 
-def _alone(draws: Draws, start: Start, run: Run, view: View) -> str:
+def _alone(draws: Draws, start: Start, run: Run, view: View, places: bool) -> str:
     """A caption of one object."""
-    thing = "a " + _look(draws, start)
+    thing = "a " + look(draws, start.kind)
     wall = _wall(start, run, view)
     tails = [""]
     if not start.grounded and _bounces(run):
@@ -173,7 +175,7 @@ def _alone(draws: Draws, start: Start, run: Run, view: View) -> str:
     tail = draws.pick(tails)
     part = start.x / view.room_width
     spot = next((name for name, (low, high) in SPOT_SPANS.items() if low < part < high), "")
-    where = draws.pick(SPOTS[spot]) if draws.chance(0.35) and spot else ""
+    where = draws.pick(SPOTS[spot]) if draws.chance(0.35) and spot and places else ""
     if draws.chance(0.4):
         text = f"{draws.pick(OPENINGS)} {thing} {_after(draws, start, tail)}"
     else:
@@ -224,7 +226,7 @@ def _pair(draws: Draws, starts: Sequence[Start], run: Run) -> str:
         options = [option for option in options if option[2] not in group]
     one, two, name = draws.pick(options)
     a, b = starts[one], starts[two]
-    look_a, look_b = _look(draws, a), _look(draws, b)
+    look_a, look_b = look(draws, a.kind), look(draws, b.kind)
     phrase = draws.pick(RELATIONS[name])
     opening = f"{draws.pick(OPENINGS)} " if draws.chance(0.25) else ""
     if name in EVENTS or name in COURSES:
@@ -253,11 +255,16 @@ def _both(draws: Draws, a: Start, b: Start, look_a: str, look_b: str, opening: s
     return f"a {look_a} {_motion(draws, a, 0)} {link} a {look_b} {_motion(draws, b, 0)}"
 
 
-def caption(draws: Draws, starts: Sequence[Start], run: Run, view: View) -> str:
-    """One English sentence about the clip, in lower case and without a full stop."""
+def caption(
+    draws: Draws, starts: Sequence[Start], run: Run, view: View, places: bool = True
+) -> str:
+    """One English sentence about the clip, in lower case and without a full stop.
+
+    Without `places` it does not say where in the room an object starts.
+    """
     if len(starts) == 1:
-        return _alone(draws, starts[0], run, view)
+        return _alone(draws, starts[0], run, view, places)
     text = _pair(draws, starts, run)
     for start in starts[2:]:
-        text += f", and a {_look(draws, start)} {_motion(draws, start, 0)}"
+        text += f", and a {look(draws, start.kind)} {_motion(draws, start, 0)}"
     return text

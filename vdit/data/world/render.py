@@ -17,8 +17,23 @@ import numpy as np
 
 from vdit.data.world.simulate import RADII, REACH, Kind, View, corners
 
-BACKGROUND = (226, 229, 234)
-FLOOR_COLOUR = (112, 116, 122)
+BACKDROPS = {  # RGB of the wall, and of the floor and what is beyond the walls
+    "studio": ((226, 229, 234), (112, 116, 122)),
+    "day": ((148, 204, 236), (92, 138, 66)),
+    "night": ((28, 30, 54), (70, 74, 92)),
+    "indoors": ((206, 182, 152), (92, 62, 44)),
+    "desert": ((244, 226, 196), (188, 142, 92)),
+}
+BACKGROUND, FLOOR_COLOUR = BACKDROPS["studio"]
+FRAMINGS = {  # zoom, and the side that the camera is shifted to
+    "wide": (1.0, 0),
+    "left": (1.0, -1),
+    "right": (1.0, 1),
+    "close": (1.5, 0),
+    "close_left": (1.5, -1),
+    "close_right": (1.5, 1),
+}
+BEYOND = 0.6  # metres beyond a side wall that a shifted camera sees
 PALETTE = (  # RGB, in the order of COLOURS
     (220, 20, 36),
     (22, 150, 52),
@@ -30,12 +45,24 @@ PALETTE = (  # RGB, in the order of COLOURS
 
 
 @functools.lru_cache(maxsize=64)
-def _backdrop(view: View) -> np.ndarray:
-    """The empty room (H, W * 3), float32: wall above y = 0, floor below."""
+def framed(view: View, framing: str) -> View:
+    """The room of `view` (at zoom 1) as the camera of a framing sees it; "wide" is all of it."""
+    zoom, side = FRAMINGS[framing]
+    spare = view.room_width * (1 - 1 / zoom) / 2
+    return View(view.height, view.width, zoom, spare + side * (spare + BEYOND))
+
+
+@functools.lru_cache(maxsize=64)
+def _backdrop(view: View, backdrop: str) -> np.ndarray:
+    """The empty room (H, W * 3), float32: wall above y = 0 and between the side walls."""
     row = np.arange(view.height, dtype=np.float32)[:, None] + 0.5
+    column = np.arange(view.width, dtype=np.float32)[None] + 0.5
     floor = np.clip(row - view.top * view.scale + 0.5, 0, 1)
-    wall, ground = np.array(BACKGROUND)[None], np.array(FLOOR_COLOUR)[None]
-    return np.tile(wall + floor * (ground - wall), (1, view.width)).astype(np.float32)
+    left, right = -view.left * view.scale, (view.room_width - view.left) * view.scale
+    beside = np.clip(np.maximum(left - column, column - right) + 0.5, 0, 1)
+    outside = np.maximum(floor, beside)[..., None]
+    wall, ground = np.array(BACKDROPS[backdrop])
+    return (wall + outside * (ground - wall)).reshape(view.height, -1).astype(np.float32)
 
 
 class Stencil(NamedTuple):
@@ -50,7 +77,7 @@ class Stencil(NamedTuple):
     paint: np.ndarray  # (1, K * 3): the colour of a row
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=512)
 def _stencil(shape: int, colour: int, size: int, view: View) -> Stencil:
     points = corners(shape, size)
     normals, distances = [], []
@@ -73,17 +100,21 @@ def _stencil(shape: int, colour: int, size: int, view: View) -> Stencil:
 
 
 def render(
-    kinds: Sequence[Kind], position: np.ndarray, angle: np.ndarray, view: View
+    kinds: Sequence[Kind],
+    position: np.ndarray,
+    angle: np.ndarray,
+    view: View,
+    backdrop: str = "studio",
 ) -> np.ndarray:
     """Pictures (T, H, W, 3) uint8 of objects at `position` (T, N, 2) metres, `angle` (T, N)."""
     frames = position.shape[0]
     height, width = view.height, view.width
     video = np.empty((frames, height, width * 3), np.float32)
-    video[:] = _backdrop(view)[None]
+    video[:] = _backdrop(view, backdrop)[None]
     for index, (shape, colour, size, _) in enumerate(kinds):
         stencil = _stencil(shape, colour, size, view)
         side = stencil.side
-        column = position[:, index, 0] * view.scale
+        column = (position[:, index, 0] - view.left) * view.scale
         row = (view.top - position[:, index, 1]) * view.scale
         left = _corner(column - stencil.reach, width - side)
         upper = _corner(row - stencil.reach, height - side)

@@ -91,27 +91,36 @@ class Draws:
 class View:
     """How the room lies in a picture of `height` x `width` pixels.
 
-    The shorter side shows `ROOM` metres. A pixel (row, column) has its middle at
-    (row + .5, column + .5); a point (x, y) lies at row (top - y) * scale, column x * scale.
+    At zoom 1 the shorter side shows `ROOM` metres, and the picture's other edges than the lower one
+    are walls and ceiling. The floor is seen to the same depth at every zoom. A pixel (row, column)
+    has its middle at (row + .5, column + .5); a point (x, y) lies at row (top - y) * scale, column
+    (x - left) * scale.
     """
 
     height: int
     width: int
+    zoom: float = 1.0
+    left: float = 0.0  # metres from the left wall to the picture's left edge
 
     @functools.cached_property
     def scale(self) -> float:
         """Pixels per metre."""
-        return min(self.height, self.width) / ROOM
+        return min(self.height, self.width) / ROOM * self.zoom
 
     @functools.cached_property
     def room_width(self) -> float:
         """Metres between the walls."""
-        return self.width / self.scale
+        return self.width / self.scale * self.zoom
 
     @functools.cached_property
     def top(self) -> float:
-        """Height of the ceiling (the picture's upper edge) above the floor, in metres."""
+        """Height of the picture's upper edge (at zoom 1 the ceiling) above the floor, in metres."""
         return self.height / self.scale - FLOOR_DEPTH
+
+    @functools.cached_property
+    def right(self) -> float:
+        """Metres from the left wall to the picture's right edge."""
+        return self.left + self.width / self.scale
 
 
 @functools.cache
@@ -251,7 +260,7 @@ EARLY = tuple(FREE * part / 3 for part in range(4))
 LATER = tuple(FREE + (HORIZON - FREE) * part / 7 for part in range(1, 8))
 
 
-def _kinds(draws: Draws, count: int, held_out: bool) -> list[Kind]:
+def draw_kinds(draws: Draws, count: int, held_out: bool) -> list[Kind]:
     """Kinds of `count` objects, no colour twice, not all at rest; held out: one is reserved."""
     while True:
         kinds: list[Kind] = []
@@ -273,17 +282,24 @@ def _kinds(draws: Draws, count: int, held_out: bool) -> list[Kind]:
 def draw_scene(draws: Draws, count: int, view: View, held_out: bool) -> list[Start]:
     """Draws `count` objects that each do their labelled motion; many pairs are going to meet."""
     while True:
-        kinds = _kinds(draws, count, held_out)
-        for _ in range(ROUNDS):
-            starts: list[Start] = []
-            for kind in kinds:
-                meet = len(starts) == 1 and draws.chance(MEETING)
-                found = _find(draws, kind, view, starts, meet)
-                if found is None:
-                    break
-                starts.append(found)
-            if len(starts) == count:
-                return starts
+        starts = draw_places(draws, draw_kinds(draws, count, held_out), view)
+        if starts:
+            return starts
+
+
+def draw_places(draws: Draws, kinds: Sequence[Kind], view: View) -> list[Start]:
+    """Draws where objects of these kinds start; none of them where no place was found in time."""
+    for _ in range(ROUNDS):
+        starts: list[Start] = []
+        for kind in kinds:
+            meet = len(starts) == 1 and draws.chance(MEETING)
+            found = _find(draws, kind, view, starts, meet)
+            if found is None:
+                break
+            starts.append(found)
+        if len(starts) == len(kinds):
+            return starts
+    return []
 
 
 def _find(

@@ -1,7 +1,7 @@
 """`World`: captioned physics clips as an endless, deterministic random-access source for grain."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,59 @@ from vdit.data.world.simulate import (
 from vdit.errors import UserError
 
 SPLITS = ("train", "heldout")
+
+
+class Options(NamedTuple):
+    """What a source of clips is asked for, checked."""
+
+    seed: int
+    split: str
+    frames: int
+    size: tuple[int, int]
+    fps: float
+    objects: tuple[int, int]
+    length: int
+
+
+def check(good: bool, where: str, name: str, given: object, allowed: str) -> None:
+    """Raises `UserError` unless `good`."""
+    if not good:
+        raise UserError(f"{where}: {name} is {given!r}; allowed: {allowed}")
+
+
+def options(
+    where: str,
+    seed: int,
+    split: str,
+    frames: int,
+    size: tuple[int, int],
+    fps: float,
+    objects: tuple[int, int],
+    length: int,
+) -> Options:
+    """The options of the source `where`; `UserError` for what is not possible."""
+    check(0 <= seed < 2**63, where, "seed", seed, "0 to 2**63 - 1")
+    check(split in SPLITS, where, "split", split, ", ".join(SPLITS))
+    check(frames >= 1, where, "frames", frames, "1 or more")
+    good = len(size) == 2 and min(size) >= 4
+    check(good, where, "size", size, "(height, width), each 4 or more")
+    check(1 <= fps <= 1000, where, "fps", fps, "1 to 1000")
+    low, high = objects
+    good = 1 <= low <= high <= MAX_OBJECTS
+    check(good, where, "objects", objects, f"(1, 1) to (1, {MAX_OBJECTS})")
+    check(1 <= length < 2**63, where, "length", length, "1 to 2**63 - 1")
+    pair = (int(size[0]), int(size[1]))
+    return Options(
+        int(seed), split, int(frames), pair, float(fps), (int(low), int(high)), int(length)
+    )
+
+
+def clip_index(index: int, length: int) -> int:
+    """The clip that `index` asks for (negative counts from the end); IndexError outside."""
+    index = int(index)
+    if not -length <= index < length:
+        raise IndexError(f"clip {index} of a world of {length}")
+    return index % length
 
 
 class World:
@@ -52,21 +105,9 @@ class World:
         objects: tuple[int, int] = (1, 2),
         length: int = 1_000_000,
     ) -> None:
-        def check(good: bool, name: str, given: object, allowed: str) -> None:
-            if not good:
-                raise UserError(f"World: {name} is {given!r}; allowed: {allowed}")
-
-        check(0 <= seed < 2**63, "seed", seed, "0 to 2**63 - 1")
-        check(split in SPLITS, "split", split, ", ".join(SPLITS))
-        check(frames >= 1, "frames", frames, "1 or more")
-        check(len(size) == 2 and min(size) >= 4, "size", size, "(height, width), each 4 or more")
-        check(1 <= fps <= 1000, "fps", fps, "1 to 1000")
-        low, high = objects
-        check(1 <= low <= high <= MAX_OBJECTS, "objects", objects, f"(1, 1) to (1, {MAX_OBJECTS})")
-        check(1 <= length < 2**63, "length", length, "1 to 2**63 - 1")
-        self.seed, self.split, self.frames = int(seed), split, int(frames)
-        self.size, self.fps = (int(size[0]), int(size[1])), float(fps)
-        self.objects, self.length = (int(low), int(high)), int(length)
+        given = options("World", seed, split, frames, size, fps, objects, length)
+        self.seed, self.split, self.frames, self.size = given[:4]
+        self.fps, self.objects, self.length = given[4:]
         self._view = View(*self.size)
 
     def __len__(self) -> int:
@@ -80,10 +121,7 @@ class World:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The clip at `index` (negative counts from the end); IndexError outside the source."""
-        index = int(index)
-        if not -self.length <= index < self.length:
-            raise IndexError(f"clip {index} of a world of {self.length}")
-        index %= self.length
+        index = clip_index(index, self.length)
         draws = Draws(self.seed, SPLITS.index(self.split), index)
         view, (low, high) = self._view, self.objects
         count = low + draws.below(high - low + 1)
@@ -93,11 +131,11 @@ class World:
         return {
             "video": render(kinds, run.position, run.angle, view),
             "caption": caption(draws, starts, run, view),
-            "truth": _truth(kinds, run),
+            "truth": truth_of(kinds, run),
         }
 
 
-def _truth(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
+def truth_of(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
     """The truth's arrays, padded to MAX_OBJECTS."""
     frames, count = run.angle.shape
     index = np.full((4, MAX_OBJECTS), -1, np.int32)
