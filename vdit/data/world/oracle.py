@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage
 
-from vdit.data.world.render import BACKGROUND, PALETTE, render
+from vdit.data.world.render import BACKDROPS, PALETTE, render
 from vdit.data.world.simulate import FREE, MOTIONS, REACH, SHAPES, SIZES, View
 
 ATTRIBUTES = ("colour", "shape", "size", "motion")
@@ -80,10 +80,11 @@ def _grow(mask: np.ndarray) -> np.ndarray:
     return wide
 
 
-@functools.lru_cache(maxsize=8)
-def _room(view: View) -> np.ndarray:
-    """The empty room's rows (H, 3)."""
-    return render((), np.zeros((1, 0, 2)), np.zeros((1, 0)), view)[0, :, 0].astype(np.float32)
+@functools.lru_cache(maxsize=64)
+def room(view: View, backdrop: str) -> np.ndarray:
+    """The empty room (H, W, 3)."""
+    empty = render((), np.zeros((1, 0, 2)), np.zeros((1, 0)), view, backdrop)
+    return empty[0].astype(np.float32)
 
 
 @functools.lru_cache(maxsize=8)
@@ -107,38 +108,41 @@ def _moments(cover: np.ndarray, view: View) -> tuple[np.ndarray, ...]:
     return area, one, spread / area, np.abs(cube) / area**1.5, np.abs(fourth) / area**2
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=32)
 def _templates(view: View) -> dict[tuple[int, int], np.ndarray]:
     """(area, three, four) of each (shape, size), as the renderer draws and `_moments` sees it."""
     step = np.arange(24)  # turned and moved by parts of a pixel
-    middle = np.array([view.room_width / 2, view.top / 2])
+    middle = np.array([(view.left + view.right) / 2, view.top / 2])
     place = middle + np.stack([step % 5 / 5, step % 7 / 7], axis=1) / view.scale
     table = {}
     for kind in itertools.product(range(len(SHAPES)), range(len(SIZES))):
         video = render([(kind[0], 0, kind[1], 0)], place[:, None], step[:, None] * 0.37, view)
-        cover = _unmix(_change(video, _room(view)), [0]).reshape(len(step), -1)
+        change = _change(video, room(view, "studio"))
+        cover = _unmix(change, [0], "studio").reshape(len(step), -1)
         area, _, _, three, four = _moments(cover, view)
         table[kind] = np.mean([area, three, four], axis=1)
     return table
 
 
-def _change(video: np.ndarray, room: np.ndarray) -> np.ndarray:
+def _change(video: np.ndarray, empty_room: np.ndarray) -> np.ndarray:
     """(3, T, H, W): the difference from the empty room."""
-    return video.transpose(3, 0, 1, 2).astype(np.float32, order="C") - room.T[:, None, :, None]
+    picture = video.transpose(3, 0, 1, 2).astype(np.float32, order="C")
+    return picture - empty_room.transpose(2, 0, 1)[:, None]
 
 
-def _axes(colours: Sequence[int]) -> np.ndarray:
+def _axes(colours: Sequence[int], backdrop: str) -> np.ndarray:
     """(C, 3): from the wall's colour to each body's; bodies hide the wall, never the floor."""
-    return np.array(PALETTE, np.float32)[list(colours)] - np.array(BACKGROUND, np.float32)
+    wall, _ = np.array(BACKDROPS[backdrop], np.float32)
+    return np.array(PALETTE, np.float32)[list(colours)] - wall
 
 
-def _unmix(change: np.ndarray, colours: Sequence[int]) -> np.ndarray:
+def _unmix(change: np.ndarray, colours: Sequence[int], backdrop: str) -> np.ndarray:
     """Coverage (C, T, H, W) by each colour; a pixel mixes the room and the two that fit best."""
     flat = change.reshape(3, -1)
     cover = np.zeros((len(colours), flat.shape[1]), np.float32)
     best = np.full(flat.shape[1], np.inf, np.float32)
     for pair in itertools.combinations(range(len(colours)), min(2, len(colours))):
-        axes = _axes([colours[one] for one in pair])
+        axes = _axes([colours[one] for one in pair], backdrop)
         share = np.clip(np.linalg.solve(axes @ axes.T, axes) @ flat, -0.2, 1.2)
         if len(colours) <= 2:
             return share.reshape(-1, *change.shape[1:])
@@ -150,11 +154,11 @@ def _unmix(change: np.ndarray, colours: Sequence[int]) -> np.ndarray:
     return cover.reshape(len(colours), *change.shape[1:])
 
 
-def _colours(change: np.ndarray) -> list[int]:
+def _colours(change: np.ndarray, backdrop: str) -> list[int]:
     """Colours that enough frames show in some pixel and all its four neighbours (no mere edge)."""
     at = np.nonzero(np.square(change).sum(0) > STRANGE**2)
     pixels = change[:, at[0], at[1], at[2]]
-    axes = _axes(range(len(PALETTE)))
+    axes = _axes(range(len(PALETTE)), backdrop)
     length = np.linalg.norm(axes, axis=1, keepdims=True)
     along = axes / length @ pixels
     off = np.where(along > SEEN * length, np.square(pixels).sum(0) - along**2, np.inf)
@@ -261,19 +265,24 @@ def _motion(track: np.ndarray, rest: float, flight: int, fps: float) -> int:
     return MOTIONS.index(("thrown_" if lifted else "rolls_") + ("left" if speed < 0 else "right"))
 
 
-def read(video: np.ndarray, fps: float) -> Reading:
-    """Reads a clip `video` (T, H, W, 3) uint8 of the world at `fps` frames a second."""
-    frames, view = len(video), View(*video.shape[1:3])
-    room = _room(view)
+def read(
+    video: np.ndarray, fps: float, view: View | None = None, backdrop: str = "studio"
+) -> Reading:
+    """Reads a clip `video` (T, H, W, 3) uint8 of the world at `fps` frames a second.
+
+    `view` is how the camera sees the room, by default all of it.
+    """
+    frames, view = len(video), view or View(*video.shape[1:3])
+    empty_room = room(view, backdrop)
     least = SPECK * min(area for area, *_ in _templates(view).values())
-    change = _change(video, room)
+    change = _change(video, empty_room)
     # The room's rows as this clip paints them: a decoder's blurred floor is not a body.
     empty = np.abs(change).max(0) < 40
     known = empty.sum((0, 2))
     shift = np.where(known > view.width, (change * empty).sum((1, 3)) / np.maximum(known, 1), 0)
     change -= shift[:, None, :, None]
-    colours = _colours(change)
-    cover = _unmix(change, colours)
+    colours = _colours(change, backdrop)
+    cover = _unmix(change, colours, backdrop)
     clean = np.ones(frames, bool)
     around = np.zeros(video.shape[:3], bool)
     parts: list[tuple[int, np.ndarray]] = []
@@ -286,8 +295,9 @@ def read(video: np.ndarray, fps: float) -> Reading:
         clean &= number <= count
         shares = _part(share, labels, number, count, view) if count > 1 else [share] * count
         parts += [(colour, part) for part in shares if part.sum(1).max() > 2]
-    rest = change - np.tensordot(_axes(colours), cover, (0, 0))
-    wall = (room == BACKGROUND).all(1)[:, None]  # what sinks into the floor is judged above it
+    rest = change - np.tensordot(_axes(colours, backdrop), cover, (0, 0))
+    # What sinks into the floor is judged above it.
+    wall = (empty_room == BACKDROPS[backdrop][0]).all(2)
     odd = (np.square(rest).sum(0) > STRANGE**2) & around & wall
     ghost = (np.square(change).sum(0) > STRANGE**2) & ~around
     clean &= (odd.sum((1, 2)) < least) & (ghost.sum((1, 2)) < least)
@@ -306,7 +316,7 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
     solid = (cover * (cover > SEEN)).sum(2) / np.maximum((cover > SEEN).sum(2), 1)
     whole = there & (swing > AREA[0]) & (swing < AREA[1]) & (spread < SPREAD) & (solid > SOLID)
     place = np.stack([centre.real + view.width / 2, centre.imag - view.height / 2], axis=2)
-    tracks = np.where(there[..., None], place / view.scale + [0, view.top], np.nan)
+    tracks = np.where(there[..., None], place / view.scale + [view.left, view.top], np.nan)
     table, kinds = _templates(view), []
     most = np.max(list(table.values()), axis=0)
     for index, on in enumerate(there):

@@ -221,7 +221,7 @@ class Shots:
     def _moved(
         self, draws: Draws, looks: Sequence[Kind], last: Sequence[Kind], fresh: bool
     ) -> list[Kind]:
-        """The same characters with motions; `fresh`: each another one than in `looks` and `last`."""
+        """These looks with motions; `fresh`: none that one has in `looks` or `last`."""
         while True:
             kinds = [(*kind[:3], draws.below(len(MOTIONS))) for kind in looks]
             if self.split == "train" and any(kind in RESERVED for kind in kinds):
@@ -248,15 +248,24 @@ def _sees(view: View, camera: str, starts: Sequence[Start], position: np.ndarray
 def _part(run: Run, begin: int, end: int) -> Run:
     """Frames `begin` to `end` of a run, as a run of their own."""
     met = [m._replace(frame=m.frame - begin) for m in run.meetings if begin <= m.frame < end]
-    arrays = (run.position, run.velocity, run.angle, run.contact)
-    return Run(*(array[begin:end] for array in arrays), run.step, met)
+    at = slice(begin, end)
+    return Run(
+        run.position[at], run.velocity[at], run.angle[at], run.contact[at], run.step, met
+    )
 
 
 def _truth(shots: Sequence[Shot], view: View, fps: float) -> dict[str, np.ndarray]:
     """The truth's arrays, padded to MAX_OBJECTS and MAX_SHOTS."""
     kinds = [start.kind for start in shots[0].starts]
     runs = [shot.run for shot in shots]
-    joined = [np.concatenate([run[part] for run in runs]) for part in range(4)]
+    whole = Run(
+        np.concatenate([run.position for run in runs]),
+        np.concatenate([run.velocity for run in runs]),
+        np.concatenate([run.angle for run in runs]),
+        np.concatenate([run.contact for run in runs]),
+        1 / fps,
+        [],
+    )
     length = [shot.end - shot.begin for shot in shots]
     motion, doing = np.full((2, MAX_SHOTS, MAX_OBJECTS), -1, np.int32)
     for index, shot in enumerate(shots):
@@ -272,7 +281,7 @@ def _truth(shots: Sequence[Shot], view: View, fps: float) -> dict[str, np.ndarra
     number = by_frame(range(len(shots)), np.int32)
     seen = [framed(view, shot.framing) for shot in shots]
     return {
-        **truth_of(kinds, Run(*joined, 1 / fps, [])),
+        **truth_of(kinds, whole),
         "motion": motion,
         "course": doing,
         "shot": number,

@@ -1,0 +1,76 @@
+"""Ceilings of the oracles and their controls, as Markdown: `python -m tools.oracle_table [CLIPS]`.
+
+Held-out clips of the world, each scored by its own truth and, as a control, by the next clip's.
+"""
+
+import itertools
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from tools.table import markdown
+from vdit.data.world import oracle, shots_oracle
+from vdit.data.world.shots import Shots
+from vdit.data.world.source import World
+from vdit.errors import UserError
+
+SIZES = ((32, 32), (64, 64))
+CLIPS = 256
+
+
+def rows(
+    name: str,
+    clips: Sequence[dict[str, Any]],
+    score: Callable[[Any, dict[str, Any]], dict[str, float]],
+    aggregate: Callable[[list[dict[str, float]]], dict[str, float]],
+) -> list[list[str]]:
+    """A line for each score of an oracle: its mean, and that of the control."""
+    others = [*clips[1:], *clips[:1]]
+    real = aggregate([score(clip["video"], clip) for clip in clips])
+    control = aggregate(
+        [score(clip["video"], other) for clip, other in zip(clips, others, strict=True)]
+    )
+    return [
+        [name, str(len(clips)), key.replace("_", " "), f"{value:.3f}", f"{control[key]:.3f}"]
+        for key, value in real.items()
+        if not key.endswith("clips")
+    ]
+
+
+def table(count: int) -> str:
+    """Both oracles' scores of `count` held-out clips of each size."""
+    lines = []
+    for height, width in SIZES:
+        world = World(0, "heldout", size=(height, width))
+        shots = Shots(0, "heldout", size=(height, width))
+        size = f"{height}x{width}"
+
+        def one(video: Any, clip: dict[str, Any], fps: float = world.fps) -> dict[str, float]:
+            return oracle.score(video, clip["truth"], fps)
+
+        clips = [world[index] for index in range(count)]
+        lines += rows(f"world {size}", clips, one, oracle.aggregate)
+        clips = [shots[index] for index in range(count)]
+        lines += rows(
+            f"shots {size}", clips, shots_oracle.score_shots, shots_oracle.aggregate_shots
+        )
+    return markdown(["clips", "n", "score", "own truth", "another's"], lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Prints the table; a wrong number is one line and exit status 2."""
+    try:
+        given = "".join(itertools.islice(argv, 1)) or str(CLIPS)
+        if len(argv) > 1 or not given.isdigit() or int(given) < 2:
+            raise UserError(
+                f"usage: python -m tools.oracle_table [CLIPS], 2 or more; got {' '.join(argv)!r}"
+            )
+        print(table(int(given)))
+        return 0
+    except UserError as error:
+        print(f"vdit: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
