@@ -1,12 +1,15 @@
-"""Positions, clip lengths, training patterns and dropped text."""
+"""Positions, clip lengths, training patterns, shots and dropped text."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from vdit.errors import UserError
 from vdit.tokens import (
+    GIVEN,
     RATE,
+    WANTED,
     clip_frames,
     drop_packed_text,
     drop_text,
@@ -19,6 +22,8 @@ from vdit.tokens import (
     pattern_shares,
     patterns,
     segment_index,
+    shot_list,
+    shot_of,
     split_segments,
     text_condition,
 )
@@ -84,7 +89,7 @@ def test_shares_split_a_family_and_refuse_unknown_ones() -> None:
 
 def test_dropping_text_leaves_the_null_key_only() -> None:
     told = text_condition(
-        jnp.ones((2, 3, 4)), jnp.ones((2, 3), bool), jnp.ones((2, 4)), jnp.zeros((2, 2))
+        jnp.ones((2, 1, 3, 4)), jnp.ones((2, 1, 3), bool), jnp.ones((2, 1, 4)), jnp.zeros((2, 2))
     )
     dropped = drop_text(told, jnp.array([True, False]))
     assert dropped.shot.tolist() == [[1, 0, 0, 0], [1, 1, 1, 1]]
@@ -125,3 +130,55 @@ def test_every_token_of_a_packed_row_has_a_null_key_and_only_its_own_text() -> N
     assert not told.text[:, :5].any() and not told.text[1, 7:].any()
     empty = ~dropped.pooled.any(-1)
     assert empty.tolist() == [[False] * 2 + [True] * 2 + [False] * 4] * 2
+
+
+def clip_and_shots(rows: int = 2, shots: int = 3, words: int = 4) -> tuple[jax.Array, jax.Array]:
+    """Features and mask of captions of clips with shots; some captions are short, one is empty."""
+    shape = (rows, 1 + shots, words)
+    features = jax.random.normal(jax.random.key(0), (*shape, 5))
+    count = jnp.arange(rows * (1 + shots)).reshape(rows, -1, 1) % (words + 1)
+    mask = jnp.arange(words)[None, None] < count
+    return jnp.where(mask[..., None], features, 0), mask
+
+
+def test_a_shot_is_told_the_clip_s_caption_and_its_own_and_no_other() -> None:
+    features, mask = clip_and_shots()
+    pooled = features.sum(2) / jnp.maximum(mask.sum(2), 1)[..., None]
+    level = jnp.array([[500.0, 0.0], [300.0, 0.0]])
+    told = text_condition(features, mask, pooled, level)
+    for row in range(2):
+        for shot in range(3):
+            seen = np.flatnonzero(told.shot[row] == shot + 1)
+            assert told.null[row, seen].tolist() == [True] + [False] * (len(seen) - 1)
+            own = [features[row, j][mask[row, j]] for j in (0, shot + 1)]
+            np.testing.assert_array_equal(told.text[row, seen[1:]], np.concatenate(own))
+            there = [pooled[row, j] for j in (0, shot + 1) if mask[row, j].any()]
+            mean = np.mean(there, axis=0) if there else np.zeros(5)
+            for slot in (WANTED, GIVEN):
+                np.testing.assert_allclose(told.pooled[row, 2 * shot + slot], mean, atol=1e-6)
+    assert told.level.tolist() == [[500.0, 0.0] * 3, [300.0, 0.0] * 3]
+    assert told.null.sum() == 2 * 3  # and nobody else has a null key
+
+
+def test_a_time_is_in_the_shot_that_began_last() -> None:
+    starts = jnp.array([[0.0, 0.5, 1.6], [0.0, 0.9, np.inf]])
+    times = jnp.array([[-1.0, 0.0, 0.49, 0.5, 1.5, 16 / 10, 9.0]] * 2)
+    assert shot_of(times, starts).tolist() == [[1, 1, 1, 2, 2, 3, 3], [1, 1, 1, 1, 2, 2, 2]]
+
+
+def test_cuts_between_latent_frames_part_them() -> None:
+    """A cut at the first frame of a latent frame gives that latent frame to the later shot."""
+    p, fps = 4, 10.0
+    for cut in range(1, 5):
+        starts = jnp.array([[0.0, (1 + (cut - 1) * p) / fps]], jnp.float32)
+        times = jnp.asarray(latent_times(6, p, fps)[None], jnp.float32)
+        assert shot_of(times, starts).tolist() == [[1] * cut + [2] * (6 - cut)]
+
+
+def test_shot_lists_are_filled_to_one_length() -> None:
+    captions, starts = shot_list({"caption": "all", "shots": [(0.0, "a"), (1.5, "b")]}, 3)
+    assert captions == ["all", "a", "b", ""] and starts.tolist() == [0.0, 1.5, np.inf]
+    captions, starts = shot_list({"caption": "all"}, 2)
+    assert captions == ["all", "", ""] and starts.tolist() == [0.0, np.inf]
+    captions, starts = shot_list({"caption": "all", "shots": ()}, 0)
+    assert captions == ["all"] and starts.shape == (0,)

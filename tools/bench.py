@@ -99,7 +99,8 @@ def perturbed(params: Any) -> Any:
 def told(inputs: Mapping[str, jax.Array]) -> tuple[Layout, Condition]:
     """Where the tokens are, and their condition."""
     layout = Layout(inputs["position"], inputs["slot"], jnp.ones_like(inputs["slot"]))
-    condition = text_condition(inputs["text"], inputs["mask"], inputs["pooled"], inputs["level"])
+    text, mask, pooled = (inputs[name][:, None] for name in ("text", "mask", "pooled"))
+    condition = text_condition(text, mask, pooled, inputs["level"])
     return layout, condition
 
 

@@ -14,6 +14,7 @@ from vdit.config import STAGES
 from vdit.data.labels import QUESTIONS
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
+from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
@@ -61,7 +62,10 @@ def check(config: ConfigDict) -> None:
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
-    for name, size in (("vae.patch", 3), ("data.size", 2), ("data.objects", 2), ("dit.patch", 2)):
+    sizes = {
+        "vae.patch": 3, "data.size": 2, "data.objects": 2, "data.shots": 2, "dit.patch": 2,
+    }  # fmt: skip
+    for name, size in sizes.items():
         section, field = name.split(".")
         value = config[section][field]
         if len(value) != size or min(value) < 1:
@@ -96,6 +100,14 @@ def check(config: ConfigDict) -> None:
         _check_classify(config)
     if config.data.shapes:
         _check_shapes(config)
+    if config.data.source == "shots":
+        source(config, "train", Path())  # its own limits, before anything is trained
+    elif tuple(config.data.shots) != (1, 1):
+        raise UserError(f"data.shots with data.source={config.data.source}: only shots takes it")
+    if not 0.0 <= config.dit.caption_drop <= 1.0:
+        raise UserError(f"dit.caption_drop is {config.dit.caption_drop}: 0 to 1 is allowed")
+    if config.dit.caption_drop and not most_shots(config):
+        raise UserError("dit.caption_drop needs clips of several captions: data.source=shots")
     dit = config.dit
     if dit.learned_variance and process(config).points is None:
         raise UserError(
@@ -127,6 +139,8 @@ def _is_shape(shape: Any, p: int) -> bool:
 def _check_shapes(config: ConfigDict) -> None:
     """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
     p = config.vae.patch[0]
+    if config.data.source == "shots":
+        raise UserError("data.shapes with data.source=shots: packed rows know one caption a clip")
     if config.data.source == "folder":
         raise UserError(
             "data.shapes with data.source=folder: what is held out of a folder depends on the"
@@ -197,6 +211,14 @@ def _world(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Wor
     return World(config.seed, split, **options)
 
 
+def _shots(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Shots:
+    del workdir
+    options = {**_shape(config), "objects": tuple(config.data.objects), **options}
+    return Shots(
+        config.seed, split, shots=tuple(config.data.shots), align=config.vae.patch[0], **options
+    )
+
+
 def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
     from vdit.data.folder import Folder
 
@@ -211,7 +233,12 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
     )
 
 
-SOURCES = {"world": _world, "folder": _folder}
+SOURCES = {"world": _world, "shots": _shots, "folder": _folder}
+
+
+def most_shots(config: ConfigDict) -> int:
+    """Shots of a clip at most; 0 where clips have a caption of their own only."""
+    return config.data.shots[1] if config.data.source == "shots" else 0
 
 
 def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:

@@ -18,12 +18,14 @@ def default() -> ConfigDict:
     config.stages = ROAD  # what --mode=run walks
 
     data = config.data = ConfigDict()
-    data.source = "world"  # world: simulated physics; folder: video files with captions
+    # world: simulated physics; shots: the same in several shots; folder: videos with captions
+    data.source = "world"
     data.path = ""  # folder: where the files are
     data.frames = 17  # frames of a clip: 1 + k * the VAE's temporal patch
     data.size = (32, 32)  # height, width in pixels
     data.fps = 10.0  # frames a second
-    data.objects = (1, 2)  # world: least and most bodies in a clip
+    data.objects = (1, 2)  # world, shots: least and most bodies in a clip
+    data.shots = (1, 1)  # shots: least and most shots in a clip
     data.stride = 1.0  # folder: seconds between the starts of clips cut from one file
     data.threads = 1  # threads that read ahead
     # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
@@ -73,7 +75,8 @@ def default() -> ConfigDict:
     dit.shift = 4.0  # more than 1 puts more training and sampling times near pure noise
     # data.shapes: tokens, samples and caption tokens of a row; 0 is chosen from the data
     dit.pack = (0, 0, 0)
-    dit.text_drop = 0.1  # share of samples whose caption is dropped, for guidance
+    dit.text_drop = 0.1  # share of samples whose captions are dropped, for guidance
+    dit.caption_drop = 0.0  # shots: share of captions that are dropped one by one
     given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
     given.text = 0.82  # nothing
     given.prefix = 0.1  # the first frame, or a span before
@@ -156,6 +159,7 @@ HOW = {"latents.batch", "text.path", "classify.heldout"}
 # Fields that came later: left out at their first value, so that older workdirs go on.
 LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
+    "data.shots": (1, 1), "dit.caption_drop": 0.0,
 }  # fmt: skip
 
 

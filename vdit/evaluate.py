@@ -13,7 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from vdit import build
-from vdit.data.world import oracle
+from vdit.data.world import oracle, shots_oracle
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
 from vdit.runtime.video import write_webp
@@ -81,6 +81,8 @@ def evaluate(model: Model, workdir: Path, metrics: Metrics, seed: int = 1) -> li
     rows: list[dict[str, Any]] = []
     if model.config.data.source == "world":
         rows += score_world(model, workdir, seed)
+    elif model.config.data.source == "shots":
+        rows += score_shots(model, workdir, seed)
     else:
         clips = heldout(model, workdir, model.config.eval.captions)
         real = np.stack([clip["video"] for clip in clips])
@@ -145,6 +147,33 @@ def score_world(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
+def score_shots(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
+    """Scores of clips of several shots, by their oracle, with 95% intervals (Wilson's)."""
+    clips = heldout(model, workdir, model.config.eval.captions)
+    prompts = [clip["caption"] for clip in clips]
+    real = np.stack([clip["video"] for clip in clips])
+    again = reconstruct(model, real)
+    say(f"eval: {len(prompts)} held-out captions, of {model.config.data.shots[1]} shots at most")
+    results = model.generate(prompts, seed=seed, shots=[clip["shots"] for clip in clips])
+    made = np.stack([result.video for result in results])
+    shown = np.stack([real[:8], again[:8]], 1).reshape(-1, *real.shape[1:])
+    write_reconstructions(workdir, shown, model.config)
+    rows = []
+    for split, videos in (("real", real), ("reconstructed", again), ("generated", made)):
+        scores = [
+            shots_oracle.score_shots(video, clip) for video, clip in zip(videos, clips, strict=True)
+        ]
+        row: dict[str, Any] = {"split": split, "objects": "all", "captions": len(set(prompts))}
+        row |= shots_oracle.aggregate_shots(scores)
+        for name in shots_oracle.SCORES:
+            low, high = oracle.wilson(row[name], len(clips))  # of shares it is an upper bound
+            row |= {f"{name}_low": low, f"{name}_high": high}
+        if split == "reconstructed":
+            row |= {k: float(of(again, real).mean()) for k, of in (("psnr", psnr), ("ssim", ssim))}
+        rows.append(row)
+    return rows
+
+
 def write_reconstructions(workdir: Path, videos: np.ndarray, config: Any) -> None:
     """reconstructions.webp: real and reconstructed clips in turn."""
     from vdit.runtime.metrics import tile
@@ -179,6 +208,7 @@ def score_given(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     clips = heldout(model, workdir, config.eval.given)
     real = np.stack([clip["video"] for clip in clips])
     prompts = [clip["caption"] for clip in clips]
+    shots = [clip.get("shots", ()) for clip in clips]
     p = config.vae.patch[0]
     if real.shape[1] < 1 + 2 * p:
         return []
@@ -190,7 +220,8 @@ def score_given(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     )
     for task, first, count in tasks:
         given = [[Given(video[first : first + count], first)] for video in real]
-        made = np.stack([r.video for r in model.generate(prompts, seed=seed, given=given)])
+        results = model.generate(prompts, seed=seed, given=given, shots=shots)
+        made = np.stack([result.video for result in results])
         following = slice(count, count + p)
         frozen = np.broadcast_to(real[:, count - 1 : count], real[:, following].shape)
         errors = {

@@ -31,6 +31,7 @@ _SIZE = flags.DEFINE_string("size", None, "sample: HEIGHTxWIDTH in pixels")
 _NUM = flags.DEFINE_integer("num", 1, "sample: videos a prompt")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the first video")
 _GIVEN = flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames that it must contain")
+_SHOTS = flags.DEFINE_string("shots", None, "sample: JSON file, captions with the times they start")
 _OUT = flags.DEFINE_string("out", None, "sample: folder for the videos (WORKDIR/samples)")
 
 
@@ -140,18 +141,19 @@ def sample(workdir: Path) -> None:
     from vdit import show
     from vdit.sample import load
 
-    if not _PROMPT.value:
-        raise UserError('--mode=sample needs --prompt="what to show"')
+    if not _PROMPT.value and not _SHOTS.value:
+        raise UserError('--mode=sample needs --prompt="what to show", or --shots=FILE')
     show.sample_request(
         load(workdir),
         Path(_OUT.value) if _OUT.value else workdir / "samples",
-        prompts=_PROMPT.value,
+        prompts=_PROMPT.value or [""],
         seconds=_SECONDS.value,
         fps=_FPS.value,
         size=_SIZE.value,
         num=_NUM.value,
         seed=_SEED.value,
         given=_GIVEN.value,
+        shots=_SHOTS.value,
     )
 
 

@@ -1,7 +1,8 @@
 """From a request to videos: text, given frames, the denoising scan, the decoder.
 
 Dimension key: B videos, T frames, H height, W width; n latent frames, h w places, Z latent
-channels, L tokens, C token channels, S text tokens, K slots.
+channels, L tokens, C token channels, J captions of a video (its own, and its shots'), S text
+tokens of a caption, E text width, K shots.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,11 +27,14 @@ from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
-from vdit.objectives.diffusion import dense_tokens, split_variance
+from vdit.objectives.diffusion import dense_tokens, pool_captions, split_variance
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
-from vdit.tokens import GIVEN, clip_frames, drop_text, latent_times, text_condition
+from vdit.tokens import clip_frames, drop_text, latent_times, shot_list, text_condition
+
+Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
+MOST_SHOTS = 256
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,15 @@ class Given:
 
     video: np.ndarray
     frame: int = 0
+
+
+class Ask(NamedTuple):
+    """One video of a batch."""
+
+    captions: list[str]  # its own, and its shots'
+    starts: np.ndarray  # (K,) seconds at which its shots begin; see tokens.shot_list
+    seed: int
+    given: list[Given]
 
 
 @dataclass
@@ -125,9 +138,9 @@ class Model:
     def _sample(
         self,
         params: dict[str, Any],
-        ids_BS: jax.Array,
-        mask_BS: jax.Array,
-        features_BSE: jax.Array,
+        mask_BJS: jax.Array,
+        features_BJSE: jax.Array,
+        starts_BK: jax.Array | None,
         clean_BnhwZ: jax.Array,
         given_Bn: jax.Array,
         times_Bn: jax.Array,
@@ -136,12 +149,12 @@ class Model:
     ) -> jax.Array:
         """The denoising scan: latents (B, n, h, w, Z), given ones as they were."""
         patch = tuple(self.config.dit.patch)
-        clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn)
+        clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn, starts_BK)
         batch = clean.shape[0]
-        known = (layout.slot == GIVEN)[..., None]
-        level = jnp.zeros((batch, 2))
-        pooled = self.encoder.pool(features_BSE, mask_BS)
-        condition = text_condition(features_BSE, mask_BS, pooled, level)
+        known = layout.given()[..., None]
+        pooled = pool_captions(self.encoder, features_BJSE, mask_BJS)
+        condition = text_condition(features_BJSE, mask_BJS, pooled, jnp.zeros((batch, 2)))
+        shots = condition.level.shape[1] // 2
         use_guidance = settings.guidance != 1.0
         if use_guidance:
             double = functools.partial(jax.tree.map, lambda x: jnp.concatenate([x, x]))
@@ -153,7 +166,7 @@ class Model:
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             x_t = jnp.where(known2, clean2, x_t)
             network_time = self.process.network_time(jnp.stack([t, jnp.zeros_like(t)]))
-            level = jnp.broadcast_to(network_time[None], (x_t.shape[0], 2))
+            level = jnp.tile(network_time[None], (x_t.shape[0], shots))
             told = dataclasses.replace(condition, level=level)
             out: Any = self.dit.apply({"params": params["dit"]}, x_t, layout2, told)
             out, share = split_variance(self.dit, out)
@@ -173,10 +186,12 @@ class Model:
         t, h, w = layout.grid
         return unpatchify(x.reshape(batch, t, h, w, -1), (1, *patch))
 
-    def text(self, prompts: Sequence[str]) -> tuple[np.ndarray, np.ndarray, jax.Array]:
-        """Token ids, mask and features of prompts."""
-        ids, mask = self.tokenizer.encode(prompts)
-        return ids, mask, self._text(self.params, ids, mask)
+    def text(self, captions: Sequence[Sequence[str]]) -> tuple[np.ndarray, jax.Array]:
+        """Mask (B, J, S) and features (B, J, S, E) of as many captions for each video."""
+        ids, mask = self.tokenizer.encode([text for texts in captions for text in texts])
+        features = self._text(self.params, ids, mask)
+        shape = (len(captions), len(captions[0]))
+        return mask.reshape(*shape, -1), features.reshape(*shape, *features.shape[1:])
 
     def generate(
         self,
@@ -188,6 +203,7 @@ class Model:
         num: int = 1,
         seed: int = 0,
         given: Sequence[Given] | Sequence[Sequence[Given]] = (),
+        shots: Sequence[Shot] | Sequence[Sequence[Shot]] = (),
         steps: int | None = None,
         guidance: float | None = None,
         sampler: str | None = None,
@@ -198,8 +214,9 @@ class Model:
 
         seconds: length, rounded up to the next clip length (default: that of training). fps:
         frames a second. size: (height, width) in pixels. given: what every video must contain, or
-        one list for each prompt (all of the same shapes and times). The others are as in the
-        config's `sample`. Raises UserError.
+        one list for each prompt (all of the same shapes and times). shots: when each shot begins,
+        in seconds, and its caption, beside the prompt, which is the whole clip's; or one list for
+        each prompt. The others are as in the config's `sample`. Raises UserError.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = self.settings(
@@ -219,43 +236,57 @@ class Model:
             per_prompt: Any = [list(parts) for parts in given]  # type: ignore[arg-type]
         else:
             per_prompt = [list(given)] * len(prompts)
+        shot_lists = _per_prompt(shots, prompts)
+        for listed in shot_lists:
+            check_shots(listed, frames / fps)
+        most = max(len(listed) for listed in shot_lists)
+        told = [
+            shot_list({"caption": prompt, "shots": listed}, most)
+            for prompt, listed in zip(prompts, shot_lists, strict=True)
+        ]
         rows = [
-            (prompt, seed + i * num + k, per_prompt[i])
-            for i, prompt in enumerate(prompts)
+            Ask(*told[i], seed + i * num + k, per_prompt[i])
+            for i in range(len(prompts))
             for k in range(num)
         ]
         self.tokenizer.encode(prompts)  # refuses a long prompt before any work
+        for listed in shot_lists:
+            self.tokenizer.encode([caption for _, caption in listed], "shot")
         results: list[Result] = []
         batch = min(self.config.sample.batch, len(rows))
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
             full = [part[i % len(part)] for i in range(batch)]
             videos = self._generate(full, frames, fps, height, width, settings)
-            for (prompt, row_seed, _), video in zip(part, videos, strict=False):
+            for ask, video in zip(part, videos, strict=False):
                 made = {
-                    "prompt": prompt, "seed": row_seed, "frames": frames, "fps": fps,
+                    "prompt": ask.captions[0], "seed": ask.seed, "frames": frames, "fps": fps,
                     "size": [height, width], **settings.__dict__,
                 }  # fmt: skip
+                if begun := int(np.isfinite(ask.starts).sum()):
+                    pairs = zip(ask.starts[:begun].tolist(), ask.captions[1:], strict=False)
+                    made["shots"] = [[round(start, 6), caption] for start, caption in pairs]
                 results.append(Result(video, made))
         return results
 
     def _generate(
         self,
-        rows: Sequence[tuple[str, int, list[Given]]],
+        rows: Sequence[Ask],
         frames: int,
         fps: float,
         height: int,
         width: int,
         settings: Settings,
     ) -> np.ndarray:
-        ids, mask, features = self.text([prompt for prompt, _, _ in rows])
+        mask, features = self.text([row.captions for row in rows])
+        starts = np.stack([row.starts for row in rows])
         p = self.config.vae.patch[0]
         count, h, w, channels = self.vae.latent_shape(frames, height, width)
         clean = jnp.zeros((len(rows), count, h, w, channels))
         times, is_given = [latent_times(count, p, fps)], [np.zeros(count, bool)]
-        spans = [self._spans(row[2], frames) for row in rows]
+        spans = [self._spans(row.given, frames) for row in rows]
         for position, span in enumerate(spans[0]):
-            video = np.stack([row[position].video for row in spans])
+            video = np.stack([parts[position].video for parts in spans])
             latent = self.encode(video)
             length = latent.shape[1]
             if span.frame == 0:
@@ -267,15 +298,15 @@ class Model:
                 is_given.append(np.ones(length, bool))
         all_times = np.broadcast_to(np.concatenate(times), (len(rows), clean.shape[1]))
         all_given = np.broadcast_to(np.concatenate(is_given), all_times.shape)
-        seeds = jnp.asarray([row[1] for row in rows], jnp.uint32)
+        seeds = jnp.asarray([row.seed for row in rows], jnp.uint32)
         keys = jax.vmap(jax.random.key)(seeds)
         latent = self._denoise(
-            self.params, ids, mask, features, clean, jnp.asarray(all_given),
-            jnp.asarray(all_times, jnp.float32), keys, settings=settings,
+            self.params, mask, features, starts if starts.size else None, clean,
+            jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32), keys, settings=settings,
         )  # fmt: skip
         videos = np.array(self.decode(latent[:, :count], height, width))
-        for video, (_, _, given) in zip(videos, rows, strict=True):
-            for part in given:
+        for video, row in zip(videos, rows, strict=True):
+            for part in row.given:
                 cut = part.video[: frames - part.frame]
                 video[part.frame : part.frame + len(cut)] = cut
         return videos
@@ -291,6 +322,33 @@ class Model:
             video = video[: 1 + (len(video) - 1) // p * p]
             spans.append(Given(video, part.frame))
         return spans
+
+
+def _per_prompt(shots: Any, prompts: Sequence[str]) -> list[Sequence[Shot]]:
+    """One shot list for each prompt."""
+    shots = list(shots)
+    each = bool(shots) and (not shots[0] or not isinstance(shots[0][0], int | float))
+    if each and len(shots) != len(prompts):
+        raise UserError(f"{len(shots)} shot lists for {len(prompts)} prompts: one each is needed")
+    return shots if each else [shots] * len(prompts)
+
+
+def check_shots(shots: Sequence[Shot], seconds: float) -> None:
+    """Refuses (UserError) a shot list whose times do not fit a clip of that length."""
+    if len(shots) > MOST_SHOTS:
+        raise UserError(f"{len(shots)} shots: at most {MOST_SHOTS} are allowed")
+    before = None
+    for number, (start, caption) in enumerate(shots, 1):
+        if not isinstance(caption, str):
+            raise UserError(f"shot {number}: its caption is {caption!r}, not text")
+        if before is None and start != 0:
+            raise UserError(f"shot 1 starts at {start:g} s: the first one must start at 0")
+        if before is not None and not before < start < seconds:
+            raise UserError(
+                f"shot {number} starts at {start:g} s: after {before:g} (the shot before it) and"
+                f" before {seconds:g} (the clip's end) is allowed"
+            )
+        before = start
 
 
 def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:

@@ -1,6 +1,7 @@
 """Requests and their files: videos, their settings beside them, sheets; the stage sample."""
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
 from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_webp
-from vdit.sample import Given, Model, Result
+from vdit.sample import Given, Model, Result, Shot, check_shots
 from vdit.tokens import clip_frames
 
 
@@ -47,6 +48,29 @@ def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tup
     return Given(video, frame), said
 
 
+def read_shots(path: str) -> list[Shot]:
+    """A shot list from a JSON file: [{"start": seconds, "caption": text}, ...]."""
+    try:
+        listed = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"--shots={path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--shots={path} is not JSON in UTF-8: {error}") from error
+    want = '[{"start": SECONDS, "caption": TEXT}, ...] is expected'
+    if not isinstance(listed, list) or not listed:
+        raise UserError(f"--shots={path}: {want}")
+    shots = []
+    for number, row in enumerate(listed, 1):
+        if not isinstance(row, dict) or row.keys() != {"start", "caption"}:
+            raise UserError(f"--shots={path}: shot {number} is {str(row)[:60]}; {want}")
+        start, caption = row["start"], row["caption"]
+        number_given = isinstance(start, int | float) and not isinstance(start, bool)
+        if not number_given or not math.isfinite(start) or not isinstance(caption, str):
+            raise UserError(f"--shots={path}: shot {number} is {str(row)[:60]}; {want}")
+        shots.append((float(start), caption))
+    return shots
+
+
 def parse_size(text: str | None) -> tuple[int, int] | None:
     """HEIGHTxWIDTH."""
     if text is None:
@@ -68,6 +92,7 @@ def sample_request(
     num: int,
     seed: int,
     given: Sequence[str],
+    shots: str | None = None,
 ) -> list[Path]:
     """--mode=sample: generates and writes videos; returns their paths."""
     config = model.config
@@ -80,13 +105,15 @@ def sample_request(
         frames = clip_frames(seconds, fps, config.vae.patch[0])
         if abs(frames / fps - seconds) > 1e-6:
             say(f"{seconds:g} s is made {frames} frames, {frames / fps:g} s")
+    listed = read_shots(shots) if shots else []
+    check_shots(listed, frames / fps)
     parts = []
     for text in given:
         part, said = read_given(text, fps, shape, frames)
         parts.append(part)
         say(f"given {said}")
     results = model.generate(
-        prompts, frames / fps, fps=fps, size=shape, num=num, seed=seed, given=parts
+        prompts, frames / fps, fps=fps, size=shape, num=num, seed=seed, given=parts, shots=listed
     )
     paths = []
     for result in results:
@@ -123,6 +150,7 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     count = min(config.sample.clips, len(clips))
     rows = [clips[i] for i in range(count)]
     prompts = [row["caption"] for row in rows]
+    shots = [row.get("shots", ()) for row in rows]
     real = [row["video"] for row in rows]
     p, folder = config.vae.patch[0], workdir / "samples"
     tasks: list[tuple[str, int]] = [("text", 0)]
@@ -132,7 +160,7 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     for task, known in tasks:
         say(f"sample: {len(prompts)} videos, {known} frames given")
         given = [[Given(video[:known])] for video in real] if known else []
-        results = model.generate(prompts, seed=config.seed, given=given)
+        results = model.generate(prompts, seed=config.seed, given=given, shots=shots)
         for number, result in enumerate(results):
             if known:
                 result.settings["given"] = f"{known} frame{'s' * (known > 1)} of a held-out clip"

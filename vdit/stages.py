@@ -26,7 +26,7 @@ from vdit.objectives.packed import packed_objective
 from vdit.objectives.vae import to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
 from vdit.runtime.progress import Progress, say
-from vdit.tokens import extra_spans, latent_times, pattern_shares, patterns
+from vdit.tokens import extra_spans, latent_times, pattern_shares, patterns, shot_list
 from vdit.train import Interrupted, Params, Runtime, fit
 
 TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
@@ -110,8 +110,10 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         return verified(folder)
 
     def captions() -> Iterator[str]:
-        return (clips[i]["caption"] for i in range(min(TOKENIZER_CAPTIONS, len(clips))))
+        for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
+            yield from shot_list(clips[i], shots)[0]
 
+    shots = build.most_shots(config)
     tokenizer = build.tokenizer(config, runtime.workdir, captions)
     encoder = build.text_encoder(config, tokenizer)
     model = build.vae(config)
@@ -141,16 +143,20 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             video = np.stack([row["video"] for row in rows])
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
             latent = np.asarray(encode(vae_params["vae"], video))
-            ids, mask = tokenizer.encode([row["caption"] for row in rows], "caption")
-            features = None
+            told = [shot_list(row, shots) for row in rows]
+            ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
+            text = {"ids": ids, "mask": mask}
             if pretrained is not None:
-                features = encode_features(encoder, pretrained, ids, mask).astype(np.float16)
-            for row in range(len(rows)):
-                element = {"latent": latent[row], "ids": ids[row], "mask": mask[row]}
-                if features is not None:
-                    element["features"] = features[row]
-                if "fps" in rows[row]:
-                    element["fps"] = np.float32(rows[row]["fps"])
+                features = encode_features(encoder, pretrained, ids, mask)
+                text["features"] = features.astype(np.float16)
+            if shots:
+                text = {n: v.reshape(len(rows), 1 + shots, *v.shape[1:]) for n, v in text.items()}
+            for row, clip in enumerate(rows):
+                element = {"latent": latent[row], **{name: v[row] for name, v in text.items()}}
+                if shots:
+                    element["starts"] = told[row][1]
+                if "fps" in clip:
+                    element["fps"] = np.float32(clip["fps"])
                 yield element
 
     def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
@@ -245,8 +251,10 @@ def dense_batches(
         table=table,
         shares=pattern_shares(table, shares),
         patch=tuple(config.dit.patch),
+        caption_drop=config.dit.caption_drop,
     )
-    fields = ("latent", "ids", "mask", *(("features",) if text == "features" else ()))
+    more = tuple(name for name in ("features", "starts") if name in latents[0])
+    fields = ("latent", "ids", "mask", *more)
     batch, threads = config.dit.train.batch, config.data.threads
     return objective, batches(latents, batch, config.seed + 1, fields, threads)
 

@@ -6,12 +6,13 @@ it sees) and a segment (which sample of a packed row it belongs to). Every task 
 which spans are given; nothing downstream knows the task's name.
 
 Dimension key: B batch rows, L tokens, S text tokens, K slots (distinct noise levels of a row),
-A axes (t, h, w), n latent frames of a clip, p frames of a latent frame, M samples of a packed row.
+A axes (t, h, w), n latent frames of a clip, p frames of a latent frame, M samples of a packed row,
+J captions of a clip (its own, and its shots'), E text width.
 """
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +22,8 @@ from flax import struct
 from vdit.errors import UserError
 
 RATE = 24.0  # positions in time a second: at 24 frames a second neighbours are 1 apart
-WANTED, GIVEN = 0, 1  # slots of a sample: its own level, and clean
+WANTED, GIVEN = 0, 1  # slots of a shot: the sample's own level, and clean
+EARLY = 1e-4  # seconds by which a time may lie before a shot's start: rounding
 
 
 @struct.dataclass
@@ -29,10 +31,14 @@ class Layout:
     """Where the tokens of a batch are, and what each of them belongs to."""
 
     position: jax.Array  # (B, L, 3) t in 1/24 s, h and w in patches
-    slot: jax.Array  # (B, L) index into Condition.level
+    slot: jax.Array  # (B, L) index into Condition.level: two for a shot, WANTED and GIVEN
     shot: jax.Array  # (B, L) id of the text that the token sees; never 0
     segment: jax.Array | None = None  # (B, L) sample of a packed row, 0 is padding; None: dense
     grid: tuple[int, int, int] | None = struct.field(pytree_node=False, default=None)
+
+    def given(self) -> jax.Array:
+        """Which tokens (B, L) are given."""
+        return self.slot % 2 == GIVEN
 
 
 @struct.dataclass
@@ -47,16 +53,57 @@ class Condition:
 
 
 def text_condition(
-    features_BSE: jax.Array, mask_BS: jax.Array, pooled_BE: jax.Array, level_BK: jax.Array
+    features_BJSE: jax.Array, mask_BJS: jax.Array, pooled_BJE: jax.Array, level_BK: jax.Array
 ) -> Condition:
-    """The condition of a dense batch with one caption a row: shot 1, its null key in front."""
-    batch, _, width = features_BSE.shape
-    text = jnp.concatenate([jnp.zeros((batch, 1, width), features_BSE.dtype), features_BSE], 1)
-    ones = jnp.ones((batch, 1), jnp.int32)
-    shot = jnp.concatenate([ones, mask_BS.astype(jnp.int32)], 1)
-    null = jnp.zeros(shot.shape, bool).at[:, 0].set(True)
-    slots = (batch, level_BK.shape[1], width)
-    return Condition(text, shot, null, jnp.broadcast_to(pooled_BE[:, None], slots), level_BK)
+    """The condition of a dense batch: caption 0 is that of the whole clip, 1 .. J - 1 its shots'.
+
+    A shot (the one shot, where J is 1) has the clip's caption and its own behind a null key, and
+    two slots, whose pooled vector is the mean of those captions' that are not empty. `level_BK`
+    are the levels of wanted and given tokens.
+    """
+    batch, captions, _, width = features_BJSE.shape
+    shots = max(captions - 1, 1)
+
+    def told(x_BJS: jax.Array) -> jax.Array:
+        """What each shot is told (B, shots, S or 2 S, ...): the clip's, and its own behind it."""
+        clip = jnp.broadcast_to(x_BJS[:, :1], (batch, shots, *x_BJS.shape[2:]))
+        return clip if captions == 1 else jnp.concatenate([clip, x_BJS[:, 1:]], axis=2)
+
+    text = jnp.pad(told(features_BJSE), ((0, 0), (0, 0), (1, 0), (0, 0)))
+    real = jnp.pad(told(mask_BJS), ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    shot = jnp.where(real, jnp.arange(1, shots + 1, dtype=jnp.int32)[:, None], 0)
+    null = jnp.zeros(shot.shape, bool).at[:, :, 0].set(True)
+    count = told(mask_BJS.any(-1)[:, :, None, None]).sum(2)
+    pooled = told(pooled_BJE[:, :, None]).sum(2) / jnp.maximum(count, 1)
+    return Condition(
+        text=text.reshape(batch, -1, width),
+        shot=shot.reshape(batch, -1),
+        null=null.reshape(batch, -1),
+        pooled=jnp.repeat(pooled, level_BK.shape[1], axis=1),
+        level=jnp.tile(level_BK, (1, shots)),
+    )
+
+
+def shot_list(clip: Mapping[str, Any], shots: int) -> tuple[list[str], np.ndarray]:
+    """The clip's caption and its shots', 1 + `shots` of them, and the shots' starts in seconds.
+
+    Behind the clip's own "shots", (start, caption) each, are empty ones that never begin; a clip
+    without any is one shot, whose caption is the clip's alone.
+    """
+    told = list(clip.get("shots", ()))[:shots] or [(0.0, "")]
+    missing = shots - len(told)
+    captions = [clip["caption"], *(text for _, text in told), *[""] * missing]
+    starts = [start for start, _ in told] + [np.inf] * missing
+    return captions[: 1 + shots], np.array(starts[:shots], np.float32)
+
+
+def shot_of(times_Bn: jax.Array, starts_BK: jax.Array) -> jax.Array:
+    """The shot (B, n), 1 .. K, that each time falls in; the first one also before its start.
+
+    `starts_BK` are the shots' starts in seconds, in order; one that never begins is infinite.
+    """
+    begun = starts_BK[:, None] <= times_Bn[..., None] + EARLY
+    return jnp.maximum(begun.sum(-1), 1).astype(jnp.int32)
 
 
 def drop_text(condition: Condition, drop_B: jax.Array) -> Condition:

@@ -37,7 +37,7 @@ def condition(batch: int, level: float = 500.0):
     text = jax.random.normal(jax.random.key(3), (batch, 5, 6))
     mask = jnp.arange(5)[None] < jnp.arange(2, 2 + batch)[:, None]
     levels = jnp.tile(jnp.array([[level, 0.0]]), (batch, 1))
-    return text_condition(text, mask, text.mean(1), levels)
+    return text_condition(text[:, None], mask[:, None], text.mean(1)[:, None], levels)
 
 
 @pytest.fixture(scope="module")
@@ -113,6 +113,31 @@ def test_few_and_many_levels_modulate_alike(made) -> None:
     np.testing.assert_allclose(
         run(model, params, x, here, few), run(model, params, x, here, many), atol=1e-5
     )
+
+
+def test_one_shot_is_one_caption(made) -> None:
+    """A clip's caption alone, a shot's alone, and both in shots that say the same."""
+    model, params, x = made
+    text = jax.random.normal(jax.random.key(3), (2, 1, 5, 6))
+    mask = jnp.arange(5)[None, None] < jnp.array([2, 3])[:, None, None]
+    text = jnp.where(mask[..., None], text, 0)
+    pooled = text.sum(2) / mask.sum(2)[..., None]
+    level = jnp.tile(jnp.array([[500.0, 0.0]]), (2, 1))
+
+    def pair(first, second):
+        return [jnp.concatenate(parts, 1) for parts in zip(first, second, strict=True)]
+
+    clip = (text, mask, pooled)
+    none = tuple(jnp.zeros_like(part) for part in clip)
+    here = layout(2, 4)
+    want = run(model, params, x, here, text_condition(*clip, level))
+    for captions in (pair(clip, none), pair(none, clip), pair(none, pair(clip, clip))):
+        got = run(model, params, x, here, text_condition(*captions, level))
+        np.testing.assert_allclose(got, want, atol=1e-5)
+    told = text_condition(*pair(none, pair(clip, clip)), level)
+    half = jnp.arange(LENGTH)[None] >= LENGTH // 2  # the later tokens in a second shot
+    two = here.replace(slot=here.slot + 2 * half, shot=here.shot + half)
+    np.testing.assert_allclose(run(model, params, x, two, told), want, atol=1e-5)
 
 
 def test_padding_of_the_text_has_no_influence_and_dropped_text_none_at_all(made) -> None:

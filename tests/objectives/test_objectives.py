@@ -25,7 +25,11 @@ TEXT = encoder("learned", vocab=300, width=16, depth=1, heads=2)
 
 
 def diffusion(
-    shares: dict[str, float], name: str = "flow", text: TextEncoder = TEXT, learned: bool = False
+    shares: dict[str, float],
+    name: str = "flow",
+    text: TextEncoder = TEXT,
+    learned: bool = False,
+    caption_drop: float = 0.0,
 ) -> Objective:
     table = patterns(N, P, FPS)
     made = process(name)
@@ -38,6 +42,7 @@ def diffusion(
         shares=pattern_shares(table, shares),
         patch=(1, 1),
         text_drop=0.5,
+        caption_drop=caption_drop,
         sample_times=lambda u: sample_times(made, u),
     )
 
@@ -52,16 +57,27 @@ def batch(rows: int) -> dict[str, np.ndarray]:
     }
 
 
+def shots(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The batch with three captions a clip: its own, and those of two shots; one has one shot."""
+    rng = np.random.default_rng(1)
+    rows = len(data["ids"])
+    ids = rng.integers(1, 300, (rows, 3, 5)).astype(np.int32)
+    mask = np.arange(5) < rng.integers(0, 6, (rows, 3, 1))
+    starts = np.array([[0.0, 0.3], *[[0.0, np.inf]] * (rows - 1)], np.float32)
+    return data | {"ids": ids, "mask": mask, "starts": starts}
+
+
 def perturbed(objective: Objective, data: Any) -> Any:
     params = jax.jit(objective.init)(jax.random.key(0), data)
     return jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
 
 
-@pytest.mark.parametrize("name", ["flow", "ddpm"])
-def test_a_batch_is_the_sum_of_its_samples_alone(name: str) -> None:
+@pytest.mark.parametrize(("name", "several"), [("flow", False), ("flow", True), ("ddpm", False)])
+def test_a_batch_is_the_sum_of_its_samples_alone(name: str, several: bool) -> None:
     """Loss and gradient of each sample do not depend on its neighbours (noise is keyed by it)."""
-    objective = diffusion({"text": 0.5, "prefix": 0.3, "last": 0.2}, name)
-    data = batch(4)
+    shares = {"text": 0.5, "prefix": 0.3, "last": 0.2}
+    objective = diffusion(shares, name, caption_drop=0.3 if several else 0.0)
+    data = shots(batch(4)) if several else batch(4)
     params = perturbed(objective, data)
     key = jax.random.key(5)
 
@@ -79,8 +95,9 @@ def test_a_batch_is_the_sum_of_its_samples_alone(name: str) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-4), whole, summed)
 
 
-def test_given_tokens_weigh_nothing() -> None:
-    data = batch(3)
+@pytest.mark.parametrize("several", [False, True])
+def test_given_tokens_weigh_nothing(several: bool) -> None:
+    data = shots(batch(3)) if several else batch(3)
     weights = []
     for shares in ({"text": 1.0}, {"prefix": 1.0}):
         objective = diffusion(shares)
@@ -142,6 +159,36 @@ def test_a_pretrained_encoder_gives_the_same_with_and_without_cached_features() 
     assert abs(float(other - kept)) > 1e-4
 
 
+def test_captions_of_shots_that_never_begin_change_nothing() -> None:
+    data = shots(batch(3))
+    data["starts"][:, 1] = np.inf
+    objective = diffusion({"text": 1.0})
+    params = perturbed(objective, data)
+    other = data | {"ids": np.copy(data["ids"])}
+    other["ids"][:, 2] = 7
+    loss = jax.jit(objective.loss)
+    key = jax.random.key(1)
+    before, after = (float(loss(params, FROZEN, part, key)[0]) for part in (data, other))
+    assert before == after
+    other["ids"][:, 1] = 7
+    assert abs(float(loss(params, FROZEN, other, key)[0]) - before) > 1e-4
+
+
+def test_dropping_every_caption_is_dropping_the_text() -> None:
+    """With both captions gone a token sees its null key alone, as where the text was dropped."""
+    data = shots(batch(3))
+    gone = diffusion({"text": 1.0}, caption_drop=1.0)
+    params = perturbed(gone, data)
+    other = data | {"ids": data["ids"][::-1], "mask": data["mask"][::-1]}
+    key = jax.random.key(1)
+    first, second = (jax.jit(gone.loss)(params, FROZEN, part, key)[0] for part in (data, other))
+    np.testing.assert_allclose(first, second, rtol=1e-6)
+    empty = data | {"mask": np.zeros_like(data["mask"])}
+    np.testing.assert_allclose(gone.loss(params, FROZEN, empty, key)[0], first, rtol=1e-5)
+    heard = jax.jit(diffusion({"text": 1.0}).loss)(params, FROZEN, data, key)[0]
+    assert abs(float(heard - first)) > 1e-4
+
+
 def test_dense_tokens_keep_the_order_of_time_rows_columns() -> None:
     latent = jnp.arange(2 * 3 * 2 * 2 * 5.0).reshape(2, 3, 2, 2, 5)
     times = jnp.array([[0.0, 0.1, 0.5]] * 2)
@@ -150,6 +197,11 @@ def test_dense_tokens_keep_the_order_of_time_rows_columns() -> None:
     np.testing.assert_array_equal(x, latent.reshape(2, 12, 5))
     assert layout.slot[0].tolist() == [1] * 4 + [0] * 8
     np.testing.assert_allclose(layout.position[0, 11], [12.0, 1, 1])
+    starts = jnp.array([[0.0, 0.1], [0.0, 0.2]])
+    _, layout = dense_tokens(latent, (1, 1), times, given, starts)
+    assert layout.shot[:, ::4].tolist() == [[1, 2, 2], [1, 1, 2]]
+    assert layout.slot[:, ::4].tolist() == [[1, 2, 2], [1, 0, 2]]
+    np.testing.assert_array_equal(layout.given()[:, ::4], given)
 
 
 def test_the_autoencoder_s_loss_is_its_definition() -> None:

@@ -211,7 +211,8 @@ def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any) -> None:
     mask = jnp.arange(5)[None] < len(own.text)
     features = TEXT.apply(params["text"], ids, mask)
     level = 1000.0 * jnp.stack([t, 0.0 * t])[None]
-    told = text_condition(features, mask, TEXT.pool(features, mask), level)
+    pooled = TEXT.pool(features, mask)
+    told = text_condition(features[:, None], mask[:, None], pooled[:, None], level)
     told = drop_text(told, (drop_u < TEXT_DROP)[None])
     out: Any = jax.jit(MODEL.apply)({"params": params["dit"]}, x_t, layout, told)
     want = jnp.where(wanted, jnp.square(out - (eps - x0)), 0.0).sum()

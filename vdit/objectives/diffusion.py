@@ -1,7 +1,7 @@
 """Learning to denoise: DDPM's Algorithm 1 and its kin (flow matching, x0, v) over tokens.
 
 Dimension key: B batch, n latent frames, h w places, Z latent channels, L tokens, C token
-channels, S text tokens, K slots (0: the sample's own level, 1: clean).
+channels, J captions of a clip, S text tokens of a caption, E text width, K shots.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,7 +18,7 @@ from vdit.models.dit import DiT
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import patchify
 from vdit.objectives.objective import Objective, sample_keys
-from vdit.tokens import RATE, WANTED, Condition, Layout, Patterns, drop_text, text_condition
+from vdit.tokens import RATE, Condition, Layout, Patterns, drop_text, shot_of, text_condition
 
 
 def text_features(
@@ -27,23 +27,40 @@ def text_features(
     frozen: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
 ) -> jax.Array:
-    """Features (B, S, E): cached ones if the batch carries them, else encoded from token ids.
+    """Features (..., S, E): cached ones if the batch carries them, else encoded from token ids.
 
     A pretrained encoder's parameters are frozen["text"], a learned one's params["text"].
     """
     if "features" in batch:
         return batch["features"].astype(jnp.float32)
     weights = frozen["text"] if encoder.frozen else params["text"]
-    return encoder.apply(weights, batch["ids"], batch["mask"])
+    ids, mask = batch["ids"], batch["mask"]
+    flat = encoder.apply(weights, *(x.reshape(-1, x.shape[-1]) for x in (ids, mask)))
+    return flat.reshape(*ids.shape, -1)
 
 
-def choices(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Three uniform numbers that choose a sample's pattern, time and dropout; a key for its noise.
+def captions_of(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """The captions of a dense batch as (B, J, S, ...), also where they come as (B, S, ...)."""
+    captions = {name: batch[name] for name in ("ids", "mask", "features") if name in batch}
+    if batch["mask"].ndim == 2:
+        captions = {name: value[:, None] for name, value in captions.items()}
+    return captions
 
-    One draw for all three: every call of the generator costs seconds of compilation on CPU.
+
+def pool_captions(encoder: TextEncoder, features_BJSE: jax.Array, mask_BJS: jax.Array) -> jax.Array:
+    """Each caption as one vector (B, J, E)."""
+    flat = (x.reshape(-1, *x.shape[2:]) for x in (features_BJSE, mask_BJS))
+    return encoder.pool(*flat).reshape(*mask_BJS.shape[:2], -1)
+
+
+def choices(key: jax.Array, more: int = 0) -> tuple[jax.Array, jax.Array]:
+    """Uniform numbers that choose a sample's pattern, time and dropout, and a key for its noise.
+
+    `more` are for what else may be dropped. One draw for all: every call of the generator costs
+    seconds of compilation on CPU.
     """
     choice_key, noise_key = jax.random.split(key)
-    return jax.random.uniform(choice_key, (3,)), noise_key
+    return jax.random.uniform(choice_key, (3 + more,)), noise_key
 
 
 def init_groups(
@@ -114,9 +131,16 @@ def split_variance(model: DiT, out: jax.Array) -> tuple[jax.Array, jax.Array | N
 
 
 def dense_tokens(
-    latent_BnhwZ: jax.Array, patch: tuple[int, int], times_Bn: jax.Array, given_Bn: jax.Array
+    latent_BnhwZ: jax.Array,
+    patch: tuple[int, int],
+    times_Bn: jax.Array,
+    given_Bn: jax.Array,
+    starts_BK: jax.Array | None = None,
 ) -> tuple[jax.Array, Layout]:
-    """Token values (B, L, C) and layout of latent frames at `times_Bn` seconds, given or not."""
+    """Token values (B, L, C) and layout of latent frames at `times_Bn` seconds, given or not.
+
+    `starts_BK` are the starts of the clip's shots, in seconds; without them it is one shot.
+    """
     batch, count = latent_BnhwZ.shape[:2]
     x = patchify(latent_BnhwZ, (1, *patch))
     _, _, height, width, channels = x.shape
@@ -130,12 +154,18 @@ def dense_tokens(
         ],
         axis=-1,
     ).astype(jnp.float32)
-    slot = jnp.broadcast_to(given_Bn[:, :, None, None], shape).astype(jnp.int32)
+    shot_Bn = jnp.ones(times_Bn.shape, jnp.int32)
+    if starts_BK is not None:
+        shot_Bn = shot_of(times_Bn, starts_BK)
     length = count * height * width
+
+    def each(x_Bn: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x_Bn[:, :, None, None], shape).reshape(batch, length)
+
     layout = Layout(
         position=position.reshape(batch, length, 3),
-        slot=slot.reshape(batch, length),
-        shot=jnp.ones((batch, length), jnp.int32),
+        slot=each(2 * (shot_Bn - 1) + given_Bn),
+        shot=each(shot_Bn),
         grid=(count, height, width),
     )
     return x.reshape(batch, length, channels), layout
@@ -151,6 +181,7 @@ def diffusion_objective(
     shares: np.ndarray,
     patch: tuple[int, int],
     text_drop: float,
+    caption_drop: float = 0.0,
     loss_weight: str = "uniform",
     sample_times: Callable[[jax.Array], jax.Array],
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
@@ -158,9 +189,11 @@ def diffusion_objective(
     """The mean squared error of the prediction over wanted tokens.
 
     A batch holds "latent" (B, stored, h, w, Z) as `tokens.Patterns` says, "ids" and "mask"
-    (B, S) of the caption (or its "features"), and "ordinal" (B,). `frozen` holds the latents'
-    "mean" and "std" (Z,), and a pretrained encoder's "text" where features are not in the batch.
-    `constrain` places (B, L, ...) arrays on a mesh.
+    (B, S) of the caption (or its "features"), and "ordinal" (B,). Clips of several shots have
+    (B, J, S) captions, the whole clip's and each shot's, and the shots' "starts" (B, J - 1) in
+    seconds; of these captions each is dropped by itself with the share `caption_drop`, all with
+    `text_drop`. `frozen` holds the latents' "mean" and "std" (Z,), and a pretrained encoder's
+    "text" where features are not in the batch. `constrain` places (B, L, ...) arrays on a mesh.
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
@@ -170,9 +203,10 @@ def diffusion_objective(
 
     def draw(batch: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array], key: jax.Array):
         """Everything random about each sample, from its own key."""
+        captions = batch["mask"].shape[1] if batch["mask"].ndim == 3 else 0
 
         def one(key: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
-            (pattern_u, time_u, drop_u), noise_key = choices(key)
+            (pattern_u, time_u, drop_u, *each_u), noise_key = choices(key, captions)
             pattern = jnp.searchsorted(cumulative, pattern_u, side="right")
             clean = latent[source[pattern]]
             return (
@@ -182,6 +216,7 @@ def diffusion_objective(
                 sample_times(time_u),
                 jax.random.normal(noise_key, clean.shape),
                 drop_u < text_drop,
+                jnp.stack(each_u) < caption_drop if each_u else jnp.zeros(1, bool),
             )
 
         shape = (1, 1, 1, -1)
@@ -192,14 +227,19 @@ def diffusion_objective(
     def init(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
         first = {name: value[:1] for name, value in batch.items()}
 
+        captions = captions_of(first)
+
         def inputs(features: jax.Array) -> tuple[jax.Array, Layout, Condition]:
-            pooled = encoder.pool(features, first["mask"])
-            condition = text_condition(features, first["mask"], pooled, jnp.zeros((1, 2)))
+            features = features[:, None]
+            mask = captions["mask"][:, :1]
+            pooled = pool_captions(encoder, features, mask)
+            condition = text_condition(features, mask, pooled, jnp.zeros((1, 2)))
             count = source.shape[1]
             latent = first["latent"][:, :count].astype(jnp.float32)
             return *dense_tokens(latent, patch, jnp.zeros((1, count)), given[:1]), condition
 
-        return init_groups(model, encoder, key, first, inputs)
+        one = {name: value[:, 0] for name, value in captions.items()}
+        return init_groups(model, encoder, key, one, inputs)
 
     def loss(
         params: Mapping[str, Any],
@@ -207,15 +247,16 @@ def diffusion_objective(
         batch: Mapping[str, jax.Array],
         key: jax.Array,
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        clean, seconds, known, t_B, noise, drop = draw(batch, frozen, key)
-        x0, layout = dense_tokens(clean, patch, seconds, known)
+        clean, seconds, known, t_B, noise, drop, drop_BJ = draw(batch, frozen, key)
+        x0, layout = dense_tokens(clean, patch, seconds, known, batch.get("starts"))
         eps, _ = dense_tokens(noise, patch, seconds, known)
         level = process.network_time(jnp.stack([t_B, jnp.zeros_like(t_B)], axis=1))
-        features = text_features(encoder, params, frozen, batch)
-        pooled = encoder.pool(features, batch["mask"])
-        condition = drop_text(text_condition(features, batch["mask"], pooled, level), drop)
-        wanted = layout.slot == WANTED
-        total, count = denoise(params["dit"], x0, eps, t_B, wanted, layout, condition)
+        captions = captions_of(batch)
+        features = text_features(encoder, params, frozen, captions)
+        mask = captions["mask"] & ~drop_BJ[..., None]
+        pooled = pool_captions(encoder, features, mask)
+        condition = drop_text(text_condition(features, mask, pooled, level), drop)
+        total, count = denoise(params["dit"], x0, eps, t_B, ~layout.given(), layout, condition)
         return total, count, {}
 
     return Objective(init, loss)

@@ -394,14 +394,14 @@ def aggregate(scores: Sequence[Mapping[str, float]], intervals: bool = False) ->
     result["gravity_error_median"] = float(np.median(errors)) if many else math.nan
     if intervals:
         for name in FRACTIONS:
-            result[f"{name}_low"], result[f"{name}_high"] = _wilson(result[name], len(scores))
+            result[f"{name}_low"], result[f"{name}_high"] = wilson(result[name], len(scores))
         ends = (math.floor(many / 2 - 0.98 * many**0.5), math.ceil(many / 2 + 0.98 * many**0.5))
         for end, rank in zip(("low", "high"), np.clip(ends, 0, max(many - 1, 0)), strict=True):
             result[f"gravity_error_median_{end}"] = errors[rank] if many else math.nan
     return result
 
 
-def _wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(mean: float, count: int, z: float = 1.96) -> tuple[float, float]:
     """Wilson's score interval of a fraction `mean` of `count` trials."""
     share = z * z / max(count, 1)
     middle = (mean + share / 2) / (1 + share)
