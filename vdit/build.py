@@ -21,7 +21,8 @@ from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
 from vdit.models import text, text_folder, vivit
-from vdit.models.dit import AXES, PRESETS, REMAT, DiT
+from vdit.models.dit import AXES, REMAT, DiT, preset
+from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.nn.attention import Attend
@@ -42,7 +43,8 @@ def check(config: ConfigDict) -> None:
     choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
     choose(attention.KERNELS, "run.attention", config.run.attention)
     attention.check(config.run.attention)
-    choose(PRESETS, "dit.preset", config.dit.preset)
+    choose(DITS, "dit.model", config.dit.model)
+    preset(config.dit.preset)
     choose(SOURCES, "data.source", config.data.source)
     choose(AXES, "dit.axes", config.dit.axes)
     choose(REMAT, "run.remat", config.run.remat)
@@ -280,10 +282,18 @@ def vae(config: ConfigDict, mesh: Mesh | None = None) -> VAE:
     )
 
 
-def dit(config: ConfigDict, mesh: Mesh | None = None) -> DiT:
+def _paper(config: ConfigDict, **options: Any) -> DiTPaper:
+    return DiTPaper(patch=tuple(config.dit.patch), **config.dit.paper, **options)
+
+
+DITS: dict[str, Any] = {"vdit": lambda config, **options: DiT(**options), "paper": _paper}
+
+
+def dit(config: ConfigDict, mesh: Mesh | None = None) -> Any:
     """The diffusion transformer, for one device or for steps on a mesh."""
-    return DiT(
-        **choose(PRESETS, "dit.preset", config.dit.preset),
+    return choose(DITS, "dit.model", config.dit.model)(
+        config,
+        **preset(config.dit.preset),
         axes=config.dit.axes,
         learned_variance=config.dit.learned_variance,
         attend=_attend(config, mesh),

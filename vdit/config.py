@@ -64,7 +64,8 @@ def default() -> ConfigDict:
     latents.features = True  # store a frozen encoder's text features beside the token ids
 
     dit = config.dit = ConfigDict()
-    dit.preset = "nano"  # width, depth and heads: nano, micro, S, B, L or XL
+    dit.model = "vdit"  # or paper: DiT as published, and Latte; one time for all tokens
+    dit.preset = "nano"  # nano, micro, S, B, L or XL; or WIDTHxDEPTHxHEADS
     dit.patch = (1, 1)  # rows, columns of latents in one token
     dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
     dit.process = "flow"  # flow, cosine or ddpm
@@ -77,6 +78,14 @@ def default() -> ConfigDict:
     dit.pack = (0, 0, 0)
     dit.text_drop = 0.1  # share of samples whose captions are dropped, for guidance
     dit.caption_drop = 0.0  # shots: share of captions that are dropped one by one
+    paper = dit.paper = ConfigDict()  # dit.model=paper; shapes as its published weights have them
+    # in_context, cross_attention, adaln, adaln_zero, or adaln_single (the published Latte)
+    paper.conditioning = "adaln_zero"
+    paper.classes = 1000  # without the null class; 0: no classes
+    paper.text = False  # attends to a text
+    paper.span = 0.0  # positions go from 0 to it over a frame of any size; 0: they count tokens
+    paper.level_theta = 10_000.0  # longest period of the time's features, over 2 pi
+    paper.epsilons = (1e-6, 1e-6)  # of the norms before attention and MLP
     given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
     given.text = 0.82  # nothing
     given.prefix = 0.1  # the first frame, or a span before
@@ -159,7 +168,9 @@ HOW = {"latents.batch", "text.path", "classify.heldout"}
 # Fields that came later: left out at their first value, so that older workdirs go on.
 LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
-    "data.shots": (1, 1), "dit.caption_drop": 0.0,
+    "data.shots": (1, 1), "dit.caption_drop": 0.0, "dit.model": "vdit",
+    "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
+    "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
 }  # fmt: skip
 
 

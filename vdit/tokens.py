@@ -50,6 +50,7 @@ class Condition:
     null: jax.Array  # (B, S) bool: the null key of its shot, so that no softmax is empty
     pooled: jax.Array  # (B, K, E) the caption as one vector, zero where dropped
     level: jax.Array  # (B, K) noise level of each slot, as the process's `network_time`
+    label: jax.Array | None = None  # (B,) class, -1 where dropped; None: no model of classes
 
 
 def text_condition(
@@ -104,6 +105,20 @@ def shot_of(times_Bn: jax.Array, starts_BK: jax.Array) -> jax.Array:
     """
     begun = starts_BK[:, None] <= times_Bn[..., None] + EARLY
     return jnp.maximum(begun.sum(-1), 1).astype(jnp.int32)
+
+
+def class_condition(label_B: jax.Array, level_B: jax.Array) -> Condition:
+    """The condition of a dense batch of classes (-1: none) at one level a row; no text but null."""
+    batch = label_B.shape[0]
+    nothing = jnp.zeros((batch, 1, 1))
+    ones = jnp.ones((batch, 1), jnp.int32)
+    return Condition(nothing, ones, ones > 0, nothing, level_B[:, None], label_B)
+
+
+def drop_label(condition: Condition, drop_B: jax.Array) -> Condition:
+    """Rows where `drop_B` is true are of no class (for classifier-free guidance)."""
+    assert condition.label is not None
+    return dataclasses.replace(condition, label=jnp.where(drop_B, -1, condition.label))
 
 
 def drop_text(condition: Condition, drop_B: jax.Array) -> Condition:

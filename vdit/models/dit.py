@@ -9,6 +9,7 @@ K slots (distinct noise levels of a row).
 """
 
 import functools
+import re
 from typing import Any
 
 import flax.linen as nn
@@ -34,6 +35,17 @@ PRESETS: dict[str, dict[str, Any]] = {
     "XL": {"width": 1152, "depth": 28, "heads": 16},
 }
 
+
+def preset(name: str) -> dict[str, Any]:
+    """Width, depth and heads of a row of `PRESETS`, or of WIDTHxDEPTHxHEADS."""
+    if name in PRESETS:
+        return PRESETS[name]
+    if not re.fullmatch(r"[1-9]\d{0,4}x[1-9]\d{0,3}x[1-9]\d{0,3}", name):
+        known = ", ".join(PRESETS)
+        raise UserError(f"dit.preset={name!r}: known are {known}, and WIDTHxDEPTHxHEADS")
+    return dict(zip(("width", "depth", "heads"), map(int, name.split("x")), strict=True))
+
+
 # What one step of the scanned stack holds: the axes that its blocks attend over, in turn.
 AXES: dict[str, tuple[str, ...]] = {"joint": ("joint",), "factorised": ("space", "time")}
 
@@ -46,24 +58,32 @@ REMAT: dict[str, Any] = {
 }
 
 
-def modulate(x_BLD: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def modulate(
+    x_BLD: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: float = 1e-6
+) -> jax.Array:
     """adaLN: layer norm, then scale and shift by the token's own level."""
-    return layer_norm(x_BLD) * (1 + scale) + shift
+    return layer_norm(x_BLD, epsilon) * (1 + scale) + shift
 
 
 class Modulation(nn.Module):
-    """`parts` vectors of width D for every token, from its slot's condition; zero at the start."""
+    """`parts` vectors of width D for every token, from its slot's condition; zero at the start.
+
+    With one slot for all tokens `pick_BLK` is not read, and the vectors are (B, 1, D).
+    """
 
     parts: int
 
     @nn.compact
-    def __call__(self, condition_BKD: jax.Array, pick_BLK: jax.Array) -> list[jax.Array]:
+    def __call__(
+        self, condition_BKD: jax.Array, pick_BLK: jax.Array | None = None
+    ) -> list[jax.Array]:
         width = condition_BKD.shape[-1]
         vectors = Linear(self.parts * width, kernel_init=zeros, name="modulation")(
             nn.silu(condition_BKD)
         )
         if condition_BKD.shape[1] == 1:  # one level for all: broadcast
             return jnp.split(vectors, self.parts, axis=-1)
+        assert pick_BLK is not None
         if condition_BKD.shape[1] <= FEW:
             # Sums that fuse into what reads them: nothing of (B, L, parts D) is stored.
             weights = [pick_BLK[..., k, None] for k in range(condition_BKD.shape[1])]
@@ -104,7 +124,7 @@ class Block(nn.Module):
             condition_BKD, pick_BLK
         )
         attention = Attention(self.heads, self.attend, dtype=self.dtype, name="attention")
-        fold, unfold = _FOLDS[self.axes]
+        fold, unfold = FOLDS[self.axes]
         x = fold(modulate(x_BLD, shift1, scale1), layout.grid)
         angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
         segment = layout.segment if self.axes == "joint" else None
@@ -130,7 +150,7 @@ def _rows(pattern: str, back: str) -> tuple[Any, Any]:
     return fold, unfold
 
 
-_FOLDS: dict[str, tuple[Any, Any]] = {
+FOLDS: dict[str, tuple[Any, Any]] = {
     "joint": (lambda x, grid: x, lambda x, grid: x),
     "space": _rows("B (t h w) D -> (B t) (h w) D", "(B t) (h w) D -> B (t h w) D"),
     "time": _rows("B (t h w) D -> (B h w) t D", "(B h w) t D -> B (t h w) D"),

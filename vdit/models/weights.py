@@ -13,7 +13,7 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,8 @@ BYTES = {
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
 # (regex on our path, name in the file, order of the file's axes in ours or None for as they are).
-# The name takes the regex's groups, and `{}` is the layer: ours are stacked along the first axis.
+# The name takes the regex's groups, and `{}` is the layer: ours are stacked along the first axis;
+# `{*}` is the layer of a tensor that the file repeats in every layer, and that is one here.
 # Where several rows match, that one counts of whose tensors most are there.
 Row = tuple[str, str, tuple[int, ...] | None]
 TRANSPOSED = (1, 0)  # kernels are (in, out) here and (out, in) in torch
@@ -249,7 +250,10 @@ def digest(tensors: Mapping[str, Tensor], files: Iterable[bytes] = ()) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What one parameter is read from: a tensor, or one for each of its layers."""
+    """What one parameter is read from: a tensor, or one for each of its layers.
+
+    Several tensors of one that is not stacked are alike.
+    """
 
     tensors: tuple[tuple[str, Tensor], ...]
     shape: tuple[int, ...]
@@ -266,10 +270,12 @@ def plan(
     rows: Sequence[Row],
     others: Sequence[str],
     folder: Path,
+    layers: int = 1,
 ) -> Plan:
     """Which tensors make the parameters of `shapes` (a tree of arrays or their abstract values).
 
-    `others` are regexes on names of tensors that the model does without. A tensor that is missing,
+    `others` are regexes on names of tensors that the model does without; `layers` is how often a
+    tensor with `{*}` in its name is there. A tensor that is missing,
     of another shape or dtype, or neither used nor among `others`, is a `UserError` that names it.
     """
     made, used = {}, set()
@@ -280,8 +286,7 @@ def plan(
         if axes is not None:
             allowed = tuple(allowed[axes.index(i)] for i in range(len(axes)))
         found = []
-        for layer in range(leaf.shape[0] if stacked else 1):
-            full = name.format(layer)
+        for full in _names(name, leaf.shape[0] if stacked else layers):
             if full not in tensors:
                 raise UserError(f"{folder} lacks the tensor {full}")
             tensor = tensors[full]
@@ -301,6 +306,11 @@ def plan(
     return made
 
 
+def _names(name: str, layers: int) -> list[str]:
+    """The tensors that a row's name stands for."""
+    return list(dict.fromkeys(name.replace("{*}", "{}").format(i) for i in range(layers)))
+
+
 def _choose(
     path: str, depth: int, rows: Sequence[Row], tensors: Mapping[str, Tensor]
 ) -> tuple[str, tuple[int, ...] | None]:
@@ -311,11 +321,10 @@ def _choose(
         if (match := re.fullmatch(pattern, path))
     ]
     assert matches, f"no row reads {path}"
-    layers = range(min(depth, len(tensors)))
     parts = {name.split(".")[0] for name in tensors}
 
     def likely(row: tuple[str, Any]) -> tuple[int, bool]:
-        there = sum(row[0].format(layer) in tensors for layer in layers)
+        there = sum(name in tensors for name in _names(row[0], min(depth, len(tensors))))
         return there, row[0].split(".")[0] in parts
 
     return max(matches, key=likely)
@@ -330,7 +339,8 @@ def load(plan: Plan) -> Any:
     """The parameters of a plan, as a tree, in the dtypes of the files.
 
     One tensor at a time: what memory needs beyond the parameters themselves is one tensor. A
-    tensor with a number that is not finite is a `UserError` that names it.
+    tensor with a number that is not finite, or one that should repeat another and does not, is a
+    `UserError` that names it.
     """
     leaves = {}
     for parts, source in plan.items():
@@ -342,6 +352,60 @@ def load(plan: Plan) -> Any:
                 raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
             ours = array if source.axes is None else array.transpose(source.axes)
             value = jnp.asarray(ours, dtype)
-            leaf = value if leaf is None else _put(leaf, value, layer)
+            if source.stacked:
+                leaf = _put(leaf, value, layer)
+            elif leaf is None:
+                leaf = value
+            elif not np.array_equal(leaf, value):
+                raise UserError(
+                    f"{tensor.file}: tensor {_shown(name)} is not that of the first layer,"
+                    f" {source.tensors[0][0]}: here they are one"
+                )
         leaves[parts] = leaf
     return traverse_util.unflatten_dict(leaves)
+
+
+# --------------------------------------------------------------------------------------------------
+# The way back: parameters to a safetensors file
+
+
+def unload(
+    params: Any, rows: Sequence[Row], layers: int = 1
+) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
+    """Names of the tensors that the rows read, and a function that makes each of them."""
+    for parts, leaf in traverse_util.flatten_dict(params).items():
+        name, axes = _choose("/".join(parts), leaf.shape[0], rows, {})
+        stacked = "{}" in name
+        for layer, full in enumerate(_names(name, leaf.shape[0] if stacked else layers)):
+            yield full, functools.partial(_theirs, leaf, layer if stacked else None, axes)
+
+
+def _theirs(leaf: Any, layer: int | None, axes: tuple[int, ...] | None) -> np.ndarray:
+    ours = np.asarray(leaf if layer is None else leaf[layer])
+    return ours if axes is None else ours.transpose(np.argsort(axes))
+
+
+def write(path: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray]]]) -> None:
+    """Writes a safetensors file; one tensor is in memory at a time.
+
+    As the format's own library orders it: wide dtypes first, then by name.
+    """
+    names = {np.dtype(dtype): name for name, dtype in FLOATS.items()}
+    made = dict(tensors)
+    found = {}
+    for name, make in made.items():
+        array = make()
+        found[name] = names[array.dtype], array.shape
+    order = sorted(made, key=lambda name: (-BYTES[found[name][0]], found[name][0], name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name in order:
+        dtype, shape = found[name]
+        begin, end = end, end + math.prod(shape) * BYTES[dtype]
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in order:
+            file.write(np.ascontiguousarray(made[name]()).tobytes())

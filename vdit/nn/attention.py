@@ -23,7 +23,8 @@ class Attention(nn.Module):
     """Attention of x_BLD over itself, or over memory_BSE, with qk-norm and rotary positions.
 
     `attend(q_BLNK, k_BSNK, v_BSNK, q_id, k_id)` is the kernel; a query sees the keys whose id
-    equals its own (all of them where ids are None).
+    equals its own (all of them where ids are None). `plain` is that of Vaswani et al. 2017: biases
+    and no norm of queries and keys.
     """
 
     heads: int
@@ -31,6 +32,7 @@ class Attention(nn.Module):
     out_init: Initializer = xavier
     dtype: Any = jnp.float32
     result_dtype: Any = jnp.float32
+    plain: bool = False
 
     @nn.compact
     def __call__(
@@ -45,12 +47,13 @@ class Attention(nn.Module):
         memory = x_BLD if memory_BSE is None else memory_BSE
         kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
 
-        def heads(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:-1], self.heads, -1)
+        def heads(x: jax.Array, name: str) -> jax.Array:
+            out = Linear(width, use_bias=self.plain, name=name, **kinds)(x)
+            return out.reshape(*x.shape[:-1], self.heads, -1)
 
-        q = RMSNorm(name="q_norm")(heads(Linear(width, use_bias=False, name="q", **kinds)(x_BLD)))
-        k = RMSNorm(name="k_norm")(heads(Linear(width, use_bias=False, name="k", **kinds)(memory)))
-        v = heads(Linear(width, use_bias=False, name="v", **kinds)(memory))
+        q, k, v = heads(x_BLD, "q"), heads(memory, "k"), heads(memory, "v")
+        if not self.plain:
+            q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         out = self.attend(

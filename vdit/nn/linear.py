@@ -22,6 +22,7 @@ class Linear(nn.Module):
     fast path of XLA's CPU backend and no loss elsewhere).
 
     Operands are cast to `dtype`; the product accumulates in float32 and leaves as `result_dtype`.
+    `window`: the axes that D is stored as, for patches: (q, r, C), a convolution's kernel.
     """
 
     features: int
@@ -30,10 +31,17 @@ class Linear(nn.Module):
     bias_init: Initializer = zeros
     dtype: Any = jnp.float32
     result_dtype: Any = jnp.float32
+    window: tuple[int, ...] = ()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
+        shape = (x.shape[-1], self.features)
+
+        def init(key: jax.Array) -> jax.Array:
+            kernel = self.kernel_init(key, shape, jnp.float32)
+            return kernel.reshape(*(self.window or shape[:1]), self.features)
+
+        kernel = self.param("kernel", init).reshape(shape)
         out = product(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)

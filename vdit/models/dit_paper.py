@@ -1,0 +1,282 @@
+"""The DiT of the paper (Peebles and Xie 2023, arXiv:2212.09748) and Latte (arXiv:2401.03048).
+
+Tokens have fixed sine-cosine positions, and all of a sample one time; what is asked for is a class,
+or in Latte's published model a text. Latte alternates blocks over space and over time: that is the
+axes "factorised". The stack is always stored with a leading layer axis.
+
+Dimension key: B batch, L tokens, C token channels (q r Z: places of a patch, latent channels),
+D width, S text tokens, E text width; t h w tokens along each axis.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+
+from vdit.errors import UserError
+from vdit.kernels import xla
+from vdit.models.dit import AXES, FOLDS, REMAT, Modulation, modulate
+from vdit.nn.attention import Attend, Attention
+from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.tokens import Condition, Layout
+
+Grid = tuple[int, int, int]
+
+# How a block is told time and class (section 3.2): the vectors that modulate it, shift and scale of
+# two norms, and the gates behind them. adaln_single is adaLN-Zero with one projection for all
+# blocks and a table of each block's own (Chen et al. 2023, arXiv:2310.00426, section 2.3).
+CONDITIONINGS: dict[str, int] = {
+    "in_context": 0, "cross_attention": 0, "adaln": 4, "adaln_zero": 6, "adaln_single": 6,
+}  # fmt: skip
+
+
+def _frequencies(count: int, theta: float = 10_000.0) -> np.ndarray:
+    """theta^(-i / count), in float64: rounded earlier, times of 1000 lose four digits."""
+    return theta ** (-np.arange(count) / count)
+
+
+def _features(position_P: np.ndarray, dim: int) -> np.ndarray:
+    """Sines, then cosines (P, dim) of positions, in float64."""
+    angle = np.outer(position_P, _frequencies(dim // 2))
+    return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
+
+
+def place_features(height: int, width: int, dim: int, span: float) -> np.ndarray:
+    """Positions (h·w, dim) of a frame's tokens: of the column, then of the row.
+
+    They count from 0 in tokens, or with a `span` from 0 up to it whatever the size is.
+    """
+    rows, columns = (np.arange(n) * (span / n if span else 1.0) for n in (height, width))
+    column, row = (grid.ravel() for grid in np.meshgrid(columns, rows))
+    return np.concatenate([_features(column, dim // 2), _features(row, dim // 2)], axis=-1)
+
+
+class Told(NamedTuple):
+    """What every block is told."""
+
+    vector: jax.Array  # (B, 1, D) time and class; adaln_single: (B, 1, 6 D), projected already
+    tokens: jax.Array  # (B, 1 or 2, D) time, and class
+    text: jax.Array | None  # (B, S, D)
+    shot: jax.Array  # (B, S) 1 where the text token is seen
+    time: jax.Array  # (t, D) positions in time
+
+
+class Block(nn.Module):
+    """Attention and MLP beside residuals, told by one of `CONDITIONINGS`; text between them."""
+
+    axes: str
+    conditioning: str
+    grid: Grid
+    heads: int
+    mlp_ratio: float
+    activation: str
+    epsilons: tuple[float, float]
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, told: Told) -> jax.Array:
+        width = x_BLD.shape[-1]
+        parts = CONDITIONINGS[self.conditioning]
+        vectors: list[jax.Array] = []
+        if self.conditioning == "adaln_single":
+            normal = nn.initializers.normal(width**-0.5)
+            table = self.param("table", normal, (parts, width), jnp.float32)
+            given = jnp.split(told.vector, parts, axis=-1)
+            vectors = [table[i][None, None] + vector for i, vector in enumerate(given)]
+        elif parts:
+            vectors = Modulation(parts, name="adaln")(told.vector)
+
+        def norm(x: jax.Array, name: str, number: int) -> tuple[jax.Array, Any]:
+            """x normed, and the gate of what is made of it."""
+            epsilon = self.epsilons[number]
+            if not vectors:
+                return LayerNorm(epsilon, name=name)(x), 1.0
+            shift, scale, *gate = vectors[number * parts // 2 : (number + 1) * parts // 2]
+            return modulate(x, shift, scale, epsilon), gate[0] if gate else 1.0
+
+        def attention(name: str) -> Attention:
+            return Attention(self.heads, self.attend, dtype=self.dtype, plain=True, name=name)
+
+        fold, unfold = FOLDS[self.axes]
+        normed, gate = norm(x_BLD, "attention_norm", 0)
+        out = attention("attention")(fold(normed, self.grid))
+        x_BLD = x_BLD + gate * unfold(out, self.grid)
+        if self.conditioning == "cross_attention":
+            x_BLD = x_BLD + attention("cross")(LayerNorm(name="cross_norm")(x_BLD), told.tokens)
+        if told.text is not None and self.axes != "time":
+            seen = jnp.ones(x_BLD.shape[:2], told.shot.dtype)
+            x_BLD = x_BLD + attention("text")(x_BLD, told.text, q_id_BL=seen, k_id_BS=told.shot)
+        normed, gate = norm(x_BLD, "mlp_norm", 1)
+        mlp = MLP(int(width * self.mlp_ratio), self.activation, dtype=self.dtype, name="mlp")
+        return x_BLD + gate * mlp(normed)
+
+
+class Layer(nn.Module):
+    """One step of the stack: a block for each of its axes."""
+
+    blocks: tuple[str, ...]
+    options: tuple[Any, ...]  # the others of Block's fields
+
+    @nn.compact
+    def __call__(self, x_BLD: jax.Array, first: jax.Array, told: Told) -> tuple[jax.Array, None]:
+        for axes in self.blocks:
+            if axes == "time" and told.time.shape[0] > 1:  # before the first such block
+                places = x_BLD.shape[1] // told.time.shape[0]
+                x_BLD = x_BLD + first * jnp.repeat(told.time, places, axis=0)[None]
+            x_BLD = Block(axes, *self.options, name=axes)(x_BLD, told)
+        return x_BLD, None
+
+
+class DiTPaper(nn.Module):
+    """Predicts, for every token (B, L, q·r·Z), the noise; with `learned_variance` (B, L, 2·q·r·Z).
+
+    Behind it is then each element's share of the variance (as in `vdit.models.dit.DiT`).
+
+    Args:
+      patch: rows and columns q, r of a token.
+      axes: "joint" (an image, or all tokens of a video), "factorised" (Latte, its Variant 1).
+      conditioning: a row of `CONDITIONINGS`.
+      classes: their number, without the null class behind them; 0 for a model without.
+      text: whether blocks (not those over time) attend to a text.
+      span: see `place_features`. In time positions count frames, and an only frame has none.
+      level_theta: the longest period of the time's features, over 2 pi.
+      epsilons: those of a block's norms, before attention and before the MLP.
+      unroll, remat: choices of the run; parameters are the same.
+
+    Raises `UserError` for given tokens (it knows one time for all), packed rows, and combinations
+    that no such model has.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    patch: tuple[int, int] = (2, 2)
+    mlp_ratio: float = 4.0
+    activation: str = "gelu"
+    axes: str = "joint"
+    conditioning: str = "adaln_zero"
+    classes: int = 1000
+    text: bool = False
+    learned_variance: bool = True
+    span: float = 0.0
+    level_theta: float = 10_000.0
+    epsilons: tuple[float, float] = (1e-6, 1e-6)
+    attend: Attend = xla.attend
+    unroll: int = 1
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
+        self._check(layout, condition)
+        assert layout.grid is not None
+        (t, h, w), width, blocks = layout.grid, self.width, AXES[self.axes]
+        batch, length, channels = x_BLC.shape
+        latent = channels // (self.patch[0] * self.patch[1])
+        window = (*self.patch, latent)
+        x = Linear(width, window=window, dtype=self.dtype, name="embed")(x_BLC)
+        places = place_features(h, w, width, self.span).astype(np.float32)
+        x = x + jnp.tile(jnp.asarray(places), (t, 1))[None]
+
+        frequency = jnp.asarray(_frequencies(128, self.level_theta), jnp.float32)
+        angle = condition.level[..., None] * frequency[None, None]
+        level = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        level = Linear(width, name="level_out")(nn.silu(Linear(width, name="level_in")(level)))
+        tokens = [level]
+        if self.classes:
+            assert condition.label is not None
+            normal = nn.initializers.normal(0.02)
+            table = self.param("classes", normal, (self.classes + 1, width), jnp.float32)
+            label_B = jnp.where(condition.label < 0, self.classes, condition.label)
+            tokens.append(table[label_B][:, None])
+        vector_B1D = sum(tokens[1:], tokens[0])
+        told = Told(
+            vector=vector_B1D,
+            tokens=jnp.concatenate(tokens, axis=1),
+            text=None,
+            shot=_seen(condition),
+            time=jnp.asarray(_features(np.arange(t), width), jnp.float32),
+        )
+        if self.conditioning == "adaln_single":
+            vectors = Linear(6 * width, name="single")(nn.silu(vector_B1D))
+            told = told._replace(vector=vectors)
+        if self.text:
+            hidden = Linear(width, dtype=self.dtype, name="text_in")(condition.text)
+            hidden = nn.gelu(hidden, approximate=True)
+            told = told._replace(text=Linear(width, dtype=self.dtype, name="text_out")(hidden))
+        if self.conditioning == "in_context":
+            x = jnp.concatenate([x, told.tokens], axis=1)
+
+        layer = Layer
+        if self.remat != "none":
+            layer = nn.remat(Layer, prevent_cse=False, policy=REMAT[self.remat])
+        steps = self.depth // len(blocks)
+        stack = nn.scan(
+            layer,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=steps,
+            unroll=min(self.unroll, steps),
+        )
+        options = (
+            self.conditioning, layout.grid, self.heads, self.mlp_ratio, self.activation,
+            self.epsilons, self.attend, self.dtype,
+        )  # fmt: skip
+        first = (jnp.arange(steps) == 0).astype(jnp.float32)
+        x, _ = stack(blocks, options, name="blocks")(x, first, told)
+        x = self._last_norm(x[:, :length], vector_B1D)
+        kinds = 2 if self.learned_variance else 1
+        out = Linear(channels * kinds, kernel_init=zeros, name="out")(x)
+        # A place's channels lie together: all kinds of a place to all places of a kind.
+        return rearrange(out, "B L (place kind Z) -> B L (kind place Z)", kind=kinds, Z=latent)
+
+    def _last_norm(self, x_BLD: jax.Array, vector_B1D: jax.Array) -> jax.Array:
+        """The norm before the last layer, modulated as the blocks' are."""
+        width = self.width
+        if self.conditioning == "adaln_single":
+            normal = nn.initializers.normal(width**-0.5)
+            table = self.param("table", normal, (2, width), jnp.float32)
+            shift, scale = (row[None, None] + vector_B1D for row in table)
+            return modulate(x_BLD, shift, scale)
+        if CONDITIONINGS[self.conditioning]:
+            shift, scale = Modulation(2, name="final")(vector_B1D)
+            return modulate(x_BLD, shift, scale)
+        return LayerNorm(name="final_norm")(x_BLD)
+
+    def _check(self, layout: Layout, condition: Condition) -> None:
+        """Refuses what no such model can be, or be told."""
+        check(self.conditioning, self.axes, self.width, self.depth, self.heads)
+        if layout.grid is None:
+            raise UserError("dit.model=paper needs dense batches: positions are of a grid")
+        if condition.level.shape[1] != 1:
+            raise UserError(
+                "dit.model=paper knows one time for all tokens: given frames are not allowed"
+                f" ({condition.level.shape[1]} levels)"
+            )
+
+
+def _seen(condition: Condition) -> jax.Array:
+    """1 where a text token is seen (B, S): the caption's, or the null key of a row without one."""
+    caption = (condition.shot > 0) & ~condition.null
+    alone = ~caption.any(axis=1, keepdims=True)
+    return (caption | (condition.null & alone)).astype(jnp.int32)
+
+
+def check(conditioning: str, axes: str, width: int, depth: int, heads: int) -> None:
+    """Refuses what no DiT of the paper can be."""
+    if depth % len(AXES[axes]):
+        raise UserError(f"dit depth {depth}: {axes} needs a multiple of {len(AXES[axes])}")
+    if conditioning not in CONDITIONINGS:
+        known = ", ".join(CONDITIONINGS)
+        raise UserError(f"dit.paper.conditioning={conditioning!r}: known are {known}")
+    if width % 4 or width % heads:
+        raise UserError(
+            f"dit width {width} with {heads} heads: 4 (positions) and the heads must divide it"
+        )
+    if conditioning == "in_context" and axes != "joint":
+        raise UserError(f"dit.paper.conditioning=in_context with dit.axes={axes}: joint is allowed")

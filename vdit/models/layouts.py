@@ -1,0 +1,216 @@
+"""Published weights in diffusers' folders: which layouts are known, and how each is read.
+
+A layout is a row of `LAYOUTS`: the class that its config.json names, the names of its tensors, and
+what the configuration of vdit is for it. A pipeline's folder has a folder of each of its parts.
+
+Source of the names: diffusers 0.42, DiTTransformer2DModel and LatteTransformer3DModel.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vdit.errors import UserError
+from vdit.models.dit import PRESETS
+from vdit.models.weights import CONFIG_BYTES, TRANSPOSED, Row, fields, read_json
+
+STEM = "diffusion_pytorch_model"  # of the weights' files
+SCALING = 0.18215  # of the latents of Stable Diffusion's autoencoder, where its folder says nothing
+ROOM = (1, 8, 8)  # frames, rows, columns of its latent places
+# Folders of a pipeline, and the stages that they become. The autoencoder (vae) has no layout yet:
+# a row of LAYOUTS with the stage "vae".
+PARTS = {"transformer": "dit", "vae": "vae"}
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Networks of one class: how their folders are read and written."""
+
+    classes: tuple[str, ...]  # _class_name in config.json; the first is written
+    stage: str  # the stage whose checkpoint it becomes, and its group of parameters
+    rows: Sequence[Row]
+    others: tuple[str, ...]  # tensors that the network does without
+    fixed: Mapping[str, Any]  # fields of config.json that have to have these values
+    defaults: Mapping[str, Any]  # numbers of config.json, with diffusers' defaults
+    to_vdit: Callable[[Config], dict[str, Any]]  # fields of vdit's configuration
+    layers: Callable[[Config], int]  # how often a tensor of every layer is there
+
+
+_LINEAR = {"kernel": ("weight", TRANSPOSED), "bias": ("bias", None)}
+
+
+def linear(ours: str, theirs: str) -> tuple[Row, ...]:
+    """Rows of a linear layer."""
+    return tuple(
+        (f"{ours}/{leaf}", f"{theirs}.{name}", axes) for leaf, (name, axes) in _LINEAR.items()
+    )
+
+
+def _block(ours: str, theirs: str) -> tuple[Row, ...]:
+    """Rows of a block's self-attention, attention to a text, and MLP."""
+    rows: list[Row] = []
+    for name, there in (("attention", "attn1"), ("text", "attn2")):
+        rows += linear(f"{ours}/{name}/([qkv])", rf"{theirs}.{there}.to_\1")
+        rows += linear(f"{ours}/{name}/o", f"{theirs}.{there}.to_out.0")
+    rows += linear(f"{ours}/mlp/up", f"{theirs}.ff.net.0.proj")
+    rows += linear(f"{ours}/mlp/down", f"{theirs}.ff.net.2")
+    return tuple(rows)
+
+
+_EMBED: tuple[Row, ...] = (
+    ("embed/kernel", "pos_embed.proj.weight", (2, 3, 1, 0)),  # a convolution's (D, Z, q, r)
+    ("embed/bias", "pos_embed.proj.bias", None),
+)
+_EMB = "transformer_blocks.{*}.norm1.emb"  # each block has its copy of the one embedder
+_DIT = (
+    *_EMBED,
+    *linear("level_in", f"{_EMB}.timestep_embedder.linear_1"),
+    *linear("level_out", f"{_EMB}.timestep_embedder.linear_2"),
+    ("classes", f"{_EMB}.class_embedder.embedding_table.weight", None),
+    *linear("blocks/joint/adaln/modulation", "transformer_blocks.{}.norm1.linear"),
+    *_block("blocks/joint", "transformer_blocks.{}"),
+    *linear("final/modulation", "proj_out_1"),
+    *linear("out", "proj_out_2"),
+)
+_LATTE = (
+    *_EMBED,
+    *linear("level_in", "adaln_single.emb.timestep_embedder.linear_1"),
+    *linear("level_out", "adaln_single.emb.timestep_embedder.linear_2"),
+    *linear("single", "adaln_single.linear"),
+    *linear("text_in", "caption_projection.linear_1"),
+    *linear("text_out", "caption_projection.linear_2"),
+    ("blocks/space/table", "transformer_blocks.{}.scale_shift_table", None),
+    ("blocks/time/table", "temporal_transformer_blocks.{}.scale_shift_table", None),
+    *_block("blocks/space", "transformer_blocks.{}"),
+    *_block("blocks/time", "temporal_transformer_blocks.{}"),
+    ("table", "scale_shift_table", None),
+    *linear("out", "proj_out"),
+)
+
+_FIXED = {
+    "activation_fn": "gelu-approximate",
+    "attention_bias": True,
+    "norm_elementwise_affine": False,
+    "upcast_attention": False,
+    "only_cross_attention": False,
+    "double_self_attention": False,
+    "use_linear_projection": False,
+}
+_DEFAULTS = {
+    "num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "in_channels": 4,
+    "out_channels": 0, "sample_size": 32, "patch_size": 2, "norm_eps": 1e-5,
+}  # fmt: skip
+
+
+def _common(config: Config, depth: int) -> dict[str, Any]:
+    """What both layouts say of a model of `depth` blocks."""
+    heads, patch, channels = (
+        config[n] for n in ("num_attention_heads", "patch_size", "in_channels")
+    )
+    sizes = {"width": heads * config["attention_head_dim"], "depth": depth, "heads": heads}
+    named = [name for name, row in PRESETS.items() if row == sizes]
+    pixels = config["sample_size"] * ROOM[1]
+    out = config["out_channels"] or channels
+    if out not in (channels, 2 * channels):
+        raise UserError(f"out_channels is {out}; allowed: {channels} or {2 * channels}")
+    return {
+        "stages": ("dit",),
+        "data.size": (pixels, pixels),
+        "vae.patch": ROOM,
+        "vae.channels": channels,
+        "dit.model": "paper",
+        "dit.preset": named[0] if named else "x".join(map(str, sizes.values())),
+        "dit.patch": (patch, patch),
+        "dit.process": "ddpm",
+        "dit.prediction": "eps",
+        "dit.logit_normal": (),
+        "dit.shift": 1.0,
+        "dit.learned_variance": out != channels,
+        "sample.sampler": "ddim",
+    }
+
+
+def _dit_to_vdit(config: Config) -> dict[str, Any]:
+    return _common(config, config["num_layers"]) | {
+        "data.frames": 1,
+        "dit.paper.classes": config["num_embeds_ada_norm"],
+        "dit.paper.span": float(config["sample_size"] // config["patch_size"]),
+        # diffusers spreads DiT's 128 frequencies over 127 steps.
+        "dit.paper.level_theta": 10_000.0 ** (128 / 127),
+        "dit.paper.epsilons": (1e-6, float(config["norm_eps"])),
+    }
+
+
+def _latte_to_vdit(config: Config) -> dict[str, Any]:
+    width = config["num_attention_heads"] * config["attention_head_dim"]
+    if config["cross_attention_dim"] != width:
+        raise UserError(
+            f"cross_attention_dim is {config['cross_attention_dim']}; allowed: {width}"
+        )
+    side = config["sample_size"]
+    return _common(config, 2 * config["num_layers"]) | {
+        "data.frames": config["video_length"],
+        "data.fps": 8.0,
+        "dit.axes": "factorised",
+        "dit.paper.conditioning": "adaln_single",
+        "dit.paper.classes": 0,
+        "dit.paper.text": True,
+        "dit.paper.span": side // config["patch_size"] / max(side // 64, 1),
+        "dit.paper.epsilons": (float(config["norm_eps"]),) * 2,
+        "text.encoder": "t5",
+    }
+
+
+LAYOUTS: dict[str, Layout] = {
+    "dit": Layout(
+        classes=("DiTTransformer2DModel", "Transformer2DModel"),
+        stage="dit",
+        rows=_DIT,
+        others=(),
+        fixed=_FIXED | {"norm_type": "ada_norm_zero"},
+        defaults=_DEFAULTS | {"num_embeds_ada_norm": 1000},
+        to_vdit=_dit_to_vdit,
+        layers=lambda config: config["num_layers"],
+    ),
+    "latte": Layout(
+        classes=("LatteTransformer3DModel",),
+        stage="dit",
+        rows=_LATTE,
+        others=(),
+        fixed=_FIXED | {"norm_type": "ada_norm_single"},
+        defaults=_DEFAULTS
+        | {"video_length": 16, "caption_channels": 4096, "cross_attention_dim": 1152},
+        to_vdit=_latte_to_vdit,
+        layers=lambda config: config["num_layers"],
+    ),
+}
+
+
+def read_layout(folder: Path) -> tuple[Layout, dict[str, Any]]:
+    """The layout of a folder, and the numbers of its config.json.
+
+    `UserError` for a class that is not known, or a variant of it that is not.
+    """
+    path = folder / "config.json"
+    config = read_json(path, CONFIG_BYTES)
+    name = config.get("_class_name")
+    found = [layout for layout in LAYOUTS.values() if name in layout.classes]
+    if not found:
+        known = " or ".join(c for layout in LAYOUTS.values() for c in layout.classes)
+        raise UserError(f"{path}: _class_name is {str(name)[:100]!r}; allowed: {known}")
+    layout = found[0]
+    for field, value in layout.fixed.items():
+        if config.get(field, value) != value:
+            shown = str(config[field])[:100]
+            raise UserError(f"{path}: {field} is {shown!r}; allowed: {value!r}")
+    optional = {field for field, value in layout.defaults.items() if value == 0}
+    needed = {f: v for f, v in layout.defaults.items() if f not in optional}
+    numbers = fields(config, needed, folder)
+    for field in optional:  # null, or a number
+        numbers[field] = 0
+        if config.get(field) is not None:
+            numbers |= fields(config, {field: 1}, folder)
+    return layout, numbers
