@@ -99,6 +99,8 @@ _FIXED = {
     "double_self_attention": False,
     "use_linear_projection": False,
 }
+# Those that a network of either class has: written with its numbers.
+WRITTEN = ("activation_fn", "attention_bias", "norm_elementwise_affine", "norm_type")
 _DEFAULTS = {
     "num_attention_heads": 16, "attention_head_dim": 72, "num_layers": 28, "in_channels": 4,
     "out_channels": 0, "sample_size": 32, "patch_size": 2, "norm_eps": 1e-5,
