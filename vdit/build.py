@@ -45,6 +45,8 @@ def check(config: ConfigDict) -> None:
     attention.check(config.run.attention)
     choose(DITS, "dit.model", config.dit.model)
     preset(config.dit.preset)
+    if config.dit.model == "paper" and "dit" in config.stages:
+        raise UserError("dit.model=paper is imported, not trained here: the stage dit trains vdit")
     choose(SOURCES, "data.source", config.data.source)
     choose(AXES, "dit.axes", config.dit.axes)
     choose(REMAT, "run.remat", config.run.remat)

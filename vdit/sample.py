@@ -359,6 +359,11 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
     """
     workdir = Path(workdir)
     config = overrides if overrides is not None else read_config(workdir)
+    if config.dit.model == "paper":
+        raise UserError(
+            f"{workdir} holds dit.model=paper, whose autoencoder is not known here: it can be"
+            " built, restored and exported, not sampled"
+        )
     tokenizer = build.tokenizer(config, workdir)
     encoder = build.text_encoder(config, tokenizer)
     params: dict[str, Any] = {}
