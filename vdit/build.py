@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit.config import STAGES
+from vdit.config import LATER, STAGES
 from vdit.data.labels import QUESTIONS
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
@@ -48,6 +48,7 @@ def check(config: ConfigDict) -> None:
     if config.dit.model == "paper" and "dit" in config.stages:
         raise UserError("dit.model=paper is imported, not trained here: the stage dit trains vdit")
     choose(SOURCES, "data.source", config.data.source)
+    _check_tfds(config)
     choose(AXES, "dit.axes", config.dit.axes)
     choose(REMAT, "run.remat", config.run.remat)
     choose(text.ENCODERS, "text.encoder", config.text.encoder)
@@ -129,6 +130,22 @@ def check(config: ConfigDict) -> None:
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
+
+
+def _check_tfds(config: ConfigDict) -> None:
+    """Refuses fields of the source tfds that another does not take, or that are not possible."""
+    for name in OF_TFDS:
+        value = config.data[name]
+        if config.data.source != "tfds" and value != LATER[f"data.{name}"]:
+            raise UserError(
+                f"data.{name} is given with data.source={config.data.source}: only tfds takes it"
+            )
+    if "{label}" not in config.data.template:
+        raise UserError(f"data.template is {config.data.template!r}: it has no {{label}}")
+    if not 0 <= config.data.native_fps <= 1000:
+        raise UserError(
+            f"data.native_fps is {config.data.native_fps}: 0 (what the set says) to 1000 is allowed"
+        )
 
 
 def _is_shape(shape: Any, p: int) -> bool:
@@ -237,7 +254,23 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
     )
 
 
-SOURCES = {"world": _world, "shots": _shots, "folder": _folder}
+def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
+    from vdit.data.tfds import VideoSet
+
+    return VideoSet(
+        config.data.path,
+        **{**_shape(config), **options},
+        **{name: config.data[name] for name in OF_TFDS},
+        stride=config.data.stride,
+        seed=config.seed,
+        split=split,
+        checked=workdir / "tfds.json",
+        skipped_path=workdir / "skipped.jsonl",
+    )
+
+
+OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
+SOURCES = {"world": _world, "shots": _shots, "folder": _folder, "tfds": _tfds}
 
 
 def most_shots(config: ConfigDict) -> int:

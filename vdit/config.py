@@ -18,15 +18,21 @@ def default() -> ConfigDict:
     config.stages = ROAD  # what --mode=run walks
 
     data = config.data = ConfigDict()
-    # world: simulated physics; shots: the same in several shots; folder: videos with captions
+    # world: simulated physics; shots: the same in several shots; folder: videos with captions;
+    # tfds: a prepared TFDS video set
     data.source = "world"
-    data.path = ""  # folder: where the files are
+    data.path = ""  # folder: where the files are; tfds: the data_dir, the folder above SET
+    data.name = ""  # tfds: SET[/CONFIG][:VERSION]; empty: the only set there
+    data.native_fps = 0.0  # tfds: rate of the set's own frames; 0: "fps" of its metadata.json
+    data.template = "a video of {label}"  # tfds: caption of a set that has classes for captions
+    data.video_field = ""  # tfds: the feature that holds the videos; empty: found by its type
+    data.caption_field = ""  # tfds: a Text or ClassLabel; empty: the only one, or by its name
     data.frames = 17  # frames of a clip: 1 + k * the VAE's temporal patch
     data.size = (32, 32)  # height, width in pixels
     data.fps = 10.0  # frames a second
     data.objects = (1, 2)  # world, shots: least and most bodies in a clip
     data.shots = (1, 1)  # shots: least and most shots in a clip
-    data.stride = 1.0  # folder: seconds between the starts of clips cut from one file
+    data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
     data.threads = 1  # threads that read ahead
     # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
     # width, fps), which the clips have in turn and which are packed into rows of one length.
@@ -171,6 +177,8 @@ LATER: dict[str, Any] = {
     "data.shots": (1, 1), "dit.caption_drop": 0.0, "dit.model": "vdit",
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
+    "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
+    "data.video_field": "", "data.caption_field": "",
 }  # fmt: skip
 
 

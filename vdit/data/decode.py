@@ -751,6 +751,28 @@ class _Fit:
         return np.rot90(picture_HW3[top : top + h, left : left + w], shown.rotation // 90)
 
 
+def fit(
+    video_nHW3: np.ndarray, size: tuple[int, int], limits: Limits | None = None
+) -> np.ndarray:
+    """Pictures, uint8 (n, H, W, 3), scaled and cropped to `size` (H, W) as those of a file are.
+
+    Raises `UserError` for a shape that is too long for that.
+    """
+    import av
+
+    if video_nHW3.shape[1:3] == tuple(size):
+        return video_nHW3
+    fitted = _Fit(size, limits or Limits())
+    frames = (
+        av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HW3), format="rgb24")
+        for picture_HW3 in video_nHW3
+    )
+    try:
+        return np.stack([fitted(_Shown(0.0, 0.0, frame, 0, Fraction(1))) for frame in frames])
+    except _Bad as error:
+        raise UserError(str(error)) from None
+
+
 def _shown_size(shown: _Shown) -> tuple[int, int]:
     """(width, height) of a frame with square pixels, before it is turned."""
     return max(1, round(shown.frame.width * shown.aspect)), shown.frame.height

@@ -1,0 +1,25 @@
+"""A prepared TensorFlow Datasets video set of ArrayRecord files, read without TensorFlow.
+
+python -m vdit.main --config=experiments/tfds.py --config.data.path=DATA_DIR
+python -m vdit.main --config=experiments/tfds.py:smoke --config.data.path=DATA_DIR
+
+Where DATA_DIR holds several sets, --config.data.name=SET chooses one; a set that does not tell its
+frame rate needs --config.data.native_fps=RATE. To make a set of the world's clips:
+
+python -m tools.tfds_export --config=experiments/base.py --out=DATA_DIR --clips=12000
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from vdit.errors import UserError
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The base experiment on a set's clips; "smoke" trains for a moment only."""
+    if variant not in ("", "smoke"):
+        raise UserError(f"experiments/tfds.py:{variant}: known variants are ['smoke']")
+    config = base.get_config(variant)
+    config.data.source = "tfds"
+    config.data.path = ""  # give it with --config.data.path=DATA_DIR
+    return config
