@@ -66,8 +66,7 @@ def write(
         record_writer.write_examples(
             folder / file, ((n, serialize(row)) for n, row in enumerate(encoded))
         )
-        infos.append({"name": split, "shardLengths": [str(len(rows))],
-                      "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"})  # fmt: skip
+        infos.append({"name": split, "shardLengths": [str(len(rows))]})
     info = {"name": name, "version": "1.0.0", "fileFormat": "array_record", "splits": infos}
     (folder / "dataset_info.json").write_text(json.dumps(info))
     metadata = {"fps": 10.0} if metadata is None else metadata
@@ -316,8 +315,9 @@ def test_foreign_classes_are_never_imported(tmp_path: Path) -> None:
     evil = {"pythonClassName": "spying.Feature", "jsonFeature": {"json": "{}"}}
     inner = {"pythonClassName": "tensorflow_datasets.core.features.sequence_feature.Sequence",
              "sequence": {"feature": evil, "length": "-1"}}  # fmt: skip
+    legacy = json.dumps({"x": {"type": "spying.Feature", "content": {}}})
     hidden = {"pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-              "jsonFeature": {"json": json.dumps({"x": {"type": "spying.Feature", "content": {}}})}}  # fmt: skip
+              "jsonFeature": {"json": legacy}}  # fmt: skip
     sys.path.insert(0, os.fspath(tmp_path))
     try:
         for feature in (evil, inner, hidden):
@@ -541,11 +541,24 @@ def test_no_tensorflow_is_imported(exported: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from vdit.data.tfds import VideoSet; from tools import tfds_export\n"
         f"VideoSet({os.fspath(exported)!r}, frames=5)[0]\n"
-        f"assert tfds_export.main(['x', '--config=experiments/base.py:smoke', '--clips=2',"
-        f" '--config.data.frames=5', '--out={tmp_path}']) == 0\n"
-        f"assert tfds_export.main(['x', '--config=experiments/base.py', '--clips=2']) == 2\n"
+        "status = tfds_export.main()\n"
         "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
+        "sys.exit(status)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+
+    def run(*flags: str) -> "subprocess.CompletedProcess[str]":
+        command = [sys.executable, "-c", code, "--config=experiments/base.py:smoke", *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+
+    done = run("--clips=2", "--config.data.frames=5", f"--out={tmp_path}")
     assert done.returncode == 0, done.stderr
+    for flags, words in (
+        (["--clips=2"], "give --out=DIR and --clips=N"),
+        (["--clips=2", f"--out={tmp_path}"], "is there already"),
+        (["--clip=2"], "Unknown command line flag"),
+    ):
+        done = run(*flags)
+        assert done.returncode == 2, done.stderr
+        assert done.stderr.startswith("tfds_export: ") and done.stderr.count("\n") == 1
+        assert words in done.stderr
     assert [len(make(tmp_path, frames=5, split=split)) for split in ("train", "heldout")] == [2, 1]
