@@ -98,14 +98,16 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return value
 
 
-def read_config(folder: Path, types: Sequence[str]) -> dict[str, Any]:
-    """A folder's config.json; `UserError` if its model_type is none of `types`."""
+def read_config(
+    folder: Path, types: Sequence[str], field: str = "model_type"
+) -> dict[str, Any]:
+    """A folder's config.json; `UserError` if its `field` is none of `types`."""
     path = folder / "config.json"
     config = read_json(path, CONFIG_BYTES)
-    found = config.get("model_type")
+    found = config.get(field)
     if found not in types:
         allowed = " or ".join(types)
-        raise UserError(f"{path}: model_type is {_shown(repr(found))}; allowed: {allowed}")
+        raise UserError(f"{path}: {field} is {_shown(repr(found))}; allowed: {allowed}")
     return config
 
 
@@ -290,7 +292,9 @@ def plan(
             if full not in tensors:
                 raise UserError(f"{folder} lacks the tensor {full}")
             tensor = tensors[full]
-            if tensor.shape != allowed:
+            # A kernel of one pixel, or a norm's scale, may have axes of one behind its own.
+            ones = (1,) * (len(tensor.shape) - len(allowed))
+            if tensor.shape != allowed + ones:
                 raise UserError(f"{folder}: tensor {full} is {tensor.shape}; allowed: {allowed}")
             if tensor.dtype not in FLOATS:
                 known = ", ".join(FLOATS)
@@ -350,6 +354,7 @@ def load(plan: Plan) -> Any:
             array = np.frombuffer(_read(tensor), FLOATS[tensor.dtype]).reshape(tensor.shape)
             if not np.isfinite(array).all():
                 raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
+            array = array.reshape(tensor.shape[: len(source.shape) - source.stacked])
             ours = array if source.axes is None else array.transpose(source.axes)
             value = jnp.asarray(ours, dtype)
             if source.stacked:

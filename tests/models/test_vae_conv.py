@@ -1,0 +1,122 @@
+"""Convolutional autoencoders: against diffusers, causal, in chunks, in tiles, from folders."""
+
+import functools
+import shutil
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from vdit.errors import UserError
+from vdit.models import vae_folder, weights
+from vdit.nn.tiles import tiled
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "vae"
+FOLDERS = ("kl", "wan21", "wan22")
+
+
+@pytest.fixture(scope="module")
+def expected() -> Any:
+    return np.load(GOLDEN / "expected.npz")
+
+
+@functools.cache
+def opened(name: str) -> tuple[Any, Any]:
+    model, plan = vae_folder.read_module(GOLDEN / name)
+    with jax.ensure_compile_time_eval():
+        params = jax.tree.map(lambda x: np.asarray(x, np.float32), weights.load(plan))
+    return model, params
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def run(name: str, method: str, *args: Any) -> Any:
+    model, params = opened(name)
+    return model.apply({"params": params}, *args, method=method)
+
+
+def close(found: Any, wanted: Any) -> None:
+    assert found.shape == wanted.shape
+    assert np.abs(np.asarray(found) - wanted).max() < 2e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("case", range(3))
+@pytest.mark.parametrize("name", FOLDERS)
+def test_moments_and_videos_are_those_of_diffusers(expected: Any, name: str, case: int) -> None:
+    video = expected[f"{name}/{case}/video"]
+    mean, log_variance, _ = run(name, "encode", video)
+    assert mean.shape[1:] == opened(name)[0].latent_shape(*video.shape[1:4])
+    close(mean, expected[f"{name}/{case}/mean"])
+    close(log_variance, expected[f"{name}/{case}/log_variance"])
+    decoded, _ = run(name, "decode", mean)
+    if name != "kl":
+        decoded = jnp.clip(decoded, -1.0, 1.0)  # which diffusers leaves to its other pipelines
+    close(decoded, expected[f"{name}/{case}/decoded"])
+
+
+@pytest.mark.parametrize("name", ["kl", "wan21"])
+def test_tiles_are_those_of_diffusers(expected: Any, name: str) -> None:
+    video = jnp.asarray(expected[f"{name}/tiled/video"])
+    mean = tiled(lambda part: run(name, "encode", part)[0], video, 16, 12, (4, 3))
+    close(mean, expected[f"{name}/tiled/mean"])
+    decoded = tiled(lambda part: run(name, "decode", part)[0], mean, 4, 3, (16, 12))
+    close(decoded if name == "kl" else jnp.clip(decoded, -1, 1), expected[f"{name}/tiled/decoded"])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_chunk_by_chunk_equals_the_whole(expected: Any, name: str) -> None:
+    video = expected[f"{name}/2/video"]
+    whole = run(name, "encode", video)[0]
+    state, parts = None, []
+    for start, stop in ((0, 1), (1, 5), (5, 9)):
+        part, _, state = run(name, "encode", video[:, start:stop], state)
+        parts.append(part)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), whole, atol=1e-5)
+    wanted = run(name, "decode", whole)[0]
+    state, parts = None, []
+    for start in range(whole.shape[1]):
+        part, state = run(name, "decode", whole[:, start : start + 1], state)
+        parts.append(part)
+    np.testing.assert_allclose(jnp.concatenate(parts, 1), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_latents_do_not_see_later_frames(expected: Any, name: str) -> None:
+    video = jnp.asarray(expected[f"{name}/1/video"])
+    p = opened(name)[0].patch[0]
+
+    @jax.jit
+    @jax.grad
+    def influence(video: jax.Array) -> jax.Array:
+        return run(name, "encode", video)[0][:, 0 if p > 1 else 2].sum()
+
+    seen = jnp.abs(influence(video)).sum((0, 2, 3, 4)) > 0
+    last = 0 if p > 1 else 2
+    assert seen[last] and not seen[last + 1 :].any()
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_a_folder_that_does_not_fit_is_refused(name: str, tmp_path: Path) -> None:
+    file = tmp_path / f"{vae_folder.STEM}.safetensors"
+    shutil.copy(GOLDEN / name / "config.json", tmp_path)
+    tensors = load_file(GOLDEN / name / file.name)
+    one = "quant_conv.bias"
+    for changed, words in (
+        ({k: v for k, v in tensors.items() if k != one}, "lacks"),
+        (tensors | {"more": tensors[one]}, "no part takes"),
+        (tensors | {one: tensors[one][1:]}, "allowed"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(UserError, match=words):
+            vae_folder.read_module(tmp_path)
+
+
+def test_statistics_are_those_of_the_config() -> None:
+    kl = vae_folder.read_statistics(GOLDEN / "kl")
+    np.testing.assert_allclose(kl["std"], np.full(3, 1 / 0.18215), rtol=1e-6)
+    wan = vae_folder.read_statistics(GOLDEN / "wan21")
+    np.testing.assert_allclose(wan["std"], [1.5, 2.0, 0.5])
+    np.testing.assert_allclose(wan["mean"], [0.1, -0.2, 0.3], rtol=1e-6)

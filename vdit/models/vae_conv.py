@@ -1,0 +1,245 @@
+"""Convolutional autoencoders, of images and causal of video: the network of both.
+
+Levels of residual blocks, each but the last with half the height and width of the one before (the
+last of them also with half the rate), attention in the middle. With kernels over space alone, group
+norm and no time to halve it is that of latent diffusion (`vae_kl.py`); with causal kernels over
+three frames and RMS norm it is that of Wan (`vae_causal.py`). The interface is that of `vae.VAE`:
+1 + k·p frames are 1 + k latent frames, and a clip of any length streams through in chunks that
+carry a state.
+
+Dimension key: B batch, T frames, H height, W width, C channels; t h w latent frames and places,
+Z latent channels.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from vdit.kernels import xla
+from vdit.nn.attention import Attend
+from vdit.nn.conv import (
+    Conv,
+    Down,
+    FrameAttention,
+    Head,
+    Layer,
+    ResBlock,
+    State,
+    Up,
+    averaged,
+    causal,
+    chain,
+    duplicated,
+)
+from vdit.nn.linear import Linear
+from vdit.nn.patch import pad_to_multiple
+
+
+def middle(width: int, options: dict[str, Any], attention: dict[str, Any] | None) -> list[Layer]:
+    """A residual block, attention within each frame, another block."""
+    layers: list[Layer] = [ResBlock(width, **options, name="middle0")]
+    if attention is not None:
+        kinds = {"groups": options["groups"], "dtype": options["dtype"], **attention}
+        layers.append(FrameAttention(**kinds, name="attention"))
+    return [*layers, ResBlock(width, **options, name="middle1")]
+
+
+class DownLevel(nn.Module):
+    """Residual blocks of one width, and what halves their output, if anything does."""
+
+    width: int
+    blocks: int
+    halves: tuple[bool, bool]  # time, space
+    residual: bool
+    options: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
+        time, space = self.halves
+        layers: list[Layer] = [
+            ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
+        ]
+        if space:
+            layers.append(Down(time, self.options["dtype"], name="down"))
+        out, after = chain(layers, x_BTHWC, state)
+        if self.residual:
+            factors = 1 + time, 1 + space, 1 + space
+            out = out + averaged(x_BTHWC, self.width, factors, state is None)
+        return out, after
+
+
+class UpLevel(nn.Module):
+    """Residual blocks of one width, and what doubles their output to `narrowed` channels."""
+
+    width: int
+    blocks: int
+    doubles: tuple[bool, bool]  # time, space
+    narrowed: int
+    residual: bool
+    options: dict[str, Any]
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
+        time, space = self.doubles
+        layers: list[Layer] = [
+            ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
+        ]
+        if space:
+            layers.append(Up(self.narrowed, time, self.options["dtype"], name="up"))
+        out, after = chain(layers, x_BTHWC, state)
+        if self.residual and space:
+            factors = 1 + time, 1 + space, 1 + space
+            out = out + duplicated(x_BTHWC, self.narrowed, factors, state is None)
+        return out, after
+
+
+class Stem(nn.Module):
+    """The first convolution of a network."""
+
+    features: int
+    time: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
+        return causal(Conv(self.features, self.time, dtype=self.dtype, name="conv"), x_BTHWC, state)
+
+
+class Encoder(nn.Module):
+    """Pixels to `features` numbers a latent place."""
+
+    features: int
+    widths: tuple[int, ...]
+    halves: tuple[tuple[bool, bool], ...]  # of each level: time, space
+    blocks: int
+    residual: bool
+    options: dict[str, Any]
+    attention: dict[str, Any] | None
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
+        time, dtype = self.options["time"], self.options["dtype"]
+        levels = [
+            DownLevel(width, self.blocks, halves, self.residual, self.options, name=f"level{i}")
+            for i, (width, halves) in enumerate(zip(self.widths, self.halves, strict=True))
+        ]
+        layers = [
+            Stem(self.widths[0], time, dtype, name="stem"),
+            *levels,
+            *middle(self.widths[-1], self.options, self.attention),
+            Head(self.features, **self.options, name="head"),
+        ]
+        return chain(layers, x_BTHWC, state)
+
+
+class Decoder(nn.Module):
+    """Latents to `features` numbers a pixel; `widths` are those of the levels, last first."""
+
+    features: int
+    widths: tuple[int, ...]
+    doubles: tuple[tuple[bool, bool], ...]
+    blocks: int
+    residual: bool
+    narrows: bool  # whether a level's end has half its width
+    options: dict[str, Any]
+    attention: dict[str, Any] | None
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
+        time, dtype = self.options["time"], self.options["dtype"]
+        levels = []
+        for i, (width, doubles) in enumerate(zip(self.widths, self.doubles, strict=True)):
+            narrowed = width // 2 if self.narrows else width
+            kinds = width, self.blocks, doubles, narrowed, self.residual, self.options
+            levels.append(UpLevel(*kinds, name=f"level{i}"))
+        layers = [
+            Stem(self.widths[0], time, dtype, name="stem"),
+            *middle(self.widths[0], self.options, self.attention),
+            *levels,
+            Head(self.features, **self.options, name="head"),
+        ]
+        return chain(layers, x_BTHWC, state)
+
+
+class ConvVAE(nn.Module):
+    """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back.
+
+    `patch` (p, q, q) is what a latent place covers, powers of two. There are as many levels as
+    `widths`: q = pixels · 2^(levels - 1), and the last log2(p) halvings halve the rate too.
+    """
+
+    patch: tuple[int, int, int]
+    channels: int
+    widths: tuple[int, ...]  # of the encoder's levels
+    decoder_widths: tuple[int, ...]  # of the same levels in the decoder
+    blocks: int = 2  # residual blocks of a level; the decoder has one more
+    causal: bool = False  # kernels over three frames, not one
+    groups: int = 32  # of the group norm; 0: RMS norm
+    pixels: int = 1  # side of the squares of pixels that are folded into channels first
+    residual: bool = False  # levels beside averages and duplicates of their input (Wan 2.2)
+    attention: bool = True  # in the middle
+    quantise: tuple[bool, bool] = (True, True)  # linear maps behind the encoder, before the decoder
+    attend: Attend = xla.attend
+    dtype: Any = jnp.float32
+
+    def setup(self) -> None:
+        levels = len(self.widths)
+        first = levels - 1 - int(math.log2(self.patch[0]))  # the first that halves the rate
+        halves = [(first <= i < levels - 1, i < levels - 1) for i in range(levels)]
+        doubles = [*halves[-2::-1], (False, False)]
+        options = {"time": 3 if self.causal else 1, "groups": self.groups, "dtype": self.dtype}
+        attention = {"fused": self.causal, "attend": self.attend} if self.attention else None
+        colours = 3 * self.pixels**2
+        self.encoder = Encoder(
+            2 * self.channels, self.widths, tuple(halves), self.blocks, self.residual, options,
+            attention,
+        )  # fmt: skip
+        self.decoder = Decoder(
+            colours, self.decoder_widths[::-1], tuple(doubles), self.blocks + 1, self.residual,
+            self.causal and not self.residual, options, attention,
+        )  # fmt: skip
+        if self.quantise[0]:
+            self.quant = Linear(2 * self.channels)
+        if self.quantise[1]:
+            self.post_quant = Linear(self.channels)
+
+    def encode(
+        self, video_BTHWC: jax.Array, state: State = None
+    ) -> tuple[jax.Array, jax.Array, State]:
+        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the state behind it.
+
+        Without a state the clip begins here (1 + k·p frames); with one it goes on (k·p frames).
+        """
+        video = pad_to_multiple(video_BTHWC, self.patch[1:])
+        # The order of a square's pixels is Wan's: columns before rows.
+        fold = "B T (H q) (W r) C -> B T H W (C r q)"
+        x = rearrange(video, fold, q=self.pixels, r=self.pixels)
+        x, state = self.encoder(x, state)
+        moments = self.quant(x) if self.quantise[0] else x
+        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        return mean, jnp.clip(log_variance, -30.0, 20.0), state
+
+    def decode(self, latent_BthwZ: jax.Array, state: State = None) -> tuple[jax.Array, State]:
+        """Video (B, T, h·q, w·q, 3) of latents, and the state behind it; crop to size."""
+        x = self.post_quant(latent_BthwZ) if self.quantise[1] else latent_BthwZ
+        x, state = self.decoder(x, state)
+        fold = "B T H W (C r q) -> B T (H q) (W r) C"
+        return rearrange(x, fold, q=self.pixels, r=self.pixels), state
+
+    def __call__(
+        self, video_BTHWC: jax.Array, noise_BthwZ: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Reconstruction, mean and log-variance; the latents are mean + deviation · noise."""
+        mean, log_variance, _ = self.encode(video_BTHWC)
+        latent = mean + jnp.exp(0.5 * log_variance) * noise_BthwZ
+        video, _ = self.decode(latent)
+        return video[:, :, : video_BTHWC.shape[2], : video_BTHWC.shape[3]], mean, log_variance
+
+    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """(t, h, w, Z) of a clip of 1 + k·p frames."""
+        p, q, r = self.patch
+        return 1 + (frames - 1) // p, -(-height // q), -(-width // r), self.channels

@@ -1,0 +1,51 @@
+"""Large images piece by piece: overlapping tiles whose seams are blended, as diffusers does it.
+
+Dimension key: B batch, T frames, H height, W width, C channels.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+
+def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.Array:
+    """`after`, whose first pixels go over from the last ones of `before`, its neighbour."""
+    extent = min(before.shape[axis], after.shape[axis], extent)
+    if not extent:
+        return after
+    shape = [-1 if i == axis else 1 for i in range(after.ndim)]
+    share = (jnp.arange(extent) / extent).reshape(shape)
+    tail = jax.lax.slice_in_dim(before, before.shape[axis] - extent, before.shape[axis], axis=axis)
+    head = jax.lax.slice_in_dim(after, 0, extent, axis=axis)
+    rest = jax.lax.slice_in_dim(after, extent, after.shape[axis], axis=axis)
+    return jnp.concatenate([tail * (1 - share) + head * share, rest], axis=axis)
+
+
+def tiled(
+    run: Callable[[jax.Array], jax.Array],
+    x_BTHWC: jax.Array,
+    tile: int,
+    stride: int,
+    made: tuple[int, int],
+) -> jax.Array:
+    """`run` on tiles of side `tile`, one each `stride`; blended where they overlap.
+
+    `made` is what `run` makes of the two numbers. One tile is in work at a time where `run` is
+    compiled and this function is not.
+    """
+    size, step = made
+    height, width = x_BTHWC.shape[2:4]
+    rows, above = [], []
+    for top in range(0, height, stride):
+        row: list[jax.Array] = []
+        for j, left in enumerate(range(0, width, stride)):
+            part = run(x_BTHWC[:, :, top : top + tile, left : left + tile])
+            if above:
+                part = _blend(above[j], part, size - step, 2)
+            if row:
+                part = _blend(row[-1], part, size - step, 3)
+            row.append(part)
+        above = row
+        rows.append(jnp.concatenate([part[:, :, :step, :step] for part in row], axis=3))
+    return jnp.concatenate(rows, axis=2)
