@@ -25,6 +25,7 @@ from vdit.models.dit import AXES, REMAT, DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
+from vdit.models.vae_conv import ConvVAE
 from vdit.nn.attention import Attend
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
@@ -75,6 +76,9 @@ def check(config: ConfigDict) -> None:
         value = config[section][field]
         if len(value) != size or min(value) < 1:
             raise UserError(f"{name} is {value}: {size} numbers of at least 1 are allowed")
+    choose(VAES, "vae.model", config.vae.model)
+    if config.vae.model != "vivit":
+        _check_conv(config)
     p = config.vae.patch[0]
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
@@ -302,8 +306,46 @@ def _attend(config: ConfigDict, mesh: Mesh | None) -> Attend:
     return attention.kernel(config.run.attention, mesh)
 
 
-def vae(config: ConfigDict, mesh: Mesh | None = None) -> VAE:
-    """The autoencoder, for one device or for steps on a mesh."""
+def _check_conv(config: ConfigDict) -> None:
+    """Refuses sizes that no convolutional autoencoder has."""
+    levels, (p, q, r) = tuple(config.vae.multipliers), config.vae.patch
+    side = 2 ** max(len(levels) - 1, 0)
+    times = (1,) if config.vae.model == "kl" else tuple(2**i for i in range(len(levels)))
+    if not levels or min(levels) < 1 or (q, r) != (side, side) or p not in times:
+        raise UserError(
+            f"vae.patch is {(p, q, r)} with {len(levels)} vae.multipliers and vae.model="
+            f"{config.vae.model}: {side} rows and columns are allowed, and {times} frames"
+        )
+    if config.vae.blocks < 1 or config.vae.width < 1:
+        raise UserError(
+            f"vae.blocks, vae.width are {config.vae.blocks}, {config.vae.width}: numbers above 0"
+        )
+    widths = [config.vae.width * m for m in levels]
+    if config.vae.model == "kl" and (
+        config.vae.groups < 1 or any(width % config.vae.groups for width in widths)
+    ):
+        raise UserError(f"vae.groups is {config.vae.groups}: it must divide widths {widths}")
+    if config.vae.model == "causal" and any(width % 2 for width in widths):
+        raise UserError(f"vae.width times vae.multipliers is {widths}: even numbers are allowed")
+
+
+def _conv(config: ConfigDict, mesh: Mesh | None) -> ConvVAE:
+    widths = tuple(config.vae.width * m for m in config.vae.multipliers)
+    causal = config.vae.model == "causal"
+    return ConvVAE(
+        patch=tuple(config.vae.patch),
+        channels=config.vae.channels,
+        widths=widths,
+        decoder_widths=widths,
+        blocks=config.vae.blocks,
+        causal=causal,
+        groups=0 if causal else config.vae.groups,
+        attend=_attend(config, mesh),
+        dtype=operand_dtype(config.run.dtype),
+    )
+
+
+def _vivit(config: ConfigDict, mesh: Mesh | None) -> VAE:
     fields = (
         "channels", "width", "encoder_depth", "decoder_depth", "heads", "window", "mlp_ratio",
         "activation",
@@ -315,6 +357,14 @@ def vae(config: ConfigDict, mesh: Mesh | None = None) -> VAE:
         dtype=operand_dtype(config.run.dtype),
         **{name: config.vae[name] for name in fields},
     )
+
+
+VAES = {"vivit": _vivit, "kl": _conv, "causal": _conv}
+
+
+def vae(config: ConfigDict, mesh: Mesh | None = None) -> VAE | ConvVAE:
+    """The autoencoder, for one device or for steps on a mesh."""
+    return choose(VAES, "vae.model", config.vae.model)(config, mesh)
 
 
 def _paper(config: ConfigDict, **options: Any) -> DiTPaper:

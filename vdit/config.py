@@ -49,10 +49,15 @@ def default() -> ConfigDict:
     text.heads = 4  # learned: attention heads
 
     vae = config.vae = ConfigDict()
-    vae.patch = (4, 8, 8)  # frames, rows, columns of a latent place
+    # vivit; or convolutions: kl (latent diffusion's, frame by frame), causal (Wan's)
+    vae.model = "vivit"
+    vae.patch = (4, 8, 8)  # frames, rows, columns of a latent place; kl: 1 frame; powers of two
     vae.channels = 24  # latent channels
     vae.width = 128
-    vae.encoder_depth = 2
+    vae.multipliers = (1, 2, 4, 4)  # kl, causal: of the width, at full size, half of it, ...
+    vae.blocks = 2  # kl, causal: residual blocks of a level; the decoder has one more
+    vae.groups = 32  # kl: of the group norm
+    vae.encoder_depth = 2  # vivit, as those below: layers
     vae.decoder_depth = 2
     vae.heads = 4
     vae.window = 4  # latent frames that attention looks back over, its own included
@@ -179,6 +184,7 @@ LATER: dict[str, Any] = {
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "",
+    "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
 }  # fmt: skip
 
 

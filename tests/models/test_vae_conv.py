@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from vdit import build
+from vdit.config import default, stage_fields
 from vdit.errors import UserError
 from vdit.models import vae_folder, weights
 from vdit.nn.tiles import tiled
@@ -120,3 +122,21 @@ def test_statistics_are_those_of_the_config() -> None:
     wan = vae_folder.read_statistics(GOLDEN / "wan21")
     np.testing.assert_allclose(wan["std"], [1.5, 2.0, 0.5])
     np.testing.assert_allclose(wan["mean"], [0.1, -0.2, 0.3], rtol=1e-6)
+
+
+def test_fields_of_the_convolutions_change_no_older_digest() -> None:
+    config = default()
+    old = stage_fields(config, "vae")
+    assert not {"vae.model", "vae.multipliers", "vae.blocks", "vae.groups"} & set(old)
+    config.vae.model = "causal"
+    assert stage_fields(config, "vae") == old | {"vae.model": "causal"}
+
+
+@pytest.mark.parametrize("model, patch", [("kl", (4, 8, 8)), ("causal", (4, 8, 4)), ("cnn", (1,))])
+def test_a_model_that_is_not_there_is_refused(model: str, patch: tuple[int, ...]) -> None:
+    config = default()
+    config.vae.model = model
+    if len(patch) == 3:
+        config.vae.patch = patch
+    with pytest.raises(UserError, match="vae"):
+        build.check(config)

@@ -127,7 +127,7 @@ class Encoder(nn.Module):
             DownLevel(width, self.blocks, halves, self.residual, self.options, name=f"level{i}")
             for i, (width, halves) in enumerate(zip(self.widths, self.halves, strict=True))
         ]
-        layers = [
+        layers: list[Layer] = [
             Stem(self.widths[0], time, dtype, name="stem"),
             *levels,
             *middle(self.widths[-1], self.options, self.attention),
@@ -156,7 +156,7 @@ class Decoder(nn.Module):
             narrowed = width // 2 if self.narrows else width
             kinds = width, self.blocks, doubles, narrowed, self.residual, self.options
             levels.append(UpLevel(*kinds, name=f"level{i}"))
-        layers = [
+        layers: list[Layer] = [
             Stem(self.widths[0], time, dtype, name="stem"),
             *middle(self.widths[0], self.options, self.attention),
             *levels,

@@ -51,6 +51,7 @@ def read_statistics(folder: str | Path) -> dict[str, np.ndarray]:
     folder = Path(folder)
     config = weights.read_config(folder, tuple(FAMILIES), "_class_name")
     channels = FAMILIES[config["_class_name"]][0](config, folder).channels
+    made: tuple[Any, Any]
     if config["_class_name"] == "AutoencoderKL":
         scale = config.get("scaling_factor", 0.18215)
         made = [config.get("shift_factor") or 0.0] * channels, [scale] * channels

@@ -36,7 +36,8 @@ def tiled(
     """
     size, step = made
     height, width = x_BTHWC.shape[2:4]
-    rows, above = [], []
+    rows: list[jax.Array] = []
+    above: list[jax.Array] = []
     for top in range(0, height, stride):
         row: list[jax.Array] = []
         for j, left in enumerate(range(0, width, stride)):
