@@ -3,7 +3,7 @@
 import functools
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -39,11 +39,11 @@ def choose(table: Any, what: str, name: str) -> Any:
     return table[name]
 
 
-def check(config: ConfigDict) -> None:
-    """Refuses what the parts would refuse late, or not at all."""
+def check(config: ConfigDict, platform: str | None = None) -> None:
+    """Refuses what the parts would refuse late, or not at all; `platform` as in `runs_here`."""
     choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
     choose(attention.KERNELS, "run.attention", config.run.attention)
-    attention.check(config.run.attention)
+    attention.check(config.run.attention, platform)
     choose(DITS, "dit.model", config.dit.model)
     preset(config.dit.preset)
     if config.dit.model == "paper" and "dit" in config.stages:
@@ -301,9 +301,13 @@ def training_clips(config: ConfigDict, workdir: Path) -> Any:
     return Mixture(sources, rates, endless=config.data.source == "world")
 
 
-def _attend(config: ConfigDict, mesh: Mesh | None) -> Attend:
+# Where a network runs: on one device or, in steps, on a mesh. `platform` says for what kind of
+# machine it is, where that is neither the mesh's nor this one.
+
+
+def _attend(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Attend:
     choose(attention.KERNELS, "run.attention", config.run.attention)
-    return attention.kernel(config.run.attention, mesh)
+    return attention.kernel(config.run.attention, mesh, platform)
 
 
 def _check_conv(config: ConfigDict) -> None:
@@ -329,7 +333,7 @@ def _check_conv(config: ConfigDict) -> None:
         raise UserError(f"vae.width times vae.multipliers is {widths}: even numbers are allowed")
 
 
-def _conv(config: ConfigDict, mesh: Mesh | None) -> ConvVAE:
+def _conv(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> ConvVAE:
     widths = tuple(config.vae.width * m for m in config.vae.multipliers)
     causal = config.vae.model == "causal"
     return ConvVAE(
@@ -340,21 +344,21 @@ def _conv(config: ConfigDict, mesh: Mesh | None) -> ConvVAE:
         blocks=config.vae.blocks,
         causal=causal,
         groups=0 if causal else config.vae.groups,
-        attend=_attend(config, mesh),
-        dtype=operand_dtype(config.run.dtype),
+        attend=_attend(config, mesh, platform),
+        dtype=operand_dtype(config.run.dtype, mesh, platform),
     )
 
 
-def _vivit(config: ConfigDict, mesh: Mesh | None) -> VAE:
+def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
     fields = (
         "channels", "width", "encoder_depth", "decoder_depth", "heads", "window", "mlp_ratio",
         "activation",
     )  # fmt: skip
     return VAE(
         patch=tuple(config.vae.patch),
-        attend=_attend(config, mesh),
+        attend=_attend(config, mesh, platform),
         unroll=config.run.unroll,
-        dtype=operand_dtype(config.run.dtype),
+        dtype=operand_dtype(config.run.dtype, mesh, platform),
         **{name: config.vae[name] for name in fields},
     )
 
@@ -362,9 +366,11 @@ def _vivit(config: ConfigDict, mesh: Mesh | None) -> VAE:
 VAES = {"vivit": _vivit, "kl": _conv, "causal": _conv}
 
 
-def vae(config: ConfigDict, mesh: Mesh | None = None) -> VAE | ConvVAE:
+def vae(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> VAE | ConvVAE:
     """The autoencoder, for one device or for steps on a mesh."""
-    return choose(VAES, "vae.model", config.vae.model)(config, mesh)
+    return choose(VAES, "vae.model", config.vae.model)(config, mesh, platform)
 
 
 def _paper(config: ConfigDict, **options: Any) -> DiTPaper:
@@ -374,17 +380,17 @@ def _paper(config: ConfigDict, **options: Any) -> DiTPaper:
 DITS: dict[str, Any] = {"vdit": lambda config, **options: DiT(**options), "paper": _paper}
 
 
-def dit(config: ConfigDict, mesh: Mesh | None = None) -> Any:
+def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Any:
     """The diffusion transformer, for one device or for steps on a mesh."""
     return choose(DITS, "dit.model", config.dit.model)(
         config,
         **preset(config.dit.preset),
         axes=config.dit.axes,
         learned_variance=config.dit.learned_variance,
-        attend=_attend(config, mesh),
+        attend=_attend(config, mesh, platform),
         unroll=config.run.unroll,
         remat=config.run.remat,
-        dtype=operand_dtype(config.run.dtype),
+        dtype=operand_dtype(config.run.dtype, mesh, platform),
     )
 
 
@@ -396,18 +402,20 @@ def questions(config: ConfigDict) -> dict[str, int]:
     }
 
 
-def classifier(config: ConfigDict, mesh: Mesh | None = None) -> vivit.ViViT:
+def classifier(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> vivit.ViViT:
     """The ViViT that answers all questions by one head, for one device or for steps on a mesh."""
     return vivit.ViViT(
         sum(questions(config).values()),
         **choose(vivit.PRESETS, "classify.preset", config.classify.preset),
         model=config.classify.model,
         pool=config.classify.pool,
-        attend=_attend(config, mesh),
+        attend=_attend(config, mesh, platform),
         samples=config.classify.samples,
         unroll=config.run.unroll,
         remat=config.run.remat,
-        dtype=operand_dtype(config.run.dtype),
+        dtype=operand_dtype(config.run.dtype, mesh, platform),
     )
 
 
@@ -437,7 +445,19 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
     return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length)
 
 
-def text_encoder(config: ConfigDict, tokens: text.Tokenizer) -> text.TextEncoder:
+class Vocabulary(NamedTuple):
+    """What a text encoder's shapes follow from: tokens that a tokenizer knows, and of a caption."""
+
+    vocab: int
+    length: int
+
+
+def text_encoder(
+    config: ConfigDict,
+    tokens: text.Tokenizer | Vocabulary,
+    mesh: Mesh | None = None,
+    platform: str | None = None,
+) -> text.TextEncoder:
     """The text encoder."""
     options: dict[str, Any] = {}
     if config.text.encoder == "learned":
@@ -447,7 +467,7 @@ def text_encoder(config: ConfigDict, tokens: text.Tokenizer) -> text.TextEncoder
             "depth": config.text.depth,
             "heads": config.text.heads,
             "unroll": min(config.run.unroll, config.text.depth),
-            "dtype": operand_dtype(config.run.dtype),
+            "dtype": operand_dtype(config.run.dtype, mesh, platform),
         }
     if config.text.encoder in text_folder.FAMILIES:
         options = {"path": config.text.path, "length": tokens.length, "vocab": tokens.vocab}

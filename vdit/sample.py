@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit import build
@@ -83,7 +84,10 @@ class Settings:
 
 
 class Model:
-    """A trained workdir, ready to generate. Made by `vdit.load(workdir)`."""
+    """A trained workdir, ready to generate. Made by `vdit.load(workdir)`.
+
+    `mesh` is a machine of one device that is not this one, to compile for.
+    """
 
     def __init__(
         self,
@@ -92,11 +96,12 @@ class Model:
         encoder: TextEncoder,
         params: dict[str, Any],
         statistics: dict[str, np.ndarray],
+        mesh: Mesh | None = None,
     ) -> None:
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
         self.params = params  # groups vae, dit and text
         self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
-        self.vae, self.dit = build.vae(config), build.dit(config)
+        self.vae, self.dit = build.vae(config, mesh), build.dit(config, mesh)
         self.process = build.process(config)
         self._encode = jax.jit(
             lambda params, video: self.vae.apply(

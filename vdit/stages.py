@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit import build
@@ -26,7 +27,15 @@ from vdit.objectives.packed import packed_objective
 from vdit.objectives.vae import to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
 from vdit.runtime.progress import Progress, say
-from vdit.tokens import extra_spans, latent_times, pattern_shares, patterns, shot_list
+from vdit.tokens import (
+    Budget,
+    Patterns,
+    extra_spans,
+    latent_times,
+    pattern_shares,
+    patterns,
+    shot_list,
+)
 from vdit.train import Interrupted, Params, Runtime, fit
 
 TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
@@ -55,13 +64,91 @@ def refuse_other(config: ConfigDict, stage: str, runtime: Runtime) -> None:
         )
 
 
+# What each stage learns: an objective, for a mesh or for one device, on this kind of machine or on
+# another `platform`. No data is read, so a step can be made from shapes alone.
+
+
+def compression(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> Objective:
+    """What stage vae learns."""
+    model = build.vae(config, mesh, platform)
+    return vae_objective(model, config.vae.kl_weight, config.vae.l1_weight)
+
+
+def _denoiser(
+    config: ConfigDict, encoder: TextEncoder, mesh: Mesh | None, platform: str | None
+) -> dict[str, Any]:
+    """What both diffusion objectives are made of."""
+    process = build.process(config)
+    times = functools.partial(
+        sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
+    )
+    return {
+        "model": build.dit(config, mesh, platform),
+        "encoder": encoder,
+        "process": process,
+        "prediction": config.dit.prediction,
+        "text_drop": config.dit.text_drop,
+        "loss_weight": config.dit.loss_weight,
+        "sample_times": times,
+        **({} if mesh is None else {"constrain": sequence_constraint(mesh)}),
+    }
+
+
+def pattern_table(config: ConfigDict) -> Patterns:
+    """The patterns of given spans that clips of this configuration can have."""
+    frames = build.vae(config).latent_shape(config.data.frames, 1, 1)[0]
+    return patterns(frames, config.vae.patch[0], config.data.fps)
+
+
+def denoising(
+    config: ConfigDict,
+    encoder: TextEncoder,
+    mesh: Mesh | None = None,
+    platform: str | None = None,
+) -> Objective:
+    """What stage dit learns of clips that are all alike: every pattern of given spans."""
+    table = pattern_table(config)
+    shares = {name: config.dit.given[name] for name in config.dit.given}
+    return diffusion_objective(
+        **_denoiser(config, encoder, mesh, platform),
+        table=table,
+        shares=pattern_shares(table, shares),
+        patch=tuple(config.dit.patch),
+        caption_drop=config.dit.caption_drop,
+    )
+
+
+def packed_denoising(
+    config: ConfigDict,
+    encoder: TextEncoder,
+    budget: Budget,
+    mesh: Mesh | None = None,
+    platform: str | None = None,
+) -> Objective:
+    """What stage dit learns of clips of data.shapes, in rows of one length."""
+    given = config.dit.given
+    return packed_objective(
+        **_denoiser(config, encoder, mesh, platform),
+        budget=budget,
+        prefix=given.prefix / (given.prefix + given.text),
+    )
+
+
+def classification(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> Objective:
+    """What stage classify learns."""
+    model = build.classifier(config, mesh, platform)
+    return classify_objective(model, build.questions(config), config.classify.smoothing)
+
+
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
     refuse_other(config, "vae", runtime)
     options = config.vae.train
-    objective = vae_objective(
-        build.vae(config, runtime.mesh), config.vae.kl_weight, config.vae.l1_weight
-    )
+    objective = compression(config, runtime.mesh)
     clips = build.source(config, "train", runtime.workdir)
     if skipped := getattr(clips, "skipped", None):
         names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
@@ -212,24 +299,6 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     )
 
 
-def denoiser(config: ConfigDict, runtime: Runtime, encoder: TextEncoder) -> dict[str, Any]:
-    """What both diffusion objectives are made of."""
-    process = build.process(config)
-    times = functools.partial(
-        sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
-    )
-    return {
-        "model": build.dit(config, runtime.mesh),
-        "encoder": encoder,
-        "process": process,
-        "prediction": config.dit.prediction,
-        "text_drop": config.dit.text_drop,
-        "loss_weight": config.dit.loss_weight,
-        "sample_times": times,
-        "constrain": sequence_constraint(runtime.mesh),
-    }
-
-
 Trained = tuple[Objective, Iterator[Mapping[str, np.ndarray]]]  # what is learned, and from what
 
 
@@ -237,22 +306,11 @@ def dense_batches(
     config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str
 ) -> Trained:
     """Clips that are all alike, with every pattern of given spans; text is "ids" or "features"."""
-    table = patterns(
-        build.vae(config).latent_shape(config.data.frames, 1, 1)[0],
-        config.vae.patch[0],
-        config.data.fps,
-    )
-    shares = {name: config.dit.given[name] for name in config.dit.given}
-    there = {name.rstrip("0123456789") for name in table.names}
-    if short := [name for name, share in shares.items() if share > 0 and name not in there]:
+    there = {name.rstrip("0123456789") for name in pattern_table(config).names}
+    given = config.dit.given
+    if short := [name for name in given if given[name] > 0 and name not in there]:
         say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
-    objective = diffusion_objective(
-        **denoiser(config, runtime, encoder),
-        table=table,
-        shares=pattern_shares(table, shares),
-        patch=tuple(config.dit.patch),
-        caption_drop=config.dit.caption_drop,
-    )
+    objective = denoising(config, encoder, runtime.mesh)
     more = tuple(name for name in ("features", "starts") if name in latents[0])
     fields = ("latent", "ids", "mask", *more)
     batch, threads = config.dit.train.batch, config.data.threads
@@ -286,13 +344,7 @@ def packed_rows(
         runtime.metrics.truncate("dit", -1)  # a run that was stopped before its first checkpoint
         packing = {"rows": len(plan), "row_tokens": budget.tokens, "padding": empty}
         runtime.metrics.write("dit", 0, packing)
-    given = config.dit.given
-    objective = packed_objective(
-        **denoiser(config, runtime, encoder),
-        budget=budget,
-        prefix=given.prefix / (given.prefix + given.text),
-    )
-    return objective, stream
+    return packed_denoising(config, encoder, budget, runtime.mesh), stream
 
 
 def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
@@ -338,7 +390,7 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
 
     return fit(
         "classify",
-        classify_objective(model, questions, config.classify.smoothing),
+        classification(config, runtime.mesh),
         stream,
         options,
         runtime,

@@ -144,6 +144,41 @@ def make_step(objective: Objective, options: ConfigDict, dtype: Any = jnp.float3
     return step
 
 
+def abstract_state(
+    objective: Objective, options: ConfigDict, batch: Mapping[str, Any], mesh: Mesh, seed: int
+) -> tuple[Any, Any]:
+    """Shapes and placements of state and EMA, for a batch of arrays or of shapes."""
+    begin = functools.partial(init_state, objective, options, seed=seed)
+    shapes = jax.eval_shape(begin, batch)
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        param_sharding(mesh, shapes),
+    )
+
+
+def compiled_step(
+    objective: Objective, options: ConfigDict, run: ConfigDict, mesh: Mesh, abstract: Any
+) -> Any:
+    """`make_step`, jitted for a mesh; `abstract` is what `abstract_state` gave. The old state is
+    used up. `lower` compiles it for shapes alone, and for a mesh of a machine that is not here."""
+    return jax.jit(
+        make_step(objective, options, operand_dtype(run.dtype, mesh)),
+        donate_argnums=(0, 1),
+        out_shardings=(*jax.tree.map(lambda x: x.sharding, abstract), replicated(mesh)),
+    )
+
+
+def check_batch(stage: str, options: ConfigDict, sizes: Mapping[str, int]) -> None:
+    """Refuses a batch that the devices along the data axes cannot share, part by part."""
+    shards = sizes["data"] * sizes["fsdp"]
+    if options.batch % (shards * options.accumulate):
+        raise UserError(
+            f"{stage}.train.batch {options.batch} must be a multiple of the {shards} data shards"
+            f" times accumulate {options.accumulate}"
+        )
+
+
 def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     """This process's part of a batch, on the mesh."""
     sharding = batch_sharding(mesh)
@@ -171,24 +206,14 @@ def fit(
     `preview(ema, step)`, if given, is called at every checkpoint.
     """
     mesh, run = runtime.mesh, runtime.run
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    if options.batch % (shards * options.accumulate):
-        raise UserError(
-            f"{stage}.train.batch {options.batch} must be a multiple of the {shards} data shards"
-            f" times accumulate {options.accumulate}"
-        )
+    check_batch(stage, options, mesh.shape)
     checkpoints = runtime.checkpoints(stage)
     first = place(mesh, next(batches))
-    begin = functools.partial(init_state, objective, options, seed=seed)
-    shapes = jax.eval_shape(begin, first)
-    shardings = param_sharding(mesh, shapes)
-    abstract_state, abstract_ema = jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        shardings,
-    )
-    restored = checkpoints.restore(abstract_state, abstract_ema, batches)
+    abstract = abstract_state(objective, options, first, mesh, seed)
+    restored = checkpoints.restore(*abstract, batches)
     if restored is None:
+        begin = functools.partial(init_state, objective, options, seed=seed)
+        shardings = jax.tree.map(lambda x: x.sharding, abstract)
         state, ema = jax.jit(begin, out_shardings=shardings)(first)
         start, batch = 0, first
     else:
@@ -196,11 +221,7 @@ def fit(
         batch = None
     runtime.metrics.truncate(stage, start)
     frozen = jax.device_put(frozen, replicated(mesh))
-    step_fn = jax.jit(
-        make_step(objective, options, operand_dtype(run.dtype)),
-        donate_argnums=(0, 1),
-        out_shardings=(*shardings, replicated(mesh)),
-    )
+    step_fn = compiled_step(objective, options, run, mesh, abstract)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     began = last = time.monotonic()
     last_step = start

@@ -24,7 +24,8 @@ from vdit.nn.linear import MLP, Linear, layer_norm, zeros
 from vdit.nn.rotary import rotary_angles, sincos
 from vdit.tokens import Condition, Layout
 
-# Table 1 of the DiT paper, two for CPUs (a quarter of an hour, an hour), one for tests of the road.
+# One for tests of the road, two for CPUs (a quarter of an hour, an hour), Table 1 of the DiT paper,
+# and two larger ones (named by their parameters), with heads as wide as a TPU's lanes.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"width": 32, "depth": 2, "heads": 2},
     "nano": {"width": 128, "depth": 4, "heads": 4, "activation": "relu2"},
@@ -33,6 +34,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "B": {"width": 768, "depth": 12, "heads": 12},
     "L": {"width": 1024, "depth": 24, "heads": 16},
     "XL": {"width": 1152, "depth": 28, "heads": 16},
+    "2B": {"width": 2048, "depth": 22, "heads": 16},
+    "10B": {"width": 4096, "depth": 28, "heads": 32},
 }
 
 

@@ -6,6 +6,7 @@ the same up to rounding.
 Dimension key: B batch, L query tokens, S key tokens, N heads, K head dim.
 """
 
+import functools
 import math
 
 import jax
@@ -14,7 +15,7 @@ from jax.sharding import Mesh, PartitionSpec
 from vdit.errors import UserError
 from vdit.kernels import chunked, cudnn, splash, xla
 from vdit.nn.attention import Attend
-from vdit.runtime.mesh import BATCH
+from vdit.runtime.mesh import BATCH, platform_of
 
 # Logits of one head (L·S) from which `auto` leaves xla for chunked. Measured on two cores at 512,
 # 1,024 and 2,048 tokens, in both dtypes: at 512 chunked takes up to 1.5 times as long; from 1,024
@@ -28,14 +29,16 @@ def auto(
     v_BSNK: jax.Array,
     q_id_BL: jax.Array | None = None,
     k_id_BS: jax.Array | None = None,
+    *,
+    platform: str | None = None,
 ) -> jax.Array:
-    """The machine's kernel for rows of this length, chosen while tracing.
+    """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing.
 
     On a TPU splash, and xla for rows that would not fill one of its blocks (text, few frames).
     Elsewhere xla below `LONG` logits a head, and chunked from there on.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
-    if jax.default_backend() == "tpu":
+    if (platform or jax.default_backend()) == "tpu":
         attend = splash.attend if min(length, keys) >= splash.LANES else xla.attend
     else:
         attend = chunked.attend if length * keys >= LONG else xla.attend
@@ -52,18 +55,18 @@ KERNELS: dict[str, Attend] = {
 NEEDS = {"splash": "tpu", "cudnn": "gpu"}  # kernels that only one kind of machine runs
 
 
-def runs_here(name: str) -> bool:
-    """Whether this machine runs the kernel of that name in `KERNELS`."""
-    return NEEDS.get(name) in (None, jax.default_backend())
+def runs_here(name: str, platform: str | None = None) -> bool:
+    """Whether a platform (None: this machine) runs the kernel of that name in `KERNELS`."""
+    return NEEDS.get(name) in (None, platform or jax.default_backend())
 
 
-def check(name: str) -> None:
+def check(name: str, platform: str | None = None) -> None:
     """Refuses a kernel of another machine, with a `UserError` that lists those of this one."""
-    if not runs_here(name):
-        here = ", ".join(other for other in sorted(KERNELS) if runs_here(other))
+    if not runs_here(name, platform):
+        here = ", ".join(other for other in sorted(KERNELS) if runs_here(other, platform))
         raise UserError(
             f"run.attention={name!r} needs a {NEEDS[name]}, this machine has"
-            f" {jax.default_backend()}: allowed here are {here}"
+            f" {platform or jax.default_backend()}: allowed here are {here}"
         )
 
 
@@ -102,7 +105,12 @@ def split(attend: Attend, mesh: Mesh) -> Attend:
     return over
 
 
-def kernel(name: str, mesh: Mesh | None = None) -> Attend:
-    """The kernel of that name in `KERNELS`, split over the mesh where there is one."""
-    attend = KERNELS[name]
+def kernel(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Attend:
+    """The kernel of that name in `KERNELS`, split over the mesh where there is one.
+
+    `auto` chooses for `platform`, by default that of the mesh.
+    """
+    attend, platform = KERNELS[name], platform or platform_of(mesh)
+    if name == "auto" and platform != jax.default_backend():  # steps for another machine
+        attend = functools.partial(auto, platform=platform)
     return attend if mesh is None or mesh.size == 1 else split(attend, mesh)

@@ -5,6 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from vdit.runtime.mesh import platform_of
 
 DTYPES = ("auto", "float32", "bfloat16")
 NARROW = ("avx512_bf16", "amx_bf16")  # flags of x86 CPUs that multiply bfloat16 in hardware
@@ -23,13 +26,16 @@ def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
     return not {flag for line in lines for flag in line.split()}.isdisjoint(NARROW)
 
 
-def operand_dtype(name: str) -> Any:
-    """The dtype of matmul operands by its name in `DTYPES`; "auto" is this machine's fastest.
+def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Any:
+    """The dtype of matmul operands by its name in `DTYPES`; "auto" is the machine's fastest.
 
+    The machine is that of the mesh, another `platform`'s if that is given, else this one.
     Several CPU devices are one machine that plays a mesh: float32 there, for the layouts that keep
     narrow products fast on CPU do not survive partitioning (`vdit.nn.product.row_major`).
     """
     if name == "auto":
+        if (platform or platform_of(mesh)) != "cpu":
+            return jnp.bfloat16
         mesh_of_cpus = jax.default_backend() == "cpu" and jax.device_count() > 1
         narrow = multiplies_bfloat16() and not mesh_of_cpus
         return jnp.bfloat16 if narrow else jnp.float32

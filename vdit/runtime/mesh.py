@@ -33,13 +33,20 @@ SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more th
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (or `devices`) with the axes of `AXES`; a missing axis has size 1.
+    """A mesh over all devices (or `devices`) with the axes of `AXES`, as `mesh_sizes` has them."""
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = mesh_sizes(axes, len(devices))
+    kinds = (AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+
+
+def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
+    """The size of each of `AXES` over `count` devices; a missing axis has size 1.
 
     At most one axis may be -1: it takes the devices that the others leave. Raises `UserError` for
     an unknown axis, a size that is no positive integer, or sizes that do not multiply to the number
     of devices.
     """
-    devices = jax.devices() if devices is None else list(devices)
     given = ", ".join(f"{name}={size}" for name, size in axes.items())
     for name, size in axes.items():
         if name not in AXES:
@@ -51,18 +58,25 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     if len(free) > 1:
         raise UserError(f"mesh {given}: only one axis may be -1, here {' and '.join(free)} are")
     fixed = math.prod(size for size in sizes.values() if size != -1)
-    works = fixed == len(devices) or (bool(free) and len(devices) % fixed == 0)
+    works = fixed == count or (bool(free) and count % fixed == 0)
     if not works:
-        divisors = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        allowed = f"one of {divisors}" if free else f"{len(devices)} (or set one axis to -1)"
+        divisors = [n for n in range(1, count + 1) if count % n == 0]
+        allowed = f"one of {divisors}" if free else f"{count} (or set one axis to -1)"
         raise UserError(
-            f"mesh {given}: the fixed axes multiply to {fixed}, but there are {len(devices)}"
+            f"mesh {given}: the fixed axes multiply to {fixed}, but there are {count}"
             f" device(s): the product must be {allowed}"
         )
     if free:
-        sizes[free[0]] = len(devices) // fixed
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+        sizes[free[0]] = count // fixed
+    return sizes
+
+
+def platform_of(mesh: Mesh | None) -> str:
+    """The kind of machine that a mesh's steps run on: "cpu", "gpu" or "tpu"; without one this one.
+
+    A mesh may be of a machine that is not here (`jax.experimental.topologies`).
+    """
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
 def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
