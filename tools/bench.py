@@ -31,7 +31,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -41,6 +41,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tools.planning.products import Product, products
 from vdit import build
 from vdit.config import default
 from vdit.diffusion.prediction import to_x0_eps
@@ -325,77 +326,22 @@ def compile_run(options: argparse.Namespace, depth: int) -> Run:
 # Bare matmuls
 
 
-@dataclass(frozen=True)
-class Product:
-    """One dot_general: shapes, dimension numbers, operand and result dtypes."""
-
-    left: tuple[int, ...]
-    right: tuple[int, ...]
-    numbers: Any
-    dtypes: tuple[str, str, str]
-
-    def plain(self) -> "Product":
-        """The same product as (b, M, K) x (b, K, N), or without the b."""
-        b, m, k, n = self.sizes()
-        if b == 1:
-            numbers: Any = (((1,), (0,)), ((), ()))
-            return Product((m, k), (k, n), numbers, self.dtypes)
-        return Product((b, m, k), (b, k, n), (((2,), (1,)), ((0,), (0,))), self.dtypes)
-
-    def sizes(self) -> tuple[int, int, int, int]:
-        """(batch, rows, contracted, columns)."""
-        (contract, _), (batch, right_batch) = self.numbers
-        b = math.prod(self.left[axis] for axis in batch)
-        k = math.prod(self.left[axis] for axis in contract)
-        del right_batch
-        return b, math.prod(self.left) // (b * k), k, math.prod(self.right) // (b * k)
-
-    def flops(self) -> int:
-        return 2 * math.prod(self.sizes())
-
-    @functools.cache  # noqa: B019 (forward pass and train step share many)
-    def run(self) -> Run:
-        """The product, compiled and warm."""
-        random = np.random.default_rng(0)
-        left, right = (
-            jnp.asarray(random.standard_normal(shape, np.float32), dtype)
-            for shape, dtype in zip((self.left, self.right), self.dtypes, strict=False)
-        )
-        product = functools.partial(
-            jax.lax.dot_general,
-            dimension_numbers=self.numbers,
-            preferred_element_type=jnp.dtype(self.dtypes[2]),
-        )
-        compiled = jax.jit(product).lower(left, right).compile()
-        jax.block_until_ready(compiled(left, right))
-        return lambda: seconds_of(lambda: compiled(left, right))
-
-
-def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """Every matrix product of a computation and how often it runs; scans are multiplied out."""
-    found: Counter[Product] = Counter()
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            left, right = (v.aval for v in equation.invars)
-            (result,) = (v.aval for v in equation.outvars)
-            dtypes = (str(left.dtype), str(right.dtype), str(result.dtype))
-            numbers = equation.params["dimension_numbers"]
-            found[Product(left.shape, right.shape, numbers, dtypes)] += times
-        length = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for part in inner_jaxprs(equation.params.values()):
-            found += products(part, times * length)
-    return found
-
-
-def inner_jaxprs(values: Any) -> Iterator[Any]:
-    """The jaxprs among an equation's parameters."""
-    for value in values:
-        if isinstance(value, (tuple, list)):
-            yield from inner_jaxprs(value)
-        elif hasattr(value, "eqns"):
-            yield value
-        elif hasattr(value, "jaxpr"):
-            yield value.jaxpr
+@functools.cache  # forward pass and train step share many
+def product_run(product: Product) -> Run:
+    """The product, compiled and warm."""
+    random = np.random.default_rng(0)
+    left, right = (
+        jnp.asarray(random.standard_normal(shape, np.float32), dtype)
+        for shape, dtype in zip((product.left, product.right), product.dtypes, strict=False)
+    )
+    multiply = functools.partial(
+        jax.lax.dot_general,
+        dimension_numbers=product.numbers,
+        preferred_element_type=jnp.dtype(product.dtypes[2]),
+    )
+    compiled = jax.jit(multiply).lower(left, right).compile()
+    jax.block_until_ready(compiled(left, right))
+    return lambda: seconds_of(lambda: compiled(left, right))
 
 
 def products_of(case: Case, task: str, dtype: str) -> Counter[Product]:
@@ -409,7 +355,7 @@ def products_of(case: Case, task: str, dtype: str) -> Counter[Product]:
 
 def sum_run(found: Counter[Product]) -> Run:
     """One turn: every product timed once, times how often it runs."""
-    runs = [(count, product.run()) for product, count in found.items()]
+    runs = [(count, product_run(product)) for product, count in found.items()]
     return lambda: sum(count * run() for count, run in runs)
 
 

@@ -1,0 +1,48 @@
+"""The planner: exact bytes, FLOPs against hand counts, collectives it reads, wrong flags."""
+
+import pytest
+
+from tools import plan
+from tools.planning.hlo import collectives
+
+MESH = {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
+HLO = """
+%body (p: f32[8]) -> f32[8] {
+  %g = f32[8]{0} all-gather(%p), replica_groups=[2,4]<=[8], dimensions={0}
+}
+%cond (p: f32[8]) -> pred[] {
+  %c = s32[] constant(5)
+}
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = f32[8]{0} while(%p), condition=%cond, body=%body
+  %r = f32[16]{0} all-reduce(%w), replica_groups={{0,4},{1,5},{2,6},{3,7}}, to_apply=%add
+  ROOT %a = f32[8]{0} all-to-all(%r), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_1'}
+}
+"""
+
+
+def test_collectives_are_read_with_their_loops_and_axes() -> None:
+    rows = {(row.kind, row.axes): row for row in collectives(HLO, MESH)}
+    gather = rows["all-gather", "fsdp"]
+    assert gather.times == 5 and gather.sent == 5 * 32 * 3 / 4 and gather.reason
+    assert rows["all-reduce", "data"].sent == 2 * 64 / 2
+    assert rows["all-to-all", "fsdp"].reason == ""
+
+
+@pytest.mark.parametrize(
+    ("flags", "line"),
+    [
+        (("--topology=v9:2x2",), "KIND:AxB"),
+        (("--topology=v5e:2x2x2",), "v5e has 2 dimensions"),
+        (("--topology=v5e:2x2", "--mesh=fsdp:3"), "multiply to 3, but there are 4"),
+        (("--topology=v5e:2x2", "--mesh=model:4"), "AXIS:SIZE"),
+        (("--topology=v5e:5x5", "--mesh=data:25"), "must be a multiple of the 25 data shards"),
+        (("--topology=v5e:4x8", "--mesh=tensor:32"), "16 heads"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    flags: tuple[str, ...], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert plan.main(["--config=experiments/xl.py", "--fast", *flags]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and line in said

@@ -1,0 +1,1 @@
+"""What `python -m tools.plan` is made of."""

@@ -1,0 +1,68 @@
+"""Matrix products of a computation, counted in its jaxpr: no device, no arrays."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Product:
+    """One dot_general: shapes, dimension numbers, operand and result dtypes."""
+
+    left: tuple[int, ...]
+    right: tuple[int, ...]
+    numbers: Any
+    dtypes: tuple[str, str, str]
+
+    def plain(self) -> "Product":
+        """The same product as (b, M, K) x (b, K, N), or without the b."""
+        b, m, k, n = self.sizes()
+        if b == 1:
+            numbers: Any = (((1,), (0,)), ((), ()))
+            return Product((m, k), (k, n), numbers, self.dtypes)
+        return Product((b, m, k), (b, k, n), (((2,), (1,)), ((0,), (0,))), self.dtypes)
+
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(batch, rows, contracted, columns)."""
+        (contract, _), (batch, right_batch) = self.numbers
+        b = math.prod(self.left[axis] for axis in batch)
+        k = math.prod(self.left[axis] for axis in contract)
+        del right_batch
+        return b, math.prod(self.left) // (b * k), k, math.prod(self.right) // (b * k)
+
+    def flops(self) -> int:
+        return 2 * math.prod(self.sizes())
+
+
+def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
+    """Every matrix product of a computation and how often it runs; scans are multiplied out."""
+    found: Counter[Product] = Counter()
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left, right = (v.aval for v in equation.invars)
+            (result,) = (v.aval for v in equation.outvars)
+            dtypes = (str(left.dtype), str(right.dtype), str(result.dtype))
+            numbers = equation.params["dimension_numbers"]
+            found[Product(left.shape, right.shape, numbers, dtypes)] += times
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for part in inner_jaxprs(equation.params.values()):
+            found += products(part, times * length)
+    return found
+
+
+def inner_jaxprs(values: Any) -> Iterator[Any]:
+    """The jaxprs among an equation's parameters."""
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from inner_jaxprs(value)
+        elif hasattr(value, "eqns"):
+            yield value
+        elif hasattr(value, "jaxpr"):
+            yield value.jaxpr
+
+
+def flops(jaxpr: Any) -> int:
+    """FLOPs of all matrix products of a computation."""
+    return sum(count * product.flops() for product, count in products(jaxpr).items())

@@ -1,0 +1,193 @@
+"""The steps that a run compiles, from shapes alone: no data, no parameters, no device.
+
+Dimension key: B batch, T frames, H height, W width; n latent frames, h w places, Z latent
+channels, S text tokens, E text width.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from vdit import build, stages
+from vdit.errors import UserError
+from vdit.models.text import TextEncoder
+from vdit.models.text_folder import FAMILIES
+from vdit.objectives.objective import Objective
+from vdit.runtime.mesh import batch_sharding, replicated
+from vdit.sample import Model
+from vdit.tokens import Budget
+from vdit.train import abstract_state, compiled_step
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+class Training(NamedTuple):
+    """A stage's step: what it learns, and the shapes of what it is given."""
+
+    stage: str
+    objective: Objective
+    options: ConfigDict
+    batch: Shapes
+    frozen: Any
+    seed: int
+
+
+def shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
+
+
+def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> TextEncoder:
+    """The text encoder; a learned one's vocabulary is as large as the configuration allows."""
+    tokens: Any = build.Vocabulary(config.text.vocab, config.text.length)
+    if config.text.encoder in FAMILIES:
+        tokens = build.tokenizer(config, Path())  # the folder's own
+    return build.text_encoder(config, tokens, mesh, platform)
+
+
+def text_params(encoder: TextEncoder, length: int) -> Any:
+    """Shapes of an encoder's parameters."""
+    ids, mask = shape((1, length), jnp.int32), shape((1, length), bool)
+    return jax.eval_shape(encoder.module.init, jax.random.key(0), ids, mask)["params"]
+
+
+def token_grid(config: ConfigDict) -> tuple[int, int, int]:
+    """Tokens (t, h, w) of a clip; refuses a DiT patch that does not divide its latents."""
+    t, h, w, _ = build.vae(config).latent_shape(config.data.frames, *config.data.size)
+    rows, columns = config.dit.patch
+    if h % rows or w % columns:
+        raise UserError(
+            f"dit.patch is {rows}x{columns}: it must divide the {h}x{w} places of a latent frame"
+        )
+    return t, h // rows, w // columns
+
+
+def training(
+    config: ConfigDict, stage: str, mesh: Mesh | None = None, platform: str | None = None
+) -> Training:
+    """The step of stage "vae", "dit" or "classify", for a mesh or for one device of a platform."""
+    options, (height, width) = config[stage].train, config.data.size
+    batch: Shapes = {"ordinal": shape((options.batch,), jnp.uint32)}
+    video = (options.batch, config.data.frames, height, width, 3)
+    if stage == "vae":
+        batch["video"] = shape(video, jnp.uint8)
+        objective = stages.compression(config, mesh, platform)
+        return Training(stage, objective, options, batch, {}, config.seed)
+    if stage == "classify":
+        batch["video"] = shape(video, jnp.uint8)
+        batch["label"] = shape((options.batch, len(config.classify.questions)), jnp.int32)
+        objective = stages.classification(config, mesh, platform)
+        return Training(stage, objective, options, batch, {}, config.seed)
+    encoder = text_encoder(config, mesh, platform)
+    kind = "features" if encoder.frozen and config.latents.features else "ids"
+    if config.data.shapes:
+        tokens, samples, text = config.dit.pack
+        budget = Budget(tokens, samples, text, config.text.length)
+        if min(budget) < 1:
+            raise UserError(
+                f"dit.pack is {tuple(config.dit.pack)}: to plan packed rows before there is data,"
+                " give tokens, samples and caption tokens of a row, all above 0"
+            )
+        batch = packed_batch(config, budget, kind, encoder.dim)
+        objective = stages.packed_denoising(config, encoder, budget, mesh, platform)
+    else:
+        token_grid(config)
+        batch |= dense_batch(config, kind, encoder.dim)
+        objective = stages.denoising(config, encoder, mesh, platform)
+    channels = shape((config.vae.channels,), jnp.float32)
+    frozen: dict[str, Any] = {"mean": channels, "std": channels}
+    if encoder.frozen and kind == "ids":
+        frozen["text"] = text_params(encoder, config.text.length)
+    return Training(stage, objective, options, batch, frozen, config.seed + 1)
+
+
+def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
+    """A batch of `stages.dense_batches`, without the ordinals."""
+    rows, length = config.dit.train.batch, config.text.length
+    _, h, w, channels = build.vae(config).latent_shape(config.data.frames, *config.data.size)
+    stored = len(stages.pattern_table(config).times)
+    batch = {
+        "latent": shape((rows, stored, h, w, channels), jnp.float16),
+        "ids": shape((rows, length), jnp.int32),
+        "mask": shape((rows, length), bool),
+    }
+    if kind == "features":
+        batch["features"] = shape((rows, length, width), jnp.float16)
+    return batch
+
+
+def packed_batch(config: ConfigDict, budget: Budget, kind: str, width: int) -> Shapes:
+    """A batch of `data.packing.pack`."""
+    rows = config.dit.train.batch
+    channels = config.vae.channels * config.dit.patch[0] * config.dit.patch[1]
+    text: tuple[tuple[int, ...], Any] = ((rows, budget.text), jnp.int32)
+    if kind == "features":
+        text = (rows, budget.text, width), jnp.float16
+    return {
+        "tokens": shape((rows, budget.tokens, channels), jnp.float16),
+        "position": shape((rows, budget.tokens, 3), jnp.float32),
+        "segment": shape((rows, budget.tokens), jnp.int32),
+        "frame": shape((rows, budget.tokens), jnp.int32),
+        "frames": shape((rows, budget.samples), jnp.int32),
+        "ordinal": shape((rows, budget.samples), jnp.uint32),
+        kind: shape(*text),
+        "text": shape((rows, budget.text), jnp.int32),
+    }
+
+
+def placed(tree: Any, sharding: NamedSharding) -> Any:
+    """The same shapes, on a mesh."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )
+
+
+def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Lowered:
+    """The train step that `train.fit` would run on the mesh."""
+    made = training(config, stage, mesh)
+    abstract = abstract_state(made.objective, made.options, made.batch, mesh, made.seed)
+    step = compiled_step(made.objective, made.options, config.run, mesh, abstract)
+    with jax.set_mesh(mesh):
+        frozen = placed(made.frozen, replicated(mesh))
+        return step.lower(*abstract, frozen, placed(made.batch, batch_sharding(mesh)))
+
+
+class Sampling(NamedTuple):
+    """What `sample.Model` runs for a batch of videos, as (jitted function, shapes) by name."""
+
+    denoise: Any
+    arguments: tuple[Any, ...]
+    settings: Any
+
+
+def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampling]:
+    """The denoising scan of a batch of videos as long and large as in training, on one device."""
+    encoder = text_encoder(config, mesh, None)
+    model = Model(config, None, encoder, {}, {}, mesh)  # type: ignore[arg-type]
+    made = training(config, "dit", mesh)
+    params = jax.eval_shape(
+        lambda batch: made.objective.init(jax.random.key(0), batch), made.batch
+    )
+    rows, length = config.sample.batch, config.text.length
+    count, h, w, channels = model.vae.latent_shape(config.data.frames, *config.data.size)
+    arguments = (
+        params,
+        shape((rows, length), jnp.int32),
+        shape((rows, length), bool),
+        shape((rows, length, encoder.dim), jnp.float32),
+        shape((rows, count, h, w, channels), jnp.float32),
+        shape((rows, count), bool),
+        shape((rows, count), jnp.float32),
+        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
+    )
+    return model, Sampling(model._denoise, arguments, model.settings())
+
+
+def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
+    """The denoising scan, for the one device of the mesh."""
+    _, made = sampling(config, mesh)
+    where = NamedSharding(mesh, PartitionSpec())
+    return made.denoise.lower(*placed(made.arguments, where), settings=made.settings)
