@@ -66,8 +66,8 @@ def check_heads(config: ConfigDict, sizes: Mapping[str, int]) -> None:
     heads = PRESETS[config.dit.preset]["heads"]
     if heads % sizes["tensor"]:
         raise UserError(
-            f"mesh tensor={sizes['tensor']}: dit.preset {config.dit.preset} has {heads} heads, which"
-            " tensor must divide"
+            f"mesh tensor={sizes['tensor']}: dit.preset {config.dit.preset} has {heads} heads,"
+            " which tensor must divide"
         )
 
 
