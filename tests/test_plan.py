@@ -46,3 +46,13 @@ def test_wrong_input_is_one_line(
     assert plan.main(["--config=experiments/xl.py", "--fast", *flags]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and line in said
+
+
+def test_without_libtpu_it_says_what_to_install(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    flags = ["--config=experiments/xl.py", "--topology=v5e:2x2", "--mesh=fsdp:4"]
+    assert plan.main(flags) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "pip install libtpu" in said
