@@ -1,9 +1,15 @@
 """The planner: exact bytes, FLOPs against hand counts, collectives it reads, wrong flags."""
 
+from types import ModuleType
+
+import jax
 import pytest
 
+from experiments import base, shots
 from tools import plan
 from tools.planning.hlo import collectives
+from tools.planning.step import lower_sampling, lower_training
+from vdit.runtime.mesh import make_mesh
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
 HLO = """
@@ -46,6 +52,16 @@ def test_wrong_input_is_one_line(
     assert plan.main(["--config=experiments/xl.py", "--fast", *flags]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and line in said
+
+
+@pytest.mark.parametrize("experiment", [base, shots])
+def test_the_steps_trace_from_shapes_alone(experiment: ModuleType) -> None:
+    """What training and sampling compile, with the captions of one shot or of several."""
+    config = experiment.get_config("smoke")
+    mesh = make_mesh({}, jax.devices()[:1])
+    for stage in ("vae", "dit"):
+        assert "stablehlo" in lower_training(config, stage, mesh).as_text()
+    assert "stablehlo" in lower_sampling(config, mesh).as_text()
 
 
 def test_without_libtpu_it_says_what_to_install(

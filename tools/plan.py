@@ -29,7 +29,7 @@ from tools.planning.estimate import Estimate, Model, estimate, model_of, with_
 from tools.planning.hlo import collectives
 from vdit import build
 from vdit.errors import UserError
-from vdit.models.dit import PRESETS
+from vdit.models.dit import preset
 from vdit.runtime.mesh import AXES, make_mesh, mesh_sizes
 from vdit.train import check_batch
 
@@ -63,7 +63,7 @@ def read_mesh(text: str) -> dict[str, int]:
 
 def check_heads(config: ConfigDict, sizes: Mapping[str, int]) -> None:
     """Refuses more tensor shards than heads, or shards that do not divide them."""
-    heads = PRESETS[config.dit.preset]["heads"]
+    heads = preset(config.dit.preset)["heads"]
     if heads % sizes["tensor"]:
         raise UserError(
             f"mesh tensor={sizes['tensor']}: dit.preset {config.dit.preset} has {heads} heads,"

@@ -341,8 +341,8 @@ def test_features_are_cached_and_the_encoder_is_known_again(
     monkeypatch.setattr(sample, "restore_ema", lambda directory, step: {})
     statistics = {"latents": {"mean": [0.0] * 8, "std": [1.0] * 8}}
     monkeypatch.setattr(sample, "load_meta", lambda directory, step: changed | statistics)
-    _, _, features = sample.load(workdir, config).text(["a red ball"])
-    assert features.shape == (1, config.text.length, 12)
+    _, features = sample.load(workdir, config).text([["a red ball"]])
+    assert features.shape == (1, 1, config.text.length, 12)
     monkeypatch.setattr(sample, "load_meta", lambda directory, step: meta | statistics)
     with pytest.raises(UserError, match="moved holds another text encoder than that of"):
         sample.load(workdir, config)

@@ -1,7 +1,7 @@
 """The steps that a run compiles, from shapes alone: no data, no parameters, no device.
 
 Dimension key: B batch, T frames, H height, W width; n latent frames, h w places, Z latent
-channels, S text tokens, E text width.
+channels, J captions of a clip (its own, and its shots'), S text tokens, E text width.
 """
 
 from pathlib import Path
@@ -108,14 +108,17 @@ def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
     """A batch of `stages.dense_batches`, without the ordinals."""
     rows, length = config.dit.train.batch, config.text.length
     _, h, w, channels = build.vae(config).latent_shape(config.data.frames, *config.data.size)
-    stored = len(stages.pattern_table(config).times)
+    stored, shots = len(stages.pattern_table(config).times), build.most_shots(config)
+    captions = (rows, 1 + shots, length) if shots else (rows, length)
     batch = {
         "latent": shape((rows, stored, h, w, channels), jnp.float16),
-        "ids": shape((rows, length), jnp.int32),
-        "mask": shape((rows, length), bool),
+        "ids": shape(captions, jnp.int32),
+        "mask": shape(captions, bool),
     }
+    if shots:
+        batch["starts"] = shape((rows, shots), jnp.float32)
     if kind == "features":
-        batch["features"] = shape((rows, length, width), jnp.float16)
+        batch["features"] = shape((*captions, width), jnp.float16)
     return batch
 
 
@@ -171,13 +174,14 @@ def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampl
     params = jax.eval_shape(
         lambda batch: made.objective.init(jax.random.key(0), batch), made.batch
     )
-    rows, length = config.sample.batch, config.text.length
+    rows, shots = config.sample.batch, build.most_shots(config)
+    captions = (rows, 1 + shots, config.text.length)
     count, h, w, channels = model.vae.latent_shape(config.data.frames, *config.data.size)
     arguments = (
         params,
-        shape((rows, length), jnp.int32),
-        shape((rows, length), bool),
-        shape((rows, length, encoder.dim), jnp.float32),
+        shape(captions, bool),
+        shape((*captions, encoder.dim), jnp.float32),
+        shape((rows, shots), jnp.float32) if shots else None,
         shape((rows, count, h, w, channels), jnp.float32),
         shape((rows, count), bool),
         shape((rows, count), jnp.float32),

@@ -310,9 +310,10 @@ def plan(
     return made
 
 
-def _names(name: str, layers: int) -> list[str]:
-    """The tensors that a row's name stands for."""
-    return list(dict.fromkeys(name.replace("{*}", "{}").format(i) for i in range(layers)))
+def _names(name: str, layers: int) -> Iterator[str]:
+    """The tensors that a row's name stands for, one after another: a file may claim any number."""
+    one = name.replace("{*}", "{}")
+    return (one.format(layer) for layer in range(layers if "{}" in one else 1))
 
 
 def _choose(
