@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.source = "shots"
     config.data.shots = (1, 3)
     config.data.frames = 33
-    config.text.length = 120 if not variant else 600  # of the clip's caption, which may tell all
+    config.text.length = 160 if not variant else 700  # of the clip's caption, which may tell all
     config.dit.caption_drop = 0.1
     config.vae.train.batch = 4  # clips of twice the length
     if not variant:
