@@ -82,9 +82,10 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     p = config.vae.patch[0]
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
-    if config.vae.width % config.vae.heads or (config.vae.width // config.vae.heads) % 2:
+    heads = config.vae.heads
+    if config.vae.model == "vivit" and (heads < 1 or config.vae.width % (2 * heads)):
         raise UserError(
-            f"vae.heads {config.vae.heads} must cut vae.width {config.vae.width} into even shares"
+            f"vae.heads {heads} must cut vae.width {config.vae.width} into even shares"
         )
     positive = {
         "data.fps": config.data.fps, "latents.clips": config.latents.clips,

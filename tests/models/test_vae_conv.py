@@ -140,3 +140,14 @@ def test_a_model_that_is_not_there_is_refused(model: str, patch: tuple[int, ...]
         config.vae.patch = patch
     with pytest.raises(UserError, match="vae"):
         build.check(config)
+
+
+@pytest.mark.parametrize("heads", [0, 3])
+def test_heads_are_only_asked_of_the_model_that_has_them(heads: int) -> None:
+    config = default()
+    config.vae.heads = heads
+    with pytest.raises(UserError, match="even shares"):
+        build.check(config)
+    config.vae.model = "causal"
+    config.vae.multipliers = (1, 1, 1, 1)
+    build.check(config)
