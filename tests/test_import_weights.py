@@ -41,7 +41,8 @@ def answer(model: Any, params: Any, case: str) -> np.ndarray:
         told = class_condition(jnp.asarray(EXPECTED[f"{case}/label"]), time)
     else:
         text, mask = EXPECTED[f"{case}/text"], jnp.asarray(EXPECTED[f"{case}/mask"])
-        told = text_condition(jnp.asarray(text), mask, zeros[:, :1], time[:, None])
+        caption = jnp.asarray(text)[:, None], mask[:, None], zeros[:, :1, None]
+        told = text_condition(*caption, time[:, None])
     out = jax.jit(model.apply)({"params": params}, values, layout, told)
     parts = jnp.split(out, 1 + model.learned_variance, axis=-1)
     back = [unpatchify(p.reshape(len(x), *layout.grid, -1), (1, *model.patch)) for p in parts]
