@@ -559,6 +559,7 @@ def test_no_tensorflow_is_imported(exported: Path, tmp_path: Path) -> None:
     ):
         done = run(*flags)
         assert done.returncode == 2, done.stderr
-        assert done.stderr.startswith("tfds_export: ") and done.stderr.count("\n") == 1
-        assert words in done.stderr
+        # With some versions of jaxlib grain has a warning to give first.
+        said = [line for line in done.stderr.splitlines() if not line.startswith("WARNING:absl")]
+        assert len(said) == 1 and said[0].startswith("tfds_export: ") and words in said[0], said
     assert [len(make(tmp_path, frames=5, split=split)) for split in ("train", "heldout")] == [2, 1]
