@@ -34,13 +34,14 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tools.flags import Parser
 from tools.planning.products import Product, products
 from vdit import build
 from vdit.config import default
@@ -622,14 +623,9 @@ def machine() -> str:
     return f"{os.cpu_count()} cores, {model}; jax {jax.__version__} on {device.device_kind}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags, checked."""
-    parser = _Parser(
+    parser = Parser(
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip

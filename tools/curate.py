@@ -19,8 +19,9 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from tools.flags import Parser
 from vdit.data import curate, folder
 from vdit.data.decode import DecodeError, Decoder, one_line
 from vdit.errors import UserError
@@ -34,14 +35,9 @@ REASONS = (
 )  # fmt: skip
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{one_line(message)}; see --help")
-
-
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Checked options."""
-    parser = _Parser(
+    parser = Parser(
         prog="curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path)

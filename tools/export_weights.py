@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools.import_weights import _Parser, configured
+from tools.flags import Parser
+from tools.import_weights import configured
 from vdit.config import stage_fields
 from vdit.errors import UserError
 from vdit.models import layouts, weights
@@ -49,7 +50,7 @@ def export(workdir: Path, out: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = _Parser(
+    parser = Parser(
         prog="export_weights",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

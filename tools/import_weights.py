@@ -14,13 +14,14 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from tools.flags import Parser
 from vdit import build, stages
 from vdit.config import default
 from vdit.errors import UserError
@@ -32,11 +33,6 @@ from vdit.runtime.progress import say
 from vdit.tokens import Condition, Layout
 
 STEP = 0  # of an imported checkpoint
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def configured(changes: Mapping[str, Any]) -> ConfigDict:
@@ -146,7 +142,7 @@ def import_part(folder: Path, source: Path, workdir: Path) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = _Parser(
+    parser = Parser(
         prog="import_weights",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,

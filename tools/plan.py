@@ -20,10 +20,11 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from ml_collections import ConfigDict
 
+from tools.flags import Parser
 from tools.planning.chips import CORES, GIB, Chip, device, topology
 from tools.planning.estimate import Estimate, Model, estimate, model_of, with_
 from tools.planning.hlo import collectives
@@ -35,11 +36,6 @@ from vdit.train import check_batch
 
 ROOM = 0.95  # share of a device's memory that a plan may fill by estimate
 NEEDS = "libtpu is missing: pip install libtpu beside jax (pip install -e '.[tpu]'), or give --fast"
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
 
 
 def read_config(path: str) -> ConfigDict:
@@ -248,7 +244,7 @@ def plan_sampling(config: ConfigDict, options: argparse.Namespace, kind: str) ->
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The flags, checked."""
-    parser = _Parser(
+    parser = Parser(
         prog="plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )  # fmt: skip

@@ -19,8 +19,8 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
+from tools.flags import Parser
 from vdit.errors import UserError
 from vdit.runtime.checkpoint import (
     all_steps,
@@ -31,14 +31,9 @@ from vdit.runtime.checkpoint import (
 )
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message}; see --help")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    parser = _Parser(
+    parser = Parser(
         prog="restore_checkpoint",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
