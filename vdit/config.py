@@ -62,6 +62,7 @@ def default() -> ConfigDict:
     vae.heads = 4
     vae.window = 4  # latent frames that attention looks back over, its own included
     vae.mlp_ratio = 4.0
+    vae.detail = 512  # vivit: hidden width of an MLP beside the linear map to pixels; 0: none
     vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
@@ -185,6 +186,7 @@ LATER: dict[str, Any] = {
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "",
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
+    "vae.detail": 0,
 }  # fmt: skip
 
 
