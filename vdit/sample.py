@@ -420,7 +420,7 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
         directory = workdir / "checkpoints" / stage
         step = newest_good_step(directory)
         if step is None:
-            raise UserError(f"{directory} holds no checkpoint; train it with --mode=run first")
+            raise UserError(f"{directory} holds no checkpoint; train or import it first")
         params |= restore_ema(directory, step)
         meta = load_meta(directory, step)
     content = build.text_content(config)

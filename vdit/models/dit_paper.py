@@ -128,7 +128,7 @@ class Layer(nn.Module):
                 places = x_BLD.shape[1] // told.time.shape[0]
                 x_BLD = x_BLD + first * jnp.repeat(told.time, places, axis=0)[None]
             x_BLD = Block(axes, *self.options, name=axes)(x_BLD, told)
-            self.sow("blocks", f"{axes}_out", x_BLD)  # kept only where one asks for it
+            self.sow("intermediates", f"{axes}_out", x_BLD)  # kept where one asks for it
         return x_BLD, None
 
 
@@ -223,7 +223,7 @@ class DiTPaper(nn.Module):
         steps = self.depth // len(blocks)
         stack = nn.scan(
             layer,
-            variable_axes={"params": 0, "blocks": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=steps,
