@@ -5,6 +5,7 @@ A file of activations is what `tools/golden/activations.py` writes where the ref
 these what came out of each block ("space/0" (B, L, D), ...) and of the network ("out").
 """
 
+import functools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -59,12 +60,8 @@ def activations(model: DiTPaper, params: Any, stored: Mapping[str, np.ndarray]) 
     zeros = jnp.zeros(x.shape[:2])
     tokens, layout = dense_tokens(x, model.patch, zeros, zeros > 0)
 
-    @jax.jit
-    def run(params: Any) -> Any:
-        options = {"mutable": ["intermediates"]}
-        return model.apply({"params": params}, tokens, layout, told(stored), **options)
-
-    out, found = run(params)
+    apply: Any = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
+    out, found = apply({"params": params}, tokens, layout, told(stored))
     kinds = jnp.split(out, 1 + model.learned_variance, axis=-1)
     back = [unpatchify(k.reshape(len(x), *layout.grid, -1), (1, *model.patch)) for k in kinds]
     made = {"out": jnp.concatenate(back, axis=-1)}

@@ -144,7 +144,9 @@ def main(target: str, text: str) -> None:
     shutil.rmtree(root, ignore_errors=True)
     root.mkdir(parents=True)
     made = {"dit": dit(root / "dit"), "latte": latte(root / "latte", Path(text))}
-    flat = {f"{name}/{part}": x for name, parts in made.items() for part, x in parts.items()}
+    flat: dict[str, Any] = {}
+    for name, parts in made.items():
+        flat |= {f"{name}/{part}": value for part, value in parts.items()}
     np.savez_compressed(root / "expected.npz", **flat)
 
 

@@ -108,8 +108,8 @@ def read_tokenizer(name: str, path: str) -> str:
     file = folder / "tokenizer.json"
     if not file.exists() and (folder / "spiece.model").exists():
         raise UserError(
-            f"{folder} has spiece.model and no tokenizer.json, which alone is read here; transformers"
-            " adds it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+            f"{folder} has spiece.model and no tokenizer.json, which alone is read here;"
+            " transformers adds it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     data = weights.read_bytes(file, TOKENIZER_BYTES)
     try:

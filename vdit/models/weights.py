@@ -336,10 +336,10 @@ def _choose(
 
 
 @functools.cache
-def _put(sharding: Any) -> Callable[[jax.Array, jax.Array, int], jax.Array]:
+def _put(sharding: Any) -> Callable[[jax.Array, np.ndarray, int], jax.Array]:
     """put(stack, layer, index): the stack, used up, with another layer; placed as `sharding`."""
 
-    def put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
+    def put(stack: jax.Array, layer: np.ndarray, index: int) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
 
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
@@ -357,7 +357,7 @@ def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any
     for parts, source in plan.items():
         dtype = jnp.result_type(*{FLOATS[tensor.dtype] for _, tensor in source.tensors})
         where = placed[parts] if placed is not None else None
-        leaf = jnp.zeros(source.shape, dtype, device=where) if source.stacked else None
+        leaf: Any = jnp.zeros(source.shape, dtype, device=where) if source.stacked else None
         for layer, (name, tensor) in enumerate(source.tensors):
             array = np.frombuffer(_read(tensor), FLOATS[tensor.dtype]).reshape(tensor.shape)
             if not np.isfinite(array).all():

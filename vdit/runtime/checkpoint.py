@@ -276,11 +276,13 @@ class Checkpoints:
             items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
         if self._saver is None:
             logging.getLogger("absl").addFilter(_no_orbax_traceback)
-            limited: dict[str, Any] = {}
+            handler = ocp.CompositeCheckpointHandler()
             if self._in_flight is not None:
                 most: Any = (1.01 * self._in_flight + 2**20) / 1e9
-                limited = {"ema": ocp.StandardCheckpointHandler(save_concurrent_gb=most)}
-            self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler(**limited))
+                limited = ocp.StandardCheckpointHandler(save_concurrent_gb=most)
+                others = [name for name in ITEMS if name != "ema"]
+                handler = ocp.CompositeCheckpointHandler(*others, ema=limited)
+            self._saver = ocp.AsyncCheckpointer(handler)
         thread = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint {step}")
         try:
             self._saver.save(self.directory / str(step), args=ocp.args.Composite(**items))
