@@ -13,12 +13,11 @@ from safetensors.numpy import load_file, save_file
 
 from tools import export_weights, import_weights
 from vdit import build
-from vdit.errors import UserError
 from vdit.models.layouts import STEM
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
-from vdit.sample import load, read_config
+from vdit.sample import read_config
 from vdit.tokens import class_condition, text_condition
 
 GOLDEN = Path(__file__).parent / "golden" / "dit_paper"
@@ -114,13 +113,3 @@ def test_what_does_not_fit_is_one_line_and_nothing_is_written(tmp_path: Path, ca
     shutil.copytree(GOLDEN / "latte", source)
     next(source.glob("*00002*")).unlink()
     refused("No such file")
-
-
-def test_what_is_not_there_yet_says_so(tmp_path: Path) -> None:
-    work = tmp_path / "work"
-    source = GOLDEN / "dit_one_place"
-    assert import_weights.main([f"--source={source}", f"--workdir={work}"]) == 0
-    with pytest.raises(UserError, match="not sampled"):
-        load(work)
-    with pytest.raises(UserError, match="not trained here"):
-        build.check(read_config(work))

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
 from tools.flags import Parser
 from tools.import_weights import configured
 from vdit.config import stage_fields
@@ -20,6 +22,13 @@ from vdit.models import layouts, weights
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
 from vdit.runtime.files import atomic_path, write_text
 from vdit.sample import read_config
+
+
+def architecture(config: ConfigDict) -> dict[str, Any]:
+    """The fields that say what the network is."""
+    fields = stage_fields(config, "dit")
+    said = ("dit.model", "dit.preset", "dit.patch", "dit.axes", "dit.learned_variance")
+    return {k: v for k, v in fields.items() if k in said or k.startswith("dit.paper.")}
 
 
 def export(workdir: Path, out: Path) -> None:
@@ -34,7 +43,8 @@ def export(workdir: Path, out: Path) -> None:
         raise UserError(f"{workdir} was not imported: its layout has no folder in diffusers")
     numbers = imported["numbers"]
     layout = layouts.LAYOUTS["latte" if "video_length" in numbers else "dit"]
-    if stage_fields(configured(layout.to_vdit(numbers)), "dit") != stage_fields(config, "dit"):
+    ours, theirs = (architecture(c) for c in (config, configured(layout.to_vdit(numbers))))
+    if ours != theirs:
         raise UserError(f"{workdir / 'config.json'} is not that of the imported weights")
     if out.exists():
         raise UserError(f"--out={out} is there already; choose another")

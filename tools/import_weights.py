@@ -1,38 +1,59 @@
-"""Imports published weights into a workdir.
+"""Imports published weights into a workdir, which then samples as any other.
 
-    python -m tools.import_weights --source=FOLDER --workdir=DIR
+    python -m tools.import_weights --source=FOLDER --workdir=DIR [--vae=FOLDER] [--text=FOLDER]
+        [--mesh=fsdp:8] [--parity=FILE]
+    python -m vdit.main --mode=sample --workdir=DIR --prompt="golden retriever"
 
-FOLDER is as diffusers writes it: a network's (config.json and safetensors, or shards of them), or a
-pipeline's, of which the folders transformer/ and vae/ are read. Known are the layouts of
-`vdit/models/layouts.py`: facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1. DIR gets a checkpoint
-with digests and config.json. All of FOLDER is checked before anything is written; what does not fit
-is named. Exit status 2 for wrong arguments or weights.
+FOLDER is as diffusers writes it: a pipeline's, of which the folders transformer/, vae/,
+text_encoder/ and tokenizer/ are read, or a transformer's alone (config.json and safetensors, or
+shards of them) with --vae and --text beside it. Known are the layouts of `vdit/models/layouts.py`
+(facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1), the autoencoder of stabilityai/sd-vae-ft-mse,
+and T5. A text encoder is not copied: DIR refers to its folder.
+
+DIR gets checkpoints with digests, split for --mesh, and config.json; it is written under another
+name and renamed when it is whole. All of FOLDER is checked first; what does not fit is named.
+--parity compares with stored activations of a reference (`tools/parity.py`), block by block. Exit
+status 2 for wrong arguments or weights.
 """
 
 import argparse
 import json
+import os
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from tools import parity
 from tools.flags import Parser
+from tools.plan import read_mesh
 from vdit import build, stages
 from vdit.config import default
 from vdit.errors import UserError
-from vdit.models import layouts, weights
+from vdit.models import layouts, vae_folder, weights
 from vdit.models.dit_paper import DiTPaper
+from vdit.models.text_folder import TOKENIZER_BYTES
+from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
+from vdit.runtime.mesh import make_mesh, param_sharding
 from vdit.runtime.progress import say
 from vdit.tokens import Condition, Layout
 
 STEP = 0  # of an imported checkpoint
+FIELDS_OF_VAE = (
+    "patch", "channels", "widths", "decoder_widths", "blocks", "causal", "groups", "pixels",
+    "residual", "attention", "quantise",
+)  # fmt: skip
 
 
 def configured(changes: Mapping[str, Any]) -> ConfigDict:
@@ -56,88 +77,184 @@ def shapes(model: DiTPaper, channels: int, text: int) -> Any:
     return jax.eval_shape(init, x)
 
 
-def parts(source: Path) -> list[Path]:
-    """The folders of a pipeline that have a layout, or the folder of one network."""
-    if not source.is_dir():
-        raise UserError(f"--source={source}: there is no such folder")
-    found = [source / part for part in layouts.PARTS if (source / part).is_dir()]
-    if not found:
-        return [source]
-    stages_known = {layout.stage for layout in layouts.LAYOUTS.values()}
-    known = [path for path in found if layouts.PARTS[path.name] in stages_known]
-    for path in found:
-        if path not in known:
-            say(f"{path}: not imported, no layout of {layouts.PARTS[path.name]} is known yet")
-    if not known:
+@dataclass(frozen=True)
+class Part:
+    """A network to import: its folder, the plan of its parameters, and what is said of it."""
+
+    folder: Path
+    plan: weights.Plan
+    meta: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Import:
+    """All that goes into a workdir."""
+
+    config: ConfigDict
+    parts: dict[str, Part]  # by stage
+    classes: list[str]
+
+
+def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
+    """The folders "transformer", and "vae" and "text_encoder" where they are."""
+    for flag, path in (("source", source), ("vae", vae), ("text", text)):
+        if path is not None and not path.is_dir():
+            raise UserError(f"--{flag}={path}: there is no such folder")
+    found = {name: source / name for name in layouts.PARTS if (source / name).is_dir()}
+    if found and "transformer" not in found:
         raise UserError(f"{source} holds no folder transformer")
-    return known
+    given = {"vae": vae, "text_encoder": text}
+    more = {name: path for name, path in given.items() if path is not None}
+    return (found or {"transformer": source}) | more
 
 
-def scaling(source: Path) -> float:
-    """What a pipeline multiplies its autoencoder's latents with."""
-    path = source / "vae" / "config.json"
-    if not path.exists():
-        return layouts.SCALING
-    config = weights.read_json(path, weights.CONFIG_BYTES)
-    return weights.fields(config, {"scaling_factor": layouts.SCALING}, path.parent)[
-        "scaling_factor"
-    ]
-
-
-def check_schedule(source: Path) -> None:
-    """Refuses a pipeline whose noise is not the table `ddpm`."""
+def check_schedule(source: Path) -> str:
+    """Refuses a pipeline whose noise is not the table `ddpm`; its spacing of steps."""
     path = source / "scheduler" / "scheduler_config.json"
     if not path.exists():
-        return
+        return "leading"  # diffusers' default
     config = weights.read_json(path, weights.CONFIG_BYTES)
     for field, value in {
         "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
-        "beta_schedule": "linear", "prediction_type": "epsilon",
+        "beta_schedule": "linear", "prediction_type": "epsilon", "clip_sample": False,
+        "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None,
     }.items():  # fmt: skip
         if config.get(field, value) != value:
             raise UserError(f"{path}: {field} is {config[field]!r}; allowed: {value!r}")
+    spacing = config.get("timestep_spacing", "leading")
+    if spacing not in ("leading", "trailing"):
+        raise UserError(f"{path}: timestep_spacing is {spacing!r}; allowed: leading, trailing")
+    return spacing
 
 
-def import_part(folder: Path, source: Path, workdir: Path) -> None:
-    """One network to workdir/checkpoints/STAGE, and its configuration."""
+def class_names(source: Path, count: int) -> list[str]:
+    """The names of a pipeline's classes, in order; none if it does not tell them."""
+    path = source / "model_index.json"
+    named = weights.read_json(path, TOKENIZER_BYTES).get("id2label") if path.exists() else None
+    if not named or not count:
+        return []
+    if not isinstance(named, dict) or set(named) != {str(i) for i in range(count)}:
+        raise UserError(f"{path}: id2label does not name the classes 0 to {count - 1}")
+    return [str(named[str(i)]) for i in range(count)]
+
+
+def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
+    """The configuration of an image autoencoder; `UserError` for one that has none."""
+    width = module.widths[0]
+    fields: dict[str, Any] = {
+        "vae.model": "kl", "vae.patch": module.patch, "vae.channels": module.channels,
+        "vae.width": width, "vae.multipliers": tuple(w // width for w in module.widths),
+        "vae.blocks": module.blocks, "vae.groups": module.groups,
+    }  # fmt: skip
+    made = build.vae(configured(fields))
+    for name in FIELDS_OF_VAE:
+        ours, theirs = getattr(made, name), getattr(module, name)
+        if ours != theirs:
+            raise UserError(f"{folder}: its autoencoder has {name} {theirs}; allowed: {ours}")
+    return fields
+
+
+def planned(source: Path, vae: Path | None, text: Path | None) -> Import:
+    """What is to be imported, checked by headers; no tensor is read."""
+    found = folders(source, vae, text)
+    folder = found["transformer"]
     layout, numbers = layouts.read_layout(folder)
     try:
         changes = layout.to_vdit(numbers)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    directory = workdir / "checkpoints" / layout.stage
-    for path in (directory, workdir / "config.json"):
-        if path.exists():
-            raise UserError(f"{path} is there already; choose another --workdir")
+    changes |= {"sample.spacing": check_schedule(source)}
+    plans: dict[str, tuple[Path, weights.Plan]] = {}
+    scale = [1.0 / layouts.SCALING] * changes["vae.channels"]
+    statistics = {"mean": [0.0] * len(scale), "std": scale}
+    if "vae" in found:
+        module, plan = vae_folder.read_module(found["vae"])
+        changes |= vae_fields(found["vae"], module)
+        if module.channels != numbers["in_channels"]:
+            raise UserError(
+                f"{found['vae']} has latents of {module.channels} channels; allowed by {folder}:"
+                f" {numbers['in_channels']}"
+            )
+        pixels = numbers["sample_size"] * module.patch[1]
+        changes |= {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
+        told = vae_folder.read_statistics(found["vae"])
+        statistics = {name: [float(x) for x in values] for name, values in told.items()}
+        plans["vae"] = found["vae"], plan
+    if changes.get("text.encoder") == "t5" and "text_encoder" in found:
+        changes["text.path"] = str(found["text_encoder"].absolute())
     config = configured(changes)
-    model = build.dit(config)
-    found = weights.read_headers(folder, layouts.STEM)
-    plan = weights.plan(
-        found,
-        shapes(model, config.vae.channels, numbers.get("caption_channels", 1)),
-        layout.rows,
-        layout.others,
-        folder,
-        layout.layers(numbers),
+    if config.text.path:
+        encoder = build.text_encoder(config, build.tokenizer(config, Path()))
+        if encoder.dim != numbers["caption_channels"]:
+            raise UserError(
+                f"{config.text.path} has features of {encoder.dim} numbers; allowed by {folder}:"
+                f" {numbers['caption_channels']}"
+            )
+    abstract = shapes(
+        build.dit(config), config.vae.channels, numbers.get("caption_channels", 1)
     )
-    check_schedule(source)
-    scale = scaling(source)
-    say(f"{folder}: {len(found)} tensors")
-    params = {layout.stage: weights.load(plan)}
-    spread = [1.0 / scale] * config.vae.channels
-    fields = stages.stage_fields(config, layout.stage)
-    meta = {
-        "stage": layout.stage, "fields": fields, "digest": stages.digest(fields),
-        "latents": {"mean": [0.0] * config.vae.channels, "std": spread},
-        "imported": {"digest": weights.digest(found), "numbers": numbers},
-    }  # fmt: skip
-    checkpoints = Checkpoints(directory, keep=1)
+    tensors = weights.read_headers(folder, layouts.STEM)
+    layers = layout.layers(numbers)
+    plan = weights.plan(tensors, abstract, layout.rows, layout.others, folder, layers)
+    plans["dit"] = folder, plan
+    imported = {"digest": weights.digest(tensors), "numbers": numbers}
+    more = {"dit": {"latents": statistics, "imported": imported}}
+    content = build.text_content(config) if config.text.path else {}
+    parts = {}
+    for stage, (where, made) in plans.items():
+        fields = stages.stage_fields(config, stage) | (content if stage == "dit" else {})
+        meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
+        parts[stage] = Part(where, made, meta | more.get(stage, {}))
+    return Import(config, parts, class_names(source, config.dit.paper.classes))
+
+
+def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
+    """Reads one network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
+    placed = None
+    if mesh is not None:
+        flat = {key: jax.ShapeDtypeStruct(s.shape, jnp.float32) for key, s in part.plan.items()}
+        tree = param_sharding(mesh, {stage: traverse_util.unflatten_dict(flat)})
+        placed = traverse_util.flatten_dict(tree[stage])
+    params = weights.load(part.plan, placed)
     # There is nothing to resume: the weights are the EMA, and the state is a step.
-    checkpoints.save(STEP, {"step": np.zeros((), np.int32)}, params, None, meta)
+    largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
+    checkpoints = Checkpoints(workdir / "checkpoints" / stage, keep=1, in_flight=largest)
+    state = {"step": np.zeros((), np.int32)}
+    checkpoints.save(STEP, state, {stage: params}, None, part.meta)
     checkpoints.close()
-    write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
-    say(f"{directory / str(STEP)}: {count:,} parameters, dit.preset={config.dit.preset}")
+    say(f"{part.folder}: {count:,} parameters, stage {stage}")
+    return params
+
+
+def write(made: Import, workdir: Path, mesh: Mesh | None, stored: Path | None) -> None:
+    """The workdir, whole or not at all."""
+    if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
+        raise UserError(f"{workdir} is there already; choose another --workdir")
+    temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
+    try:
+        write_text(temporary / "config.json", json.dumps(made.config.to_dict(), indent=1) + "\n")
+        if made.classes:
+            build.write_classes(made.config, temporary, made.classes)
+        for stage, part in made.parts.items():
+            params = write_part(stage, part, mesh, temporary)
+            if stage == "dit" and stored is not None:
+                report(made.config, params, stored)
+            del params
+        os.replace(temporary, workdir)
+    except OSError as error:
+        raise UserError(f"cannot write {workdir}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def report(config: ConfigDict, params: Any, stored: Path) -> None:
+    """Prints the differences from stored activations, block by block."""
+    exact = config.copy_and_resolve_references()
+    exact.run.dtype = "float32"
+    say(f"{'block':12} {'largest':>10} {'mean':>10} {'of at most':>12}")
+    for row in parity.compare(build.dit(exact), params, stored):
+        say(f"{row.name:12} {row.largest:10.2e} {row.mean:10.2e} {row.reference:12.2e}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -149,13 +266,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--source", type=Path, required=True)
     parser.add_argument("--workdir", type=Path, required=True)
+    parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
+    parser.add_argument("--text", type=Path, help="folder of the text encoder")
+    parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are split for")
+    parser.add_argument("--parity", type=Path, help="stored activations to compare with")
     try:
         options = parser.parse_args(arguments)
-        for folder in parts(options.source):
-            import_part(folder, options.source, options.workdir)
+        mesh = make_mesh(read_mesh(options.mesh)) if options.mesh else None
+        made = planned(options.source, options.vae, options.text)
+        write(made, options.workdir, mesh, options.parity)
     except UserError as error:
         print(f"import_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    say(f"{options.workdir}: {', '.join(made.parts)}; dit.preset={made.config.dit.preset}")
     return 0
 
 

@@ -1,26 +1,30 @@
 """From a configuration to the parts that it names: sources, models, processes, text encoders."""
 
 import functools
+import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.config import LATER, STAGES
-from vdit.data.labels import QUESTIONS
+from vdit.data.labels import QUESTIONS, by_caption, by_truth
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
+from vdit.data.world.oracle import ATTRIBUTES
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import text, text_folder, vivit
+from vdit.models import dit_paper, text, text_folder, vivit
 from vdit.models.dit import AXES, REMAT, DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
@@ -46,8 +50,6 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     attention.check(config.run.attention, platform)
     choose(DITS, "dit.model", config.dit.model)
     preset(config.dit.preset)
-    if config.dit.model == "paper" and "dit" in config.stages:
-        raise UserError("dit.model=paper is imported, not trained here: the stage dit trains vdit")
     choose(SOURCES, "data.source", config.data.source)
     _check_tfds(config)
     choose(AXES, "dit.axes", config.dit.axes)
@@ -108,6 +110,11 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
             raise UserError(f"{name} is {value}: a number above 0 is allowed")
     if "classify" in config.stages:
         _check_classify(config)
+    _check_label(config)
+    if config.dit.model == "paper":
+        _check_paper(config)
+    elif config.text.encoder == "none":
+        raise UserError("text.encoder=none with dit.model=vdit: only models of classes go without")
     if config.data.shapes:
         _check_shapes(config)
     if config.data.source == "shots":
@@ -134,7 +141,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     )
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
-    jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
+    steps = config.sample.steps, dit.shift, config.sample.spacing
+    jax.eval_shape(lambda: schedule.timesteps(process(config), *steps))
 
 
 def _check_tfds(config: ConfigDict) -> None:
@@ -197,6 +205,68 @@ def _check_shapes(config: ConfigDict) -> None:
         raise UserError(f"data.shapes with dit.axes={config.dit.axes}: packed rows go joint")
     if len(config.dit.pack) != 3 or min(config.dit.pack) < 0:
         raise UserError(f"dit.pack is {config.dit.pack}: three numbers of at least 0 are allowed")
+
+
+def _check_label(config: ConfigDict) -> None:
+    """Refuses classes that a source does not have, or that no model here is told."""
+    label, source, asks = config.data.label, config.data.source, config.dit.paper.classes
+    asks = asks if config.dit.model == "paper" else 0
+    if bool(label) != bool(asks) and "dit" in config.stages:
+        raise UserError(
+            f"data.label={label!r} with {asks} classes of dit.model={config.dit.model}: a model of"
+            " classes (dit.model=paper, dit.paper.classes) needs data.label, and no other takes it"
+        )
+    if not label:
+        return
+    known = {"world": ATTRIBUTES, "folder": ("caption",), "tfds": ("caption",)}.get(source, ())
+    if label not in known:
+        allowed = ", ".join(known) or "none"
+        raise UserError(f"data.label={label!r} with data.source={source}: allowed are {allowed}")
+    if source == "world":
+        if tuple(config.data.objects) != (1, 1):
+            raise UserError(
+                f"data.objects is {tuple(config.data.objects)}: (1, 1) is allowed with data.label,"
+                " which is of one body"
+            )
+        check_classes(config, len(QUESTIONS[label].classes))
+    if source == "tfds" and config.data.template != LATER["data.template"]:
+        raise UserError("data.template with data.label: a class's caption is its name alone")
+
+
+def check_classes(config: ConfigDict, count: int) -> None:
+    """Refuses a model of another number of classes than its source has."""
+    if config.dit.paper.classes != count:
+        raise UserError(
+            f"dit.paper.classes is {config.dit.paper.classes}: {count} is allowed, the number of"
+            f" classes of data.source={config.data.source} by data.label={config.data.label}"
+        )
+
+
+def _check_paper(config: ConfigDict) -> None:
+    """Refuses what no DiT of the paper can be, or can be trained for."""
+    dit, paper = config.dit, config.dit.paper
+    size = preset(dit.preset)
+    dit_paper.check(paper.conditioning, dit.axes, size["width"], size["depth"], size["heads"])
+    if bool(paper.classes) == paper.text:
+        raise UserError(
+            f"dit.paper.classes={paper.classes} with dit.paper.text={paper.text}: one of both is"
+            " allowed, classes or a text"
+        )
+    if paper.text == (config.text.encoder == "none"):
+        raise UserError(
+            f"text.encoder={config.text.encoder} with dit.paper.text={paper.text}: none is allowed"
+            " where nothing reads a text, and only there"
+        )
+    if config.data.shapes or config.data.source == "shots":
+        raise UserError(
+            "dit.model=paper with data.shapes or data.source=shots: clips of one shape, each with"
+            " one caption or class, are allowed"
+        )
+    if wrong := [name for name in dit.given if name != "text" and dit.given[name] > 0]:
+        raise UserError(
+            f"dit.given.{wrong[0]}={dit.given[wrong[0]]} with dit.model=paper, which knows one time"
+            " for all tokens: 0 is allowed for all but text"
+        )
 
 
 def _check_classify(config: ConfigDict) -> None:
@@ -265,7 +335,8 @@ def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sour
     return VideoSet(
         config.data.path,
         **{**_shape(config), **options},
-        **{name: config.data[name] for name in OF_TFDS},
+        **{name: config.data[name] for name in OF_TFDS if name != "template"},
+        template="{label}" if config.data.label else config.data.template,
         stride=config.data.stride,
         seed=config.seed,
         split=split,
@@ -284,8 +355,19 @@ def most_shots(config: ConfigDict) -> int:
 
 
 def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
-    """The clips of a split ("train" or "heldout")."""
-    return choose(SOURCES, "data.source", config.data.source)(config, split, workdir, **options)
+    """The clips of a split ("train" or "heldout"), with data.label as `Classed`."""
+    make = choose(SOURCES, "data.source", config.data.source)
+    clips, label = make(config, split, workdir, **options), config.data.label
+    if not label:
+        return clips
+    if config.data.source == "world":
+        return by_truth(clips, label)
+    if config.data.source == "tfds":
+        if clips.classes is None:
+            raise UserError(f"data.label={label}: {clips.name} has no ClassLabel for a caption")
+        return by_caption(clips, clips.classes)
+    other = make(config, "heldout" if split == "train" else "train", workdir, **options)
+    return by_caption(clips, sorted({*clips.captions, *other.captions}))
 
 
 def training_clips(config: ConfigDict, workdir: Path) -> Any:
@@ -431,9 +513,11 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
     That of an encoder in a folder is read from the folder each time.
     """
     name = config.text.encoder
+    if name == "none":
+        return text.Tokenizer(text.no_tokenizer(), 1)
     if name in text_folder.FAMILIES:
-        json = text_folder.read_tokenizer(name, config.text.path)
-        return text.Tokenizer(json, config.text.length)
+        read = text_folder.read_tokenizer(name, config.text.path)
+        return text.Tokenizer(read, config.text.length)
     path = workdir / "tokenizer.json"
     if not path.exists():
         if captions is None:
@@ -444,6 +528,30 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
             made = text.learned_tokenizer(captions(), config.text.vocab)
         write_text(path, made)
     return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length)
+
+
+CLASSES = "classes.json"
+
+
+def write_classes(config: ConfigDict, workdir: Path, classes: Sequence[str]) -> None:
+    """classes.json: the names of a model's classes, in order."""
+    check_classes(config, len(classes))
+    write_text(workdir / CLASSES, json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n")
+
+
+def read_classes(config: ConfigDict, workdir: Path) -> list[str]:
+    """The names of a model's classes; numbers where it has none, nothing if it has no classes."""
+    count = config.dit.paper.classes if config.dit.model == "paper" else 0
+    path = workdir / CLASSES
+    if not count or not path.exists():
+        return [str(i) for i in range(count)]
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(names, list) or len(names) != count:
+        raise UserError(f"{path}: a list of {count} names is expected")
+    return [str(name) for name in names]
 
 
 class Vocabulary(NamedTuple):
@@ -480,3 +588,18 @@ def text_content(config: ConfigDict) -> dict[str, str]:
     if config.text.encoder not in text_folder.FAMILIES:
         return {}
     return {"text.content": text_folder.content(config.text.encoder, config.text.path)}
+
+
+def wordless(
+    config: ConfigDict, encoder: text.TextEncoder, tokenizer: text.Tokenizer, params: Any = None
+) -> dict[str, np.ndarray]:
+    """Features and mask of the text without words, where that stands for no text.
+
+    So it does in a published model with its pretrained encoder (`params`, read if not given); other
+    models have a null key.
+    """
+    if config.dit.model != "paper" or not config.dit.paper.text or not encoder.frozen:
+        return {}
+    ids, mask = tokenizer.empty()
+    params = encoder.init(jax.random.key(0), ids, mask) if params is None else params
+    return {"features": text.encode_features(encoder, params, ids, mask)[0], "mask": mask[0]}

@@ -27,6 +27,9 @@ def default() -> ConfigDict:
     data.template = "a video of {label}"  # tfds: caption of a set that has classes for captions
     data.video_field = ""  # tfds: the feature that holds the videos; empty: found by its type
     data.caption_field = ""  # tfds: a Text or ClassLabel; empty: the only one, or by its name
+    # What a clip's class is, for dit.paper.classes. world: shape, colour, size or motion of its one
+    # body; folder, tfds: "caption", each different one (of tfds the ClassLabel) is a class
+    data.label = ""
     data.frames = 17  # frames of a clip: 1 + k * the VAE's temporal patch
     data.size = (32, 32)  # height, width in pixels
     data.fps = 10.0  # frames a second
@@ -39,7 +42,7 @@ def default() -> ConfigDict:
     data.shapes = ()
 
     text = config.text = ConfigDict()
-    # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen
+    # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen; none: no text
     text.encoder = "learned"
     text.path = ""  # t5, umt5, clip: folder with config.json, tokenizer.json and safetensors
     text.length = 40  # budget of a caption in tokens; a longer one is refused
@@ -121,6 +124,7 @@ def default() -> ConfigDict:
     sample = config.sample = ConfigDict()
     sample.sampler = "ddim"  # ddpm, ddim, euler or dpmpp_2m
     sample.steps = 25
+    sample.spacing = "trailing"  # of a table's points: trailing (from the last), leading (to first)
     sample.eta = 1.0  # ddim: share of noise; fresh noise mends what an earlier step got wrong
     sample.variance = "posterior"  # ddpm: posterior, beta or learned
     sample.guidance = 2.5  # classifier-free guidance; 1 is none
@@ -184,7 +188,7 @@ LATER: dict[str, Any] = {
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
-    "data.video_field": "", "data.caption_field": "",
+    "data.video_field": "", "data.caption_field": "", "data.label": "",
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
     "vae.detail": 0,
 }  # fmt: skip

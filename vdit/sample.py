@@ -28,11 +28,11 @@ from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
-from vdit.objectives.diffusion import dense_tokens, pool_captions, split_variance
+from vdit.objectives.diffusion import conditioned, dense_tokens, levels, split_variance
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
-from vdit.tokens import clip_frames, drop_text, latent_times, shot_list, text_condition
+from vdit.tokens import clip_frames, latent_times, shot_list
 
 Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
 MOST_SHOTS = 256
@@ -49,10 +49,11 @@ class Given:
 class Ask(NamedTuple):
     """One video of a batch."""
 
-    captions: list[str]  # its own, and its shots'
+    captions: list[str]  # its own, and its shots'; a class instead is `label`
     starts: np.ndarray  # (K,) seconds at which its shots begin; see tokens.shot_list
     seed: int
     given: list[Given]
+    label: int  # of the class that is asked for, -1 for none
 
 
 @dataclass
@@ -72,6 +73,7 @@ class Settings:
     guidance: float
     eta: float
     variance: str
+    spacing: str
 
     def make(self) -> Any:
         """The sampler; only the options that it has."""
@@ -97,9 +99,11 @@ class Model:
         params: dict[str, Any],
         statistics: dict[str, np.ndarray],
         mesh: Mesh | None = None,
+        classes: Sequence[str] = (),
     ) -> None:
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
-        self.params = params  # groups vae, dit and text
+        self.params = params  # groups vae, dit and text; "empty", if a text without words stands in
+        self.classes = classes  # names of the classes, if it is told of classes instead of text
         self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
         self.vae, self.dit = build.vae(config, mesh), build.dit(config, mesh)
         self.process = build.process(config)
@@ -124,7 +128,7 @@ class Model:
         base |= {name: value for name, value in changes.items() if value is not None}
         made = Settings(**base)
         made.make()  # refuses unknown names and options at once
-        timesteps(self.process, made.steps, self.config.dit.shift)
+        timesteps(self.process, made.steps, self.config.dit.shift, made.spacing)
         return made
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
@@ -150,6 +154,7 @@ class Model:
         given_Bn: jax.Array,
         times_Bn: jax.Array,
         keys_B: jax.Array,
+        label_B: jax.Array | None,
         settings: Settings,
     ) -> jax.Array:
         """The denoising scan: latents (B, n, h, w, Z), given ones as they were."""
@@ -157,28 +162,32 @@ class Model:
         clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn, starts_BK)
         batch = clean.shape[0]
         known = layout.given()[..., None]
-        pooled = pool_captions(self.encoder, features_BJSE, mask_BJS)
-        condition = text_condition(features_BJSE, mask_BJS, pooled, jnp.zeros((batch, 2)))
-        shots = condition.level.shape[1] // 2
+        told = features_BJSE, mask_BJS, label_B
         use_guidance = settings.guidance != 1.0
         if use_guidance:
             double = functools.partial(jax.tree.map, lambda x: jnp.concatenate([x, x]))
-            clean2, known2, layout2 = double(clean), double(known), double(layout)
-            condition = drop_text(double(condition), jnp.arange(2 * batch) >= batch)
+            clean2, known2, layout2, told = double((clean, known, layout, told))
         else:
             clean2, known2, layout2 = clean, known, layout
+        rows = len(clean2)
+        features, mask, label = told
+        condition = conditioned(
+            self.encoder, features, mask, levels(self.dit, self.process, jnp.zeros(rows)),
+            jnp.arange(rows) >= batch, label, params.get("empty"),
+        )  # fmt: skip
+        shots = max(mask_BJS.shape[1] - 1, 1)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             x_t = jnp.where(known2, clean2, x_t)
-            network_time = self.process.network_time(jnp.stack([t, jnp.zeros_like(t)]))
-            level = jnp.tile(network_time[None], (x_t.shape[0], shots))
+            level = jnp.tile(levels(self.dit, self.process, t[None]), (rows, shots))
             told = dataclasses.replace(condition, level=level)
             out: Any = self.dit.apply({"params": params["dit"]}, x_t, layout2, told)
             out, share = split_variance(self.dit, out)
             x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
             return jnp.where(known2, clean2, x0), share
 
-        times = timesteps(self.process, settings.steps, self.config.dit.shift)
+        shift = self.config.dit.shift
+        times = timesteps(self.process, settings.steps, shift, settings.spacing)
         x, _ = sample(
             guided(denoise, settings.guidance) if use_guidance else denoise,
             initial_noise(keys_B, clean.shape[1:]),
@@ -197,6 +206,37 @@ class Model:
         features = self._text(self.params, ids, mask)
         shape = (len(captions), len(captions[0]))
         return mask.reshape(*shape, -1), features.reshape(*shape, *features.shape[1:])
+
+    def check_parts(self) -> None:
+        """Refuses (UserError) given frames and shots for a model that cannot be told of them."""
+        if self.dit.one_time:
+            raise UserError(
+                f"dit.model={self.config.dit.model} knows one time for all tokens and one prompt:"
+                " neither given frames nor shots are allowed"
+            )
+
+    def label(self, prompt: str) -> int:
+        """The number of the class of that name or number; -1 for an empty prompt.
+
+        A name may be one of several, separated by commas. `UserError` for what names no class.
+        """
+        asked, names = " ".join(prompt.split()).lower(), [name.lower() for name in self.classes]
+        if not asked:
+            return -1
+        if asked.isdecimal() and int(asked) < len(names):
+            return int(asked)
+        exact = [i for i, name in enumerate(names) if name == asked]
+        found = exact or [
+            i for i, name in enumerate(names) if asked in [part.strip() for part in name.split(",")]
+        ]
+        if len(found) != 1:
+            some = f"{', '.join(self.classes[:8])}{', ...' if len(names) > 8 else ''}"
+            what = f"is {len(found)} classes, numbers {found}" if found else "names no class"
+            raise UserError(
+                f"prompt {prompt[:60]!r} {what}: a number from 0 to {len(names) - 1} or the name"
+                f" of one ({some}) is allowed"
+            )
+        return found[0]
 
     def generate(
         self,
@@ -217,6 +257,7 @@ class Model:
     ) -> list[Result]:
         """`num` videos for each prompt, with seeds `seed`, `seed` + 1, ... in order.
 
+        prompts: what to show; for a model of classes, the name or number of one (see `label`).
         seconds: length, rounded up to the next clip length (default: that of training). fps:
         frames a second. size: (height, width) in pixels. given: what every video must contain, or
         one list for each prompt (all of the same shapes and times). shots: when each shot begins,
@@ -242,6 +283,9 @@ class Model:
         else:
             per_prompt = [list(given)] * len(prompts)
         shot_lists = _per_prompt(shots, prompts)
+        if any(per_prompt) or any(shot_lists):
+            self.check_parts()
+        labels = [self.label(prompt) if self.classes else -1 for prompt in prompts]
         for listed in shot_lists:
             check_shots(listed, frames / fps)
         most = max(len(listed) for listed in shot_lists)
@@ -250,7 +294,7 @@ class Model:
             for prompt, listed in zip(prompts, shot_lists, strict=True)
         ]
         rows = [
-            Ask(*told[i], seed + i * num + k, per_prompt[i])
+            Ask(*told[i], seed + i * num + k, per_prompt[i], labels[i])
             for i in range(len(prompts))
             for k in range(num)
         ]
@@ -268,6 +312,8 @@ class Model:
                     "prompt": ask.captions[0], "seed": ask.seed, "frames": frames, "fps": fps,
                     "size": [height, width], **settings.__dict__,
                 }  # fmt: skip
+                if ask.label >= 0:
+                    made["class"] = ask.label
                 if begun := int(np.isfinite(ask.starts).sum()):
                     pairs = zip(ask.starts[:begun].tolist(), ask.captions[1:], strict=False)
                     made["shots"] = [[round(start, 6), caption] for start, caption in pairs]
@@ -305,9 +351,11 @@ class Model:
         all_given = np.broadcast_to(np.concatenate(is_given), all_times.shape)
         seeds = jnp.asarray([row.seed for row in rows], jnp.uint32)
         keys = jax.vmap(jax.random.key)(seeds)
+        labels = jnp.asarray([row.label for row in rows], jnp.int32) if self.classes else None
         latent = self._denoise(
             self.params, mask, features, starts if starts.size else None, clean,
-            jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32), keys, settings=settings,
+            jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32), keys, labels,
+            settings=settings,
         )  # fmt: skip
         videos = np.array(self.decode(latent[:, :count], height, width))
         for video, row in zip(videos, rows, strict=True):
@@ -364,11 +412,6 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
     """
     workdir = Path(workdir)
     config = overrides if overrides is not None else read_config(workdir)
-    if config.dit.model == "paper":
-        raise UserError(
-            f"{workdir} holds dit.model=paper, whose autoencoder is not known here: it can be"
-            " built, restored and exported, not sampled"
-        )
     tokenizer = build.tokenizer(config, workdir)
     encoder = build.text_encoder(config, tokenizer)
     params: dict[str, Any] = {}
@@ -377,7 +420,7 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
         directory = workdir / "checkpoints" / stage
         step = newest_good_step(directory)
         if step is None:
-            raise UserError(f"{directory} holds no checkpoint; train it with --mode=run first")
+            raise UserError(f"{directory} holds no checkpoint; train or import it first")
         params |= restore_ema(directory, step)
         meta = load_meta(directory, step)
     content = build.text_content(config)
@@ -388,8 +431,11 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
     if encoder.frozen:
         ids = np.zeros((1, tokenizer.length), np.int32)
         params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
+    if empty := build.wordless(config, encoder, tokenizer, params.get("text")):
+        params["empty"] = empty
     statistics = {name: np.asarray(v, np.float32) for name, v in meta["latents"].items()}
-    return Model(config, tokenizer, encoder, params, statistics)
+    classes = build.read_classes(config, workdir)
+    return Model(config, tokenizer, encoder, params, statistics, classes=classes)
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -14,7 +14,7 @@ from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
-from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_webp
+from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
 from vdit.tokens import clip_frames
 
@@ -96,6 +96,8 @@ def sample_request(
 ) -> list[Path]:
     """--mode=sample: generates and writes videos; returns their paths."""
     config = model.config
+    if given or shots:
+        model.check_parts()
     fps = config.data.fps if fps is None else fps
     if not 0 < fps <= 240 or not (seconds is None or 0 < seconds <= 3600):
         raise UserError(f"--seconds={seconds} --fps={fps}: above 0, to 3600 s and 240 fps")
@@ -133,10 +135,12 @@ def slug(text: str, most: int = 60) -> str:
 
 
 def write_result(path: Path, result: Result, zoom: int) -> None:
-    """The video, an animated WebP of it and its settings, side by side."""
+    """The video, an animated WebP of it and its settings, side by side; of one frame also a PNG."""
     fps = result.settings["fps"]
     write_mp4(path, result.video, fps, scale=zoom)
     write_webp(path.with_suffix(".webp"), result.video, fps, scale=max(zoom // 2, 1))
+    if len(result.video) == 1:
+        write_png(path.with_suffix(".png"), result.video[0], zoom)
     write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
 
 
@@ -154,7 +158,7 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     real = [row["video"] for row in rows]
     p, folder = config.vae.patch[0], workdir / "samples"
     tasks: list[tuple[str, int]] = [("text", 0)]
-    if config.data.frames > 1 + p:
+    if config.data.frames > 1 + p and not model.dit.one_time:
         tasks += [("image", 1), ("extend", 1 + p)]
     wall = []
     for task, known in tasks:

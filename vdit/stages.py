@@ -201,6 +201,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             yield from shot_list(clips[i], shots)[0]
 
     shots = build.most_shots(config)
+    if classes := getattr(clips, "classes", None):
+        build.write_classes(config, runtime.workdir, classes)
     tokenizer = build.tokenizer(config, runtime.workdir, captions)
     encoder = build.text_encoder(config, tokenizer)
     model = build.vae(config)
@@ -244,6 +246,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
                     element["starts"] = told[row][1]
                 if "fps" in clip:
                     element["fps"] = np.float32(clip["fps"])
+                if "label" in clip:
+                    element["label"] = clip["label"]
                 yield element
 
     def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
@@ -281,8 +285,10 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     statistics = latents.statistics()
     frozen: dict[str, Any] = dict(statistics)
     if encoder.frozen and text == "ids":
-        empty = np.zeros((1, tokenizer.length), np.int32)
-        frozen["text"] = encoder.init(jax.random.key(0), empty, empty > 0)
+        ids = np.zeros((1, tokenizer.length), np.int32)
+        frozen["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
+    if empty := build.wordless(config, encoder, tokenizer, frozen.get("text")):
+        frozen["empty"] = empty
     meta = stage_meta(config, "dit") | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
         "vae": stage_meta(config, "vae")["digest"],
@@ -311,7 +317,7 @@ def dense_batches(
     if short := [name for name in given if given[name] > 0 and name not in there]:
         say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
     objective = denoising(config, encoder, runtime.mesh)
-    more = tuple(name for name in ("features", "starts") if name in latents[0])
+    more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
     fields = ("latent", "ids", "mask", *more)
     batch, threads = config.dit.train.batch, config.data.threads
     return objective, batches(latents, batch, config.seed + 1, fields, threads)

@@ -84,6 +84,8 @@ def dense(model: DiTPaper, p: Any, x: np.ndarray, label: int, level: float, grid
     t, h, w = np.unravel_index(np.arange(len(x)), grid)
     half, kind, length = model.width // 2, model.conditioning, len(x)
     x = affine(x, p["embed"]) + np.concatenate([places(w, half), places(h, half)], 1)
+    if model.axes == "joint" and grid[0] > 1:
+        x = x + places(t, model.width)
     angle = waves(np.array([level]), 128)
     time = np.concatenate([np.cos(angle), np.sin(angle)], 1)
     time = affine(silu(affine(time, p["level_in"])), p["level_out"])

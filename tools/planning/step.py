@@ -51,7 +51,7 @@ def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) ->
 def text_params(encoder: TextEncoder, length: int) -> Any:
     """Shapes of an encoder's parameters."""
     ids, mask = shape((1, length), jnp.int32), shape((1, length), bool)
-    return jax.eval_shape(encoder.module.init, jax.random.key(0), ids, mask)["params"]
+    return jax.eval_shape(encoder.module.init, jax.random.key(0), ids, mask).get("params", {})
 
 
 def token_grid(config: ConfigDict) -> tuple[int, int, int]:
@@ -119,6 +119,8 @@ def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
         batch["starts"] = shape((rows, shots), jnp.float32)
     if kind == "features":
         batch["features"] = shape((*captions, width), jnp.float16)
+    if config.data.label:
+        batch["label"] = shape((rows,), jnp.int32)
     return batch
 
 
@@ -186,6 +188,7 @@ def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampl
         shape((rows, count), bool),
         shape((rows, count), jnp.float32),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
+        shape((rows,), jnp.int32) if model.dit.one_time and config.dit.paper.classes else None,
     )
     return model, Sampling(model._denoise, arguments, model.settings())
 

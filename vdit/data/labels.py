@@ -1,4 +1,7 @@
-"""Labels: questions with a handful of answers that the world's truth gives of one-object clips."""
+"""Labels: questions with a handful of answers that the world's truth gives of one-object clips.
+
+`Labelled` clips carry the answers to some questions, `Classed` ones the class that they are of.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
@@ -47,3 +50,40 @@ class Labelled:
         clip = self.source[index]
         label = [question.answer(clip["truth"]) for question in self.questions]
         return {"video": clip["video"], "label": np.array(label, np.int32)}
+
+
+class Classed:
+    """Clips of named classes: beside what `source` gives, "label" int32, and its name as caption.
+
+    `answer` gives the number of a clip's class in `classes`.
+    """
+
+    def __init__(
+        self, source: Source, classes: Sequence[str], answer: Callable[[Mapping[str, Any]], int]
+    ) -> None:
+        self.source, self.classes, self._answer = source, tuple(classes), answer
+        self.digest = getattr(source, "digest", "")
+        self.skipped = getattr(source, "skipped", [])
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __repr__(self) -> str:
+        return f"Classed({self.source!r}, {self.classes})"  # grain compares it
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        clip = self.source[index]
+        label = self._answer(clip)
+        return {**clip, "caption": self.classes[label], "label": np.int32(label)}
+
+
+def by_caption(source: Source, classes: Sequence[str]) -> Classed:
+    """Clips whose captions are the names of their classes."""
+    number = {name: i for i, name in enumerate(classes)}
+    return Classed(source, classes, lambda clip: number[clip["caption"]])
+
+
+def by_truth(source: Source, question: str) -> Classed:
+    """Clips with truth, whose class is the answer to a question."""
+    asked = QUESTIONS[question]
+    return Classed(source, asked.classes, lambda clip: asked.answer(clip["truth"]))

@@ -247,6 +247,11 @@ class VideoSet:
         place = self._record(self._split, int(self._number[index]))
         return place, float(self._start[index] / self.fps)
 
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """The names of the classes, where captions are of a ClassLabel."""
+        return self._labels
+
     def __len__(self) -> int:
         return len(self._start)
 

@@ -160,12 +160,23 @@ def sample_times(
     return shifted(t, shift)
 
 
-def timesteps(process: Process, steps: int, shift: float = 1.0) -> jax.Array:
-    """The grid of a sampler: (steps + 1,) float32 times from exactly 1 down to exactly 0.
+SPACINGS = ("trailing", "leading")
 
-    Continuous: even, then shifted. Discrete: even and rounded to the table's indices ("trailing",
-    Lin et al. 2023, Table 2), so all of T .. 0 where steps = T; a shift is refused.
+
+def timesteps(
+    process: Process, steps: int, shift: float = 1.0, spacing: str = "trailing"
+) -> jax.Array:
+    """The grid of a sampler: (steps + 1,) float32 times, the last exactly 0.
+
+    Continuous: even from exactly 1, then shifted. Discrete, where a shift is refused: even and
+    rounded to the table's indices from T down, so all of T .. 0 where steps = T (`spacing`
+    "trailing", Lin et al. 2023, Table 2); or each T // steps of them down to 1 ("leading", ibid.,
+    as many published pipelines have it).
     """
+    if spacing not in SPACINGS or (spacing == "leading" and process.points is None):
+        raise UserError(
+            f"spacing was {spacing!r}: {' or '.join(SPACINGS)} is allowed, leading on a table alone"
+        )
     if steps < 1 or (process.points is not None and steps > process.points):
         allowed = "at least 1" if process.points is None else f"1 to {process.points}"
         raise UserError(f"steps was {steps}: {allowed} is allowed on process {process.name!r}")
@@ -173,7 +184,10 @@ def timesteps(process: Process, steps: int, shift: float = 1.0) -> jax.Array:
     if process.points is not None:
         if shift != 1.0:
             raise UserError(f"shift was {shift}: process {process.name!r} is a table and allows 1")
-        grid = np.round(grid * process.points) / process.points
+        index = np.round(grid * process.points)
+        if spacing == "leading":
+            index = np.append(1 + np.arange(steps)[::-1] * (process.points // steps), 0)
+        grid = index / process.points
     return jnp.asarray(shifted(grid, shift), jnp.float32)
 
 

@@ -198,6 +198,7 @@ class DiT(nn.Module):
     axes: str = "joint"
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
+    one_time = False  # tokens have levels of their own
     attend: Attend = xla.attend
     unroll: int = 1
     remat: str = "none"

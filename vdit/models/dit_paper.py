@@ -128,6 +128,7 @@ class Layer(nn.Module):
                 places = x_BLD.shape[1] // told.time.shape[0]
                 x_BLD = x_BLD + first * jnp.repeat(told.time, places, axis=0)[None]
             x_BLD = Block(axes, *self.options, name=axes)(x_BLD, told)
+            self.sow("intermediates", f"{axes}_out", x_BLD)  # kept where one asks for it
         return x_BLD, None
 
 
@@ -142,7 +143,8 @@ class DiTPaper(nn.Module):
       conditioning: a row of `CONDITIONINGS`.
       classes: their number, without the null class behind them; 0 for a model without.
       text: whether blocks (not those over time) attend to a text.
-      span: see `place_features`. In time positions count frames, and an only frame has none.
+      span: see `place_features`. In time positions count frames, and an only frame has none;
+        "factorised" ones meet them before the first block over time, as Latte's do.
       level_theta: the longest period of the time's features, over 2 pi.
       epsilons: those of a block's norms, before attention and before the MLP.
       unroll, remat: choices of the run; parameters are the same.
@@ -165,6 +167,7 @@ class DiTPaper(nn.Module):
     span: float = 0.0
     level_theta: float = 10_000.0
     epsilons: tuple[float, float] = (1e-6, 1e-6)
+    one_time = True  # for all tokens, so none can be given
     attend: Attend = xla.attend
     unroll: int = 1
     remat: str = "none"
@@ -179,8 +182,11 @@ class DiTPaper(nn.Module):
         latent = channels // (self.patch[0] * self.patch[1])
         window = (*self.patch, latent)
         x = Linear(width, window=window, dtype=self.dtype, name="embed")(x_BLC)
-        places = place_features(h, w, width, self.span).astype(np.float32)
-        x = x + jnp.tile(jnp.asarray(places), (t, 1))[None]
+        places = np.tile(place_features(h, w, width, self.span), (t, 1))
+        times = _features(np.arange(t), width)
+        if self.axes == "joint" and t > 1:
+            places = places + np.repeat(times, h * w, axis=0)
+        x = x + jnp.asarray(places, jnp.float32)[None]
 
         frequency = jnp.asarray(_frequencies(128, self.level_theta), jnp.float32)
         angle = condition.level[..., None] * frequency[None, None]
@@ -199,7 +205,7 @@ class DiTPaper(nn.Module):
             tokens=jnp.concatenate(tokens, axis=1),
             text=None,
             shot=_seen(condition),
-            time=jnp.asarray(_features(np.arange(t), width), jnp.float32),
+            time=jnp.asarray(times, jnp.float32),
         )
         if self.conditioning == "adaln_single":
             vectors = Linear(6 * width, name="single")(nn.silu(vector_B1D))
@@ -217,7 +223,7 @@ class DiTPaper(nn.Module):
         steps = self.depth // len(blocks)
         stack = nn.scan(
             layer,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=steps,

@@ -18,9 +18,10 @@ from vdit.models.weights import CONFIG_BYTES, TRANSPOSED, Row, fields, read_json
 STEM = "diffusion_pytorch_model"  # of the weights' files
 SCALING = 0.18215  # of the latents of Stable Diffusion's autoencoder, where its folder says nothing
 ROOM = (1, 8, 8)  # frames, rows, columns of its latent places
-# Folders of a pipeline, and the stages that they become. The autoencoder (vae) has no layout yet:
-# a row of LAYOUTS with the stage "vae".
-PARTS = {"transformer": "dit", "vae": "vae"}
+# Folders of a pipeline that are read. (An autoencoder's layouts are in vae_folder.py, a text
+# encoder's in text_folder.py.)
+PARTS = ("transformer", "vae", "text_encoder")
+UNGIVEN = ("prefix", "last", "first_last", "suffix", "between")  # of dit.given: one time for all
 
 Config = Mapping[str, Any]
 
@@ -121,6 +122,7 @@ def _common(config: Config, depth: int) -> dict[str, Any]:
     return {
         "stages": ("dit",),
         "data.size": (pixels, pixels),
+        "vae.model": "kl",
         "vae.patch": ROOM,
         "vae.channels": channels,
         "dit.model": "paper",
@@ -131,13 +133,21 @@ def _common(config: Config, depth: int) -> dict[str, Any]:
         "dit.logit_normal": (),
         "dit.shift": 1.0,
         "dit.learned_variance": out != channels,
+        **{f"dit.given.{name}": 0.0 for name in UNGIVEN},
+        "dit.given.text": 1.0,
         "sample.sampler": "ddim",
+        "sample.eta": 0.0,
+        "sample.steps": 50,
+        "sample.batch": 4,
+        "sample.zoom": max(1, 256 // pixels),
     }
 
 
 def _dit_to_vdit(config: Config) -> dict[str, Any]:
     return _common(config, config["num_layers"]) | {
         "data.frames": 1,
+        "text.encoder": "none",
+        "sample.guidance": 4.0,
         "dit.paper.classes": config["num_embeds_ada_norm"],
         "dit.paper.span": float(config["sample_size"] // config["patch_size"]),
         # diffusers spreads DiT's 128 frequencies over 127 steps.
@@ -163,6 +173,8 @@ def _latte_to_vdit(config: Config) -> dict[str, Any]:
         "dit.paper.span": side // config["patch_size"] / max(side // 64, 1),
         "dit.paper.epsilons": (float(config["norm_eps"]),) * 2,
         "text.encoder": "t5",
+        "text.length": 120,
+        "sample.guidance": 7.5,
     }
 
 

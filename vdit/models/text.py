@@ -1,9 +1,9 @@
 """Text: captions to token ids, token ids to features; a table of the encoders that do it.
 
-"learned" is a small transformer over byte pairs, trained with the network that it serves. The
-others are pretrained and frozen: "minilm" (minilm.py), and "t5", "umt5" and "clip", which are read
-from a folder (text_folder.py). An empty or blank caption is the null text: no token at all. What
-attends to text must bring a null key of its own.
+"learned" is a small transformer over byte pairs, trained with the network that it serves; "none"
+is for a network that reads no text. The others are pretrained and frozen: "minilm" (minilm.py), and
+"t5", "umt5" and "clip", which are read from a folder (text_folder.py). An empty or blank caption is
+the null text: no token at all. What attends to text must bring a null key of its own.
 
 Dimension key: N captions, S tokens of a caption, D width, H heads, K head dim.
 """
@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vdit.errors import UserError
 from vdit.kernels.xla import attend
@@ -90,6 +90,13 @@ class Tokenizer:
             mask_NS[row, :count] = True
         return ids_NS, mask_NS
 
+    def empty(self) -> tuple[np.ndarray, np.ndarray]:
+        """Ids int32 (1, S) of a text without words, special tokens alone, and their mask."""
+        ids = self._tokenizer.encode("").ids[: self.length]
+        ids_1S = np.full((1, self.length), self._pad, np.int32)
+        ids_1S[0, : len(ids)] = ids
+        return ids_1S, np.arange(self.length)[None] < len(ids)
+
     def decode(self, ids_S: Sequence[int] | np.ndarray) -> str:
         """The text of one row's ids, without padding and other special tokens."""
         return self._tokenizer.decode([int(i) for i in ids_S]).removeprefix(" ")
@@ -118,6 +125,21 @@ def learned_tokenizer(captions: Iterable[str], vocab: int) -> str:
     )
     tokenizer.train_from_iterator((_one_line(caption) for caption in captions), trainer)
     return tokenizer.to_str()
+
+
+def no_tokenizer() -> str:
+    """The text of a tokenizer.json for which every caption is the null text."""
+    tokenizer = tokenizers.Tokenizer(models.WordLevel({PAD: 0}, unk_token=PAD))
+    tokenizer.normalizer = normalizers.Replace(Regex(r"[\s\S]"), "")
+    return tokenizer.to_str()
+
+
+class NoText(nn.Module):
+    """No features of any caption: zeros (N, S, 1)."""
+
+    @nn.compact
+    def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
+        return jnp.zeros((*ids_NS.shape, 1))
 
 
 class Block(nn.Module):
@@ -249,6 +271,10 @@ def _learned(
     return TextEncoder("learned", width, frozen=False, module=module)
 
 
+def _none() -> TextEncoder:
+    return TextEncoder("none", 1, frozen=True, module=NoText(), load=dict)
+
+
 def _minilm() -> TextEncoder:
     return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
 
@@ -272,6 +298,7 @@ def _from_folder(name: str, path: str, length: int, vocab: int) -> TextEncoder:
 
 ENCODERS: dict[str, Callable[..., TextEncoder]] = {
     "learned": _learned,
+    "none": _none,
     "minilm": _minilm,
     **{name: partial(_from_folder, name) for name in text_folder.FAMILIES},
 }
@@ -279,7 +306,7 @@ ENCODERS: dict[str, Callable[..., TextEncoder]] = {
 
 def encoder(name: str, **options: Any) -> TextEncoder:
     """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype),
-    "minilm" (no options), or "t5", "umt5" or "clip" (path, length, vocab)."""
+    "minilm" or "none" (no options), or "t5", "umt5" or "clip" (path, length, vocab)."""
     if name not in ENCODERS:
         raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
     return ENCODERS[name](**options)

@@ -1,7 +1,8 @@
 """Pretrained text encoders from a folder: which families are known, and how each is read.
 
 A family is a row of `FAMILIES`: its network, the names of its tensors, and what its tokenizer must
-know. A folder holds config.json, tokenizer.json and safetensors (`weights.py`).
+know. A folder holds config.json, tokenizer.json and safetensors (`weights.py`); the tokenizer may
+lie beside it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -83,10 +84,17 @@ def read_module(name: str, path: str) -> tuple[nn.Module, weights.Plan]:
     return module, weights.plan(tensors, shapes, family.rows, family.others, folder)
 
 
+def _words(folder: Path) -> Path:
+    """Where a folder's tokenizer is: inside, or beside it in "tokenizer", as pipelines have it."""
+    beside = folder.absolute().parent / "tokenizer"
+    inside = (folder / "tokenizer.json").exists() or not beside.is_dir()
+    return folder if inside else beside
+
+
 def content(name: str, path: str) -> str:
     """A digest of all that a folder's features depend on; cheap (see `weights.digest`)."""
     folder = _folder(name, path)
-    tokenizer = weights.read_bytes(folder / "tokenizer.json", TOKENIZER_BYTES)
+    tokenizer = weights.read_bytes(_words(folder) / "tokenizer.json", TOKENIZER_BYTES)
     config = weights.read_bytes(folder / "config.json", weights.CONFIG_BYTES)
     return weights.digest(weights.read_headers(folder), (config, tokenizer))
 
@@ -96,8 +104,13 @@ def read_tokenizer(name: str, path: str) -> str:
 
     `UserError` if it lacks a token, or does not begin and end a text as the family does.
     """
-    folder, family = _folder(name, path), FAMILIES[name]
+    folder, family = _words(_folder(name, path)), FAMILIES[name]
     file = folder / "tokenizer.json"
+    if not file.exists() and (folder / "spiece.model").exists():
+        raise UserError(
+            f"{folder} has spiece.model and no tokenizer.json, which alone is read here;"
+            " transformers adds it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
+        )
     data = weights.read_bytes(file, TOKENIZER_BYTES)
     try:
         tokenizer = Tokenizer.from_str(data.decode())

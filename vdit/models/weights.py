@@ -335,33 +335,40 @@ def _choose(
     return max(matches, key=likely)
 
 
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(stack: jax.Array, layer: jax.Array, index: int) -> jax.Array:
-    return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+@functools.cache
+def _put(sharding: Any) -> Callable[[jax.Array, np.ndarray, int], jax.Array]:
+    """put(stack, layer, index): the stack, used up, with another layer; placed as `sharding`."""
+
+    def put(stack: jax.Array, layer: np.ndarray, index: int) -> jax.Array:
+        return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
+
+    return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
-def load(plan: Plan) -> Any:
+def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any:
     """The parameters of a plan, as a tree, in the dtypes of the files.
 
-    One tensor at a time: what memory needs beyond the parameters themselves is one tensor. A
+    `placed` has a sharding for each path of the plan; without it all are on the first device. One
+    tensor at a time: what memory needs beyond the parameters themselves is one tensor. A
     tensor with a number that is not finite, or one that should repeat another and does not, is a
     `UserError` that names it.
     """
     leaves = {}
     for parts, source in plan.items():
         dtype = jnp.result_type(*{FLOATS[tensor.dtype] for _, tensor in source.tensors})
-        leaf = jnp.zeros(source.shape, dtype) if source.stacked else None
+        where = placed[parts] if placed is not None else None
+        leaf: Any = jnp.zeros(source.shape, dtype, device=where) if source.stacked else None
         for layer, (name, tensor) in enumerate(source.tensors):
             array = np.frombuffer(_read(tensor), FLOATS[tensor.dtype]).reshape(tensor.shape)
             if not np.isfinite(array).all():
                 raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
             array = array.reshape(tensor.shape[: len(source.shape) - source.stacked])
             ours = array if source.axes is None else array.transpose(source.axes)
-            value = jnp.asarray(ours, dtype)
+            value = ours.astype(dtype)
             if source.stacked:
-                leaf = _put(leaf, value, layer)
+                leaf = _put(where)(leaf, value, layer)
             elif leaf is None:
-                leaf = value
+                leaf = jax.device_put(value, where)
             elif not np.array_equal(leaf, value):
                 raise UserError(
                     f"{tensor.file}: tensor {_shown(name)} is not that of the first layer,"

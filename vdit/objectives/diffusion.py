@@ -4,6 +4,7 @@ Dimension key: B batch, n latent frames, h w places, Z latent channels, L tokens
 channels, J captions of a clip, S text tokens of a caption, E text width, K shots.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,10 +16,20 @@ from vdit.diffusion.bound import bound
 from vdit.diffusion.prediction import target, to_x0_eps, weight
 from vdit.diffusion.schedule import Process, add_noise, like
 from vdit.models.dit import DiT
+from vdit.models.dit_paper import DiTPaper
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import patchify
 from vdit.objectives.objective import Objective, sample_keys
-from vdit.tokens import RATE, Condition, Layout, Patterns, drop_text, shot_of, text_condition
+from vdit.tokens import (
+    RATE,
+    Condition,
+    Layout,
+    Patterns,
+    drop_label,
+    drop_text,
+    shot_of,
+    text_condition,
+)
 
 
 def text_features(
@@ -53,6 +64,40 @@ def pool_captions(encoder: TextEncoder, features_BJSE: jax.Array, mask_BJS: jax.
     return encoder.pool(*flat).reshape(*mask_BJS.shape[:2], -1)
 
 
+def conditioned(
+    encoder: TextEncoder,
+    features_BJSE: jax.Array,
+    mask_BJS: jax.Array,
+    level_BK: jax.Array,
+    drop_B: jax.Array,
+    label_B: jax.Array | None = None,
+    empty: Mapping[str, jax.Array] | None = None,
+) -> Condition:
+    """The condition of a dense batch of captions and classes; nothing where `drop_B` is true.
+
+    `empty`: "features" (S, E) and "mask" (S,) of the text without words, which then stands for
+    nothing instead of a null key, as published models have it.
+    """
+    if empty is not None:
+        mask_BJS = mask_BJS & ~drop_B[:, None, None]
+        wordless = ~mask_BJS.any(-1, keepdims=True)
+        mask_BJS = jnp.where(wordless, empty["mask"][None, None], mask_BJS)
+        features_BJSE = jnp.where(
+            wordless[..., None], empty["features"][None, None], features_BJSE
+        )
+    pooled = pool_captions(encoder, features_BJSE, mask_BJS)
+    condition = text_condition(features_BJSE, mask_BJS, pooled, level_BK)
+    if label_B is not None:
+        condition = drop_label(dataclasses.replace(condition, label=label_B), drop_B)
+    return condition if empty is not None else drop_text(condition, drop_B)
+
+
+def levels(model: Any, process: Process, t_B: jax.Array) -> jax.Array:
+    """Levels (B, K) as networks see them: of wanted tokens, and of given ones if there can be."""
+    slots = [t_B] if model.one_time else [t_B, jnp.zeros_like(t_B)]
+    return process.network_time(jnp.stack(slots, axis=1))
+
+
 def choices(key: jax.Array, more: int = 0) -> tuple[jax.Array, jax.Array]:
     """Uniform numbers that choose a sample's pattern, time and dropout, and a key for its noise.
 
@@ -64,7 +109,7 @@ def choices(key: jax.Array, more: int = 0) -> tuple[jax.Array, jax.Array]:
 
 
 def init_groups(
-    model: DiT,
+    model: DiT | DiTPaper,
     encoder: TextEncoder,
     key: jax.Array,
     captions: Mapping[str, jax.Array],
@@ -84,7 +129,7 @@ def init_groups(
 
 
 def denoising(
-    model: DiT,
+    model: DiT | DiTPaper,
     process: Process,
     prediction: str,
     loss_weight: str,
@@ -122,7 +167,7 @@ def denoising(
     return loss
 
 
-def split_variance(model: DiT, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def split_variance(model: DiT | DiTPaper, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """A denoiser's answer: the prediction (B, L, C), and the variance's share if it learns one."""
     if not model.learned_variance:
         return out, None
@@ -172,7 +217,7 @@ def dense_tokens(
 
 
 def diffusion_objective(
-    model: DiT,
+    model: DiT | DiTPaper,
     encoder: TextEncoder,
     process: Process,
     prediction: str,
@@ -192,8 +237,10 @@ def diffusion_objective(
     (B, S) of the caption (or its "features"), and "ordinal" (B,). Clips of several shots have
     (B, J, S) captions, the whole clip's and each shot's, and the shots' "starts" (B, J - 1) in
     seconds; of these captions each is dropped by itself with the share `caption_drop`, all with
-    `text_drop`. `frozen` holds the latents' "mean" and "std" (Z,), and a pretrained encoder's
-    "text" where features are not in the batch. `constrain` places (B, L, ...) arrays on a mesh.
+    `text_drop`. A model of classes is given the clips' "label" (B,), dropped with their text.
+    `frozen` holds the latents' "mean" and "std" (Z,), a pretrained encoder's "text" where features
+    are not in the batch, and "empty" as in `conditioned`, if it is there. `constrain` places
+    (B, L, ...) arrays on a mesh.
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
@@ -230,10 +277,8 @@ def diffusion_objective(
         captions = captions_of(first)
 
         def inputs(features: jax.Array) -> tuple[jax.Array, Layout, Condition]:
-            features = features[:, None]
-            mask = captions["mask"][:, :1]
-            pooled = pool_captions(encoder, features, mask)
-            condition = text_condition(features, mask, pooled, jnp.zeros((1, 2)))
+            told = features[:, None], captions["mask"][:, :1], levels(model, process, jnp.ones(1))
+            condition = conditioned(encoder, *told, jnp.zeros(1, bool), first.get("label"))
             count = source.shape[1]
             latent = first["latent"][:, :count].astype(jnp.float32)
             return *dense_tokens(latent, patch, jnp.zeros((1, count)), given[:1]), condition
@@ -250,12 +295,11 @@ def diffusion_objective(
         clean, seconds, known, t_B, noise, drop, drop_BJ = draw(batch, frozen, key)
         x0, layout = dense_tokens(clean, patch, seconds, known, batch.get("starts"))
         eps, _ = dense_tokens(noise, patch, seconds, known)
-        level = process.network_time(jnp.stack([t_B, jnp.zeros_like(t_B)], axis=1))
         captions = captions_of(batch)
         features = text_features(encoder, params, frozen, captions)
-        mask = captions["mask"] & ~drop_BJ[..., None]
-        pooled = pool_captions(encoder, features, mask)
-        condition = drop_text(text_condition(features, mask, pooled, level), drop)
+        mask, level = captions["mask"] & ~drop_BJ[..., None], levels(model, process, t_B)
+        asked = batch.get("label"), frozen.get("empty")
+        condition = conditioned(encoder, features, mask, level, drop, *asked)
         total, count = denoise(params["dit"], x0, eps, t_B, ~layout.given(), layout, condition)
         return total, count, {}
 

@@ -218,14 +218,18 @@ def _sha256(path: Path) -> str:
 class Checkpoints:
     """The checkpoints of one stage. Making one touches neither the disk nor a thread.
 
-    The newest `keep` finished steps stay; older ones go when a newer one is finished.
+    The newest `keep` finished steps stay; older ones go when a newer one is finished. `in_flight`
+    bounds the bytes of arrays that are compressed and written at a time; the largest has to fit.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int = 2) -> None:
+    def __init__(
+        self, directory: str | os.PathLike[str], keep: int = 2, in_flight: int | None = None
+    ) -> None:
         if keep < 1:
             raise UserError(f"keep of {keep} checkpoints: at least 1 must stay")
         self.directory = Path(directory).absolute()
         self.keep = keep
+        self._in_flight = in_flight
         self._saver: Any = None  # orbax's, made at the first save
         self._saving: tuple[int, threading.Thread] | None = None
         self._error: Exception | None = None  # of the thread that saves
@@ -272,7 +276,13 @@ class Checkpoints:
             items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
         if self._saver is None:
             logging.getLogger("absl").addFilter(_no_orbax_traceback)
-            self._saver = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+            handler = ocp.CompositeCheckpointHandler()
+            if self._in_flight is not None:
+                most: Any = (1.01 * self._in_flight + 2**20) / 1e9
+                limited = ocp.StandardCheckpointHandler(save_concurrent_gb=most)
+                others = [name for name in ITEMS if name != "ema"]
+                handler = ocp.CompositeCheckpointHandler(*others, ema=limited)
+            self._saver = ocp.AsyncCheckpointer(handler)
         thread = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint {step}")
         try:
             self._saver.save(self.directory / str(step), args=ocp.args.Composite(**items))
