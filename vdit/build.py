@@ -21,6 +21,7 @@ from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
 from vdit.models import text, text_folder, vivit
+from vdit.models.autoencoder import Autoencoder
 from vdit.models.dit import AXES, REMAT, DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
@@ -79,6 +80,9 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     choose(VAES, "vae.model", config.vae.model)
     if config.vae.model != "vivit":
         _check_conv(config)
+    least = 4 * max(config.vae.patch[1:])
+    if config.vae.tile and config.vae.tile < least:
+        raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
     p = config.vae.patch[0]
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
@@ -94,6 +98,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         "vae.train.accumulate": config.vae.train.accumulate,
         "dit.train.accumulate": config.dit.train.accumulate,
         "vae.window": config.vae.window, "vae.channels": config.vae.channels,
+        "vae.chunk": config.vae.chunk,
         "sample.steps": config.sample.steps, "sample.batch": config.sample.batch,
         "sample.zoom": config.sample.zoom, "run.log_every": config.run.log_every,
         "run.save_every": config.run.save_every, "run.keep": config.run.keep,
@@ -367,9 +372,7 @@ def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
 VAES = {"vivit": _vivit, "kl": _conv, "causal": _conv}
 
 
-def vae(
-    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
-) -> VAE | ConvVAE:
+def vae(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Autoencoder:
     """The autoencoder, for one device or for steps on a mesh."""
     return choose(VAES, "vae.model", config.vae.model)(config, mesh, platform)
 

@@ -63,6 +63,8 @@ def default() -> ConfigDict:
     vae.window = 4  # latent frames that attention looks back over, its own included
     vae.mlp_ratio = 4.0
     vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
+    vae.chunk = 16  # latent frames that are encoded or decoded at a time
+    vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
     vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
@@ -175,7 +177,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 FREE = {"steps", "threads", "schedule", "warmup"}
 # Nor do these (of the path's folder, its content counts).
-HOW = {"latents.batch", "text.path", "classify.heldout"}
+HOW = {"latents.batch", "text.path", "classify.heldout", "vae.chunk", "vae.tile"}
 # Fields that came later: left out at their first value, so that older workdirs go on.
 LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,

@@ -9,8 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdit.models.vae import VAE
-from vdit.models.vae_conv import ConvVAE
+from vdit.models.autoencoder import Autoencoder
 from vdit.objectives.objective import Objective, sample_keys
 
 
@@ -24,7 +23,7 @@ def to_uint8(video: jax.Array) -> jax.Array:
     return jnp.clip(jnp.round((video + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
 
 
-def vae_objective(model: VAE | ConvVAE, kl_weight: float, l1_weight: float) -> Objective:
+def vae_objective(model: Autoencoder, kl_weight: float, l1_weight: float) -> Objective:
     """Mean squared (and, by its weight, absolute) error of pixels plus weighted KL to N(0, 1).
 
     The KL is a mean over latent elements (Kingma and Welling 2014, Appendix B), so its weight
