@@ -20,7 +20,7 @@ from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import text, text_folder, vivit
+from vdit.models import lpips, text, text_folder, vivit
 from vdit.models.autoencoder import Autoencoder
 from vdit.models.dit import AXES, REMAT, DiT, preset
 from vdit.models.dit_paper import DiTPaper
@@ -83,6 +83,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     least = 4 * max(config.vae.patch[1:])
     if config.vae.tile and config.vae.tile < least:
         raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
+    _check_losses(config)
     p = config.vae.patch[0]
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
@@ -140,6 +141,20 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
+
+
+def _check_losses(config: ConfigDict) -> None:
+    """Refuses losses of the autoencoder that are not possible, or whose weights are not there."""
+    if config.vae.lpips_weight < 0:
+        raise UserError(f"vae.lpips_weight is {config.vae.lpips_weight}: 0 or more is allowed")
+    net = choose(lpips.NETS, "vae.lpips_net", config.vae.lpips_net)
+    if config.vae.lpips_weight:
+        if min(config.data.size) < net.least:
+            raise UserError(
+                f"data.size is {tuple(config.data.size)}: vae.lpips_net={config.vae.lpips_net}"
+                f" needs {net.least} rows and columns or more"
+            )
+        lpips.weights_file(config.vae.lpips_net)
 
 
 def _check_tfds(config: ConfigDict) -> None:
@@ -375,6 +390,13 @@ VAES = {"vivit": _vivit, "kl": _conv, "causal": _conv}
 def vae(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Autoencoder:
     """The autoencoder, for one device or for steps on a mesh."""
     return choose(VAES, "vae.model", config.vae.model)(config, mesh, platform)
+
+
+def lpips_net(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> lpips.LPIPS:
+    """The network that the autoencoder's reconstructions are compared by."""
+    return lpips.LPIPS(config.vae.lpips_net, operand_dtype(config.run.dtype, mesh, platform))
 
 
 def _paper(config: ConfigDict, **options: Any) -> DiTPaper:

@@ -67,6 +67,8 @@ def default() -> ConfigDict:
     vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
+    vae.lpips_weight = 0.0  # weight of LPIPS beside them; needs pip install 'vdit[lpips]'
+    vae.lpips_net = "alex"  # its network: alex or vgg
     vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
 
@@ -187,6 +189,7 @@ LATER: dict[str, Any] = {
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "",
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
+    "vae.lpips_weight": 0.0, "vae.lpips_net": "alex",
 }  # fmt: skip
 
 

@@ -20,12 +20,13 @@ from vdit.data.packing import Sample, budget_of, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
 from vdit.models.autoencoder import encode_in_chunks
+from vdit.models.lpips import read_weights
 from vdit.models.text import TextEncoder, encode_features
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
-from vdit.objectives.vae import to_float, vae_objective
+from vdit.objectives.vae import Perceptual, to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
 from vdit.runtime.progress import Progress, say
 from vdit.tokens import (
@@ -73,8 +74,11 @@ def compression(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Objective:
     """What stage vae learns."""
-    model = build.vae(config, mesh, platform)
-    return vae_objective(model, config.vae.kl_weight, config.vae.l1_weight)
+    model, perceptual = build.vae(config, mesh, platform), None
+    if config.vae.lpips_weight:
+        net = build.lpips_net(config, mesh, platform)
+        perceptual = Perceptual(net, config.vae.lpips_weight)
+    return vae_objective(model, config.vae.kl_weight, config.vae.l1_weight, perceptual)
 
 
 def _denoiser(
@@ -162,7 +166,7 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
         options,
         runtime,
         seed=config.seed,
-        frozen={},
+        frozen={"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {},
         meta=stage_meta(config, "vae"),
     )
 
