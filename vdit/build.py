@@ -22,6 +22,7 @@ from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
 from vdit.models import lpips, text, text_folder, vivit
 from vdit.models.autoencoder import Autoencoder
+from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.dit import AXES, REMAT, DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
@@ -145,8 +146,17 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
 
 def _check_losses(config: ConfigDict) -> None:
     """Refuses losses of the autoencoder that are not possible, or whose weights are not there."""
-    if config.vae.lpips_weight < 0:
-        raise UserError(f"vae.lpips_weight is {config.vae.lpips_weight}: 0 or more is allowed")
+    for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
+        if config.vae[name] < 0:
+            raise UserError(f"vae.{name} is {config.vae[name]}: 0 or more is allowed")
+    width, levels = config.vae.adversarial_width, config.vae.adversarial_levels
+    if width < GROUPS or width % GROUPS:
+        raise UserError(f"vae.adversarial_width is {width}: a multiple of {GROUPS} is allowed")
+    if levels < 1 or (config.vae.adversarial_weight and min(config.data.size) < 2**levels):
+        raise UserError(
+            f"vae.adversarial_levels is {levels}: at least 1, and as often as data.size"
+            f" {tuple(config.data.size)} can be halved, is allowed"
+        )
     net = choose(lpips.NETS, "vae.lpips_net", config.vae.lpips_net)
     if config.vae.lpips_weight:
         if min(config.data.size) < net.least:
@@ -397,6 +407,14 @@ def lpips_net(
 ) -> lpips.LPIPS:
     """The network that the autoencoder's reconstructions are compared by."""
     return lpips.LPIPS(config.vae.lpips_net, operand_dtype(config.run.dtype, mesh, platform))
+
+
+def discriminator(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> Discriminator:
+    """The network that the autoencoder learns to fool."""
+    dtype = operand_dtype(config.run.dtype, mesh, platform)
+    return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, dtype)
 
 
 def _paper(config: ConfigDict, **options: Any) -> DiTPaper:

@@ -69,8 +69,16 @@ def default() -> ConfigDict:
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
     vae.lpips_weight = 0.0  # weight of LPIPS beside them; needs pip install 'vdit[lpips]'
     vae.lpips_net = "alex"  # its network: alex or vgg
+    # Of a discriminator's judgement, times how much smaller its gradient is at the last layer than
+    # that of the errors above; 0: no discriminator.
+    vae.adversarial_weight = 0.0
+    vae.adversarial_start = 1000  # steps before it begins
+    vae.adversarial_width = 32  # of its first level
+    vae.adversarial_levels = 3  # each halves height and width
     vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
+    vae.train.discriminator = ConfigDict()  # what differs for this group of parameters
+    vae.train.discriminator.adam_learning_rate = 2e-4
 
     latents = config.latents = ConfigDict()
     latents.clips = 12_000  # clips to encode (a folder's own number, where that is less)
@@ -189,7 +197,9 @@ LATER: dict[str, Any] = {
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "",
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
-    "vae.lpips_weight": 0.0, "vae.lpips_net": "alex",
+    "vae.lpips_weight": 0.0, "vae.lpips_net": "alex", "vae.adversarial_weight": 0.0,
+    "vae.adversarial_start": 1000, "vae.adversarial_width": 32, "vae.adversarial_levels": 3,
+    "vae.train.discriminator.adam_learning_rate": 2e-4,
 }  # fmt: skip
 
 

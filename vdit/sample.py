@@ -406,6 +406,7 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
         if step is None:
             raise UserError(f"{directory} holds no checkpoint; train it with --mode=run first")
         params |= restore_ema(directory, step)
+        params.pop("discriminator", None)  # which is of use in training alone
         meta = load_meta(directory, step)
     content = build.text_content(config)
     if any(meta["fields"].get(name) != value for name, value in content.items()):

@@ -26,7 +26,7 @@ from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
-from vdit.objectives.vae import Perceptual, to_float, vae_objective
+from vdit.objectives.vae import Adversary, Perceptual, to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
 from vdit.runtime.progress import Progress, say
 from vdit.tokens import (
@@ -74,11 +74,15 @@ def compression(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Objective:
     """What stage vae learns."""
-    model, perceptual = build.vae(config, mesh, platform), None
-    if config.vae.lpips_weight:
-        net = build.lpips_net(config, mesh, platform)
-        perceptual = Perceptual(net, config.vae.lpips_weight)
-    return vae_objective(model, config.vae.kl_weight, config.vae.l1_weight, perceptual)
+    vae, perceptual, adversary = config.vae, None, None
+    if vae.lpips_weight:
+        perceptual = Perceptual(build.lpips_net(config, mesh, platform), vae.lpips_weight)
+    if vae.adversarial_weight:
+        judge = build.discriminator(config, mesh, platform)
+        start = vae.adversarial_start * vae.train.batch
+        adversary = Adversary(judge, vae.adversarial_weight, start)
+    model = build.vae(config, mesh, platform)
+    return vae_objective(model, vae.kl_weight, vae.l1_weight, perceptual, adversary)
 
 
 def _denoiser(

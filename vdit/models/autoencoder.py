@@ -10,7 +10,7 @@ Z latent channels.
 
 import itertools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,8 @@ class Autoencoder(nn.Module):
 
     1 + k·p frames are 1 + k latent frames. Without a state a clip begins; with one it goes on.
     """
+
+    LAST: ClassVar[tuple[str, ...]] = ()  # path of the kernel that makes the decoder's output
 
     patch: tuple[int, int, int]  # p frames, q rows, r columns of a latent place
     channels: int

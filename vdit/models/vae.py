@@ -110,6 +110,8 @@ class Trunk(nn.Module):
 class VAE(Autoencoder):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back."""
 
+    LAST = ("pixels", "kernel")
+
     patch: tuple[int, int, int] = (4, 8, 8)
     channels: int = 24
     width: int = 192

@@ -173,6 +173,8 @@ class ConvVAE(Autoencoder):
     `widths`: q = pixels · 2^(levels - 1), and the last log2(p) halvings halve the rate too.
     """
 
+    LAST = ("decoder", "head", "conv", "kernel")
+
     widths: tuple[int, ...]  # of the encoder's levels
     decoder_widths: tuple[int, ...]  # of the same levels in the decoder
     blocks: int = 2  # residual blocks of a level; the decoder has one more
