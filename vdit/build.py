@@ -24,7 +24,9 @@ from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import dit_paper, text, text_folder, vivit
+from vdit.models import dit_paper, lpips, text, text_folder, vivit
+from vdit.models.autoencoder import Autoencoder
+from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.dit import AXES, REMAT, DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
@@ -81,6 +83,10 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     choose(VAES, "vae.model", config.vae.model)
     if config.vae.model != "vivit":
         _check_conv(config)
+    least = 4 * max(config.vae.patch[1:])
+    if config.vae.tile and config.vae.tile < least:
+        raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
+    _check_losses(config)
     p = config.vae.patch[0]
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
@@ -96,6 +102,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         "vae.train.accumulate": config.vae.train.accumulate,
         "dit.train.accumulate": config.dit.train.accumulate,
         "vae.window": config.vae.window, "vae.channels": config.vae.channels,
+        "vae.chunk": config.vae.chunk,
         "sample.steps": config.sample.steps, "sample.batch": config.sample.batch,
         "sample.zoom": config.sample.zoom, "run.log_every": config.run.log_every,
         "run.save_every": config.run.save_every, "run.keep": config.run.keep,
@@ -143,6 +150,29 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     steps = config.sample.steps, dit.shift, config.sample.spacing
     jax.eval_shape(lambda: schedule.timesteps(process(config), *steps))
+
+
+def _check_losses(config: ConfigDict) -> None:
+    """Refuses losses of the autoencoder that are not possible, or whose weights are not there."""
+    for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
+        if config.vae[name] < 0:
+            raise UserError(f"vae.{name} is {config.vae[name]}: 0 or more is allowed")
+    width, levels = config.vae.adversarial_width, config.vae.adversarial_levels
+    if width < GROUPS or width % GROUPS:
+        raise UserError(f"vae.adversarial_width is {width}: a multiple of {GROUPS} is allowed")
+    if levels < 1 or (config.vae.adversarial_weight and min(config.data.size) < 2**levels):
+        raise UserError(
+            f"vae.adversarial_levels is {levels}: at least 1, and as often as data.size"
+            f" {tuple(config.data.size)} can be halved, is allowed"
+        )
+    net = choose(lpips.NETS, "vae.lpips_net", config.vae.lpips_net)
+    if config.vae.lpips_weight:
+        if min(config.data.size) < net.least:
+            raise UserError(
+                f"data.size is {tuple(config.data.size)}: vae.lpips_net={config.vae.lpips_net}"
+                f" needs {net.least} rows and columns or more"
+            )
+        lpips.weights_file(config.vae.lpips_net)
 
 
 def _check_tfds(config: ConfigDict) -> None:
@@ -449,11 +479,24 @@ def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
 VAES = {"vivit": _vivit, "kl": _conv, "causal": _conv}
 
 
-def vae(
-    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
-) -> VAE | ConvVAE:
+def vae(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Autoencoder:
     """The autoencoder, for one device or for steps on a mesh."""
     return choose(VAES, "vae.model", config.vae.model)(config, mesh, platform)
+
+
+def lpips_net(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> lpips.LPIPS:
+    """The network that the autoencoder's reconstructions are compared by."""
+    return lpips.LPIPS(config.vae.lpips_net, operand_dtype(config.run.dtype, mesh, platform))
+
+
+def discriminator(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> Discriminator:
+    """The network that the autoencoder learns to fool."""
+    dtype = operand_dtype(config.run.dtype, mesh, platform)
+    return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, dtype)
 
 
 def _paper(config: ConfigDict, **options: Any) -> DiTPaper:

@@ -67,10 +67,22 @@ def default() -> ConfigDict:
     vae.mlp_ratio = 4.0
     vae.detail = 512  # vivit: hidden width of an MLP beside the linear map to pixels; 0: none
     vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
+    vae.chunk = 16  # latent frames that are encoded or decoded at a time
+    vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
     vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
+    vae.lpips_weight = 0.0  # weight of LPIPS beside them; needs pip install 'vdit[lpips]'
+    vae.lpips_net = "alex"  # its network: alex or vgg
+    # Of a discriminator's judgement, times how much smaller its gradient is at the last layer than
+    # that of the errors above; 0: no discriminator.
+    vae.adversarial_weight = 0.0
+    vae.adversarial_start = 1000  # steps before it begins
+    vae.adversarial_width = 32  # of its first level
+    vae.adversarial_levels = 3  # each halves height and width
     vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
+    vae.train.discriminator = ConfigDict()  # what differs for this group of parameters
+    vae.train.discriminator.adam_learning_rate = 2e-4
 
     latents = config.latents = ConfigDict()
     latents.clips = 12_000  # clips to encode (a folder's own number, where that is less)
@@ -180,7 +192,7 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 FREE = {"steps", "threads", "schedule", "warmup"}
 # Nor do these (of the path's folder, its content counts).
-HOW = {"latents.batch", "text.path", "classify.heldout"}
+HOW = {"latents.batch", "text.path", "classify.heldout", "vae.chunk", "vae.tile"}
 # Fields that came later: left out at their first value, so that older workdirs go on.
 LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
@@ -191,6 +203,9 @@ LATER: dict[str, Any] = {
     "data.video_field": "", "data.caption_field": "", "data.label": "",
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
     "vae.detail": 0,
+    "vae.lpips_weight": 0.0, "vae.lpips_net": "alex", "vae.adversarial_weight": 0.0,
+    "vae.adversarial_start": 1000, "vae.adversarial_width": 32, "vae.adversarial_levels": 3,
+    "vae.train.discriminator.adam_learning_rate": 2e-4,
 }  # fmt: skip
 
 

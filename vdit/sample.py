@@ -8,8 +8,8 @@ tokens of a caption, E text width, K shots.
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import initial_noise, sample, sampler
 from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
+from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import conditioned, dense_tokens, levels, split_variance
@@ -60,8 +61,13 @@ class Ask(NamedTuple):
 class Result:
     """One generated video and everything that it was made from."""
 
-    video: np.ndarray  # uint8 (T, H, W, 3)
-    settings: dict[str, Any] = field(default_factory=dict)
+    settings: dict[str, Any]
+    parts: Callable[[], Iterator[np.ndarray]]  # decodes it: uint8 (t, H, W, 3), one after another
+
+    @functools.cached_property
+    def video(self) -> np.ndarray:
+        """All of it, uint8 (T, H, W, 3)."""
+        return np.concatenate(list(self.parts()))
 
 
 @dataclass(frozen=True)
@@ -108,15 +114,16 @@ class Model:
         self.vae, self.dit = build.vae(config, mesh), build.dit(config, mesh)
         self.process = build.process(config)
         self._encode = jax.jit(
-            lambda params, video: self.vae.apply(
-                {"params": params["vae"]}, to_float(video), method=self.vae.encode
-            )[0]
+            lambda params, video, state: self.vae.apply(
+                {"params": params["vae"]}, to_float(video), state, method=self.vae.encode
+            )[::2]
         )
         self._decode = jax.jit(
-            lambda params, latent: to_uint8(
-                self.vae.apply({"params": params["vae"]}, latent, method=self.vae.decode)[0]
+            lambda params, latent, state: self.vae.apply(
+                {"params": params["vae"]}, latent, state, method=self.vae.decode
             )
         )
+        self._pixels = jax.jit(to_uint8)
         self._text = jax.jit(
             lambda params, ids, mask: self.encoder.apply(params["text"], ids, mask)
         )
@@ -133,13 +140,21 @@ class Model:
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
         """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
-        latent = self._encode(self.params, video_BTHWC)
+        encode = functools.partial(self._encode, self.params)
+        p, chunk = self.config.vae.patch[0], self.config.vae.chunk
+        latent = encode_in_chunks(encode, video_BTHWC, p, chunk)
         return (latent - self._shape("mean")) / self._shape("std")
+
+    def stream(self, latent_BnhwZ: jax.Array, height: int, width: int) -> Iterator[np.ndarray]:
+        """uint8 videos of normalised latents, in parts (B, t, height, width, 3)."""
+        latent = latent_BnhwZ * self._shape("std") + self._shape("mean")
+        decode, vae = functools.partial(self._decode, self.params), self.config.vae
+        for part in decode_in_chunks(decode, latent, tuple(vae.patch), vae.chunk, vae.tile):
+            yield np.asarray(self._pixels(part))[:, :, :height, :width]
 
     def decode(self, latent_BnhwZ: jax.Array, height: int, width: int) -> np.ndarray:
         """uint8 videos (B, T, height, width, 3) of normalised latents."""
-        latent = latent_BnhwZ * self._shape("std") + self._shape("mean")
-        return np.asarray(self._decode(self.params, latent))[:, :, :height, :width]
+        return np.concatenate(list(self.stream(latent_BnhwZ, height, width)), axis=1)
 
     def _shape(self, name: str) -> jax.Array:
         return self.statistics[name].reshape(1, 1, 1, 1, -1)
@@ -306,8 +321,8 @@ class Model:
         for start in range(0, len(rows), batch):
             part = rows[start : start + batch]
             full = [part[i % len(part)] for i in range(batch)]
-            videos = self._generate(full, frames, fps, height, width, settings)
-            for ask, video in zip(part, videos, strict=False):
+            latents = self._generate(full, frames, fps, height, width, settings)
+            for ask, latent in zip(part, latents, strict=False):
                 made = {
                     "prompt": ask.captions[0], "seed": ask.seed, "frames": frames, "fps": fps,
                     "size": [height, width], **settings.__dict__,
@@ -317,7 +332,8 @@ class Model:
                 if begun := int(np.isfinite(ask.starts).sum()):
                     pairs = zip(ask.starts[:begun].tolist(), ask.captions[1:], strict=False)
                     made["shots"] = [[round(start, 6), caption] for start, caption in pairs]
-                results.append(Result(video, made))
+                parts = functools.partial(self._parts, latent[None], ask.given, height, width)
+                results.append(Result(made, parts))
         return results
 
     def _generate(
@@ -328,7 +344,8 @@ class Model:
         height: int,
         width: int,
         settings: Settings,
-    ) -> np.ndarray:
+    ) -> jax.Array:
+        """Normalised latents (B, n, h, w, Z) of videos."""
         mask, features = self.text([row.captions for row in rows])
         starts = np.stack([row.starts for row in rows])
         p = self.config.vae.patch[0]
@@ -357,12 +374,22 @@ class Model:
             jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32), keys, labels,
             settings=settings,
         )  # fmt: skip
-        videos = np.array(self.decode(latent[:, :count], height, width))
-        for video, row in zip(videos, rows, strict=True):
-            for part in row.given:
-                cut = part.video[: frames - part.frame]
-                video[part.frame : part.frame + len(cut)] = cut
-        return videos
+        return latent[:, :count]
+
+    def _parts(
+        self, latent_1nhwZ: jax.Array, given: Sequence[Given], height: int, width: int
+    ) -> Iterator[np.ndarray]:
+        """One video's frames (t, height, width, 3) in parts, given ones as they were given."""
+        first = 0
+        for videos in self.stream(latent_1nhwZ, height, width):
+            video = np.array(videos[0])
+            for part in given:
+                begin = max(part.frame, first)
+                end = max(begin, first + len(video))
+                cut = part.video[begin - part.frame : end - part.frame]
+                video[begin - first : begin - first + len(cut)] = cut
+            yield video
+            first += len(video)
 
     def _spans(self, given: Sequence[Given], frames: int) -> list[Given]:
         """Given frames cut, or the last one held, to spans of 1 + k·p frames inside the clip."""
@@ -422,6 +449,7 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
         if step is None:
             raise UserError(f"{directory} holds no checkpoint; train or import it first")
         params |= restore_ema(directory, step)
+        params.pop("discriminator", None)  # which is of use in training alone
         meta = load_meta(directory, step)
     content = build.text_content(config)
     if any(meta["fields"].get(name) != value for name, value in content.items()):

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,8 @@ from vdit.runtime.progress import say
 from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
 from vdit.tokens import clip_frames
+
+PREVIEW = 240  # frames that the animated WebP beside a video has at most
 
 
 def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tuple[Given, str]:
@@ -135,12 +137,24 @@ def slug(text: str, most: int = 60) -> str:
 
 
 def write_result(path: Path, result: Result, zoom: int) -> None:
-    """The video, an animated WebP of it and its settings, side by side; of one frame also a PNG."""
-    fps = result.settings["fps"]
-    write_mp4(path, result.video, fps, scale=zoom)
-    write_webp(path.with_suffix(".webp"), result.video, fps, scale=max(zoom // 2, 1))
-    if len(result.video) == 1:
-        write_png(path.with_suffix(".png"), result.video[0], zoom)
+    """The video, an animated WebP of its first frames and its settings, side by side; of one frame
+    also a PNG.
+
+    It is decoded while it is written: memory does not grow with its length.
+    """
+    fps, preview = result.settings["fps"], []
+
+    def parts() -> Iterator[np.ndarray]:
+        for part in result.parts():
+            if (room := PREVIEW - sum(map(len, preview))) > 0:
+                preview.append(part[:room].copy())
+            yield part
+
+    write_mp4(path, parts(), fps, scale=zoom)
+    shown = np.concatenate(preview)
+    write_webp(path.with_suffix(".webp"), shown, fps, scale=max(zoom // 2, 1))
+    if len(shown) == 1:
+        write_png(path.with_suffix(".png"), shown[0], zoom)
     write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
 
 

@@ -19,12 +19,14 @@ from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, budget_of, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
+from vdit.models.autoencoder import encode_in_chunks
+from vdit.models.lpips import read_weights
 from vdit.models.text import TextEncoder, encode_features
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
-from vdit.objectives.vae import to_float, vae_objective
+from vdit.objectives.vae import Adversary, Perceptual, to_float, vae_objective
 from vdit.runtime.mesh import sequence_constraint
 from vdit.runtime.progress import Progress, say
 from vdit.tokens import (
@@ -72,8 +74,15 @@ def compression(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Objective:
     """What stage vae learns."""
+    vae, perceptual, adversary = config.vae, None, None
+    if vae.lpips_weight:
+        perceptual = Perceptual(build.lpips_net(config, mesh, platform), vae.lpips_weight)
+    if vae.adversarial_weight:
+        judge = build.discriminator(config, mesh, platform)
+        start = vae.adversarial_start * vae.train.batch
+        adversary = Adversary(judge, vae.adversarial_weight, start)
     model = build.vae(config, mesh, platform)
-    return vae_objective(model, config.vae.kl_weight, config.vae.l1_weight)
+    return vae_objective(model, vae.kl_weight, vae.l1_weight, perceptual, adversary)
 
 
 def _denoiser(
@@ -161,7 +170,7 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
         options,
         runtime,
         seed=config.seed,
-        frozen={},
+        frozen={"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {},
         meta=stage_meta(config, "vae"),
     )
 
@@ -205,9 +214,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         build.write_classes(config, runtime.workdir, classes)
     tokenizer = build.tokenizer(config, runtime.workdir, captions)
     encoder = build.text_encoder(config, tokenizer)
-    model = build.vae(config)
-    size = config.latents.batch
-    spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0])
+    model, p = build.vae(config), config.vae.patch[0]
+    spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], p)
     if config.data.shapes:
         spans = []  # packed rows know prefixes only
     kind = getattr(clips, "kind", lambda index: 0)
@@ -217,21 +225,28 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         pretrained = encoder.init(jax.random.key(0), empty, empty > 0)
 
     @jax.jit
-    def encode(params: Any, video: jax.Array) -> jax.Array:
-        video = to_float(video)
-        means = [
-            model.apply({"params": params}, part, method=model.encode)[0]
-            for part in [video, *(video[:, first : first + n] for first, n in spans)]
-        ]
-        return jnp.concatenate(means, axis=1).astype(jnp.float16)
+    def chunk(video: jax.Array, state: Any, params: Any) -> tuple[jax.Array, Any]:
+        made: Any = model.apply({"params": params}, to_float(video), state, method=model.encode)
+        return made[::2]
+
+    def encode(video: np.ndarray) -> np.ndarray:
+        """Latents of clips and, behind them, of their spans, each by itself."""
+        run = functools.partial(chunk, params=vae_params["vae"])
+        parts = [video, *(video[:, first : first + n] for first, n in spans)]
+        made = [encode_in_chunks(run, part, p, config.vae.chunk) for part in parts]
+        return np.asarray(jnp.concatenate(made, axis=1).astype(jnp.float16))
 
     def alike(indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Elements of clips of one shape."""
+        """Elements of clips of one shape: the longer they are, the fewer at once."""
+        shape = config.data.shapes[kind(indices[0])] if config.data.shapes else ()
+        frames = int(shape[0]) if shape else config.data.frames
+        most = config.latents.batch
+        size = max(1, min(most, most * config.vae.chunk * p // frames))
         for start in range(0, len(indices), size):
             rows = [clips[i] for i in indices[start : start + size]]
             video = np.stack([row["video"] for row in rows])
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
-            latent = np.asarray(encode(vae_params["vae"], video))
+            latent = encode(video)
             told = [shot_list(row, shots) for row in rows]
             ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
             text = {"ids": ids, "mask": mask}

@@ -56,21 +56,22 @@ class Runtime:
 def optimizers(
     options: ConfigDict, groups: Params, dtype: Any = jnp.float32
 ) -> dict[str, optax.GradientTransformation]:
-    """One optimizer for each group of parameters; `dtype` is that of Muon's own products."""
+    """One optimizer for each group of parameters; `dtype` is that of Muon's own products.
+
+    What differs for a group is under its name in `options`.
+    """
     muon = {"newton_schulz_dtype": dtype} if options.optimizer == "muon" else {}
-    make = functools.partial(
-        make_optimizer,
-        options.optimizer,
-        learning_rate=options.learning_rate,
-        adam_learning_rate=options.adam_learning_rate or None,
-        steps=options.steps,
-        warmup=options.warmup,
-        schedule=options.schedule,
-        clip=options.clip,
-        weight_decay=options.weight_decay,
-        **muon,
-    )
-    return {group: make() for group in groups}
+
+    def make(own: Mapping[str, Any]) -> optax.GradientTransformation:
+        names = (
+            "learning_rate", "adam_learning_rate", "steps", "warmup", "schedule", "clip",
+            "weight_decay",
+        )  # fmt: skip
+        chosen = {name: own.get(name, options[name]) for name in names}
+        chosen["adam_learning_rate"] = chosen["adam_learning_rate"] or None
+        return make_optimizer(options.optimizer, **chosen, **muon)
+
+    return {group: make(options.get(group, {})) for group in groups}
 
 
 def init_state(

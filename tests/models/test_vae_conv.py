@@ -62,9 +62,9 @@ def test_moments_and_videos_are_those_of_diffusers(expected: Any, name: str, cas
 @pytest.mark.parametrize("name", ["kl", "wan21"])
 def test_tiles_are_those_of_diffusers(expected: Any, name: str) -> None:
     video = jnp.asarray(expected[f"{name}/tiled/video"])
-    mean = tiled(lambda part: run(name, "encode", part)[0], video, 16, 12, (4, 3))
+    mean = tiled(lambda part: run(name, "encode", part)[0], video, 16, 12, ((4, 3),) * 2)
     close(mean, expected[f"{name}/tiled/mean"])
-    decoded = tiled(lambda part: run(name, "decode", part)[0], mean, 4, 3, (16, 12))
+    decoded = tiled(lambda part: run(name, "decode", part)[0], mean, 4, 3, ((16, 12),) * 2)
     close(decoded if name == "kl" else jnp.clip(decoded, -1, 1), expected[f"{name}/tiled/decoded"])
 
 

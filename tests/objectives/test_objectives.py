@@ -8,13 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit import build
+from vdit.config import default, stage_fields
 from vdit.diffusion.schedule import process, sample_times
+from vdit.errors import UserError
 from vdit.models.dit import DiT
+from vdit.models.lpips import LPIPS
 from vdit.models.text import TextEncoder, encoder
 from vdit.models.vae import VAE
 from vdit.objectives.diffusion import dense_tokens, diffusion_objective
-from vdit.objectives.objective import Objective
-from vdit.objectives.vae import to_float, to_uint8, vae_objective
+from vdit.objectives.objective import Objective, sample_keys
+from vdit.objectives.vae import Perceptual, to_float, to_uint8, vae_objective
 from vdit.tokens import pattern_shares, patterns
 
 N, P, FPS = 4, 2, 10.0
@@ -223,3 +227,52 @@ def test_the_autoencoder_s_loss_is_its_definition() -> None:
 def test_pixels_round_trip() -> None:
     every = jnp.arange(256, dtype=jnp.uint8)
     np.testing.assert_array_equal(to_uint8(to_float(every)), every)
+
+
+def test_lpips_is_added_as_a_mean_over_frames() -> None:
+    model = VAE((2, 8, 8), channels=3, width=16, encoder_depth=1, decoder_depth=1, heads=2)
+    net = LPIPS("vgg")
+    frame = jnp.zeros((1, 16, 16, 3))
+    frozen = {"lpips": jax.jit(net.init)(jax.random.key(2), frame, frame)["params"]}
+    plain, objective = (
+        vae_objective(model, 0.0, 0.0, given) for given in (None, Perceptual(net, 0.5))
+    )
+    video = np.random.default_rng(0).integers(0, 255, (2, 3, 16, 16, 3)).astype(np.uint8)
+    data = {"video": video, "ordinal": np.arange(2, dtype=np.uint32)}
+    params = objective.init(jax.random.key(0), data)
+    noise = jax.vmap(lambda k: jax.random.normal(k, model.latent_shape(3, 16, 16)))(
+        sample_keys(jax.random.key(1), data["ordinal"])
+    )
+    out, _, _ = jax.jit(model.apply)({"params": params["vae"]}, to_float(video), noise)
+    frames = (jnp.asarray(x).reshape(6, 16, 16, 3) for x in (out, to_float(video)))
+    want = jax.jit(net.apply)({"params": frozen["lpips"]}, *frames).reshape(2, 3).mean(1).sum()
+    found, _, sums = jax.jit(objective.loss)(params, frozen, data, jax.random.key(1))
+    without, _, _ = jax.jit(plain.loss)(params, {}, data, jax.random.key(1))
+    np.testing.assert_allclose(sums["lpips"], want, rtol=1e-4)
+    np.testing.assert_allclose(found, without + 0.5 * want, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"lpips_weight": -1.0}, "vae.lpips_weight"),
+        ({"lpips_net": "squeeze"}, "alex, vgg"),
+        ({"lpips_weight": 1.0}, "pip install"),
+    ],
+)
+def test_losses_that_are_not_possible_are_refused(
+    changes: dict[str, Any], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    config = default()
+    config.vae.update(changes)
+    with pytest.raises(UserError, match=words):
+        build.check(config)
+
+
+def test_later_losses_change_no_older_digest() -> None:
+    config = default()
+    old = stage_fields(config, "vae")
+    assert not [name for name in old if "lpips" in name or "advers" in name or "discrim" in name]
+    config.vae.lpips_weight = 1.0
+    assert stage_fields(config, "vae") == old | {"vae.lpips_weight": 1.0}

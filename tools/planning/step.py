@@ -70,12 +70,17 @@ def training(
 ) -> Training:
     """The step of stage "vae", "dit" or "classify", for a mesh or for one device of a platform."""
     options, (height, width) = config[stage].train, config.data.size
+    frozen: dict[str, Any] = {}
     batch: Shapes = {"ordinal": shape((options.batch,), jnp.uint32)}
     video = (options.batch, config.data.frames, height, width, 3)
     if stage == "vae":
         batch["video"] = shape(video, jnp.uint8)
         objective = stages.compression(config, mesh, platform)
-        return Training(stage, objective, options, batch, {}, config.seed)
+        if config.vae.lpips_weight:
+            frame = shape((1, height, width, 3), jnp.float32)
+            net = build.lpips_net(config, mesh, platform)
+            frozen["lpips"] = jax.eval_shape(net.init, jax.random.key(0), frame, frame)["params"]
+        return Training(stage, objective, options, batch, frozen, config.seed)
     if stage == "classify":
         batch["video"] = shape(video, jnp.uint8)
         batch["label"] = shape((options.batch, len(config.classify.questions)), jnp.int32)
@@ -98,7 +103,7 @@ def training(
         batch |= dense_batch(config, kind, encoder.dim)
         objective = stages.denoising(config, encoder, mesh, platform)
     channels = shape((config.vae.channels,), jnp.float32)
-    frozen: dict[str, Any] = {"mean": channels, "std": channels}
+    frozen = {"mean": channels, "std": channels}
     if encoder.frozen and kind == "ids":
         frozen["text"] = text_params(encoder, config.text.length)
     return Training(stage, objective, options, batch, frozen, config.seed + 1)

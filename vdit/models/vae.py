@@ -20,6 +20,7 @@ from einops import rearrange
 from flax import struct
 
 from vdit.kernels import xla
+from vdit.models.autoencoder import Autoencoder
 from vdit.nn.attention import Angles, Attend, Attention, CausalTimeAttention, TimeState
 from vdit.nn.linear import MLP, Linear, RMSNorm, zeros
 from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
@@ -106,7 +107,7 @@ class Trunk(nn.Module):
         return x, VAEState(state.frames + frames, time)
 
 
-class VAE(nn.Module):
+class VAE(Autoencoder):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back.
 
     A linear map from `width` features to a tubelet's pixels reaches `width` directions of them, and
@@ -114,6 +115,8 @@ class VAE(nn.Module):
     their covariance says). With `detail`, an MLP of that hidden width, zero at the start, beside
     the linear map lifts the limit.
     """
+
+    LAST = ("pixels", "kernel")
 
     patch: tuple[int, int, int] = (4, 8, 8)
     channels: int = 24
@@ -182,17 +185,3 @@ class VAE(nn.Module):
             first = video[:, : self.patch[0]].mean(axis=1, keepdims=True)
             video = jnp.concatenate([first, video[:, self.patch[0] :]], axis=1)
         return video, state
-
-    def __call__(
-        self, video_BTHWC: jax.Array, noise_BthwZ: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Reconstruction, mean and log-variance; the latents are mean + deviation · noise."""
-        mean, log_variance, _ = self.encode(video_BTHWC)
-        latent = mean + jnp.exp(0.5 * log_variance) * noise_BthwZ
-        video, _ = self.decode(latent)
-        return video[:, :, : video_BTHWC.shape[2], : video_BTHWC.shape[3]], mean, log_variance
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, Z) of a clip of 1 + k·p frames."""
-        p, q, r = self.patch
-        return 1 + (frames - 1) // p, -(-height // q), -(-width // r), self.channels

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vdit.kernels import xla
+from vdit.models.autoencoder import Autoencoder
 from vdit.nn.attention import Attend
 from vdit.nn.conv import (
     Conv,
@@ -165,15 +166,15 @@ class Decoder(nn.Module):
         return chain(layers, x_BTHWC, state)
 
 
-class ConvVAE(nn.Module):
+class ConvVAE(Autoencoder):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back.
 
     `patch` (p, q, q) is what a latent place covers, powers of two. There are as many levels as
     `widths`: q = pixels · 2^(levels - 1), and the last log2(p) halvings halve the rate too.
     """
 
-    patch: tuple[int, int, int]
-    channels: int
+    LAST = ("decoder", "head", "conv", "kernel")
+
     widths: tuple[int, ...]  # of the encoder's levels
     decoder_widths: tuple[int, ...]  # of the same levels in the decoder
     blocks: int = 2  # residual blocks of a level; the decoder has one more
@@ -229,17 +230,3 @@ class ConvVAE(nn.Module):
         x, state = self.decoder(x, state)
         fold = "B T H W (C r q) -> B T (H q) (W r) C"
         return rearrange(x, fold, q=self.pixels, r=self.pixels), state
-
-    def __call__(
-        self, video_BTHWC: jax.Array, noise_BthwZ: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Reconstruction, mean and log-variance; the latents are mean + deviation · noise."""
-        mean, log_variance, _ = self.encode(video_BTHWC)
-        latent = mean + jnp.exp(0.5 * log_variance) * noise_BthwZ
-        video, _ = self.decode(latent)
-        return video[:, :, : video_BTHWC.shape[2], : video_BTHWC.shape[3]], mean, log_variance
-
-    def latent_shape(self, frames: int, height: int, width: int) -> tuple[int, int, int, int]:
-        """(t, h, w, Z) of a clip of 1 + k·p frames."""
-        p, q, r = self.patch
-        return 1 + (frames - 1) // p, -(-height // q), -(-width // r), self.channels

@@ -27,14 +27,14 @@ def tiled(
     x_BTHWC: jax.Array,
     tile: int,
     stride: int,
-    made: tuple[int, int],
+    made: tuple[tuple[int, int], tuple[int, int]],
 ) -> jax.Array:
     """`run` on tiles of side `tile`, one each `stride`; blended where they overlap.
 
-    `made` is what `run` makes of the two numbers. One tile is in work at a time where `run` is
-    compiled and this function is not.
+    `made` is what `run` makes of the two numbers, in rows and in columns. One tile is in work at a
+    time where `run` is compiled and this function is not.
     """
-    size, step = made
+    (size_h, step_h), (size_w, step_w) = made
     height, width = x_BTHWC.shape[2:4]
     rows: list[jax.Array] = []
     above: list[jax.Array] = []
@@ -43,10 +43,10 @@ def tiled(
         for j, left in enumerate(range(0, width, stride)):
             part = run(x_BTHWC[:, :, top : top + tile, left : left + tile])
             if above:
-                part = _blend(above[j], part, size - step, 2)
+                part = _blend(above[j], part, size_h - step_h, 2)
             if row:
-                part = _blend(row[-1], part, size - step, 3)
+                part = _blend(row[-1], part, size_w - step_w, 3)
             row.append(part)
         above = row
-        rows.append(jnp.concatenate([part[:, :, :step, :step] for part in row], axis=3))
+        rows.append(jnp.concatenate([part[:, :, :step_h, :step_w] for part in row], axis=3))
     return jnp.concatenate(rows, axis=2)

@@ -11,8 +11,9 @@ Dimension key: N videos, T frames, H height, W width.
 
 import base64
 import io
+import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -29,10 +30,15 @@ AnyPath = str | os.PathLike[str]
 
 
 def write_mp4(
-    path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1, crf: int = 12
+    path: AnyPath,
+    video: np.ndarray | Iterable[np.ndarray],
+    fps: float,
+    scale: int = 1,
+    crf: int = 12,
 ) -> None:
     """Writes H.264 that every browser plays: yuv420p, BT.709, index in front.
 
+    `video` is (T, H, W, 3), or such parts one after another, of which one is held at a time.
     `crf` 12 looks lossless (0 is the best, 51 the worst). 4:2:0 halves the colour's resolution:
     a `scale` of 2 or more keeps every pixel's own colour. Odd sizes repeat their last row or
     column, since the format has even sizes only.
@@ -41,23 +47,29 @@ def write_mp4(
     from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
 
     rate = _rate(fps)
-    video_THW3 = _enlarged(video_THW3, scale)
-    odd_h, odd_w = video_THW3.shape[1] % 2, video_THW3.shape[2] % 2
-    video_THW3 = np.pad(video_THW3, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+
+    def even(part_THW3: np.ndarray) -> np.ndarray:
+        large = _enlarged(part_THW3, scale)
+        odd_h, odd_w = large.shape[1] % 2, large.shape[2] % 2
+        return np.pad(large, ((0, 0), (0, odd_h), (0, odd_w), (0, 0)), mode="edge")
+
+    parts = iter([video] if isinstance(video, np.ndarray) else video)
+    first = even(next(parts))
+    frames = itertools.chain(first, (frame for part in parts for frame in even(part)))
     exact = Interpolation.AREA | Interpolation.ACCURATE_RND | Interpolation.BITEXACT
     with atomic_path(path) as temporary:
         options = {"movflags": "faststart"}
         with av.open(str(temporary), "w", format="mp4", options=options) as container:
             quality = {"crf": str(crf), "preset": "slow"}
             stream: Any = container.add_stream("libx264", rate=rate, options=quality)
-            stream.height, stream.width = video_THW3.shape[1:3]
+            stream.height, stream.width = first.shape[1:3]
             stream.pix_fmt = "yuv420p"
             context = stream.codec_context
             context.time_base = 1 / rate
             context.colorspace = context.color_primaries = ColorPrimaries.BT709
             context.color_trc = ColorTrc.BT709
             context.color_range = ColorRange.MPEG
-            for index, frame_HW3 in enumerate(video_THW3):
+            for index, frame_HW3 in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), format="rgb24")
                 frame = frame.reformat(
                     format="yuv420p",
