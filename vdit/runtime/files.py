@@ -16,7 +16,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     read-only folder or a parent that is a file raises `UserError` with the path and the reason.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    mine = f"{os.getpid()}-{os.urandom(3).hex()}"  # another machine may have the same number
+    temporary = path.with_name(f".{path.stem}.{mine}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
