@@ -252,7 +252,7 @@ def fit(
     active = jax.process_index() == 0
     with Progress(stage, options.steps, start=start, active=active) as progress:
         for step in range(start + 1, options.steps + 1):
-            runtime.watch.step(stage, step)
+            runtime.watch.step(stage, step, first=step == start + 1)
             if batch is None:
                 batch = place(mesh, next(batches))
             with jax.set_mesh(mesh):

@@ -208,7 +208,7 @@ class Watch:
     def __init__(self, workdir: Path = Path(), lost: float = 60.0, stuck: float = 0.0) -> None:
         self._workdir, self._lost, self._stuck = workdir, lost, stuck
         self._index, self._count, self._name = 0, 1, "this process"
-        self._place, self._stepping = "", False
+        self._place, self._patience = "", 0.0  # what is done, and how long it may take; 0: for ever
         self._at, self._still = "", 0.0  # the place looked at last, and how long it has been so
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
@@ -237,13 +237,14 @@ class Watch:
         if self._calls is not None:
             self._calls.shutdown()
 
-    def step(self, stage: str, step: int) -> None:
-        """A step begins; the next one is expected within `stuck` seconds, or `rest`."""
-        self._place, self._stepping = f"stage {stage}, step {step}", True
+    def step(self, stage: str, step: int, first: bool = False) -> None:
+        """A step begins; the next, or `rest`, is expected within `stuck` seconds, ten times as many
+        after the first, which compiles."""
+        self._place, self._patience = f"stage {stage}, step {step}", self._stuck * (1 + 9 * first)
 
     def rest(self) -> None:
         """No steps are expected for now."""
-        self._stepping = False
+        self._patience = 0.0
 
     def failed(self, error: Exception) -> None:
         """This process ends by an error, of which the others are told in one line."""
@@ -271,17 +272,18 @@ class Watch:
         while not self._end.is_set():
             if self._stuck and self._count > 1:
                 # Also ends a process whose interpreter's lock is never let go.
-                faulthandler.dump_traceback_later(self._stuck + 60, exit=True)
-            same = self._stepping and self._place == self._at
+                faulthandler.dump_traceback_later(10 * self._stuck + 60, exit=True)
+            patience = self._patience
+            same = patience > 0 and self._place == self._at
             self._at, self._still = self._place, self._still + period if same else 0.0
-            if self._stuck and self._still > self._stuck:
-                self._no_step()
+            if same and self._still > patience:
+                self._no_step(patience)
             if self._calls is not None:
                 self._ask_others(self._calls)
             self._end.wait(period)
 
-    def _no_step(self) -> None:
-        line = f"{self._name} made no step for {self._stuck:g} s: {self._place}"
+    def _no_step(self, patience: float) -> None:
+        line = f"{self._name} made no step for {patience:g} s: {self._place}"
         print(f"vdit: {line}; the stacks of its threads:", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(sys.stderr, all_threads=True)
         if self._calls is not None:
