@@ -229,7 +229,8 @@ def work(path: str | None, workdir: Path, who: Told | None) -> int:
             watch.failed(error)
             raise
         except Exception as error:
-            watch.wait()  # for it may come of another process's end
+            if isinstance(error, RuntimeError | ValueError | OSError):
+                watch.wait()  # for it may come of another process's end: a collective that broke
             watch.failed(error)
             raise
     disconnect()

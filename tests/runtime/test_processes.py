@@ -97,35 +97,57 @@ def test_stopped_by_one_signal_and_gone_on_with_by_more_they_are_one_process(
     jax.tree.map(np.testing.assert_array_equal, found[0][1], restore_ema(folder, steps))
 
 
-@pytest.mark.parametrize("victim", [1, 0])
-def test_one_is_killed_and_the_other_names_it(victim: int, tmp_path: Path) -> None:
-    """Process 0 keeps the others' signs of life, and none is left to do so when it is gone."""
-    lost = ("--config.run.lost=12", "--config.run.save_every=2", "--config.vae.train.steps=100000")
-    two = begin(tmp_path, 2, *lost, toy="slow:0.05")
-    wait_for(lambda: len(list(tmp_path.glob("checkpoints/*/*/digests.json"))) > 1 or two[0].poll())
-    two[victim].kill()
-    killed = time.monotonic()
-    status, _, err = finish([two[1 - victim], two[victim]])[0]
-    assert status not in (0, None) and time.monotonic() - killed < LIMIT
+SAVES = ("--config.run.lost=12", "--config.run.save_every=2", "--config.vae.train.steps=100000")
+
+
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]]:
+    """Pairs of processes that come to bad ends, all at one time: folders, and what is left.
+
+    Process 0 keeps the others' signs of life, and none is left to do so when it is gone.
+    """
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("killed-0", "killed-1", "stuck")}
+    folders["broken"] = tmp_path_factory.mktemp("broken")
+    pairs = {
+        "killed-0": begin(folders["killed-0"], 2, *SAVES, toy="slow:0.05"),
+        "killed-1": begin(folders["killed-1"], 2, *SAVES, toy="slow:0.05"),
+        "stuck": begin(folders["stuck"], 2, "--config.run.stuck=8", toy="stuck:1:33"),
+        "broken": begin(folders["broken"], 2, "--config.run.lost=12", toy="broken:1:33"),
+    }
+    for victim in (0, 1):
+        pair, folder = pairs[f"killed-{victim}"], folders[f"killed-{victim}"]
+
+        def saved(folder: Path = folder) -> bool:
+            return len(list(folder.glob("checkpoints/*/*/digests.json"))) > 1
+
+        wait_for(lambda pair=pair, saved=saved: saved() or pair[0].poll() is not None)
+        pair[victim].kill()
+    return {name: (folders[name], finish(pair)) for name, pair in pairs.items()}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_one_is_killed_and_the_other_names_it(victim: int, ends: Any) -> None:
+    workdir, ended = ends[f"killed-{victim}"]
+    status, _, err = ended[1 - victim]
+    assert ended[victim][0] == -signal.SIGKILL and status not in (0, None), ended
     line = err.splitlines()[-1]
     assert line.startswith("vdit: ") and f"process {victim} of 2 (" in line, err
-    assert "gave no sign of life for 12 s" in line if victim else "is gone" in line
-    folder = tmp_path / "checkpoints" / "toy"
-    assert str(folder / str(newest_good_step(folder))) in line
+    assert ("gave no sign of life for 12 s" if victim else "is gone") in line
+    folder = workdir / "checkpoints" / "toy"
+    assert f"the newest checkpoint is {folder / str(newest_good_step(folder))}" in line
 
 
-def test_one_is_stuck_and_its_stack_is_shown(tmp_path: Path) -> None:
-    two = begin(tmp_path, 2, "--config.run.stuck=8", toy="stuck:1:33")
-    ended = finish(two)
+def test_one_is_stuck_and_its_stack_is_shown(ends: Any) -> None:
+    workdir, ended = ends["stuck"]
     assert [status for status, _, _ in ended] == [1, 1], ended
     assert all("made no step for 8 s: stage toy, step" in err for _, _, err in ended), ended
     assert "__getitem__" in ended[1][2] and "toy.py" in ended[1][2]  # where it is stuck
     assert "__getitem__" not in ended[0][2] and "vdit/train.py" in ended[0][2]
-    assert f"no checkpoint is saved in {tmp_path}" in ended[1][2]
+    assert f"no checkpoint is saved in {workdir}" in ended[1][2]
 
 
-def test_one_has_a_mistake_and_the_other_tells_of_it(tmp_path: Path) -> None:
-    ended = finish(begin(tmp_path, 2, "--config.run.lost=12", toy="broken:1:33"))
+def test_one_has_a_mistake_and_the_other_tells_of_it(ends: Any) -> None:
+    _, ended = ends["broken"]
     assert [status for status, _, _ in ended] == [1, 1], ended
     assert "KeyError" in ended[1][2] and "Traceback" in ended[1][2]
     assert "ended by KeyError: 'a mistake'" in ended[0][2] and "process 1 of 2" in ended[0][2]

@@ -100,9 +100,12 @@ def connect(who: Told, lost: float) -> None:
         if who.processes is None and "coordinator_address" in str(error):
             return  # a single machine after all
         raise
-    except RuntimeError as error:
-        where = f"process {who.process} of {who.processes}, coordinator {who.coordinator}"
-        raise UserError(f"{where if who.processes else 'processes'}: {error}") from error
+    except (RuntimeError, OSError, ImportError) as error:
+        if who.processes is None:
+            where = "the other processes cannot be found (--processes=1: there are none)"
+        else:
+            where = f"process {who.process} of {who.processes}, coordinator {who.coordinator}"
+        raise UserError(f"{where}: {error}") from error
     index, count = jax.process_index(), jax.process_count()
     _tell_parent(index=index, count=count, at=_state().coordinator_address)
     devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
@@ -259,7 +262,7 @@ class Watch:
         """After an error that another process's end may be the cause of: time to learn of it."""
         if self._count > 1:
             self.rest()
-            time.sleep(self._lost + 3 * self._period() + GRACE)
+            time.sleep(2 * self._lost + 3 * self._period() + GRACE)
 
     def _period(self) -> float:
         limits = [self._lost] * (self._count > 1) + [self._stuck] * (self._stuck > 0)
