@@ -66,6 +66,7 @@ def train(runtime: Runtime, steps: int) -> Any:
     options = default().vae.train.copy_and_resolve_references()
     options.unlock()
     options.update({"steps": steps, "batch": 8, "warmup": 2, "optimizer": "adamw"})
+    options.schedule = "constant"  # more steps change none of those before
     stream = batches(Points(), 8, 3, ("x",), shuffle=False, process=data_process(runtime.mesh))
     frozen = {"scale": np.float32(0.5)}
     return fit("toy", objective(), stream, options, runtime, seed=1, frozen=frozen, meta={})

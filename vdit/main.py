@@ -76,6 +76,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     import jax
 
     from vdit import build, report, stages
+    from vdit.runtime.files import appears
     from vdit.runtime.machine import operand_dtype
     from vdit.runtime.mesh import make_mesh
     from vdit.runtime.metrics import Metrics, environment
@@ -94,7 +95,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
         with zero_first("config"):
             if zero:
                 write_config(config, workdir)
-            elif not (workdir / "config.json").exists():
+            elif not appears(workdir / "config.json"):
                 raise UserError(
                     f"{workdir} of process {jax.process_index()} is not that of process 0: the"
                     " workdir must be a folder that all processes share"
@@ -213,6 +214,7 @@ def work(path: str | None, workdir: Path, who: Told | None) -> int:
     if who is not None:
         connect(who, config.run.lost)
     check()
+    stopped: Interrupted | None = None  # as all processes are, at the same step
     with Watch(workdir, config.run.lost, config.run.stuck) as watch:
         try:
             if _MODE.value == "run":
@@ -221,10 +223,8 @@ def work(path: str | None, workdir: Path, who: Told | None) -> int:
                 with zero_alone(_MODE.value) as zero:
                     if zero:
                         {"sample": sample, "eval": evaluate}[_MODE.value](workdir)
-            together("end")
-        except Interrupted:  # as all processes are, at the same step
-            together("end")
-            raise
+        except Interrupted as error:
+            stopped = error
         except (UserError, Diverged) as error:
             watch.failed(error)
             raise
@@ -233,7 +233,10 @@ def work(path: str | None, workdir: Path, who: Told | None) -> int:
                 watch.wait()  # for it may come of another process's end: a collective that broke
             watch.failed(error)
             raise
+        together("end")
     disconnect()
+    if stopped is not None:
+        raise stopped
     return 0
 
 

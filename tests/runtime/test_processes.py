@@ -52,7 +52,7 @@ def losses(workdir: Path) -> list[float]:
 def test_stopped_by_one_signal_and_gone_on_with_by_more_they_are_one_process(
     tmp_path: Path,
 ) -> None:
-    """Four devices: as two processes, then as four, and all of them in this one."""
+    """Four devices as two processes, then as four, beside one device of this one."""
     workdir = tmp_path / "several"
     fsdp = "--config.mesh.fsdp=2"
     two = begin(workdir, 2, fsdp, "--config.vae.train.steps=1000", devices=2, toy="slow:0.05")
@@ -74,11 +74,10 @@ def test_stopped_by_one_signal_and_gone_on_with_by_more_they_are_one_process(
     run = default().run
     run.log_every, run.dtype = 1, "float32"
     alone = tmp_path / "alone"
-    mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
-    for devices, folder in ((mesh, alone / "four"), (make_mesh({}, jax.devices()[:1]), alone)):
-        with Metrics(folder) as metrics:
-            toy.train(Runtime(folder, devices, metrics, Preemption(), run), steps)
-        np.testing.assert_allclose(losses(workdir), losses(folder), rtol=1e-5)
+    with Metrics(alone) as metrics:
+        mesh = make_mesh({}, jax.devices()[:1])
+        toy.train(Runtime(alone, mesh, metrics, Preemption(), run), steps)
+    np.testing.assert_allclose(losses(workdir), losses(alone), rtol=1e-5)
 
     # What four processes saved, on one, two, four and eight devices here.
     folder = workdir / "checkpoints" / "toy"
@@ -131,7 +130,7 @@ def test_one_is_killed_and_the_other_names_it(victim: int, ends: Any) -> None:
     status, _, err = ended[1 - victim]
     assert ended[victim][0] == -signal.SIGKILL and status not in (0, None), ended
     line = err.splitlines()[-1]
-    assert line.startswith("vdit: ") and f"process {victim} of 2 (" in line, err
+    assert line.startswith("vdit: ") and f"process {victim} of 2" in line, err
     assert ("gave no sign of life for 12 s" if victim else "is gone") in line
     folder = workdir / "checkpoints" / "toy"
     assert f"the newest checkpoint is {folder / str(newest_good_step(folder))}" in line
@@ -140,9 +139,11 @@ def test_one_is_killed_and_the_other_names_it(victim: int, ends: Any) -> None:
 def test_one_is_stuck_and_its_stack_is_shown(ends: Any) -> None:
     workdir, ended = ends["stuck"]
     assert [status for status, _, _ in ended] == [1, 1], ended
-    assert all("made no step for 8 s: stage toy, step" in err for _, _, err in ended), ended
-    assert "__getitem__" in ended[1][2] and "toy.py" in ended[1][2]  # where it is stuck
-    assert "__getitem__" not in ended[0][2] and "vdit/train.py" in ended[0][2]
+    for _, _, err in ended:  # whoever came to say it first
+        last = err.splitlines()[-1]
+        assert "made no step for 8 s: stage toy, step" in last and "process 1 of 2" in last, err
+    assert "toy.py" in ended[1][2] and "__getitem__" in ended[1][2]  # where it is stuck
+    assert "vdit/main.py" in ended[0][2] and "__getitem__" not in ended[0][2]
     assert f"no checkpoint is saved in {workdir}" in ended[1][2]
 
 

@@ -19,7 +19,7 @@ from grain.sources import ArrayRecordDataSource
 
 from vdit.data.packing import Sizes
 from vdit.errors import UserError
-from vdit.runtime.files import atomic_path, write_text
+from vdit.runtime.files import appears, atomic_path, write_text
 
 MANIFEST = "manifest.json"
 
@@ -159,6 +159,7 @@ def write_cache(
     if index == 0:
         write_text(folder / MANIFEST, json.dumps(_manifest(folder, digest, count, names), indent=1))
     together("manifest")
+    appears(folder / MANIFEST)
     return True
 
 
@@ -192,6 +193,8 @@ def _write_shard(
 
 def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:
     """What is told of a cache whose shards are all there."""
+    for name in names:
+        appears(folder / f"{name}.json")
     sums = [_summary(folder, name) for name in names]
     number = sum(row["number"] for row in sums)
     mean = np.sum([row["sum"] for row in sums], axis=0) / number

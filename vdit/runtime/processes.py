@@ -31,6 +31,7 @@ from vdit.errors import UserError
 FOREVER = 7 * 24 * 3600  # seconds; who waits at a barrier is ended by the watch, not by this
 GRACE = 3.0  # seconds that a process has to say its own word when another one has failed
 KEYS = "vdit/processes"  # folder of the keys in the coordination service
+STUCK = "made no step for"  # in verdicts of that kind
 
 
 class Told(NamedTuple):
@@ -286,14 +287,29 @@ class Watch:
             self._end.wait(period)
 
     def _no_step(self, patience: float) -> None:
-        line = f"{self._name} made no step for {patience:g} s: {self._place}"
-        print(f"vdit: {line}; the stacks of its threads:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        line = f"{self._name} {STUCK} {patience:g} s: {self._place}"
+        self._show_stacks()
         if self._calls is not None:
             with contextlib.suppress(Exception):
+                line += self._calls.submit(self._behind).result(GRACE)
                 self._calls.submit(self._verdict, line).result(GRACE)
-            time.sleep(GRACE)  # the others have theirs to print
+            time.sleep(GRACE + 2 * self._period())  # the others have theirs to print
         self._give_up(line)
+
+    def _behind(self) -> str:
+        """Who has begun fewer steps than this process, as words to add."""
+        step = int(self._place.rsplit(" ", 1)[1])
+        others = []
+        for _, sign in _client().key_value_dir_get(f"{KEYS}/alive/"):
+            _, name, place = sign.split(";", 2)
+            stage, _, other = place.rpartition(" ")
+            if self._place.startswith(stage) and other.isdecimal() and int(other) < step:
+                others.append(f"; {name} is behind: {place}")
+        return "".join(others[:3])
+
+    def _show_stacks(self) -> None:
+        print(f"vdit: {self._name}, {self._place}; its threads:", file=sys.stderr, flush=True)
+        faulthandler.dump_traceback(sys.stderr, all_threads=True)
 
     def _ask_others(self, calls: ThreadPoolExecutor) -> None:
         try:
@@ -304,14 +320,13 @@ class Watch:
             if self._index == 0:
                 return  # its own service: said elsewhere
             first = str(error).splitlines()[0] if str(error) else "no answer"
-            self._give_up(f"process 0, which coordinates, is gone ({first})")
+            self._give_up(f"process 0 of {self._count}, which coordinates, is gone ({first})")
         else:
             if verdict is not None:
+                if STUCK in verdict:
+                    self._show_stacks()
                 self._end.wait(GRACE)  # its own word, if it has one, comes first
                 if not self._end.is_set():
-                    if "made no step" in verdict:
-                        print(f"vdit: {self._name}: {self._place}", file=sys.stderr)
-                        faulthandler.dump_traceback(sys.stderr, all_threads=True)
                     self._give_up(verdict)
 
     def _exchange(self) -> str | None:
@@ -422,7 +437,7 @@ def _last_word(known: Mapping[str, Any], status: int) -> str:
     how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
     ended = f"{name} was ended {how}"
     if known.get("index", 0) and not _answers(known["at"]):
-        return f"process 0 of {known['count']} ({known['at']}), which coordinates, is gone; {ended}"
+        return f"process 0 of {known['count']}, which coordinates, is gone ({known['at']}); {ended}"
     return ended
 
 
