@@ -38,6 +38,18 @@ def test_the_autoencoder_and_the_scanned_stack_trace(monkeypatch: pytest.MonkeyP
     assert bench.compile_run(bench.parse(TINY), bench.DEEP)() > 0
 
 
+def test_a_save_is_timed_as_the_trainer_saves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "bench.jsonl"
+    assert bench.main([*TINY, NO_TORCH, "--only=checkpoint", f"--json={path}"]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    names = {row["name"] for row in rows if "median" in row}
+    assert names == {"synchronous", "asynchronous"}
+    (target,) = [row for row in rows if "target" in row]
+    assert target["part"] == "checkpoint" and 0 < target["value"] < 2
+
+
 def test_counts_every_matrix_product() -> None:
     """Against the formula, for the forward pass; the train step has two more of each."""
     options = bench.parse(["--width=32", "--depth=2", "--tokens=16", "--batch=2"])

@@ -1,13 +1,15 @@
 """How fast vdit is: steps and sampling in JAX, beside PyTorch and the network's bare matmuls.
 
-    python -m tools.bench [--only=dit,vae,sampling,compile] [--torch-python=PYTHON] [--json=FILE]
+    python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint] [--torch-python=PYTHON]
                           [--width=384 --depth=12 --tokens=512 --batch=4 --levels=2 --steps=50]
-                          [--repeats=5]
+                          [--repeats=5] [--json=FILE]
 
     dit       the DiT's forward pass and train step, layers unrolled as a run has them
     vae       the autoencoder's train step, at the size of experiments/base.py
     sampling  the Euler scan, unguided, beside as many bare forward passes of the same batch
     compile   seconds to trace and compile the train step of 24 scanned layers, beside 4
+    checkpoint  how long a train loop waits for a save of the DiT, its moments and its average: as
+              the trainer saves, in the background, and if it waited for files and digests
 
 A train step is forward, backward, clipping by the global norm and AdamW. PyTorch runs the same
 network (tools/bench_torch.py; outputs and first losses are compared before anything is timed) in a
@@ -21,6 +23,7 @@ Without torch the table has no PyTorch lines. Exit status 2 for wrong arguments.
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import math
 import os
@@ -50,11 +53,12 @@ from vdit.diffusion.sampler import sample, sampler
 from vdit.diffusion.schedule import process, timesteps
 from vdit.errors import UserError
 from vdit.models.dit import DiT
+from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
-PARTS = ("dit", "vae", "sampling", "compile")
+PARTS = ("dit", "vae", "sampling", "compile", "checkpoint")
 DTYPES = ("float32", "bfloat16")
 CHANNELS, TEXT_TOKENS, TEXT_WIDTH = 24, 48, 128  # of the default configuration
 LEARNING_RATE = 1e-4
@@ -610,6 +614,41 @@ def bench_compile(options: argparse.Namespace, report: Report) -> None:
     report.target("compile", what, value, 1.3, most=True)
 
 
+def checkpoint_runs(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
+    """Seconds that saving the DiT's whole training state stops its loop."""
+    params = dit_case(options).params
+    state = {"params": params, "opt": optimizer().init(params)}
+    checkpoints, steps = Checkpoints(folder, keep=1), itertools.count()
+
+    def run(wait: bool) -> float:
+        def save() -> None:
+            checkpoints.save(next(steps), state, params, None, {})
+            if wait:
+                checkpoints.wait()
+
+        seconds = seconds_of(save)
+        checkpoints.wait()  # the next save begins with nothing left of this one
+        return seconds
+
+    run(True)  # orbax makes its threads
+    return {"synchronous": lambda: run(True), "asynchronous": lambda: run(False)}
+
+
+def bench_checkpoint(options: argparse.Namespace, report: Report) -> None:
+    """The time that a loop waits for an asynchronous save, beside a synchronous one."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs = checkpoint_runs(options, Path(folder))
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for _ in range(options.repeats):  # all of them, though one is meant to be far slower
+            for name, run in runs.items():
+                seconds[name].append(run())
+    report.table("checkpoint", "save: parameters, moments, average", seconds, None)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    value = medians["asynchronous"] / medians["synchronous"]
+    what = "checkpoint: loop stopped by an asynchronous save, over a synchronous one"
+    report.target("checkpoint", what, value, 0.1, most=True)
+
+
 def machine() -> str:
     """One line on what this was measured on."""
     model, info = platform.machine(), Path("/proc/cpuinfo")
@@ -680,6 +719,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         torch.close()
         if "compile" in options.only:
             bench_compile(options, report)
+        if "checkpoint" in options.only:
+            bench_checkpoint(options, report)
         if options.json is not None:
             write_text(options.json, "".join(json.dumps(row) + "\n" for row in report.rows))
         return 0

@@ -106,7 +106,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         "sample.steps": config.sample.steps, "sample.batch": config.sample.batch,
         "sample.zoom": config.sample.zoom, "run.log_every": config.run.log_every,
         "run.save_every": config.run.save_every, "run.keep": config.run.keep,
-        "run.unroll": config.run.unroll, "text.length": config.text.length,
+        "run.unroll": config.run.unroll, "run.lost": config.run.lost,
+        "text.length": config.text.length,
         "classify.train.batch": config.classify.train.batch,
         "classify.train.steps": config.classify.train.steps,
         "classify.train.accumulate": config.classify.train.accumulate,
@@ -115,6 +116,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     for name, value in positive.items():
         if value <= 0:
             raise UserError(f"{name} is {value}: a number above 0 is allowed")
+    if config.run.stuck < 0:
+        raise UserError(f"run.stuck is {config.run.stuck}: seconds, or 0 for ever, are allowed")
     if "classify" in config.stages:
         _check_classify(config)
     _check_label(config)

@@ -162,6 +162,10 @@ def default() -> ConfigDict:
     run.log_every = 20  # steps between rows of metrics.jsonl
     run.save_every = 200  # steps between checkpoints
     run.keep = 2  # checkpoints that stay
+    # Seconds without a step after which a process prints its stacks and ends (ten times as many for
+    # a stage's first step, which compiles); 0: for ever
+    run.stuck = 1800.0
+    run.lost = 60.0  # of several processes: seconds without a sign of one that end all
     config.lock()
     return config
 

@@ -2,21 +2,36 @@
 
 --mode=run walks the config's stages, --mode=sample makes videos from a trained workdir, --mode=eval
 scores it. What a user gave wrong is one line and exit status 2; a run that a signal stopped exits
-with 143 and the same command goes on; a loss that is not finite exits with 1.
+with 143 and the same command goes on; a loss that is not finite exits with 1, and so does a run of
+several processes (docs/pods.md) of which one is gone or stuck.
 """
 
+import functools
 import json
+import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vdit.config import STAGES
+from vdit.config import STAGES, default
 from vdit.errors import UserError
+from vdit.runtime.processes import (
+    Told,
+    Watch,
+    check,
+    connect,
+    disconnect,
+    supervised,
+    together,
+    told,
+    zero_alone,
+    zero_first,
+)
 
 FLAGS = flags.FLAGS
 MODES = ("run", "sample", "eval")
@@ -33,6 +48,10 @@ _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the first video")
 _GIVEN = flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames that it must contain")
 _SHOTS = flags.DEFINE_string("shots", None, "sample: JSON file, captions with the times they start")
 _OUT = flags.DEFINE_string("out", None, "sample: folder for the videos (WORKDIR/samples)")
+# Of several processes, where JAX does not find them itself (a TPU pod, Slurm, Open MPI).
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT on which process 0 listens")
+_PROCESSES = flags.DEFINE_integer("processes", None, "how many; 1: alone, whatever JAX finds")
+_PROCESS = flags.DEFINE_integer("process", None, "which this is, from 0")
 
 
 def workdir_of(config_path: str | None) -> Path:
@@ -52,11 +71,12 @@ def write_config(config: ConfigDict, workdir: Path) -> None:
     write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
 
 
-def run(config: ConfigDict, workdir: Path) -> None:
+def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """Walks the stages; a finished one is skipped, an interrupted one goes on where it stopped."""
     import jax
 
     from vdit import build, report, stages
+    from vdit.runtime.files import appears
     from vdit.runtime.machine import operand_dtype
     from vdit.runtime.mesh import make_mesh
     from vdit.runtime.metrics import Metrics, environment
@@ -67,26 +87,37 @@ def run(config: ConfigDict, workdir: Path) -> None:
     build.check(config)
     mesh = make_mesh(dict(config.mesh))
     began = time.monotonic()
-    with Preemption() as preemption, Metrics(workdir, jax.process_index() == 0) as metrics:
-        runtime = Runtime(workdir, mesh, metrics, preemption, config.run)
+    zero = jax.process_index() == 0
+    with Preemption() as preemption, Metrics(workdir, zero) as metrics:
+        runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
         for stage in ("vae", "dit", "classify"):
             stages.refuse_other(config, stage, runtime)
-        write_config(config, workdir)
+        with zero_first("config"):
+            if zero:
+                write_config(config, workdir)
+            elif not appears(workdir / "config.json"):
+                raise UserError(
+                    f"{workdir} of process {jax.process_index()} is not that of process 0: the"
+                    " workdir must be a folder that all processes share"
+                )
         operands = jax.numpy.dtype(operand_dtype(config.run.dtype)).name
         devices = f"{mesh.size} {jax.devices()[0].platform}, {operands} operands"
+        if jax.process_count() > 1:
+            devices += f", {jax.process_count()} processes"
         say(f"{workdir}: {', '.join(config.stages)} on {devices}")
         machine = environment() | {"operands": operands}
         metrics.write("run", 0, machine)
         results: dict[str, Any] = {}
         for stage in config.stages:
             started = time.monotonic()
-            if preemption.requested:
+            if preemption.reached(0):
                 raise Interrupted(f"stopped before stage {stage}; run again")
             WALKS[stage](config, runtime, results)
             seconds = time.monotonic() - started
             say(f"{stage}: done in {clock(seconds)}")
         metrics.write("run", 0, machine | {"seconds": time.monotonic() - began})
-    say(f"all done in {clock(time.monotonic() - began)}: open {report.write_report(workdir)}")
+    if zero:
+        say(f"all done in {clock(time.monotonic() - began)}: open {report.write_report(workdir)}")
 
 
 def _vae(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
@@ -115,16 +146,20 @@ def _sample(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
     from vdit import show
     from vdit.sample import load
 
-    results["model"] = load(runtime.workdir, config)
-    show.sample_stage(results["model"], runtime.workdir, runtime.metrics)
+    with zero_alone("sample") as zero:
+        if zero:
+            results["model"] = load(runtime.workdir, config)
+            show.sample_stage(results["model"], runtime.workdir, runtime.metrics)
 
 
 def _eval(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
     from vdit.evaluate import evaluate
     from vdit.sample import load
 
-    model = results.get("model") or load(runtime.workdir, config)
-    evaluate(model, runtime.workdir, runtime.metrics)
+    with zero_alone("eval") as zero:
+        if zero:
+            model = results.get("model") or load(runtime.workdir, config)
+            evaluate(model, runtime.workdir, runtime.metrics)
 
 
 def _classify(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
@@ -171,6 +206,40 @@ def evaluate(workdir: Path) -> None:
     say(f"open {report.write_report(workdir)}")
 
 
+def work(path: str | None, workdir: Path, who: Told | None) -> int:
+    """What comes after the flags, in one process of several or the only one; its exit status."""
+    from vdit.train import Diverged, Interrupted
+
+    config = default() if path is None else CONFIG.value
+    if who is not None:
+        connect(who, config.run.lost)
+    check()
+    stopped: Interrupted | None = None  # as all processes are, at the same step
+    with Watch(workdir, config.run.lost, config.run.stuck) as watch:
+        try:
+            if _MODE.value == "run":
+                run(config, workdir, watch)
+            else:
+                with zero_alone(_MODE.value) as zero:
+                    if zero:
+                        {"sample": sample, "eval": evaluate}[_MODE.value](workdir)
+        except Interrupted as error:
+            stopped = error
+        except (UserError, Diverged) as error:
+            watch.failed(error)
+            raise
+        except Exception as error:
+            if isinstance(error, RuntimeError | ValueError | OSError):
+                watch.wait()  # for it may come of another process's end: a collective that broke
+            watch.failed(error)
+            raise
+        together("end")
+    disconnect()
+    if stopped is not None:
+        raise stopped
+    return 0
+
+
 def parse(argv: Sequence[str]) -> str | None:
     """Reads the flags; returns the config's path as it was given."""
     path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
@@ -187,22 +256,24 @@ def parse(argv: Sequence[str]) -> str | None:
     return path
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The whole program; returns the exit status."""
-    argv = sys.argv if argv is None else argv
-    try:
-        if any(arg in ("--help", "-h", "--helpfull") for arg in argv):
-            print(__doc__ + "\n" + FLAGS.module_help(sys.modules[__name__]))
-            return 0
-        path = parse(argv)
-        workdir = workdir_of(path)
-        if _MODE.value == "run":
-            if path is None:
-                raise UserError("give --config=experiments/base.py, or another experiment")
-            run(CONFIG.value, workdir)
-        else:
-            {"sample": sample, "eval": evaluate}[_MODE.value](workdir)
+def start(argv: Sequence[str]) -> int:
+    """The whole program, but for errors."""
+    if any(arg in ("--help", "-h", "--helpfull") for arg in argv):
+        print(__doc__ + "\n" + FLAGS.module_help(sys.modules[__name__]))
         return 0
+    path = parse(argv)
+    workdir = workdir_of(path)
+    if _MODE.value == "run" and path is None:
+        raise UserError("give --config=experiments/base.py, or another experiment")
+    who = told(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
+    job = functools.partial(work, path, workdir, who)
+    return job() if who is None else supervised(functools.partial(ended, job), workdir)
+
+
+def ended(job: Callable[[], int]) -> int:
+    """The exit status of `job`; what a user has to know of its end is one line."""
+    try:
+        return job()
     except UserError as error:
         print(f"vdit: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -213,6 +284,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"vdit: {error}", file=sys.stderr)
         return 1 if isinstance(error, Diverged) else 143
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The whole program; returns the exit status."""
+    return ended(functools.partial(start, sys.argv if argv is None else argv))
 
 
 if __name__ == "__main__":

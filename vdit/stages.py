@@ -27,7 +27,15 @@ from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
 from vdit.objectives.vae import Adversary, Perceptual, to_float, vae_objective
-from vdit.runtime.mesh import sequence_constraint
+from vdit.runtime.mesh import (
+    batch_sharding,
+    data_process,
+    local_mesh,
+    replicated,
+    sequence_constraint,
+    to_local,
+)
+from vdit.runtime.processes import agreed, together, zero_first
 from vdit.runtime.progress import Progress, say
 from vdit.tokens import (
     Budget,
@@ -158,11 +166,19 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     refuse_other(config, "vae", runtime)
     options = config.vae.train
     objective = compression(config, runtime.mesh)
-    clips = build.source(config, "train", runtime.workdir)
+    with zero_first("clips"):
+        clips = build.source(config, "train", runtime.workdir)
     if skipped := getattr(clips, "skipped", None):
         names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
         say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
-    stream = batches(clips, options.batch, config.seed, ("video",), config.data.threads)
+    stream = batches(
+        clips,
+        options.batch,
+        config.seed,
+        ("video",),
+        config.data.threads,
+        process=data_process(runtime.mesh),
+    )
     return fit(
         "vae",
         objective,
@@ -190,7 +206,8 @@ def verified(folder: Path) -> Latents:
 def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
     """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
     folder = latents_folder(runtime)
-    clips = build.training_clips(config, runtime.workdir)
+    with zero_first("clips"):
+        clips = build.training_clips(config, runtime.workdir)
     # A folder's clips can change under the same config: their digest is part of the cache's.
     content = {"content": getattr(clips, "digest", "")}
     fields = all_fields(config, "latents") | content
@@ -202,7 +219,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
             " another --workdir"
         )
-    if manifest is not None and manifest["count"] == count and is_whole(folder, manifest):
+    there = manifest is not None and manifest["count"] == count and is_whole(folder, manifest)
+    if agreed(there):
         return verified(folder)
 
     def captions() -> Iterator[str]:
@@ -210,11 +228,14 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             yield from shot_list(clips[i], shots)[0]
 
     shots = build.most_shots(config)
-    if classes := getattr(clips, "classes", None):
-        build.write_classes(config, runtime.workdir, classes)
-    tokenizer = build.tokenizer(config, runtime.workdir, captions)
+    with zero_first("tokenizer"):
+        if classes := getattr(clips, "classes", None):
+            build.write_classes(config, runtime.workdir, classes)
+        tokenizer = build.tokenizer(config, runtime.workdir, captions)
     encoder = build.text_encoder(config, tokenizer)
-    model, p = build.vae(config), config.vae.patch[0]
+    here, p = local_mesh(), config.vae.patch[0]
+    model = build.vae(config, here if here.size > 1 else None)
+    vae_params = to_local(runtime.mesh, vae_params, here)
     spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], p)
     if config.data.shapes:
         spans = []  # packed rows know prefixes only
@@ -229,7 +250,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         made: Any = model.apply({"params": params}, to_float(video), state, method=model.encode)
         return made[::2]
 
-    def encode(video: np.ndarray) -> np.ndarray:
+    def encode(video: jax.Array) -> np.ndarray:
         """Latents of clips and, behind them, of their spans, each by itself."""
         run = functools.partial(chunk, params=vae_params["vae"])
         parts = [video, *(video[:, first : first + n] for first, n in spans)]
@@ -246,7 +267,9 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             rows = [clips[i] for i in indices[start : start + size]]
             video = np.stack([row["video"] for row in rows])
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
-            latent = encode(video)
+            video = jax.device_put(video, batch_sharding(here, size))
+            with jax.set_mesh(here):
+                latent = encode(video)
             told = [shot_list(row, shots) for row in rows]
             ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
             text = {"ids": ids, "mask": mask}
@@ -274,7 +297,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         for index in indices:
             yield next(made[kind(index)])
 
-    with Progress("latents", count) as progress:
+    with Progress("latents", count, active=jax.process_index() == 0) as progress:
         done = write_cache(
             folder,
             mine,
@@ -282,7 +305,9 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             config.latents.shard,
             shard,
             progress.update,
-            lambda: runtime.preemption.requested,
+            lambda: runtime.preemption.reached(0),
+            (jax.process_index(), jax.process_count()),
+            together,
         )
     if not done:
         raise Interrupted("stage latents: stopped; whole shards are kept; run again")
@@ -335,7 +360,8 @@ def dense_batches(
     more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
     fields = ("latent", "ids", "mask", *more)
     batch, threads = config.dit.train.batch, config.data.threads
-    return objective, batches(latents, batch, config.seed + 1, fields, threads)
+    share = data_process(runtime.mesh)
+    return objective, batches(latents, batch, config.seed + 1, fields, threads, process=share)
 
 
 def packed_rows(
@@ -353,7 +379,14 @@ def packed_rows(
         return Sample(latent, times, element[text][real], ordinal)
 
     stream = PackedBatches(
-        read, sizes, budget, config.dit.train.batch, config.seed + 1, patch, config.data.threads
+        read,
+        sizes,
+        budget,
+        config.dit.train.batch,
+        config.seed + 1,
+        patch,
+        config.data.threads,
+        data_process(runtime.mesh),
     )
     plan = stream.plan(0)
     empty = padding(plan, sizes, budget)
@@ -378,13 +411,21 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     options = config.classify.train
     questions = build.questions(config)
     model = build.classifier(config, runtime.mesh)
-    clips = Labelled(build.source(config, "train", runtime.workdir), tuple(questions))
-    stream = batches(clips, options.batch, config.seed, ("video", "label"), config.data.threads)
-    heldout = Labelled(build.source(config, "heldout", runtime.workdir), tuple(questions))
+    with zero_first("clips"):
+        clips = Labelled(build.source(config, "train", runtime.workdir), tuple(questions))
+        heldout = Labelled(build.source(config, "heldout", runtime.workdir), tuple(questions))
+    stream = batches(
+        clips,
+        options.batch,
+        config.seed,
+        ("video", "label"),
+        config.data.threads,
+        process=data_process(runtime.mesh),
+    )
     count = config.classify.heldout
     labels = np.stack([heldout[i]["label"] for i in range(count)])
 
-    @jax.jit
+    @functools.partial(jax.jit, out_shardings=replicated(runtime.mesh))
     def guess(params: Any, video: jax.Array) -> list[jax.Array]:
         logits: Any = model.apply({"params": params["vivit"]}, to_float(video))
         return [part.argmax(-1) for part in answers(logits, questions).values()]

@@ -6,7 +6,7 @@ It knows an objective's two functions and nothing of models, videos or text.
 import functools
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,11 @@ from vdit.errors import UserError
 from vdit.objectives.objective import Objective, Params
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.machine import operand_dtype
-from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
+from vdit.runtime.mesh import batch_sharding, param_sharding, replicate, replicated
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
 from vdit.runtime.preemption import Preemption
+from vdit.runtime.processes import Watch
 from vdit.runtime.progress import Progress
 
 State = dict[str, Any]  # "params" and "opt" by group, "step", "key"
@@ -47,6 +48,7 @@ class Runtime:
     metrics: Metrics
     preemption: Preemption
     run: ConfigDict
+    watch: Watch = field(default_factory=Watch)
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of a stage."""
@@ -181,7 +183,7 @@ def check_batch(stage: str, options: ConfigDict, sizes: Mapping[str, int]) -> No
 
 
 def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's part of a batch, on the mesh."""
+    """This process's share of a batch (`data_process`), on the mesh."""
     sharding = batch_sharding(mesh)
     return {
         name: jax.make_array_from_process_local_data(sharding, value)
@@ -221,7 +223,7 @@ def fit(
         state, ema, start = restored.state, restored.ema, restored.step
         batch = None
     runtime.metrics.truncate(stage, start)
-    frozen = jax.device_put(frozen, replicated(mesh))
+    frozen = replicate(mesh, frozen)
     step_fn = compiled_step(objective, options, run, mesh, abstract)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     began = last = time.monotonic()
@@ -251,6 +253,7 @@ def fit(
     active = jax.process_index() == 0
     with Progress(stage, options.steps, start=start, active=active) as progress:
         for step in range(start + 1, options.steps + 1):
+            runtime.watch.step(stage, step, first=step == start + 1)
             if batch is None:
                 batch = place(mesh, next(batches))
             with jax.set_mesh(mesh):
@@ -268,4 +271,5 @@ def fit(
                 checkpoints.close()
                 raise Interrupted(f"stage {stage}: stopped and saved at step {step}; run again")
     checkpoints.close()
+    runtime.watch.rest()
     return ema

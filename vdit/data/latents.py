@@ -2,7 +2,7 @@
 
 A cache is a folder of ArrayRecord shards and a manifest with the digest of everything that its
 content depends on. Shards are written whole or not at all, so an interrupted encoding goes on
-with the first shard that is missing.
+with the first shard that is missing; several processes write every so manieth shard each.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from grain.sources import ArrayRecordDataSource
 
 from vdit.data.packing import Sizes
 from vdit.errors import UserError
-from vdit.runtime.files import atomic_path, write_text
+from vdit.runtime.files import appears, atomic_path, write_text
 
 MANIFEST = "manifest.json"
 
@@ -130,6 +130,8 @@ def write_cache(
     encode: Callable[[range], Iterable[Mapping[str, np.ndarray]]],
     progress: Callable[[int], None] = lambda done: None,
     stop: Callable[[], bool] = lambda: False,
+    process: tuple[int, int] = (0, 1),
+    together: Callable[[str], None] = lambda what: None,
 ) -> bool:
     """Fills a cache with `count` elements, shard by shard; False if `stop` asked to leave early.
 
@@ -137,44 +139,70 @@ def write_cache(
     (stored, h, w, Z) and may have "mask", the caption's; shapes may differ. Mean and deviation are
     taken over the shards' stored sums, so a resumed encoding ends with the same manifest as one
     that was never stopped.
+
+    `process` is (index, count): of several, each writes every count-th shard and asks `stop` as
+    often as the others do; `together` waits for all of them, and process 0 writes the manifest.
     """
     folder = Path(folder)
-    shards, sums = [], []
-    for start in range(0, count, shard_size):
+    index, of = process
+    starts = range(0, count, shard_size)
+    names = [f"{digest[:12]}-{start:08d}.array_record" for start in starts]
+    for first in range(0, len(names), of):
         if stop():
             return False
-        name = f"{digest[:12]}-{start:08d}.array_record"
-        indices = range(start, min(start + shard_size, count))
-        summary = folder / f"{name}.json"
-        if not summary.exists() or not (folder / name).exists():
-            total, square, number = np.zeros(()), np.zeros(()), 0
-            shapes, text = [], []
-            with atomic_path(folder / name) as temporary:
-                writer = ArrayRecordWriter(str(temporary), "group_size:1")
-                for element in encode(indices):
-                    writer.write(serialization.msgpack_serialize(dict(element)))
-                    flat = np.asarray(element["latent"], np.float64)
-                    flat = flat.reshape(-1, flat.shape[-1])
-                    total, square = total + flat.sum(0), square + np.square(flat).sum(0)
-                    number += len(flat)
-                    shapes.append(list(element["latent"].shape[:3]))
-                    text.append(int(element["mask"].sum()) if "mask" in element else 0)
-                writer.close()
-                told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
-            told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
-            write_text(summary, json.dumps(told | {"shapes": shapes, "text": text}))
-        shards.append(name)
-        sums.append(_summary(folder, name))
-        progress(indices.stop)
+        mine = first + index
+        if mine < len(names):
+            indices = range(starts[mine], min(starts[mine] + shard_size, count))
+            _write_shard(folder, names[mine], indices, encode)
+        progress(min((first + of) * shard_size, count))
+    together("shards")
+    if index == 0:
+        write_text(folder / MANIFEST, json.dumps(_manifest(folder, digest, count, names), indent=1))
+    together("manifest")
+    appears(folder / MANIFEST)
+    return True
+
+
+def _write_shard(
+    folder: Path,
+    name: str,
+    indices: range,
+    encode: Callable[[range], Iterable[Mapping[str, np.ndarray]]],
+) -> None:
+    """One shard and what is told of it, if they are not there."""
+    summary = folder / f"{name}.json"
+    if summary.exists() and (folder / name).exists():
+        return
+    total, square, number = np.zeros(()), np.zeros(()), 0
+    shapes, text = [], []
+    with atomic_path(folder / name) as temporary:
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        for element in encode(indices):
+            writer.write(serialization.msgpack_serialize(dict(element)))
+            flat = np.asarray(element["latent"], np.float64)
+            flat = flat.reshape(-1, flat.shape[-1])
+            total, square = total + flat.sum(0), square + np.square(flat).sum(0)
+            number += len(flat)
+            shapes.append(list(element["latent"].shape[:3]))
+            text.append(int(element["mask"].sum()) if "mask" in element else 0)
+        writer.close()
+        told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+    told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
+    write_text(summary, json.dumps(told | {"shapes": shapes, "text": text}))
+
+
+def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:
+    """What is told of a cache whose shards are all there."""
+    for name in names:
+        appears(folder / f"{name}.json")
+    sums = [_summary(folder, name) for name in names]
     number = sum(row["number"] for row in sums)
     mean = np.sum([row["sum"] for row in sums], axis=0) / number
     variance = np.sum([row["square"] for row in sums], axis=0) / number - mean**2
-    manifest = {
+    return {
         "digest": digest,
         "count": count,
-        "shards": shards,
+        "shards": names,
         "mean": list(mean),
         "std": list(np.sqrt(np.maximum(variance, 1e-12))),
     }
-    write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
-    return True

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, SupportsIndex
 
 import grain
-import jax
 import numpy as np
 
 from vdit.data.packing import Plan, Sample, Sizes, check_sizes, pack, plan_epoch
@@ -33,13 +32,18 @@ def batches(
     fields: tuple[str, ...],
     threads: int = 1,
     shuffle: bool = True,
-) -> Iterator[dict[str, np.ndarray]]:
-    """An endless iterator over batches of this process's share of the source.
+    process: tuple[int, int] = (0, 1),
+) -> "Batches":
+    """An endless iterator over batches of a share of the source.
 
-    Every element carries "ordinal" (uint32), its number in the stream of all processes: noise is
-    keyed by it. The order does not depend on the number of threads; the iterator's state is a
-    position in the stream (grain's `get_state` and `set_state`).
+    `process` is (index, count): the `batch` samples of a step are dealt round robin to so many
+    shares, so a step has the same samples on any number of processes. Every element carries
+    "ordinal" (uint32), its number in the stream of all: noise is keyed by it. The order does not
+    depend on the number of threads. Raises `UserError` for a batch that cannot be shared evenly.
     """
+    index, count = process
+    if batch < 1 or batch % count:
+        raise UserError(f"batch of {batch} on {count} processes; allowed: a multiple of {count}")
     dataset = grain.MapDataset.source(source)
     if shuffle:
         dataset = dataset.shuffle(seed=seed)
@@ -49,9 +53,47 @@ def batches(
             "ordinal": np.uint32(index % 2**32),
         }
     )
-    dataset = dataset[jax.process_index() :: jax.process_count()]
-    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * batch)
-    return iter(dataset.to_iter_dataset(options).batch(batch // jax.process_count()))
+    share = batch // count
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * share)
+
+    def begin(first: int) -> Iterator[dict[str, np.ndarray]]:
+        return iter(dataset[first + index :: count].to_iter_dataset(options).batch(share))
+
+    return Batches(begin, batch)
+
+
+class Batches(grain.DatasetIterator):
+    """Batches from an element of the stream on; the state is the next one's number in it.
+
+    That number is of all processes together, so another number of them can go on.
+    """
+
+    def __init__(
+        self, begin: Callable[[int], Iterator[dict[str, np.ndarray]]], batch: int
+    ) -> None:
+        super().__init__()
+        self._begin, self._batch, self._next = begin, batch, 0
+        self._iterator = begin(0)
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        made = next(self._iterator)
+        self._next += self._batch
+        return made
+
+    def get_state(self) -> dict[str, int]:
+        """Where the next batch begins."""
+        return {"next_index": self._next}
+
+    def set_state(self, state: Mapping[str, int]) -> None:
+        """Goes to where another iterator was, on any number of processes."""
+        self.close()
+        self._next = int(state["next_index"])
+        self._iterator = self._begin(self._next)
+
+    def close(self) -> None:
+        """Stops the threads."""
+        if hasattr(self._iterator, "close"):
+            self._iterator.close()
 
 
 class PackedBatches(grain.DatasetIterator):
@@ -64,7 +106,7 @@ class PackedBatches(grain.DatasetIterator):
     of the next row: an epoch and a row of it. An ordinal is the clip's number in the stream of
     clips as the epochs' shuffles give it.
 
-    `process` is (index, count), by default JAX's own. Raises `UserError` for clips that no row can
+    `process` is (index, count), as in `batches`. Raises `UserError` for clips that no row can
     hold, and for a batch that the processes cannot share evenly.
     """
 
@@ -77,13 +119,13 @@ class PackedBatches(grain.DatasetIterator):
         seed: int,
         patch: tuple[int, int],
         threads: int = 1,
-        process: tuple[int, int] | None = None,
+        process: tuple[int, int] = (0, 1),
     ) -> None:
         super().__init__()
         # First, for an iterator that is refused is closed too.
         self._ahead: deque[tuple[list[Future], tuple[int, int]]] = deque()
         self._pool = ThreadPoolExecutor(max_workers=threads)
-        self._index, count = process or (jax.process_index(), jax.process_count())
+        self._index, count = process
         if batch < 1 or batch % count:
             raise UserError(
                 f"batch of {batch} packed rows on {count} processes; allowed: a multiple of {count}"

@@ -157,7 +157,7 @@ def _read(directory: str | os.PathLike[str], step: int, **items: Any) -> Any:
     if not is_finished(directory, step):
         known = ", ".join(map(str, all_steps(directory))) or "none"
         raise UserError(f"{directory} holds no finished step {step}; steps there: {known}")
-    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+    with _reader() as reader:
         composite = ocp.args.Composite(meta=ocp.args.JsonRestore())
         meta = reader.restore(folder, args=composite)["meta"]
         if meta["format"] != FORMAT:
@@ -167,6 +167,17 @@ def _read(directory: str | os.PathLike[str], step: int, **items: Any) -> Any:
         items.pop("meta", None)
         read = dict(reader.restore(folder, args=ocp.args.Composite(**items))) if items else {}
     return read | {"meta": meta}
+
+
+def _reader() -> Any:
+    """Orbax's checkpointer for this process alone: it reads without waiting for others."""
+    import orbax.checkpoint as ocp
+
+    me = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    options = ocp.CompositeOptions(multiprocessing_options=alone)
+    handler = ocp.CompositeCheckpointHandler(composite_options=options)
+    return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
 def _saved_tree(directory: str | os.PathLike[str], step: int, item: str) -> Any:
@@ -195,7 +206,7 @@ def _check_shapes(directory: str | os.PathLike[str], step: int, item: str, abstr
 
 def _placed(abstract: Any) -> Any:
     """The abstract tree with a sharding at every leaf: orbax refuses to guess one."""
-    here = SingleDeviceSharding(jax.devices()[0])
+    here = SingleDeviceSharding(jax.local_devices()[0])
 
     def place(x: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None) or here)
@@ -338,14 +349,12 @@ class Checkpoints:
             _check_shapes(self.directory, step, item, tree)
         items = {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()}
         if iterator is not None:
-            import grain
-
-            mine = f"process_{jax.process_index()}-of-{jax.process_count()}.json"
+            # Positions in the stream of all processes: each one's file says the same.
             folder = self.directory / str(step) / "iterator"
-            if not (folder / mine).is_file():
-                there = sorted(path.name for path in folder.glob("process_*"))
-                raise UserError(f"{folder} has no {mine} to resume from (there: {there})")
-            items["iterator"] = grain.checkpoint.CheckpointRestore(iterator)
+            there = sorted(folder.glob("process_*.json"))
+            if not there:
+                raise UserError(f"{folder} has no process_*.json to resume from")
+            iterator.set_state(json.loads(there[0].read_text(encoding="utf-8")))
         read = _read(self.directory, step, **items)
         return Restored(step, read["state"], read["ema"], meta)
 

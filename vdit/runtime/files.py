@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,7 +17,8 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     read-only folder or a parent that is a file raises `UserError` with the path and the reason.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    mine = f"{os.getpid()}-{os.urandom(3).hex()}"  # another machine may have the same number
+    temporary = path.with_name(f".{path.stem}.{mine}.tmp{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -32,3 +34,14 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def appears(path: Path, seconds: float = 60.0) -> bool:
+    """Whether a file is there, or comes into sight: a shared folder may show another machine's
+    files late."""
+    until = time.monotonic() + seconds
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.5)
+        with contextlib.suppress(OSError):
+            os.listdir(path.parent)  # looked up anew
+    return path.exists()

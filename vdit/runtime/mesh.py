@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdit.errors import UserError
@@ -110,14 +111,64 @@ def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> Partit
     return PartitionSpec(*axes)
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Placement of a batch: its leading dimension over (data, fsdp)."""
+def batch_sharding(mesh: Mesh, size: int = 0) -> NamedSharding:
+    """Placement of a batch: its leading dimension over (data, fsdp).
+
+    One of a `size` that these axes do not divide is whole on every device.
+    """
+    if size % (mesh.shape["data"] * mesh.shape["fsdp"]):
+        return replicated(mesh)
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Placement of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def replicate(mesh: Mesh, tree: Any) -> Any:
+    """A tree of arrays that every process has, whole on every device of the mesh."""
+    sharding = replicated(mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(tree, sharding)
+    make = jax.make_array_from_process_local_data
+    return jax.tree.map(lambda x: make(sharding, np.asarray(x), x.shape), tree)
+
+
+def local_mesh() -> Mesh:
+    """This process's own devices, all along `data`."""
+    return make_mesh({"data": -1}, jax.local_devices())
+
+
+def to_local(mesh: Mesh, tree: Any, here: Mesh) -> Any:
+    """A tree of arrays on the devices of all processes, whole on every device `here`."""
+    if jax.process_count() > 1:
+        whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
+        tree = jax.tree.map(lambda x: x.addressable_data(0), whole)
+    return jax.device_put(tree, replicated(here))
+
+
+def data_process(mesh: Mesh) -> tuple[int, int]:
+    """(index, count): which share of a batch this process loads, of how many.
+
+    Processes that hold the same rows of a batch (for they split it along `tensor` or `sequence`)
+    load the same share. Raises `UserError` where processes share some rows and not others.
+    """
+    rows: dict[int, set[int]] = {}
+    shards = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
+    for row, devices in enumerate(shards):
+        for device in devices:
+            rows.setdefault(device.process_index, set()).add(row)
+    shares = sorted({tuple(sorted(held)) for held in rows.values()})
+    if len({row for share in shares for row in share}) < sum(map(len, shares)):
+        raise UserError(
+            f"mesh {dict(mesh.shape)}: the rows of a batch that two processes hold must be the same"
+            " or none; choose tensor and sequence so that they divide, or are divided by, the"
+            f" {jax.local_device_count()} devices of a process"
+        )
+    if len({len(share) for share in shares}) > 1:
+        raise UserError(f"mesh {dict(mesh.shape)}: processes hold unequal shares of a batch")
+    return shares.index(tuple(sorted(rows[jax.process_index()]))), len(shares)
 
 
 def sequence_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:

@@ -15,11 +15,12 @@ class Preemption:
 
     A second signal raises `KeyboardInterrupt`. The old handlers come back at the end. With several
     processes SIGTERM is left to JAX's preemption service, which lets all of them stop at the same
-    step: there `reached` must be asked after every step.
+    step: there `reached` must be asked after every step, equally often by each.
     """
 
     def __init__(self) -> None:
         self.requested = False
+        self._asked = 0  # how often, which goes on where a stage's steps begin anew
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -35,8 +36,10 @@ class Preemption:
 
     def reached(self, step: int) -> bool:
         """Whether to save and stop after `step`; the same answer in every process."""
-        if jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step):
-            self.requested = True
+        del step
+        if jax.process_count() > 1 and not self.requested:
+            self._asked += 1
+            self.requested = multihost_utils.reached_preemption_sync_point(self._asked)
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

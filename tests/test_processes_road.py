@@ -1,0 +1,68 @@
+"""Every stage by two processes, by the command that users type, beside the same by one."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from several import finish, start
+
+from vdit.data.latents import Latents
+from vdit.runtime.checkpoint import newest_good_step
+from vdit.runtime.metrics import read
+
+TINY = {
+    "data.frames": 5, "data.size": "(16,16)", "vae.width": 16, "text.width": 16,
+    "dit.preset": "16x1x2", "vae.train.steps": 2, "dit.train.steps": 3,
+    "vae.train.optimizer": "adamw", "dit.train.optimizer": "adamw", "latents.clips": 10,
+    "latents.shard": 4, "latents.batch": 4, "eval.captions": 2, "sample.clips": 2,
+    "sample.steps": 1, "sample.batch": 2, "run.log_every": 1, "run.dtype": "float32",
+}  # fmt: skip
+ALONE = ("--config.stages=('vae','latents','dit')",)
+Ran = tuple[Path, list[tuple[int, str, str]]]
+
+
+@pytest.fixture(scope="module")
+def roads(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Ran]:
+    """The workdir of as many processes, and what each of them left; all run at one time."""
+    folder = tmp_path_factory.mktemp("roads")
+    flags = ["--config=experiments/base.py:smoke"]
+    flags += [f"--config.{name}={value}" for name, value in TINY.items()]
+    started = {
+        count: start(
+            ["-m", "vdit.main"], count, *flags, f"--workdir={folder / str(count)}", *more
+        )
+        for count, more in ((2, ()), (1, ALONE))
+    }
+    return {count: (folder / str(count), finish(made)) for count, made in started.items()}
+
+
+def test_every_stage_ends_well_and_process_zero_alone_writes(roads: dict[int, Ran]) -> None:
+    workdir, ended = roads[2]
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    rows = read(workdir)
+    assert [(r["stage"], r["step"]) for r in rows if "loss" in r] == [
+        ("vae", 1), ("vae", 2), ("dit", 1), ("dit", 2), ("dit", 3),
+    ]  # fmt: skip
+    assert len([r for r in rows if r.get("split") == "generated" and r["objects"] == "all"]) == 1
+    assert len(list((workdir / "samples").glob("text-*.mp4"))) == 2
+    assert (workdir / "report.html").is_file()
+    assert len(list(workdir.glob("tensorboard/dit/events*"))) == 1
+    assert "all done" in ended[0][1] and "all done" not in ended[1][1]
+
+
+def test_its_numbers_are_those_of_one_process(roads: dict[int, Ran]) -> None:
+    (two, _), (one, ended) = roads[2], roads[1]
+    assert ended[0][0] == 0, ended
+    losses = [[r["loss"] for r in read(path) if "loss" in r] for path in (two, one)]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
+    assert (two / "tokenizer.json").read_bytes() == (one / "tokenizer.json").read_bytes()
+    manifests = [json.loads((p / "latents/manifest.json").read_text()) for p in (two, one)]
+    assert manifests[0]["shards"] == manifests[1]["shards"] and len(manifests[0]["shards"]) == 3
+    np.testing.assert_allclose(manifests[0]["std"], manifests[1]["std"], rtol=1e-4)
+    caches = [Latents(path / "latents") for path in (two, one)]
+    for a, b in zip(*([cache[i] for i in range(10)] for cache in caches), strict=True):
+        np.testing.assert_array_equal(a["ids"], b["ids"])
+        np.testing.assert_allclose(a["latent"], b["latent"], rtol=2e-3, atol=2e-3)  # float16
+    for stage, step in (("vae", 2), ("dit", 3)):
+        assert newest_good_step(two / "checkpoints" / stage) == step
