@@ -1,6 +1,7 @@
 """The real objectives on meshes of eight devices: the same loss and gradients as on one."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 from jax.sharding import Mesh
 
 from experiments.base import get_config
+from tools.planning.hlo import COLLECTIVE, size_of
+from tools.planning.step import lower_training, token_grid, training
 from vdit import build
 from vdit.diffusion.schedule import sample_times
+from vdit.models.dit import preset
 from vdit.models.text import encoder
 from vdit.objectives.classify import classify_objective
 from vdit.objectives.diffusion import diffusion_objective
@@ -88,6 +92,10 @@ def value(objective: Objective, frozen: Any) -> Any:
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(axes))
 @pytest.mark.parametrize("stage", ["vae", "dit", "classify"])
 def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int]) -> None:
+    equal(stage, axes)
+
+
+def equal(stage: str, axes: dict[str, int]) -> None:
     params, (loss, gradient) = one_device(stage)
     mesh = make_mesh(axes)
     objective, frozen, batch = made(stage, mesh)
@@ -99,3 +107,23 @@ def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int])
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradients), strict=True):
         scale = float(np.linalg.norm(a)) + 1e-3
         assert float(np.linalg.norm(np.asarray(a) - np.asarray(b))) / scale < 1e-5
+
+
+def test_under_fsdp_only_parameters_and_gradients_travel() -> None:
+    """The compiled train step, with more numbers in a device's tokens than in any parameter."""
+    config = get_config("smoke")
+    config.dit.train.batch, config.dit.train.accumulate, config.run.unroll = 64, 1, 1
+    mesh = make_mesh({"fsdp": 8})
+    step = training(config, "dit", mesh)
+    abstract = jax.eval_shape(step.objective.init, jax.random.key(0), step.batch)
+    layers = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.size // (x.shape[0] if "blocks" in jax.tree_util.keystr(path) else 1),
+        abstract,
+    )
+    largest = max(jax.tree.leaves(layers))
+    width = preset(config.dit.preset)["width"]
+    assert largest < 64 // 8 * math.prod(token_grid(config)) * width
+    text = lower_training(config, "dit", mesh).compile().as_text()
+    lines = [found for line in text.splitlines() if (found := COLLECTIVE.search(line))]
+    assert {found[2] for found in lines} == {"all-gather", "all-reduce"}
+    assert max(size for found in lines for size in size_of(found[1])) <= 4 * largest

@@ -30,6 +30,7 @@ from vdit.nn.attention import Attend
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import DTYPES, operand_dtype
+from vdit.runtime.mesh import gather
 
 
 def choose(table: Any, what: str, name: str) -> Any:
@@ -360,6 +361,7 @@ def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
         attend=_attend(config, mesh, platform),
         unroll=config.run.unroll,
         dtype=operand_dtype(config.run.dtype, mesh, platform),
+        gather=gather(mesh),
         **{name: config.vae[name] for name in fields},
     )
 
@@ -374,17 +376,23 @@ def vae(
     return choose(VAES, "vae.model", config.vae.model)(config, mesh, platform)
 
 
-def _paper(config: ConfigDict, **options: Any) -> DiTPaper:
+def _paper(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiTPaper:
+    del mesh  # it is not trained here
     return DiTPaper(patch=tuple(config.dit.patch), **config.dit.paper, **options)
 
 
-DITS: dict[str, Any] = {"vdit": lambda config, **options: DiT(**options), "paper": _paper}
+def _vdit(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiT:
+    return DiT(gather=gather(mesh), **options)
+
+
+DITS: dict[str, Any] = {"vdit": _vdit, "paper": _paper}
 
 
 def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Any:
     """The diffusion transformer, for one device or for steps on a mesh."""
     return choose(DITS, "dit.model", config.dit.model)(
         config,
+        mesh,
         **preset(config.dit.preset),
         axes=config.dit.axes,
         learned_variance=config.dit.learned_variance,
@@ -417,6 +425,7 @@ def classifier(
         unroll=config.run.unroll,
         remat=config.run.remat,
         dtype=operand_dtype(config.run.dtype, mesh, platform),
+        gather=gather(mesh),
     )
 
 
@@ -469,6 +478,7 @@ def text_encoder(
             "heads": config.text.heads,
             "unroll": min(config.run.unroll, config.text.depth),
             "dtype": operand_dtype(config.run.dtype, mesh, platform),
+            "gather": gather(mesh),
         }
     if config.text.encoder in text_folder.FAMILIES:
         options = {"path": config.text.path, "length": tokens.length, "vocab": tokens.vocab}

@@ -22,6 +22,7 @@ from vdit.kernels import xla
 from vdit.nn.attention import Angles, Attend, Attention
 from vdit.nn.linear import MLP, Linear, layer_norm, zeros
 from vdit.nn.rotary import rotary_angles, sincos
+from vdit.nn.stack import Gather, gathered
 from vdit.tokens import Condition, Layout
 
 # One for tests of the road, two for CPUs (a quarter of an hour, an hour), Table 1 of the DiT paper,
@@ -187,7 +188,8 @@ class DiT(nn.Module):
     between the posterior's and beta (Nichol and Dhariwal 2021, Eq. 15).
     `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
     places of a latent frame and over the times of a place (dense batches with a grid only).
-    `unroll` and `remat` are choices of the run: parameters are the same.
+    `unroll`, `remat` and `gather` (of a layer's parameters) are choices of the run: parameters are
+    the same.
     """
 
     width: int
@@ -202,6 +204,7 @@ class DiT(nn.Module):
     unroll: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
+    gather: Gather = None
 
     @nn.compact
     def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
@@ -227,9 +230,9 @@ class DiT(nn.Module):
         slots = jnp.arange(condition.level.shape[1])
         pick_BLK = (layout.slot[..., None] == slots[None, None]).astype(jnp.float32)
         angles = rotary_angles(layout.position, self.width // self.heads, self.theta)
-        layer = Layer
+        layer = gathered(Layer, self.gather)
         if self.remat != "none":
-            layer = nn.remat(Layer, prevent_cse=False, policy=REMAT[self.remat])
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
