@@ -32,10 +32,13 @@ MESHES = [
 ]
 
 
-def made(stage: str, mesh: Mesh | None = None) -> tuple[Objective, Any, Any]:
+def made(
+    stage: str, mesh: Mesh | None = None, how: str = "auto"
+) -> tuple[Objective, Any, Any]:
     """The smoke experiment's objective, frozen arrays and a batch."""
     config = get_config("smoke")
     config.run.dtype = "float32"
+    config.run.sequence = how
     rng = np.random.default_rng(0)
     ordinal = np.arange(8, dtype=np.uint32)
     if stage == "vae":
@@ -95,10 +98,23 @@ def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int])
     equal(stage, axes)
 
 
-def equal(stage: str, axes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    ("axes", "how"),
+    [
+        ({"data": 4, "sequence": 2}, "ulysses"),
+        ({"sequence": 8}, "ring"),
+        ({"fsdp": 2, "tensor": 2, "sequence": 2}, "ring"),
+    ],
+    ids=str,
+)
+def test_so_they_do_however_the_tokens_meet(axes: dict[str, int], how: str) -> None:
+    equal("dit", axes, how)
+
+
+def equal(stage: str, axes: dict[str, int], how: str = "auto") -> None:
     params, (loss, gradient) = one_device(stage)
     mesh = make_mesh(axes)
-    objective, frozen, batch = made(stage, mesh)
+    objective, frozen, batch = made(stage, mesh, how)
     placed = jax.device_put(params, param_sharding(mesh, params))
     if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))

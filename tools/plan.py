@@ -30,7 +30,6 @@ from tools.planning.estimate import Estimate, Model, estimate, model_of, with_
 from tools.planning.hlo import collectives
 from vdit import build
 from vdit.errors import UserError
-from vdit.models.dit import preset
 from vdit.runtime.mesh import AXES, make_mesh, mesh_sizes
 from vdit.train import check_batch
 
@@ -57,16 +56,6 @@ def read_mesh(text: str) -> dict[str, int]:
     return made
 
 
-def check_heads(config: ConfigDict, sizes: Mapping[str, int]) -> None:
-    """Refuses more tensor shards than heads, or shards that do not divide them."""
-    heads = preset(config.dit.preset)["heads"]
-    if heads % sizes["tensor"]:
-        raise UserError(
-            f"mesh tensor={sizes['tensor']}: dit.preset {config.dit.preset} has {heads} heads,"
-            " which tensor must divide"
-        )
-
-
 def meshes(count: int) -> Iterator[dict[str, int]]:
     """Every mesh of `count` devices with at most 8 along tensor and sequence."""
     few = [n for n in (1, 2, 4, 8) if count % n == 0]
@@ -91,7 +80,7 @@ def candidates(
             changed = with_(config, run__remat=remat, **{f"{stage}__train__accumulate": parts})
             try:
                 check_batch(stage, changed[stage].train, sizes)
-                check_heads(config, sizes)
+                build.check_mesh(config, sizes)
             except UserError:
                 continue
             found.append((estimate(model, changed[stage].train, sizes, chip), changed, sizes))
@@ -193,7 +182,7 @@ def plan_training(config: ConfigDict, options: argparse.Namespace, kind: str, co
     if options.mesh:
         sizes = mesh_sizes(read_mesh(options.mesh), count)
         check_batch(stage, config[stage].train, sizes)
-        check_heads(config, sizes)
+        build.check_mesh(config, sizes)
     else:
         found = candidates(config, stage, count, chip, ("none", "dots", "full"))
         if not found:

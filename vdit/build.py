@@ -2,6 +2,7 @@
 
 import functools
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,6 +46,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
     choose(attention.KERNELS, "run.attention", config.run.attention)
     attention.check(config.run.attention, platform)
+    choose(dict.fromkeys(attention.SEQUENCE), "run.sequence", config.run.sequence)
     choose(DITS, "dit.model", config.dit.model)
     preset(config.dit.preset)
     if config.dit.model == "paper" and "dit" in config.stages:
@@ -136,6 +138,15 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
+
+
+def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh that the denoiser's heads do not go with."""
+    heads = preset(config.dit.preset)["heads"]
+    try:
+        attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
+    except UserError as error:
+        raise UserError(f"{error} (dit.preset={config.dit.preset})") from error
 
 
 def _check_tfds(config: ConfigDict) -> None:
@@ -309,7 +320,7 @@ def training_clips(config: ConfigDict, workdir: Path) -> Any:
 
 def _attend(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Attend:
     choose(attention.KERNELS, "run.attention", config.run.attention)
-    return attention.kernel(config.run.attention, mesh, platform)
+    return attention.kernel(config.run.attention, mesh, platform, config.run.sequence)
 
 
 def _check_conv(config: ConfigDict) -> None:

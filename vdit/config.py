@@ -140,6 +140,9 @@ def default() -> ConfigDict:
     run = config.run = ConfigDict()  # how, not what: dtype and attention change only rounding
     run.dtype = "auto"  # of matmul operands: float32, bfloat16, or what the machine does fastest
     run.attention = "auto"  # by machine and length; or xla, chunked, splash (TPU), cudnn (GPU)
+    # tokens split over mesh.sequence exchange heads (ulysses), pass keys round (ring), do both as
+    # the heads go (auto), or have all keys everywhere (gather)
+    run.sequence = "auto"
     run.unroll = 64  # layers unrolled at a time; 1 compiles fastest
     run.remat = "none"  # rematerialise the DiT's activations: none, dots or full
     run.log_every = 20  # steps between rows of metrics.jsonl

@@ -66,6 +66,7 @@ def run(config: ConfigDict, workdir: Path) -> None:
 
     build.check(config)
     mesh = make_mesh(dict(config.mesh))
+    build.check_mesh(config, mesh.shape)
     began = time.monotonic()
     with Preemption() as preemption, Metrics(workdir, jax.process_index() == 0) as metrics:
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run)
