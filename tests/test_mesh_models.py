@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from experiments.base import get_config
 from tools.planning.hlo import COLLECTIVE, size_of
-from tools.planning.step import lower_training, token_grid, training
+from tools.planning.step import lower_training, sampling, text_encoder, token_grid, training
 from vdit import build
 from vdit.diffusion.schedule import sample_times
 from vdit.models.dit import preset
@@ -21,6 +21,7 @@ from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
 from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding, sequence_constraint
+from vdit.sample import Model
 from vdit.tokens import pattern_shares, patterns
 
 MESHES = [
@@ -143,3 +144,25 @@ def test_under_fsdp_only_parameters_and_gradients_travel() -> None:
     lines = [found for line in text.splitlines() if (found := COLLECTIVE.search(line))]
     assert {found[2] for found in lines} == {"all-gather", "all-reduce"}
     assert max(size for found in lines for size in size_of(found[1])) <= 4 * largest
+
+
+def test_guided_sampling_on_a_mesh_is_that_of_one_device() -> None:
+    """One video: its two rows on two devices each, its tokens on four."""
+    config = get_config("smoke")
+    config.run.dtype, config.sample.batch, config.sample.steps = "float32", 1, 2
+    assert config.sample.guidance != 1
+    _, made = sampling(config)
+    rng = np.random.default_rng(0)
+    params, mask, features, starts, clean, given, times, _ = made.arguments
+    draw = functools.partial(jax.tree.map, lambda x: 0.1 * rng.normal(size=x.shape).astype("f4"))
+    arguments = (
+        np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),
+        np.arange(times.shape[1], dtype=np.float32)[None], jax.random.split(jax.random.key(0), 1),
+    )  # fmt: skip
+    encoder = text_encoder(config, None, None)
+    weights = draw(params)
+    one, two = (
+        Model(config, None, encoder, weights, {}, mesh).denoise(*arguments, settings=made.settings)
+        for mesh in (None, make_mesh({"data": 2, "sequence": 4}))
+    )
+    assert np.linalg.norm(one - two) / np.linalg.norm(one) < 1e-5

@@ -219,16 +219,19 @@ def plan_training(config: ConfigDict, options: argparse.Namespace, kind: str, co
     print_compiled(compiled, made, sizes, kind)
 
 
-def plan_sampling(config: ConfigDict, options: argparse.Namespace, kind: str) -> None:
-    """The denoising scan, which runs on one device."""
+def plan_sampling(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> None:
+    """The denoising scan: on the mesh that is given, else on one device."""
     if options.fast:
         raise UserError("--mode=sample --fast: sampling has no estimate; leave --fast out")
     from tools.planning.step import lower_sampling
 
-    mesh = make_mesh({"data": 1}, devices_of(options.topology)[:1])
+    sizes = mesh_sizes(read_mesh(options.mesh), count) if options.mesh else mesh_sizes({}, 1)
+    build.check_mesh(config, sizes)
+    used = math.prod(sizes.values())
+    mesh = make_mesh(sizes, devices_of(options.topology)[:used])
     compiled = compiled_of(lower_sampling(config, mesh), options.topology)
-    print(f"{config.sample.batch} videos, {config.sample.steps} steps, on one device of {kind}")
-    print_compiled(compiled, None, mesh_sizes({}, 1), kind)
+    print(f"{config.sample.batch} videos, {config.sample.steps} steps, {used} devices of {kind}")
+    print_compiled(compiled, None, sizes, kind)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -256,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             devices_of(options.topology)  # what cannot be compiled is said first
         build.check(config, "tpu")
         if options.mode == "sample":
-            plan_sampling(config, options, kind)
+            plan_sampling(config, options, kind, count)
         else:
             plan_training(config, options, kind, count)
         return 0

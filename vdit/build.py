@@ -54,6 +54,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     choose(SOURCES, "data.source", config.data.source)
     _check_tfds(config)
     choose(AXES, "dit.axes", config.dit.axes)
+    _check_window(config)
     choose(REMAT, "run.remat", config.run.remat)
     choose(text.ENCODERS, "text.encoder", config.text.encoder)
     if config.text.encoder in text_folder.FAMILIES:
@@ -140,8 +141,21 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     jax.eval_shape(lambda: schedule.timesteps(process(config), config.sample.steps, dit.shift))
 
 
+def _check_window(config: ConfigDict) -> None:
+    """Refuses a window that is none, or that nothing reads."""
+    window, axes = tuple(config.dit.window), config.dit.axes
+    if len(window) != 3 or min(window) < 1:
+        raise UserError(f"dit.window is {window}: 3 numbers of at least 1 are allowed")
+    if axes != "windowed" and window != LATER["dit.window"]:
+        raise UserError(f"dit.window is given with dit.axes={axes}: only windowed takes it")
+    if axes == "windowed" and config.dit.model != "vdit":
+        raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
+
+
 def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
-    """Refuses a mesh that the denoiser's heads do not go with."""
+    """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
+    if "dit" not in config.stages:
+        return
     heads = preset(config.dit.preset)["heads"]
     try:
         attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
@@ -393,7 +407,7 @@ def _paper(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiTPaper:
 
 
 def _vdit(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiT:
-    return DiT(gather=gather(mesh), **options)
+    return DiT(window=tuple(config.dit.window), gather=gather(mesh), **options)
 
 
 DITS: dict[str, Any] = {"vdit": _vdit, "paper": _paper}

@@ -78,7 +78,10 @@ def default() -> ConfigDict:
     dit.model = "vdit"  # or paper: DiT as published, and Latte; one time for all tokens
     dit.preset = "nano"  # nano, micro, S, B, L or XL; or WIDTHxDEPTHxHEADS
     dit.patch = (1, 1)  # rows, columns of latents in one token
-    dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
+    # joint: attention over all tokens; factorised: over space and time in turn; windowed: over
+    # tiles of dit.window and half a tile around, for length
+    dit.axes = "joint"
+    dit.window = (4, 8, 8)  # windowed: latent frames, rows and columns (of dit.patch) of a tile
     dit.process = "flow"  # flow, cosine or ddpm
     dit.learned_variance = False  # ddpm: between posterior and beta, by the hybrid loss
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
@@ -184,6 +187,7 @@ LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
     "data.shots": (1, 1), "dit.caption_drop": 0.0, "dit.model": "vdit",
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
+    "dit.window": (4, 8, 8),
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "",

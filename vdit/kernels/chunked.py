@@ -198,11 +198,10 @@ def _saving(
 
 
 def _gradients(chunk: int, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
-    *arrays, out, sums = saved
-    q, k, v, *_ = arrays
+    q, k, v, q_id, k_id, out, sums = saved
     gradient = gradient_BLNK.astype(v.dtype)
     share = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)
-    to_q, to_k, to_v = backward(*arrays, sums, share, gradient, chunk)
+    to_q, to_k, to_v = backward(q, k, v, q_id, k_id, sums, share, gradient, chunk)
     return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None, None
 
 

@@ -92,8 +92,9 @@ def _backward(ring: Ring, chunk: int, saved: Any, gradient: jax.Array) -> tuple[
         return (keys, to_q, to_k, to_v), None
 
     zeros = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    carry: Any = ((k, v, k_id), *zeros)
     # After as many steps as there are devices every block is at home again.
-    (_, to_q, to_k, to_v), _ = jax.lax.scan(block, ((k, v, k_id), *zeros), length=ring.size)
+    (_, to_q, to_k, to_v), _ = jax.lax.scan(block, carry, length=ring.size)
     return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None, None
 
 

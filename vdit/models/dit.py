@@ -23,6 +23,7 @@ from vdit.nn.attention import Angles, Attend, Attention
 from vdit.nn.linear import MLP, Linear, layer_norm, zeros
 from vdit.nn.rotary import rotary_angles, sincos
 from vdit.nn.stack import Gather, gathered
+from vdit.nn.window import windowed
 from vdit.tokens import Condition, Layout
 
 # One for tests of the road, two for CPUs (a quarter of an hour, an hour), Table 1 of the DiT paper,
@@ -51,7 +52,11 @@ def preset(name: str) -> dict[str, Any]:
 
 
 # What one step of the scanned stack holds: the axes that its blocks attend over, in turn.
-AXES: dict[str, tuple[str, ...]] = {"joint": ("joint",), "factorised": ("space", "time")}
+AXES: dict[str, tuple[str, ...]] = {
+    "joint": ("joint",),
+    "factorised": ("space", "time"),
+    "windowed": ("window",),
+}
 
 FEW = 4  # slots up to which modulation is summed, not multiplied as a matrix
 
@@ -110,6 +115,7 @@ class Block(nn.Module):
     mlp_ratio: float
     activation: str
     attend: Attend
+    window: tuple[int, int, int]
     dtype: Any
 
     @nn.compact
@@ -127,7 +133,11 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(6, name="adaln")(
             condition_BKD, pick_BLK
         )
-        attention = Attention(self.heads, self.attend, dtype=self.dtype, name="attention")
+        attend = self.attend
+        if self.axes == "window":
+            assert layout.grid is not None
+            attend = windowed(attend, layout.grid, self.window)
+        attention = Attention(self.heads, attend, dtype=self.dtype, name="attention")
         fold, unfold = FOLDS[self.axes]
         x = fold(modulate(x_BLD, shift1, scale1), layout.grid)
         angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
@@ -156,6 +166,7 @@ def _rows(pattern: str, back: str) -> tuple[Any, Any]:
 
 FOLDS: dict[str, tuple[Any, Any]] = {
     "joint": (lambda x, grid: x, lambda x, grid: x),
+    "window": (lambda x, grid: x, lambda x, grid: x),  # its attention cuts the row
     "space": _rows("B (t h w) D -> (B t) (h w) D", "(B t) (h w) D -> B (t h w) D"),
     "time": _rows("B (t h w) D -> (B h w) t D", "(B h w) t D -> B (t h w) D"),
 }
@@ -169,14 +180,15 @@ class Layer(nn.Module):
     mlp_ratio: float
     activation: str
     attend: Attend
+    window: tuple[int, int, int]
     dtype: Any
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, *shared: Any) -> tuple[jax.Array, None]:
         for axes in self.blocks:
             x_BLD = Block(
-                axes, self.heads, self.mlp_ratio, self.activation, self.attend, self.dtype,
-                name=axes,
+                axes, self.heads, self.mlp_ratio, self.activation, self.attend, self.window,
+                self.dtype, name=axes,
             )(x_BLD, *shared)  # fmt: skip
         return x_BLD, None
 
@@ -187,7 +199,8 @@ class DiT(nn.Module):
     With `learned_variance` (B, L, 2 C): behind it each element's share of the step's variance
     between the posterior's and beta (Nichol and Dhariwal 2021, Eq. 15).
     `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
-    places of a latent frame and over the times of a place (dense batches with a grid only).
+    places of a latent frame and over the times of a place; "windowed" attends in tiles of `window`
+    tokens (t, h, w) and half a tile around (the last two for dense batches with a grid only).
     `unroll`, `remat` and `gather` (of a layer's parameters) are choices of the run: parameters are
     the same.
     """
@@ -198,6 +211,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     axes: str = "joint"
+    window: tuple[int, int, int] = (4, 8, 8)
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     attend: Attend = xla.attend
@@ -213,7 +227,7 @@ class DiT(nn.Module):
             raise UserError(
                 f"dit depth {self.depth}: {self.axes} needs a multiple of {len(blocks)}"
             )
-        if layout.grid is None and len(blocks) > 1:
+        if layout.grid is None and blocks != ("joint",):
             raise UserError(f"dit.axes {self.axes} needs dense batches; packed rows go joint")
         dtype = self.dtype
         x = Linear(self.width, name="embed", dtype=dtype)(x_BLC)
@@ -241,7 +255,7 @@ class DiT(nn.Module):
             length=self.depth // len(blocks),
             unroll=min(self.unroll, self.depth // len(blocks)),
         )(
-            blocks, self.heads, self.mlp_ratio, self.activation, self.attend, dtype,
+            blocks, self.heads, self.mlp_ratio, self.activation, self.attend, self.window, dtype,
             name="blocks",
         )  # fmt: skip
         x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)

@@ -149,9 +149,9 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
     XLA cannot split a kernel that it did not write, and would split a scan over chunks badly. Rows
     go over (data, fsdp), heads over tensor, queries over sequence. Where a row's queries and keys
     are as many, they are taken for the same tokens, whose keys are split alike: `how` of `SEQUENCE`
-    says how they meet. With auto, rows enough for all axes (those of one frame, or one place) go
-    over sequence as well, and each device has whole rows. Other keys (those of a text) are all on
-    every device. A dimension that its axes do not divide stays whole.
+    says how they meet. With auto, rows enough for all axes (those of a frame, a place, a window) go
+    over sequence as well, and each device has whole rows. Keys that are fewer (those of a text) are
+    all on every device. A dimension that its axes do not divide stays whole.
     """
     shards = mesh.shape["sequence"]
 
@@ -166,15 +166,16 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
         k_id_BS: jax.Array | None = None,
     ) -> jax.Array:
         rows, length, heads, _ = q_BLNK.shape
-        alike = length == k_BSNK.shape[1]
+        others = k_BSNK.shape[1]
         batch: Any = BATCH if divides(BATCH, rows) else None
         queries: Any = ("sequence",) if divides(("sequence",), length) else None
         keys: Any = None
         at: Any = ("tensor",) if divides(("tensor",), heads) else None
         local = attend
-        if how == "auto" and shards > 1 and alike and divides((*BATCH, "sequence"), rows):
+        whole_rows = others > length or (others == length and how == "auto")
+        if shards > 1 and whole_rows and divides((*BATCH, "sequence"), rows):
             batch, queries = (*BATCH, "sequence"), None
-        elif how != "gather" and shards > 1 and alike and queries:
+        elif how != "gather" and shards > 1 and others == length and queries:
             keys, local = queries, across(attend, how, shards)
         of_q, of_k = PartitionSpec(batch, queries, at), PartitionSpec(batch, keys, at)
         arrays, specs = [q_BLNK, k_BSNK, v_BSNK], [of_q, of_k, of_k]

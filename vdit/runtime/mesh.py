@@ -72,6 +72,17 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
     return sizes
 
 
+def sampling_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh for a batch of so many rows (two for a guided video): rows go over data as far as they
+    share the devices, tokens over the rest. None for one device, and for a CPU's, which share the
+    same cores."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    if len(devices) == 1 or devices[0].platform == "cpu":
+        return None
+    data = math.gcd(rows, len(devices))
+    return make_mesh({"data": data, "sequence": len(devices) // data}, devices)
+
+
 def platform_of(mesh: Mesh | None) -> str:
     """The kind of machine that a mesh's steps run on: "cpu", "gpu" or "tpu"; without one this one.
 
