@@ -337,12 +337,17 @@ def length_run(axes: str, length: int) -> Run:
     count, random = length // 256, np.random.default_rng(0)
     latent = random.standard_normal((1, count, 16, 16, CHANNELS), np.float32)
     times = 0.4 * np.arange(count, dtype=np.float32)[None]
-    x, layout = dense_tokens(jnp.asarray(latent), (1, 1), jnp.asarray(times), times < 0)
+    x, layout = dense_tokens(
+        jnp.asarray(latent), (1, 1), jnp.asarray(times), jnp.zeros((1, count), bool)
+    )
+    first = dense_tokens(  # parameters know no length
+        jnp.asarray(latent[:, :1]), (1, 1), jnp.asarray(times[:, :1]), jnp.zeros((1, 1), bool)
+    )
     text = random.standard_normal((1, 1, TEXT_TOKENS, TEXT_WIDTH), np.float32)
     mask = jnp.ones(text.shape[:3], bool)
     level = jnp.asarray([[600.0, 0.0]])
     told = text_condition(jnp.asarray(text), mask, jnp.asarray(text.mean(2)), level)
-    params = perturbed(jax.jit(model.init)(jax.random.key(0), x, layout, told))
+    params = perturbed(jax.jit(model.init)(jax.random.key(0), *first, told))
     compiled = jax.jit(model.apply).lower(params, x, layout, told).compile()
     jax.block_until_ready(compiled(params, x, layout, told))
     return lambda: seconds_of(lambda: compiled(params, x, layout, told))
@@ -352,7 +357,8 @@ def gradient_temporaries(attend: Any, length: int) -> int:
     """Bytes that a kernel's compiled gradient needs besides its arguments and results."""
     x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
     grad = jax.grad(lambda q, k, v: jnp.square(attend(q, k, v)).sum(), (0, 1, 2))
-    return jax.jit(grad).lower(x, x, x).compile().memory_analysis().temp_size_in_bytes
+    memory: Any = jax.jit(grad).lower(x, x, x).compile().memory_analysis()
+    return memory.temp_size_in_bytes
 
 
 # --------------------------------------------------------------------------------------------------

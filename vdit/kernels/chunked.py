@@ -155,7 +155,7 @@ def backward(
     where these keys are not all that there are, with the log-sum and the D of all.
     """
     scale = q.shape[-1] ** -0.5
-    parts = (
+    parts: Any = (
         *(_cut(x, chunk) for x in (q, gradient_BLNK, share_BLN1, sums_BLN1)),
         _cut_id(q_id, chunk),
     )
