@@ -50,6 +50,20 @@ def test_a_save_is_timed_as_the_trainer_saves(
     assert target["part"] == "checkpoint" and 0 < target["value"] < 2
 
 
+def test_attention_s_slopes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "LENGTHS", (256, 512))
+    path = tmp_path / "bench.jsonl"
+    flags = ["--only=attention", "--repeats=1", NO_TORCH, f"--json={path}"]
+    assert bench.main(flags) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    timed = {row["task"]: row for row in rows if "task" in row}
+    assert set(timed) == {"joint", "factorised", "windowed"}
+    assert sum("target" in row for row in rows) == 3
+    assert "temporaries of the gradient at 512 tokens" in capsys.readouterr().out
+
+
 def test_counts_every_matrix_product() -> None:
     """Against the formula, for the forward pass; the train step has two more of each."""
     options = bench.parse(["--width=32", "--depth=2", "--tokens=16", "--batch=2"])

@@ -1,6 +1,7 @@
 """The real objectives on meshes of eight devices: the same loss and gradients as on one."""
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -9,14 +10,18 @@ import pytest
 from jax.sharding import Mesh
 
 from experiments.base import get_config
+from tools.planning.hlo import COLLECTIVE, size_of
+from tools.planning.step import lower_training, sampling, text_encoder, token_grid, training
 from vdit import build
 from vdit.diffusion.schedule import sample_times
+from vdit.models.dit import preset
 from vdit.models.text import encoder
 from vdit.objectives.classify import classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
 from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding, sequence_constraint
+from vdit.sample import Model
 from vdit.tokens import pattern_shares, patterns
 
 MESHES = [
@@ -28,10 +33,13 @@ MESHES = [
 ]
 
 
-def made(stage: str, mesh: Mesh | None = None) -> tuple[Objective, Any, Any]:
+def made(
+    stage: str, mesh: Mesh | None = None, how: str = "auto"
+) -> tuple[Objective, Any, Any]:
     """The smoke experiment's objective, frozen arrays and a batch."""
     config = get_config("smoke")
     config.run.dtype = "float32"
+    config.run.sequence = how
     rng = np.random.default_rng(0)
     ordinal = np.arange(8, dtype=np.uint32)
     if stage == "vae":
@@ -88,9 +96,26 @@ def value(objective: Objective, frozen: Any) -> Any:
 @pytest.mark.parametrize("axes", MESHES, ids=lambda axes: "-".join(axes))
 @pytest.mark.parametrize("stage", ["vae", "dit", "classify"])
 def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int]) -> None:
+    equal(stage, axes)
+
+
+@pytest.mark.parametrize(
+    ("axes", "how"),
+    [
+        ({"data": 4, "sequence": 2}, "ulysses"),
+        ({"sequence": 8}, "ring"),
+        ({"fsdp": 2, "tensor": 2, "sequence": 2}, "ring"),
+    ],
+    ids=str,
+)
+def test_so_they_do_however_the_tokens_meet(axes: dict[str, int], how: str) -> None:
+    equal("dit", axes, how)
+
+
+def equal(stage: str, axes: dict[str, int], how: str = "auto") -> None:
     params, (loss, gradient) = one_device(stage)
     mesh = make_mesh(axes)
-    objective, frozen, batch = made(stage, mesh)
+    objective, frozen, batch = made(stage, mesh, how)
     placed = jax.device_put(params, param_sharding(mesh, params))
     if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
@@ -99,3 +124,45 @@ def test_loss_and_gradients_equal_one_device_s(stage: str, axes: dict[str, int])
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradients), strict=True):
         scale = float(np.linalg.norm(a)) + 1e-3
         assert float(np.linalg.norm(np.asarray(a) - np.asarray(b))) / scale < 1e-5
+
+
+def test_under_fsdp_only_parameters_and_gradients_travel() -> None:
+    """The compiled train step, with more numbers in a device's tokens than in any parameter."""
+    config = get_config("smoke")
+    config.dit.train.batch, config.dit.train.accumulate, config.run.unroll = 64, 1, 1
+    mesh = make_mesh({"fsdp": 8})
+    step = training(config, "dit", mesh)
+    abstract = jax.eval_shape(step.objective.init, jax.random.key(0), step.batch)
+    layers = jax.tree_util.tree_map_with_path(
+        lambda path, x: x.size // (x.shape[0] if "blocks" in jax.tree_util.keystr(path) else 1),
+        abstract,
+    )
+    largest = max(jax.tree.leaves(layers))
+    width = preset(config.dit.preset)["width"]
+    assert largest < 64 // 8 * math.prod(token_grid(config)) * width
+    text = lower_training(config, "dit", mesh).compile().as_text()
+    lines = [found for line in text.splitlines() if (found := COLLECTIVE.search(line))]
+    assert {found[2] for found in lines} == {"all-gather", "all-reduce"}
+    assert max(size for found in lines for size in size_of(found[1])) <= 4 * largest
+
+
+def test_guided_sampling_on_a_mesh_is_that_of_one_device() -> None:
+    """One video: its two rows on two devices each, its tokens on four."""
+    config = get_config("smoke")
+    config.run.dtype, config.sample.batch, config.sample.steps = "float32", 1, 2
+    assert config.sample.guidance != 1
+    _, made = sampling(config)
+    rng = np.random.default_rng(0)
+    params, mask, features, starts, clean, given, times, _ = made.arguments
+    draw = functools.partial(jax.tree.map, lambda x: 0.1 * rng.normal(size=x.shape).astype("f4"))
+    arguments = (
+        np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),
+        np.arange(times.shape[1], dtype=np.float32)[None], jax.random.split(jax.random.key(0), 1),
+    )  # fmt: skip
+    encoder = text_encoder(config, None, None)
+    weights = draw(params)
+    one, two = (
+        Model(config, None, encoder, weights, {}, mesh).denoise(*arguments, settings=made.settings)
+        for mesh in (None, make_mesh({"data": 2, "sequence": 4}))
+    )
+    assert np.linalg.norm(one - two) / np.linalg.norm(one) < 1e-5

@@ -1,6 +1,7 @@
 """How fast vdit is: steps and sampling in JAX, beside PyTorch and the network's bare matmuls.
 
-    python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint] [--torch-python=PYTHON]
+    python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint,attention]
+                          [--torch-python=PYTHON]
                           [--width=384 --depth=12 --tokens=512 --batch=4 --levels=2 --steps=50]
                           [--repeats=5] [--json=FILE]
 
@@ -10,6 +11,8 @@
     compile   seconds to trace and compile the train step of 24 scanned layers, beside 4
     checkpoint  how long a train loop waits for a save of the DiT, its moments and its average: as
               the trainer saves, in the background, and if it waited for files and digests
+    attention a narrow DiT's forward pass (width 64, two blocks) by its axes, from 4,096 to 65,536
+              tokens, and the slope of its time over them; the memory of the chunked kernel
 
 A train step is forward, backward, clipping by the global norm and AdamW. PyTorch runs the same
 network (tools/bench_torch.py; outputs and first losses are compared before anything is timed) in a
@@ -52,13 +55,16 @@ from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import sample, sampler
 from vdit.diffusion.schedule import process, timesteps
 from vdit.errors import UserError
-from vdit.models.dit import DiT
+from vdit.kernels import chunked, xla
+from vdit.models.dit import AXES, DiT
+from vdit.objectives.diffusion import dense_tokens
+from vdit.runtime import attention
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
-PARTS = ("dit", "vae", "sampling", "compile", "checkpoint")
+PARTS = ("dit", "vae", "sampling", "compile", "checkpoint", "attention")
 DTYPES = ("float32", "bfloat16")
 CHANNELS, TEXT_TOKENS, TEXT_WIDTH = 24, 48, 128  # of the default configuration
 LEARNING_RATE = 1e-4
@@ -67,6 +73,8 @@ AGREE = 1e-3  # relative difference up to which two networks are the same
 SLOW = 3.0  # times the fastest: not worth a second turn
 SAMPLING_TURNS = 3  # at most: each is a hundred forward passes
 SHALLOW, DEEP = 4, 24  # layers whose compile times are compared
+LENGTHS = (4096, 16_384, 65_536)  # tokens of one clip, in frames of 16 x 16
+LINEAR = 1.2  # slope of log time over log length up to which it is called linear
 
 Run = Callable[[], float]  # does the work once and gives its seconds
 Arrays = dict[str, np.ndarray]
@@ -325,6 +333,36 @@ def compile_run(options: argparse.Namespace, depth: int) -> Run:
         return time.perf_counter() - start
 
     return run
+
+
+def length_run(axes: str, length: int) -> Run:
+    """The forward pass over one clip of so many tokens, compiled and warm."""
+    model = DiT(width=64, depth=2, heads=1, axes=axes, attend=attention.kernel("auto"))
+    count, random = length // 256, np.random.default_rng(0)
+    latent = random.standard_normal((1, count, 16, 16, CHANNELS), np.float32)
+    times = 0.4 * np.arange(count, dtype=np.float32)[None]
+    x, layout = dense_tokens(
+        jnp.asarray(latent), (1, 1), jnp.asarray(times), jnp.zeros((1, count), bool)
+    )
+    first = dense_tokens(  # parameters know no length
+        jnp.asarray(latent[:, :1]), (1, 1), jnp.asarray(times[:, :1]), jnp.zeros((1, 1), bool)
+    )
+    text = random.standard_normal((1, 1, TEXT_TOKENS, TEXT_WIDTH), np.float32)
+    mask = jnp.ones(text.shape[:3], bool)
+    level = jnp.asarray([[600.0, 0.0]])
+    told = text_condition(jnp.asarray(text), mask, jnp.asarray(text.mean(2)), level)
+    params = perturbed(jax.jit(model.init)(jax.random.key(0), *first, told))
+    compiled = jax.jit(model.apply).lower(params, x, layout, told).compile()
+    jax.block_until_ready(compiled(params, x, layout, told))
+    return lambda: seconds_of(lambda: compiled(params, x, layout, told))
+
+
+def gradient_temporaries(attend: Any, length: int) -> int:
+    """Bytes that a kernel's compiled gradient needs besides its arguments and results."""
+    x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
+    grad = jax.grad(lambda q, k, v: jnp.square(attend(q, k, v)).sum(), (0, 1, 2))
+    memory: Any = jax.jit(grad).lower(x, x, x).compile().memory_analysis()
+    return memory.temp_size_in_bytes
 
 
 # --------------------------------------------------------------------------------------------------
@@ -649,6 +687,28 @@ def bench_checkpoint(options: argparse.Namespace, report: Report) -> None:
     report.target("checkpoint", what, value, 0.1, most=True)
 
 
+def bench_attention(options: argparse.Namespace, report: Report) -> None:
+    """Time over length for each arrangement of axes, and the chunked kernel's memory."""
+    for axes in AXES:
+        runs = {f"{length:,} tokens": length_run(axes, length) for length in LENGTHS}
+        seconds = {
+            name: [run() for _ in range(options.repeats)] for name, run in runs.items()
+        }  # a long clip is slower, not to be left out
+        report.table("attention", axes, seconds, None)
+        medians = [statistics.median(values) for values in seconds.values()]
+        slope = math.log(medians[-1] / medians[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
+        what = f"attention: {axes}, slope of log time over log length"
+        if axes == "joint":
+            print(f"{what}: {slope:.2f}")
+        else:
+            report.target("attention", what, slope, LINEAR, most=True)
+    length = LENGTHS[len(LENGTHS) // 2]
+    small, naive = (gradient_temporaries(m.attend, length) for m in (chunked, xla))
+    print(f"temporaries of the gradient at {length:,} tokens: {small:,} bytes, xla {naive:,}")
+    what = "attention: percent of xla's temporaries that chunked needs"
+    report.target("attention", what, 100 * small / naive, 2.0, most=True)
+
+
 def machine() -> str:
     """One line on what this was measured on."""
     model, info = platform.machine(), Path("/proc/cpuinfo")
@@ -721,6 +781,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench_compile(options, report)
         if "checkpoint" in options.only:
             bench_checkpoint(options, report)
+        if "attention" in options.only:
+            bench_attention(options, report)
         if options.json is not None:
             write_text(options.json, "".join(json.dumps(row) + "\n" for row in report.rows))
         return 0

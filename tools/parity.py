@@ -60,6 +60,7 @@ def activations(model: DiTPaper, params: Any, stored: Mapping[str, np.ndarray]) 
     zeros = jnp.zeros(x.shape[:2])
     tokens, layout = dense_tokens(x, model.patch, zeros, zeros > 0)
 
+    assert layout.grid is not None
     apply: Any = jax.jit(functools.partial(model.apply, mutable=["intermediates"]))
     out, found = apply({"params": params}, tokens, layout, told(stored))
     kinds = jnp.split(out, 1 + model.learned_variance, axis=-1)

@@ -30,7 +30,6 @@ from tools.planning.estimate import Estimate, Model, estimate, model_of, with_
 from tools.planning.hlo import collectives
 from vdit import build
 from vdit.errors import UserError
-from vdit.models.dit import preset
 from vdit.runtime.mesh import AXES, make_mesh, mesh_sizes
 from vdit.train import check_batch
 
@@ -57,16 +56,6 @@ def read_mesh(text: str) -> dict[str, int]:
     return made
 
 
-def check_heads(config: ConfigDict, sizes: Mapping[str, int]) -> None:
-    """Refuses more tensor shards than heads, or shards that do not divide them."""
-    heads = preset(config.dit.preset)["heads"]
-    if heads % sizes["tensor"]:
-        raise UserError(
-            f"mesh tensor={sizes['tensor']}: dit.preset {config.dit.preset} has {heads} heads,"
-            " which tensor must divide"
-        )
-
-
 def meshes(count: int) -> Iterator[dict[str, int]]:
     """Every mesh of `count` devices with at most 8 along tensor and sequence."""
     few = [n for n in (1, 2, 4, 8) if count % n == 0]
@@ -91,7 +80,7 @@ def candidates(
             changed = with_(config, run__remat=remat, **{f"{stage}__train__accumulate": parts})
             try:
                 check_batch(stage, changed[stage].train, sizes)
-                check_heads(config, sizes)
+                build.check_mesh(config, sizes)
             except UserError:
                 continue
             found.append((estimate(model, changed[stage].train, sizes, chip), changed, sizes))
@@ -193,7 +182,7 @@ def plan_training(config: ConfigDict, options: argparse.Namespace, kind: str, co
     if options.mesh:
         sizes = mesh_sizes(read_mesh(options.mesh), count)
         check_batch(stage, config[stage].train, sizes)
-        check_heads(config, sizes)
+        build.check_mesh(config, sizes)
     else:
         found = candidates(config, stage, count, chip, ("none", "dots", "full"))
         if not found:
@@ -230,16 +219,19 @@ def plan_training(config: ConfigDict, options: argparse.Namespace, kind: str, co
     print_compiled(compiled, made, sizes, kind)
 
 
-def plan_sampling(config: ConfigDict, options: argparse.Namespace, kind: str) -> None:
-    """The denoising scan, which runs on one device."""
+def plan_sampling(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> None:
+    """The denoising scan: on the mesh that is given, else on one device."""
     if options.fast:
         raise UserError("--mode=sample --fast: sampling has no estimate; leave --fast out")
     from tools.planning.step import lower_sampling
 
-    mesh = make_mesh({"data": 1}, devices_of(options.topology)[:1])
+    sizes = mesh_sizes(read_mesh(options.mesh), count) if options.mesh else mesh_sizes({}, 1)
+    build.check_mesh(config, sizes)
+    used = math.prod(sizes.values())
+    mesh = make_mesh(sizes, devices_of(options.topology)[:used])
     compiled = compiled_of(lower_sampling(config, mesh), options.topology)
-    print(f"{config.sample.batch} videos, {config.sample.steps} steps, on one device of {kind}")
-    print_compiled(compiled, None, mesh_sizes({}, 1), kind)
+    print(f"{config.sample.batch} videos, {config.sample.steps} steps, {used} devices of {kind}")
+    print_compiled(compiled, None, sizes, kind)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -267,7 +259,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             devices_of(options.topology)  # what cannot be compiled is said first
         build.check(config, "tpu")
         if options.mode == "sample":
-            plan_sampling(config, options, kind)
+            plan_sampling(config, options, kind, count)
         else:
             plan_training(config, options, kind, count)
         return 0

@@ -3,7 +3,7 @@
 import functools
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,7 @@ from vdit.nn.attention import Attend
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import DTYPES, operand_dtype
+from vdit.runtime.mesh import gather
 
 
 def choose(table: Any, what: str, name: str) -> Any:
@@ -50,11 +51,13 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
     choose(attention.KERNELS, "run.attention", config.run.attention)
     attention.check(config.run.attention, platform)
+    choose(dict.fromkeys(attention.SEQUENCE), "run.sequence", config.run.sequence)
     choose(DITS, "dit.model", config.dit.model)
     preset(config.dit.preset)
     choose(SOURCES, "data.source", config.data.source)
     _check_tfds(config)
     choose(AXES, "dit.axes", config.dit.axes)
+    _check_window(config)
     choose(REMAT, "run.remat", config.run.remat)
     choose(text.ENCODERS, "text.encoder", config.text.encoder)
     if config.text.encoder in text_folder.FAMILIES:
@@ -176,6 +179,28 @@ def _check_losses(config: ConfigDict) -> None:
                 f" needs {net.least} rows and columns or more"
             )
         lpips.weights_file(config.vae.lpips_net)
+
+
+def _check_window(config: ConfigDict) -> None:
+    """Refuses a window that is none, or that nothing reads."""
+    window, axes = tuple(config.dit.window), config.dit.axes
+    if len(window) != 3 or min(window) < 1:
+        raise UserError(f"dit.window is {window}: 3 numbers of at least 1 are allowed")
+    if axes != "windowed" and window != LATER["dit.window"]:
+        raise UserError(f"dit.window is given with dit.axes={axes}: only windowed takes it")
+    if axes == "windowed" and config.dit.model != "vdit":
+        raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
+
+
+def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
+    if "dit" not in config.stages:
+        return
+    heads = preset(config.dit.preset)["heads"]
+    try:
+        attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
+    except UserError as error:
+        raise UserError(f"{error} (dit.preset={config.dit.preset})") from error
 
 
 def _check_tfds(config: ConfigDict) -> None:
@@ -423,7 +448,7 @@ def training_clips(config: ConfigDict, workdir: Path) -> Any:
 
 def _attend(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Attend:
     choose(attention.KERNELS, "run.attention", config.run.attention)
-    return attention.kernel(config.run.attention, mesh, platform)
+    return attention.kernel(config.run.attention, mesh, platform, config.run.sequence)
 
 
 def _check_conv(config: ConfigDict) -> None:
@@ -475,6 +500,7 @@ def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
         attend=_attend(config, mesh, platform),
         unroll=config.run.unroll,
         dtype=operand_dtype(config.run.dtype, mesh, platform),
+        gather=gather(mesh),
         **{name: config.vae[name] for name in fields},
     )
 
@@ -502,17 +528,23 @@ def discriminator(
     return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, dtype)
 
 
-def _paper(config: ConfigDict, **options: Any) -> DiTPaper:
+def _paper(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiTPaper:
+    del mesh  # its blocks take parameters as the compiler places them
     return DiTPaper(patch=tuple(config.dit.patch), **config.dit.paper, **options)
 
 
-DITS: dict[str, Any] = {"vdit": lambda config, **options: DiT(**options), "paper": _paper}
+def _vdit(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiT:
+    return DiT(window=tuple(config.dit.window), gather=gather(mesh), **options)
+
+
+DITS: dict[str, Any] = {"vdit": _vdit, "paper": _paper}
 
 
 def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Any:
     """The diffusion transformer, for one device or for steps on a mesh."""
     return choose(DITS, "dit.model", config.dit.model)(
         config,
+        mesh,
         **preset(config.dit.preset),
         axes=config.dit.axes,
         learned_variance=config.dit.learned_variance,
@@ -545,6 +577,7 @@ def classifier(
         unroll=config.run.unroll,
         remat=config.run.remat,
         dtype=operand_dtype(config.run.dtype, mesh, platform),
+        gather=gather(mesh),
     )
 
 
@@ -623,6 +656,7 @@ def text_encoder(
             "heads": config.text.heads,
             "unroll": min(config.run.unroll, config.text.depth),
             "dtype": operand_dtype(config.run.dtype, mesh, platform),
+            "gather": gather(mesh),
         }
     if config.text.encoder in text_folder.FAMILIES:
         options = {"path": config.text.path, "length": tokens.length, "vocab": tokens.vocab}

@@ -79,7 +79,7 @@ def default() -> ConfigDict:
     vae.adversarial_start = 1000  # steps before it begins
     vae.adversarial_width = 32  # of its first level
     vae.adversarial_levels = 3  # each halves height and width
-    vae.train = _training(steps=3000, batch=8, learning_rate=0.03)
+    vae.train = _training(steps=2500, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
     vae.train.discriminator = ConfigDict()  # what differs for this group of parameters
     vae.train.discriminator.adam_learning_rate = 2e-4
@@ -94,7 +94,10 @@ def default() -> ConfigDict:
     dit.model = "vdit"  # or paper: DiT as published, and Latte; one time for all tokens
     dit.preset = "nano"  # nano, micro, S, B, L or XL; or WIDTHxDEPTHxHEADS
     dit.patch = (1, 1)  # rows, columns of latents in one token
-    dit.axes = "joint"  # joint: attention over all tokens; factorised: over space and time in turn
+    # joint: attention over all tokens; factorised: over space and time in turn; windowed: over
+    # tiles of dit.window and half a tile around, for length
+    dit.axes = "joint"
+    dit.window = (4, 8, 8)  # windowed: latent frames, rows and columns (of dit.patch) of a tile
     dit.process = "flow"  # flow, cosine or ddpm
     dit.learned_variance = False  # ddpm: between posterior and beta, by the hybrid loss
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
@@ -157,6 +160,9 @@ def default() -> ConfigDict:
     run = config.run = ConfigDict()  # how, not what: dtype and attention change only rounding
     run.dtype = "auto"  # of matmul operands: float32, bfloat16, or what the machine does fastest
     run.attention = "auto"  # by machine and length; or xla, chunked, splash (TPU), cudnn (GPU)
+    # tokens split over mesh.sequence exchange heads (ulysses), pass keys round (ring), do both as
+    # the heads go (auto), or have all keys everywhere (gather)
+    run.sequence = "auto"
     run.unroll = 64  # layers unrolled at a time; 1 compiles fastest
     run.remat = "none"  # rematerialise the DiT's activations: none, dots or full
     run.log_every = 20  # steps between rows of metrics.jsonl
@@ -202,6 +208,7 @@ LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
     "data.shots": (1, 1), "dit.caption_drop": 0.0, "dit.model": "vdit",
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
+    "dit.window": (4, 8, 8),
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "", "data.label": "",

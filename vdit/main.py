@@ -86,6 +86,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
 
     build.check(config)
     mesh = make_mesh(dict(config.mesh))
+    build.check_mesh(config, mesh.shape)
     began = time.monotonic()
     zero = jax.process_index() == 0
     with Preemption() as preemption, Metrics(workdir, zero) as metrics:

@@ -33,6 +33,13 @@ from vdit.objectives.diffusion import conditioned, dense_tokens, levels, split_v
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
+from vdit.runtime.mesh import (
+    gather,
+    param_sharding,
+    replicated,
+    sampling_mesh,
+    sequence_constraint,
+)
 from vdit.tokens import clip_frames, latent_times, shot_list
 
 Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
@@ -94,7 +101,7 @@ class Settings:
 class Model:
     """A trained workdir, ready to generate. Made by `vdit.load(workdir)`.
 
-    `mesh` is a machine of one device that is not this one, to compile for.
+    The denoising scan runs on `mesh`, or, where that is not given, on one of `sampling_mesh`.
     """
 
     def __init__(
@@ -111,7 +118,7 @@ class Model:
         self.params = params  # groups vae, dit and text; "empty", if a text without words stands in
         self.classes = classes  # names of the classes, if it is told of classes instead of text
         self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
-        self.vae, self.dit = build.vae(config, mesh), build.dit(config, mesh)
+        self.vae, self.dit, self.mesh = build.vae(config), build.dit(config), mesh
         self.process = build.process(config)
         self._encode = jax.jit(
             lambda params, video, state: self.vae.apply(
@@ -127,7 +134,7 @@ class Model:
         self._text = jax.jit(
             lambda params, ids, mask: self.encoder.apply(params["text"], ids, mask)
         )
-        self._denoise = jax.jit(self._sample, static_argnames=("settings",))
+        self._denoisers: dict[Mesh | None, tuple[Any, Any]] = {}
 
     def settings(self, **changes: Any) -> Settings:
         """The config's sampling settings with changes; None means the config's."""
@@ -137,6 +144,27 @@ class Model:
         made.make()  # refuses unknown names and options at once
         timesteps(self.process, made.steps, self.config.dit.shift, made.spacing)
         return made
+
+    def denoiser(self, mesh: Mesh | None) -> Any:
+        """`_sample` compiled for a mesh, or for one device."""
+        run = functools.partial(self._sample, mesh, build.dit(self.config, mesh))
+        return jax.jit(run, static_argnames=("settings",))
+
+    def denoise(self, *arguments: Any, settings: Settings) -> jax.Array:
+        """`_sample` of these arguments but the parameters, where it is fastest."""
+        rows = arguments[0].shape[0] * (2 if settings.guidance != 1.0 else 1)
+        mesh = self.mesh or sampling_mesh(rows)
+        if mesh not in self._denoisers:
+            params = self.params
+            if mesh is not None:
+                params = jax.device_put(params, param_sharding(mesh, params))
+            self._denoisers[mesh] = self.denoiser(mesh), params
+        run, params = self._denoisers[mesh]
+        if mesh is None:
+            return run(params, *arguments, settings=settings)
+        with jax.set_mesh(mesh):
+            placed = jax.device_put(arguments, replicated(mesh))
+            return jnp.asarray(jax.device_get(run(params, *placed, settings=settings)))
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
         """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
@@ -161,6 +189,8 @@ class Model:
 
     def _sample(
         self,
+        mesh: Mesh | None,
+        dit: Any,
         params: dict[str, Any],
         mask_BJS: jax.Array,
         features_BJSE: jax.Array,
@@ -173,6 +203,9 @@ class Model:
         settings: Settings,
     ) -> jax.Array:
         """The denoising scan: latents (B, n, h, w, Z), given ones as they were."""
+        if whole := gather(mesh):
+            params = whole(params)
+        constrain = (lambda x: x) if mesh is None else sequence_constraint(mesh)
         patch = tuple(self.config.dit.patch)
         clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn, starts_BK)
         batch = clean.shape[0]
@@ -187,17 +220,18 @@ class Model:
         rows = len(clean2)
         features, mask, label = told
         condition = conditioned(
-            self.encoder, features, mask, levels(self.dit, self.process, jnp.zeros(rows)),
+            self.encoder, features, mask, levels(dit, self.process, jnp.zeros(rows)),
             jnp.arange(rows) >= batch, label, params.get("empty"),
         )  # fmt: skip
         shots = max(mask_BJS.shape[1] - 1, 1)
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-            x_t = jnp.where(known2, clean2, x_t)
-            level = jnp.tile(levels(self.dit, self.process, t[None]), (rows, shots))
+            # A video's two rows may lie on two devices.
+            x_t = constrain(jnp.where(known2, clean2, x_t))
+            level = jnp.tile(levels(dit, self.process, t[None]), (rows, shots))
             told = dataclasses.replace(condition, level=level)
-            out: Any = self.dit.apply({"params": params["dit"]}, x_t, layout2, told)
-            out, share = split_variance(self.dit, out)
+            out: Any = dit.apply({"params": params["dit"]}, x_t, layout2, told)
+            out, share = split_variance(dit, out)
             x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
             return jnp.where(known2, clean2, x0), share
 
@@ -369,10 +403,9 @@ class Model:
         seeds = jnp.asarray([row.seed for row in rows], jnp.uint32)
         keys = jax.vmap(jax.random.key)(seeds)
         labels = jnp.asarray([row.label for row in rows], jnp.int32) if self.classes else None
-        latent = self._denoise(
-            self.params, mask, features, starts if starts.size else None, clean,
-            jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32), keys, labels,
-            settings=settings,
+        latent = self.denoise(
+            mask, features, starts if starts.size else None, clean, jnp.asarray(all_given),
+            jnp.asarray(all_times, jnp.float32), keys, labels, settings=settings,
         )  # fmt: skip
         return latent[:, :count]
 

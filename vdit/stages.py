@@ -318,7 +318,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     """Stage dit: the EMA parameters of the denoiser (and of the learned text encoder)."""
     refuse_other(config, "dit", runtime)
     tokenizer = build.tokenizer(config, runtime.workdir)
-    encoder = build.text_encoder(config, tokenizer)
+    encoder = build.text_encoder(config, tokenizer, runtime.mesh)
     text = "features" if "features" in latents[0] else "ids"
     make = packed_rows if config.data.shapes else dense_batches
     objective, stream = make(config, runtime, latents, encoder, text)

@@ -21,7 +21,7 @@ from vdit.errors import UserError
 from vdit.objectives.objective import Objective, Params
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.machine import operand_dtype
-from vdit.runtime.mesh import batch_sharding, param_sharding, replicate, replicated
+from vdit.runtime.mesh import batch_sharding, gather, param_sharding, replicate, replicated
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
 from vdit.runtime.preemption import Preemption
@@ -92,12 +92,15 @@ def init_state(
     return state, jax.tree.map(lambda x: x + 0, params)
 
 
-def make_step(objective: Objective, options: ConfigDict, dtype: Any = jnp.float32) -> Any:
+def make_step(
+    objective: Objective, options: ConfigDict, dtype: Any = jnp.float32, gather: Any = None
+) -> Any:
     """step(state, ema, frozen, batch) -> (state, ema, metrics): gradients, optimizers, EMA.
 
     The batch is computed in `accumulate` parts; sums of the loss, its gradient and its weight are
     added over parts and devices and divided once, so the parts do not change the result. `dtype` is
-    that of the operands of the optimizer's own products (the objective's model has its own).
+    that of the operands of the optimizer's own products (the objective's model has its own);
+    `gather` as in `vdit.runtime.mesh`.
     """
 
     def step(
@@ -107,7 +110,8 @@ def make_step(objective: Objective, options: ConfigDict, dtype: Any = jnp.float3
         params = state["params"]
 
         def total(params: Params, part: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
-            loss, weight, metrics = objective.loss(params, frozen, part, key)
+            whole = params if gather is None else gather(params)
+            loss, weight, metrics = objective.loss(whole, frozen, part, key)
             return loss, {"weight": weight, "loss": loss, **metrics}
 
         gradient = jax.grad(total, has_aux=True)
@@ -166,7 +170,7 @@ def compiled_step(
     """`make_step`, jitted for a mesh; `abstract` is what `abstract_state` gave. The old state is
     used up. `lower` compiles it for shapes alone, and for a mesh of a machine that is not here."""
     return jax.jit(
-        make_step(objective, options, operand_dtype(run.dtype, mesh)),
+        make_step(objective, options, operand_dtype(run.dtype, mesh), gather(mesh)),
         donate_argnums=(0, 1),
         out_shardings=(*jax.tree.map(lambda x: x.sharding, abstract), replicated(mesh)),
     )

@@ -216,6 +216,23 @@ def test_factorised_blocks_attend_over_space_then_time() -> None:
         run(model, params, x, layout(1).replace(grid=None), condition(1))
 
 
+def test_windows_see_their_neighbourhood_and_the_next_layer_sees_further() -> None:
+    tall = layout(1)
+    assert tall.grid is not None
+    shares = []
+    for depth in (1, 2):
+        model = DiT(width=24, depth=depth, heads=2, axes="windowed", window=(1, 1, 1))
+        x = jax.random.normal(jax.random.key(0), (1, LENGTH, 4))
+        params = shaken(init(model, x, tall, condition(1)))
+        value = jax.grad(lambda x, m=model, p=params: run(m, p, x, tall, condition(1))[0, 0].sum())
+        shares.append((jnp.abs(jax.jit(value)(x)).sum(-1) > 0).mean())
+    near = np.prod([min(size, 2) for size in tall.grid]) / LENGTH
+    far = np.prod([min(size, 3) for size in tall.grid]) / LENGTH
+    np.testing.assert_allclose(shares, [near, far])
+    with pytest.raises(UserError, match="dense"):
+        run(model, params, x, tall.replace(grid=None), condition(1))
+
+
 @pytest.mark.parametrize(
     "preset, millions", [("S", 33), ("B", 130), ("L", 458), ("XL", 675)]
 )

@@ -1,6 +1,7 @@
 """The choice of a kernel: by length and machine, refused where it cannot run, split over a mesh."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.base import get_config
 from vdit import build
@@ -19,6 +21,9 @@ from vdit.runtime import attention
 from vdit.runtime.files import write_text
 from vdit.runtime.mesh import make_mesh
 from vdit.sample import read_config
+
+sys.path.append(str(Path(__file__).parents[1] / "kernels"))
+from reference import difference, inputs, pulled  # noqa: E402
 
 CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the choice on a CPU")
 
@@ -110,3 +115,62 @@ def test_on_a_mesh_it_computes_the_same(sizes: tuple[int, ...], masked: bool) ->
     if batch == 4:
         out_shape = got[0].sharding.shard_shape(got[0].shape)
         assert out_shape == (2, 4, 1, 8)
+
+
+EXCHANGES = [
+    ({"data": 2, "sequence": 4}, "ulysses", (8, 0)),
+    ({"fsdp": 2, "tensor": 2, "sequence": 2}, "auto", (8, 0)),
+    ({"sequence": 8}, "auto", (8, 8)),  # four heads: two groups of four shards
+    ({"tensor": 2, "sequence": 4}, "ring", (0, 8)),
+    ({"data": 2, "sequence": 4}, "gather", (0, 0)),
+]
+
+
+@pytest.mark.parametrize(("axes", "how", "sent"), EXCHANGES, ids=str)
+def test_tokens_of_all_shards_are_seen(
+    axes: dict[str, int], how: str, sent: tuple[int, int]
+) -> None:
+    """Samples that lie across the shards; forward and back there are (all-to-all, ring) sends."""
+    (q, k, v, gradient), _ = inputs(32, 32, heads=4)
+    ids = jnp.asarray([np.repeat([0, 1, 2], [3, 10, 19]), np.repeat([1, 2, 0], [30, 1, 1])])
+    attend = attention.kernel("chunked", make_mesh(axes), how=how)
+    compiled = pulled.lower(attend, q, k, v, gradient, ids, ids).compile()
+    got = compiled(q, k, v, gradient, ids, ids)
+    for mine, want in zip(got, pulled(xla.attend, q, k, v, gradient, ids, ids), strict=True):
+        assert difference(mine, want) < 1e-5
+    text = compiled.as_text()
+    assert (text.count(" all-to-all("), text.count(" collective-permute(")) == sent
+
+
+@pytest.mark.parametrize("how", ["ulysses", "ring"])
+def test_a_device_s_memory_falls_with_the_shards(how: str) -> None:
+    x = jax.ShapeDtypeStruct((1, 2048, 8, 16), jnp.float32)
+
+    def needed(shards: int) -> int:
+        mesh = make_mesh({"sequence": shards}, jax.devices()[:shards])
+        attend = attention.kernel("chunked", mesh, how=how)
+        where = NamedSharding(mesh, PartitionSpec(None, "sequence"))
+        grad = jax.grad(lambda q, k, v: (attend(q, k, v) ** 2).sum(), (0, 1, 2))
+        compiled = jax.jit(grad, in_shardings=where, out_shardings=where).lower(x, x, x).compile()
+        memory = compiled.memory_analysis()
+        return memory.temp_size_in_bytes + memory.argument_size_in_bytes
+
+    assert needed(8) < 0.3 * needed(2)
+
+
+@pytest.mark.parametrize(
+    ("name", "how", "sizes", "line"),
+    [
+        ("auto", "auto", {"tensor": 3, "sequence": 1}, "tensor=3: there are 8 heads"),
+        ("auto", "ulysses", {"tensor": 2, "sequence": 8}, "divide the 4 heads of a tensor shard"),
+        ("splash", "auto", {"tensor": 1, "sequence": 16}, "takes auto or chunked; or run"),
+    ],
+)
+def test_wrong_shards_are_one_line(
+    name: str, how: str, sizes: dict[str, int], line: str
+) -> None:
+    with pytest.raises(UserError, match=line) as caught:
+        attention.check_mesh(name, how, 8, sizes)
+    assert "\n" not in str(caught.value)
+    for fits in ({"tensor": 2, "sequence": 4}, {"tensor": 1, "sequence": 8}):
+        attention.check_mesh(name, how, 8, fits)

@@ -33,6 +33,8 @@ REASONS = {
     ("all-reduce", "tensor"): "partial sums over heads and mlp columns",
     ("reduce-scatter", "tensor"): "partial sums over heads and mlp columns",
     ("all-gather", "sequence"): "keys and values of all tokens",
+    ("all-to-all", "sequence"): "heads for tokens around attention, and back (ulysses)",
+    ("collective-permute", "sequence"): "keys and values: round the ring, or of the next window",
     ("all-reduce", "sequence"): "sums over tokens: gradients",
     ("reduce-scatter", "sequence"): "gradients of keys and values",
     ("all-reduce", "data+fsdp+sequence"): "sums over tokens: gradients, loss, norms",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vdit import build, stages
@@ -17,7 +17,7 @@ from vdit.errors import UserError
 from vdit.models.text import TextEncoder
 from vdit.models.text_folder import FAMILIES
 from vdit.objectives.objective import Objective
-from vdit.runtime.mesh import batch_sharding, replicated
+from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
 from vdit.sample import Model
 from vdit.tokens import Budget
 from vdit.train import abstract_state, compiled_step
@@ -174,7 +174,7 @@ class Sampling(NamedTuple):
 
 
 def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampling]:
-    """The denoising scan of a batch of videos as long and large as in training, on one device."""
+    """The denoising scan of a batch of videos as long and large as in training."""
     encoder = text_encoder(config, mesh, None)
     model = Model(config, None, encoder, {}, {}, mesh)  # type: ignore[arg-type]
     made = training(config, "dit", mesh)
@@ -195,11 +195,20 @@ def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampl
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
         shape((rows,), jnp.int32) if model.dit.one_time and config.dit.paper.classes else None,
     )
-    return model, Sampling(model._denoise, arguments, model.settings())
+    return model, Sampling(model.denoiser(mesh), arguments, model.settings())
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """The denoising scan, for the one device of the mesh."""
+    """The denoising scan on the mesh: parameters as in training, and a batch on all devices, which
+    the scan splits itself."""
     _, made = sampling(config, mesh)
-    where = NamedSharding(mesh, PartitionSpec())
-    return made.denoise.lower(*placed(made.arguments, where), settings=made.settings)
+    params, *others = made.arguments
+    with jax.set_mesh(mesh):
+        params = jax.tree.map(
+            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+            params,
+            param_sharding(mesh, params),
+        )
+        return made.denoise.lower(
+            params, *placed(others, replicated(mesh)), settings=made.settings
+        )

@@ -35,10 +35,22 @@ def attend(
     Any L and S; ids are integers of at least 0, and every query must see at least one key. The
     products' operands have the dtype of q, k and v, in the gradient too; the result is float32.
     """
+    q_id_BL, k_id_BS = ids_for_padding(q_BLNK, k_BSNK, q_id_BL, k_id_BS, chunk)
+    return _attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, chunk)
+
+
+def ids_for_padding(
+    q_BLNK: jax.Array,
+    k_BSNK: jax.Array,
+    q_id_BL: jax.Array | None,
+    k_id_BS: jax.Array | None,
+    chunk: int,
+) -> tuple[jax.Array | None, jax.Array | None]:
+    """The ids, and where there are none but keys are filled up to whole chunks, one for all."""
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
     if q_id_BL is None and shares(keys, chunk)[2] > keys:  # only padding is to be left out
-        q_id_BL, k_id_BS = jnp.zeros((1, length), jnp.int32), jnp.zeros((1, keys), jnp.int32)
-    return _attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, chunk)
+        return jnp.zeros((1, length), jnp.int32), jnp.zeros((1, keys), jnp.int32)
+    return q_id_BL, k_id_BS
 
 
 def shares(length: int, most: int, multiple: int = 1) -> tuple[int, int, int]:
@@ -89,26 +101,15 @@ def _logits(
     return jnp.where(q_id_BC[:, None, :, None] == k_id_BJ[:, None, None, :], logits, LEAST)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_id: jax.Array | None,
-    k_id: jax.Array | None,
-    chunk: int,
-) -> jax.Array:
-    return _forward(q, k, v, q_id, k_id, chunk)[0]
-
-
-def _forward(
+def forward(
     q_BLNK: jax.Array,
     k_BSNK: jax.Array,
     v_BSNK: jax.Array,
     q_id_BL: jax.Array | None,
     k_id_BS: jax.Array | None,
     chunk: int,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, jax.Array]:
+    """The output (B, L, N, K), and the log of the sum of its weights (B, L, N, 1)."""
     scale = q_BLNK.shape[-1] ** -0.5
     keys = (_cut(k_BSNK, chunk), _cut(v_BSNK, chunk), _cut_id(k_id_BS, chunk))
 
@@ -134,17 +135,30 @@ def _forward(
 
     queries = (_cut(q_BLNK, chunk), _cut_id(q_id_BL, chunk))
     out_nBNCK, sums_nBNC1 = jax.lax.map(of_queries, queries)
-    out_BLNK = _joined(out_nBNCK, q_BLNK.shape[1])
-    return out_BLNK, (q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, out_BLNK, sums_nBNC1)
+    return _joined(out_nBNCK, q_BLNK.shape[1]), _joined(sums_nBNC1, q_BLNK.shape[1])
 
 
-def _backward(chunk: int, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
-    """Algorithm 4 of arXiv:2205.14135: chunks of keys outside, chunks of queries inside."""
-    q, k, v, q_id, k_id, out, sums = saved
+def backward(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    q_id: jax.Array | None,
+    k_id: jax.Array | None,
+    sums_BLN1: jax.Array,
+    share_BLN1: jax.Array,
+    gradient_BLNK: jax.Array,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Algorithm 4 of arXiv:2205.14135: chunks of keys outside, chunks of queries inside.
+
+    `share` is their D, the sum of the gradient times the output. float32 gradients of q, k and v;
+    where these keys are not all that there are, with the log-sum and the D of all.
+    """
     scale = q.shape[-1] ** -0.5
-    gradient = gradient_BLNK.astype(v.dtype)
-    share = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)  # their D
-    parts = (_cut(q, chunk), _cut(gradient, chunk), _cut(share, chunk), sums, _cut_id(q_id, chunk))
+    parts: Any = (
+        *(_cut(x, chunk) for x in (q, gradient_BLNK, share_BLN1, sums_BLN1)),
+        _cut_id(q_id, chunk),
+    )
     keys = (_cut(k, chunk), _cut(v, chunk), _cut_id(k_id, chunk))
 
     def over_keys(to_q_nBNCK: jax.Array, some: Any) -> tuple[jax.Array, Any]:
@@ -164,12 +178,31 @@ def _backward(chunk: int, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ..
 
         start = jnp.zeros(k_BNKJ.shape, jnp.float32), jnp.zeros(v_BNKJ.shape, jnp.float32)
         (to_k, to_v), to_q_nBNCK = jax.lax.scan(over_queries, start, (parts, to_q_nBNCK))
-        return to_q_nBNCK, ((scale * to_k.mT).astype(k.dtype), to_v.mT.astype(v.dtype))
+        return to_q_nBNCK, (scale * to_k.mT, to_v.mT)
 
     to_q, (to_k, to_v) = jax.lax.scan(over_keys, jnp.zeros(parts[0].shape, jnp.float32), keys)
     to_q = scale * _joined(to_q, q.shape[1])
-    to_k, to_v = _joined(to_k, k.shape[1]), _joined(to_v, v.shape[1])
-    return to_q.astype(q.dtype), to_k, to_v, None, None
+    return to_q, _joined(to_k, k.shape[1]), _joined(to_v, v.shape[1])
 
 
-_attend.defvjp(_forward, _backward)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
+def _attend(q: Any, k: Any, v: Any, q_id: Any, k_id: Any, chunk: int) -> jax.Array:
+    return forward(q, k, v, q_id, k_id, chunk)[0]
+
+
+def _saving(
+    q: Any, k: Any, v: Any, q_id: Any, k_id: Any, chunk: int
+) -> tuple[jax.Array, tuple[Any, ...]]:
+    out, sums = forward(q, k, v, q_id, k_id, chunk)
+    return out, (q, k, v, q_id, k_id, out, sums)
+
+
+def _gradients(chunk: int, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
+    q, k, v, q_id, k_id, out, sums = saved
+    gradient = gradient_BLNK.astype(v.dtype)
+    share = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)
+    to_q, to_k, to_v = backward(q, k, v, q_id, k_id, sums, share, gradient, chunk)
+    return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None, None
+
+
+_attend.defvjp(_saving, _gradients)

@@ -22,6 +22,8 @@ from vdit.kernels import xla
 from vdit.nn.attention import Angles, Attend, Attention
 from vdit.nn.linear import MLP, Linear, layer_norm, zeros
 from vdit.nn.rotary import rotary_angles, sincos
+from vdit.nn.stack import Gather, gathered
+from vdit.nn.window import windowed
 from vdit.tokens import Condition, Layout
 
 # One for tests of the road, two for CPUs (a quarter of an hour, an hour), Table 1 of the DiT paper,
@@ -50,7 +52,11 @@ def preset(name: str) -> dict[str, Any]:
 
 
 # What one step of the scanned stack holds: the axes that its blocks attend over, in turn.
-AXES: dict[str, tuple[str, ...]] = {"joint": ("joint",), "factorised": ("space", "time")}
+AXES: dict[str, tuple[str, ...]] = {
+    "joint": ("joint",),
+    "factorised": ("space", "time"),
+    "windowed": ("window",),
+}
 
 FEW = 4  # slots up to which modulation is summed, not multiplied as a matrix
 
@@ -109,6 +115,7 @@ class Block(nn.Module):
     mlp_ratio: float
     activation: str
     attend: Attend
+    window: tuple[int, int, int]
     dtype: Any
 
     @nn.compact
@@ -126,7 +133,11 @@ class Block(nn.Module):
         shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(6, name="adaln")(
             condition_BKD, pick_BLK
         )
-        attention = Attention(self.heads, self.attend, dtype=self.dtype, name="attention")
+        attend = self.attend
+        if self.axes == "window":
+            assert layout.grid is not None
+            attend = windowed(attend, layout.grid, self.window)
+        attention = Attention(self.heads, attend, dtype=self.dtype, name="attention")
         fold, unfold = FOLDS[self.axes]
         x = fold(modulate(x_BLD, shift1, scale1), layout.grid)
         angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
@@ -155,6 +166,7 @@ def _rows(pattern: str, back: str) -> tuple[Any, Any]:
 
 FOLDS: dict[str, tuple[Any, Any]] = {
     "joint": (lambda x, grid: x, lambda x, grid: x),
+    "window": (lambda x, grid: x, lambda x, grid: x),  # its attention cuts the row
     "space": _rows("B (t h w) D -> (B t) (h w) D", "(B t) (h w) D -> B (t h w) D"),
     "time": _rows("B (t h w) D -> (B h w) t D", "(B h w) t D -> B (t h w) D"),
 }
@@ -168,14 +180,15 @@ class Layer(nn.Module):
     mlp_ratio: float
     activation: str
     attend: Attend
+    window: tuple[int, int, int]
     dtype: Any
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, *shared: Any) -> tuple[jax.Array, None]:
         for axes in self.blocks:
             x_BLD = Block(
-                axes, self.heads, self.mlp_ratio, self.activation, self.attend, self.dtype,
-                name=axes,
+                axes, self.heads, self.mlp_ratio, self.activation, self.attend, self.window,
+                self.dtype, name=axes,
             )(x_BLD, *shared)  # fmt: skip
         return x_BLD, None
 
@@ -186,8 +199,10 @@ class DiT(nn.Module):
     With `learned_variance` (B, L, 2 C): behind it each element's share of the step's variance
     between the posterior's and beta (Nichol and Dhariwal 2021, Eq. 15).
     `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
-    places of a latent frame and over the times of a place (dense batches with a grid only).
-    `unroll` and `remat` are choices of the run: parameters are the same.
+    places of a latent frame and over the times of a place; "windowed" attends in tiles of `window`
+    tokens (t, h, w) and half a tile around (the last two for dense batches with a grid only).
+    `unroll`, `remat` and `gather` (of a layer's parameters) are choices of the run: parameters are
+    the same.
     """
 
     width: int
@@ -196,6 +211,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     axes: str = "joint"
+    window: tuple[int, int, int] = (4, 8, 8)
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     one_time = False  # tokens have levels of their own
@@ -203,6 +219,7 @@ class DiT(nn.Module):
     unroll: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
+    gather: Gather = None
 
     @nn.compact
     def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
@@ -211,7 +228,7 @@ class DiT(nn.Module):
             raise UserError(
                 f"dit depth {self.depth}: {self.axes} needs a multiple of {len(blocks)}"
             )
-        if layout.grid is None and len(blocks) > 1:
+        if layout.grid is None and blocks != ("joint",):
             raise UserError(f"dit.axes {self.axes} needs dense batches; packed rows go joint")
         dtype = self.dtype
         x = Linear(self.width, name="embed", dtype=dtype)(x_BLC)
@@ -228,9 +245,9 @@ class DiT(nn.Module):
         slots = jnp.arange(condition.level.shape[1])
         pick_BLK = (layout.slot[..., None] == slots[None, None]).astype(jnp.float32)
         angles = rotary_angles(layout.position, self.width // self.heads, self.theta)
-        layer = Layer
+        layer = gathered(Layer, self.gather)
         if self.remat != "none":
-            layer = nn.remat(Layer, prevent_cse=False, policy=REMAT[self.remat])
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
             layer,
             variable_axes={"params": 0},
@@ -239,7 +256,7 @@ class DiT(nn.Module):
             length=self.depth // len(blocks),
             unroll=min(self.unroll, self.depth // len(blocks)),
         )(
-            blocks, self.heads, self.mlp_ratio, self.activation, self.attend, dtype,
+            blocks, self.heads, self.mlp_ratio, self.activation, self.attend, self.window, dtype,
             name="blocks",
         )  # fmt: skip
         x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)

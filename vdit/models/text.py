@@ -28,6 +28,7 @@ from vdit.models.minilm import MiniLM, load_minilm
 from vdit.nn.attention import Attention
 from vdit.nn.linear import MLP, RMSNorm, zeros
 from vdit.nn.rotary import rotary_angles
+from vdit.nn.stack import Gather, gathered
 
 PAD = "[PAD]"  # id 0 of a learned tokenizer
 ECHO = 60  # characters of a prompt that an error repeats
@@ -170,13 +171,14 @@ class LearnedText(nn.Module):
     heads: int
     unroll: int
     dtype: Any
+    gather: Gather = None
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
         position_1S1 = jnp.arange(ids_NS.shape[1], dtype=jnp.float32)[None, :, None]
         angles = rotary_angles(position_1S1, self.width // self.heads, (1000.0,))
         stack = nn.scan(
-            Block,
+            gathered(Block, self.gather),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast, nn.broadcast),
@@ -261,13 +263,14 @@ def _learned(
     heads: int = 4,
     unroll: int = 1,
     dtype: Any = jnp.float32,
+    gather: Gather = None,
 ) -> TextEncoder:
-    """`vocab` is the tokenizer's; `dtype` is that of the matmuls' operands."""
+    """`vocab` is the tokenizer's; `dtype` is that of the matmuls' operands; `gather`: see DiT."""
     if width % heads or (width // heads) % 2:
         raise UserError(
             f"text width {width}, heads {heads} given; allowed: heads that cut it into even shares"
         )
-    module = LearnedText(vocab, width, depth, heads, unroll, dtype)
+    module = LearnedText(vocab, width, depth, heads, unroll, dtype, gather)
     return TextEncoder("learned", width, frozen=False, module=module)
 
 
@@ -305,7 +308,7 @@ ENCODERS: dict[str, Callable[..., TextEncoder]] = {
 
 
 def encoder(name: str, **options: Any) -> TextEncoder:
-    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype),
+    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype, gather),
     "minilm" or "none" (no options), or "t5", "umt5" or "clip" (path, length, vocab)."""
     if name not in ENCODERS:
         raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")

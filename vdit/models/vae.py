@@ -25,6 +25,7 @@ from vdit.nn.attention import Angles, Attend, Attention, CausalTimeAttention, Ti
 from vdit.nn.linear import MLP, Linear, RMSNorm, zeros
 from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
 from vdit.nn.rotary import rotary_angles
+from vdit.nn.stack import Gather, gathered
 
 
 @struct.dataclass
@@ -77,6 +78,7 @@ class Trunk(nn.Module):
     attend: Attend = xla.attend
     unroll: int = 1
     dtype: Any = jnp.float32
+    gather: Gather = None
 
     def initial(self, batch: int, places: int) -> VAEState:
         """The state at the start of a clip."""
@@ -91,7 +93,7 @@ class Trunk(nn.Module):
         position = grid.reshape(1, -1, 2).astype(jnp.float32)
         space = rotary_angles(position, self.width // self.heads, (self.theta, self.theta))
         blocks = nn.scan(
-            SpaceTimeBlock,
+            gathered(SpaceTimeBlock, self.gather),
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast, nn.broadcast),
@@ -131,13 +133,14 @@ class VAE(Autoencoder):
     attend: Attend = xla.attend
     unroll: int = 1
     dtype: Any = jnp.float32
+    gather: Gather = None
 
     def setup(self) -> None:
         p, q, r = self.patch
         trunk = {
             "width": self.width, "heads": self.heads, "window": self.window,
             "mlp_ratio": self.mlp_ratio, "activation": self.activation, "attend": self.attend,
-            "unroll": self.unroll, "dtype": self.dtype,
+            "unroll": self.unroll, "dtype": self.dtype, "gather": self.gather,
         }  # fmt: skip
         self.embed_video = Linear(self.width, dtype=self.dtype)
         self.encoder = Trunk(depth=self.encoder_depth, **trunk)

@@ -24,6 +24,7 @@ from vdit.models.dit import REMAT
 from vdit.nn.attention import Attend
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.patch import patchify
+from vdit.nn.stack import Gather, gathered
 
 Grid = tuple[int, int, int]
 
@@ -212,6 +213,7 @@ class Encoder(nn.Module):
     unroll: int
     remat: str
     dtype: Any
+    gather: Gather
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
@@ -222,9 +224,9 @@ class Encoder(nn.Module):
             x_BLD = jnp.concatenate([token_B1D, x_BLD], axis=1)
         normal = nn.initializers.normal(0.02)
         x_BLD = x_BLD + self.param("position", normal, x_BLD.shape[1:], jnp.float32)[None]
-        block = Block
+        block = gathered(Block, self.gather)
         if self.remat != "none":
-            block = nn.remat(Block, prevent_cse=False, policy=REMAT[self.remat])
+            block = nn.remat(block, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
             block,
             variable_axes={"params": 0},
@@ -260,7 +262,7 @@ class ViViT(nn.Module):
       model: a row of `ATTENTIONS`.
       temporal_depth: layers of the factorised encoder's second transformer.
       pool: "token" or "mean". Models 3 and 4 have no class token (section 3.3).
-      unroll, remat: choices of the run; parameters are the same.
+      unroll, remat, gather: choices of the run; parameters are the same.
 
     Raises `UserError` for a model, pool or video that is not possible.
     """
@@ -280,6 +282,7 @@ class ViViT(nn.Module):
     unroll: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
+    gather: Gather = None
 
     def setup(self) -> None:
         check(self.model, self.pool, self.patch, self.samples)
@@ -287,7 +290,7 @@ class ViViT(nn.Module):
             "attentions": ATTENTIONS[self.model], "heads": self.heads,
             "mlp_ratio": self.mlp_ratio, "activation": self.activation,
             "token": self.pool == "token", "attend": self.attend, "unroll": self.unroll,
-            "remat": self.remat, "dtype": self.dtype,
+            "remat": self.remat, "dtype": self.dtype, "gather": self.gather,
         }  # fmt: skip
         self.embed_video = Linear(self.width, dtype=self.dtype)
         self.encoder = Encoder(depth=self.depth, **common)

@@ -1,4 +1,4 @@
-"""Which attention kernel a run uses: by name, or by the machine; and how a mesh splits its rows.
+"""Which attention kernel a run uses: by name, or by the machine; and how a mesh splits its work.
 
 Every kernel is one function, `attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)`, and they compute
 the same up to rounding.
@@ -8,12 +8,15 @@ Dimension key: B batch, L query tokens, S key tokens, N heads, K head dim.
 
 import functools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from vdit.errors import UserError
-from vdit.kernels import chunked, cudnn, splash, xla
+from vdit.kernels import chunked, cudnn, ring, splash, xla
 from vdit.nn.attention import Attend
 from vdit.runtime.mesh import BATCH, platform_of
 
@@ -70,13 +73,90 @@ def check(name: str, platform: str | None = None) -> None:
         )
 
 
-def split(attend: Attend, mesh: Mesh) -> Attend:
-    """`attend` on every device's own rows, queries and heads, for use inside jit.
+# How tokens attend to those of other shards of `sequence`: ulysses exchanges heads for tokens (an
+# all-to-all before the kernel and after it, Jacobs et al., arXiv:2309.14509), ring passes keys
+# round, gather brings all keys to every device. auto: ulysses as far as the heads go, ring beyond.
+SEQUENCE = ("auto", "ulysses", "ring", "gather")
+
+
+def exchange(how: str, heads: int, shards: int) -> tuple[int, int]:
+    """(u, r): groups of u shards exchange a device's `heads` for tokens, and keys go round the r
+    groups."""
+    wanted = {"auto": math.gcd(heads, shards), "ulysses": shards, "ring": 1}[how]
+    return wanted, shards // wanted
+
+
+def check_mesh(name: str, how: str, heads: int, sizes: Mapping[str, int]) -> None:
+    """Refuses (`UserError`) tensor and sequence shards that a model's heads, or the kernel of that
+    name, do not go with."""
+    tensor, shards = sizes["tensor"], sizes["sequence"]
+    if heads % tensor:
+        raise UserError(f"mesh tensor={tensor}: there are {heads} heads, which tensor must divide")
+    if shards == 1 or how == "gather":
+        return
+    local = heads // tensor
+    if how == "ulysses" and local % shards:
+        raise UserError(
+            f"run.sequence=ulysses with mesh sequence={shards}: it must divide the {local} heads of"
+            " a tensor shard; auto and ring are allowed"
+        )
+    if exchange(how, local, shards)[1] > 1 and name not in ("auto", "chunked"):
+        raise UserError(
+            f"run.attention={name} with mesh sequence={shards} and {local} heads of a tensor shard:"
+            " keys go round a ring, which takes auto or chunked; or run.sequence=gather"
+        )
+
+
+def across(attend: Attend, how: str, shards: int) -> Attend:
+    """`attend` of tokens that are split over `shards` devices along sequence, for use inside
+    `jax.shard_map`: every query sees the keys of all devices."""
+
+    def over(
+        q_BLNK: jax.Array,
+        k_BLNK: jax.Array,
+        v_BLNK: jax.Array,
+        q_id_BL: jax.Array | None = None,
+        k_id_BL: jax.Array | None = None,
+    ) -> jax.Array:
+        u, r = exchange(how, q_BLNK.shape[2], shards)
+        local: Any = attend
+        if r > 1:
+            pairs = tuple((i, (i + u) % shards) for i in range(shards))
+            local = functools.partial(ring.attend, ring=ring.Ring("sequence", r, pairs))
+        if u == 1:
+            return local(q_BLNK, k_BLNK, v_BLNK, q_id_BL, k_id_BL)
+        groups = [[a * u + b for b in range(u)] for a in range(r)] if r > 1 else None
+        options: Any = {"axis_index_groups": groups, "tiled": True}
+
+        def exchanged(x: jax.Array, away: int, here: int) -> jax.Array:
+            return jax.lax.all_to_all(x, "sequence", away, here, **options)
+
+        arrays = (exchanged(x, 2, 1) for x in (q_BLNK, k_BLNK, v_BLNK))
+        ids = (
+            None if x is None else jax.lax.all_gather(x, "sequence", axis=1, **options)
+            for x in (q_id_BL, k_id_BL)
+        )
+        # What reads the result rounds it to the operands' dtype, so that may as well travel.
+        out = local(*arrays, *ids).astype(q_BLNK.dtype)
+        return exchanged(out, 1, 2).astype(jnp.float32)
+
+    return over
+
+
+def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
+    """`attend` on every device's own rows, tokens and heads, for use inside jit.
 
     XLA cannot split a kernel that it did not write, and would split a scan over chunks badly. Rows
-    go over (data, fsdp), heads over tensor, queries over sequence; each device has all keys of its
-    queries. A dimension that its axes do not divide stays whole.
+    go over (data, fsdp), heads over tensor, queries over sequence. Where a row's queries and keys
+    are as many, they are taken for the same tokens, whose keys are split alike: `how` of `SEQUENCE`
+    says how they meet. With auto, rows enough for all axes (those of a frame, a place, a window) go
+    over sequence as well, and each device has whole rows. Keys that are fewer (those of a text) are
+    all on every device. A dimension that its axes do not divide stays whole.
     """
+    shards = mesh.shape["sequence"]
+
+    def divides(axes: tuple[str, ...], size: int) -> bool:
+        return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
     def over(
         q_BLNK: jax.Array,
@@ -85,32 +165,42 @@ def split(attend: Attend, mesh: Mesh) -> Attend:
         q_id_BL: jax.Array | None = None,
         k_id_BS: jax.Array | None = None,
     ) -> jax.Array:
-        wanted = zip(q_BLNK.shape, (BATCH, ("sequence",), ("tensor",)), strict=False)
-        batch, queries, heads = (
-            axes if size % math.prod(mesh.shape[axis] for axis in axes) == 0 else None
-            for size, axes in wanted
-        )
-        of_q, of_k = PartitionSpec(batch, queries, heads), PartitionSpec(batch, None, heads)
+        rows, length, heads, _ = q_BLNK.shape
+        others = k_BSNK.shape[1]
+        batch: Any = BATCH if divides(BATCH, rows) else None
+        queries: Any = ("sequence",) if divides(("sequence",), length) else None
+        keys: Any = None
+        at: Any = ("tensor",) if divides(("tensor",), heads) else None
+        local = attend
+        whole_rows = others > length or (others == length and how == "auto")
+        if shards > 1 and whole_rows and divides((*BATCH, "sequence"), rows):
+            batch, queries = (*BATCH, "sequence"), None
+        elif how != "gather" and shards > 1 and others == length and queries:
+            keys, local = queries, across(attend, how, shards)
+        of_q, of_k = PartitionSpec(batch, queries, at), PartitionSpec(batch, keys, at)
         arrays, specs = [q_BLNK, k_BSNK, v_BSNK], [of_q, of_k, of_k]
         if q_id_BL is not None:
             assert k_id_BS is not None
             arrays += [q_id_BL, k_id_BS]
-            specs += [PartitionSpec(batch, queries), PartitionSpec(batch, None)]
+            specs += [PartitionSpec(batch, queries), PartitionSpec(batch, keys)]
         # Kernels do not say over which axes their results vary, so that cannot be checked.
-        local = jax.shard_map(
-            attend, mesh=mesh, in_specs=tuple(specs), out_specs=of_q, check_vma=False
+        run = jax.shard_map(
+            local, mesh=mesh, in_specs=tuple(specs), out_specs=of_q, check_vma=False
         )
-        return local(*arrays)
+        return run(*arrays)
 
     return over
 
 
-def kernel(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Attend:
-    """The kernel of that name in `KERNELS`, split over the mesh where there is one.
+def kernel(
+    name: str, mesh: Mesh | None = None, platform: str | None = None, how: str = "auto"
+) -> Attend:
+    """The kernel of that name in `KERNELS`, split over the mesh where there is one (`how`: see
+    `split`).
 
     `auto` chooses for `platform`, by default that of the mesh.
     """
     attend, platform = KERNELS[name], platform or platform_of(mesh)
     if name == "auto" and platform != jax.default_backend():  # steps for another machine
         attend = functools.partial(auto, platform=platform)
-    return attend if mesh is None or mesh.size == 1 else split(attend, mesh)
+    return attend if mesh is None or mesh.size == 1 else split(attend, mesh, how)

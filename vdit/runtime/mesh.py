@@ -5,6 +5,7 @@ Four axes. `data` splits the batch; `fsdp` splits the batch and, between uses, t
 (axes of type Auto), so a model never sees them: one device and 512 are the same program.
 """
 
+import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -72,6 +73,17 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
     return sizes
 
 
+def sampling_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+    """A mesh for a batch of so many rows (two for a guided video): rows go over data as far as they
+    share the devices, tokens over the rest. None for one device, and for a CPU's, which share the
+    same cores."""
+    devices = jax.local_devices() if devices is None else list(devices)
+    if len(devices) == 1 or devices[0].platform == "cpu":
+        return None
+    data = math.gcd(rows, len(devices))
+    return make_mesh({"data": data, "sequence": len(devices) // data}, devices)
+
+
 def platform_of(mesh: Mesh | None) -> str:
     """The kind of machine that a mesh's steps run on: "cpu", "gpu" or "tpu"; without one this one.
 
@@ -93,6 +105,39 @@ def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
         return NamedSharding(mesh, _spec(mesh, name, tuple(leaf.shape), rules))
 
     return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def gather(mesh: Mesh | None, rules: Rules = RULES) -> Callable[[Any], Any] | None:
+    """A function of a tree of parameters, for use inside jit: what fsdp has split becomes whole.
+
+    Its gradient is split again at once. A product is then split as its activations are; where a
+    kernel is still split over the axis that the batch is split over, XLA moves whichever it takes
+    for the smaller, also activations. Stacked leaves are left as they are: scans hand over a layer
+    at a time (`vdit.nn.stack`). None without fsdp.
+    """
+    if mesh is None or mesh.shape["fsdp"] == 1:
+        return None
+
+    def one(path: Any, leaf: jax.Array) -> jax.Array:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        split = _spec(mesh, name, leaf.shape, rules)
+        if STACKED.search(name) or "fsdp" not in split:
+            return leaf
+        kept = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
+        return _whole(leaf, NamedSharding(mesh, kept), NamedSharding(mesh, split))
+
+    return functools.partial(jax.tree_util.tree_map_with_path, one)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _whole(x: jax.Array, kept: NamedSharding, split: NamedSharding) -> jax.Array:
+    return jax.lax.with_sharding_constraint(x, kept)
+
+
+_whole.defvjp(
+    lambda x, kept, split: (_whole(x, kept, split), None),
+    lambda kept, split, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
+)
 
 
 def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
