@@ -25,6 +25,7 @@ from tools import tfds_export
 from vdit import build, stages
 from vdit.config import stage_fields
 from vdit.data import tfds as room
+from vdit.data.labels import by_caption
 from vdit.data.tfds import VideoSet, find, inflate
 from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh
@@ -183,6 +184,11 @@ def test_a_class_becomes_a_caption(tmp_path: Path) -> None:
         "somebody does running {0}", "somebody does a high jump {0}"
     ]  # fmt: skip
     assert make(tmp_path)[0]["caption"] == "a video of running"
+    assert source.classes == ("running", "a high jump")
+    classed = by_caption(make(tmp_path, template="{label}"), source.classes)
+    assert [(clip["label"], clip["caption"]) for clip in (classed[0], classed[1])] == [
+        (0, "running"), (1, "a high jump")
+    ]  # fmt: skip
     write(tmp_path / "no", features, {"train": [*given, {"video": videos(1)[0], "caption": -1}]})
     refused(tmp_path / "no", "record 4: its label is -1 of 2 classes")
 

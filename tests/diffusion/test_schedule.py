@@ -141,6 +141,8 @@ def test_discrete_grid() -> None:
     np.testing.assert_array_equal(index, np.arange(1000, -1, -1))
     np.testing.assert_array_equal(p.network_time(timesteps(p, 1000)), np.arange(999, -2, -1))
     np.testing.assert_array_equal(p.network_time(timesteps(p, 4)), [999, 749, 499, 249, -1])
+    leading = p.network_time(timesteps(p, 3, spacing="leading"))
+    np.testing.assert_array_equal(leading, [666, 333, 0, -1])
     uneven = np.asarray(timesteps(p, 7)) * 1000
     np.testing.assert_allclose(uneven, np.round(np.arange(7, -1, -1) * 1000 / 7), atol=1e-4)
 
@@ -160,6 +162,7 @@ def test_one_object_for_the_same_arguments() -> None:
         (lambda: timesteps(process("flow"), 0), "steps was 0: at least 1"),
         (lambda: timesteps(process("ddpm"), 1001), "steps was 1001: 1 to 1000"),
         (lambda: timesteps(process("ddpm"), 10, shift=3.0), "shift was 3.0"),
+        (lambda: timesteps(process("flow"), 10, spacing="leading"), "leading on a table alone"),
         (lambda: timesteps(process("flow"), 10, shift=0.0), "shift was 0.0"),
         (lambda: sample_times(process("ddpm"), jnp.zeros(1), (0.0, 1.0)), "continuous"),
         (lambda: sample_times(process("flow"), jnp.zeros(1), (0.0, 0.0)), "deviation was 0.0"),
