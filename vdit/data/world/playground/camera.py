@@ -14,8 +14,8 @@ from vdit.data.world.simulate import Draws
 ZOOM = {"pan": 0.85, "tilt": 0.85, "follow": 0.85, "shake": 0.9, "static": 1.0}
 ZOOMS = (0.78, 1.0)  # the ends of a camera that zooms
 SWAY = 0.55  # metres that a pan or tilt goes to either side of the middle
-SHAKE = 0.13  # metres
-HERTZ = (3.0, 4.4)  # of a camera that shakes
+SHAKE = 0.11  # metres
+HERTZ = (2.2, 3.4)  # of a camera that shakes
 FOLLOWED = (1.0, 2.6)  # metres sideways that a character covers for a camera to follow it
 
 

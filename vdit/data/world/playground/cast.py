@@ -20,7 +20,7 @@ FACE_PIXELS = 64  # shorter side of a picture from which on characters have face
 
 
 class Material(NamedTuple):
-    """Mass for each square metre, and what a contact with the floor has of restitution, friction."""
+    """Mass for each square metre, and restitution and friction of a contact with the floor."""
 
     density: float
     elasticity: float

@@ -1,4 +1,4 @@
-"""The oracle of playgrounds: reads camera, place, characters and events from frames, and scores them.
+"""The oracle of playgrounds: reads cameras, places, characters and events, and scores them.
 
 It reads by drawing: the empty place is aligned with each frame, and each character, found by its
 colour, is fitted by the renderer's own pictures of it. It knows the renderer, and nothing else.
@@ -7,7 +7,6 @@ Dimension key: T frames, M windows, K window side in pixels, H height, W width, 
 """
 
 import dataclasses
-import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -43,7 +42,6 @@ from vdit.data.world.playground.cast import (
 from vdit.data.world.playground.physics import Scene
 from vdit.data.world.playground.render import (
     BUILT,
-    MIDDLE,
     Canvas,
     backdrop,
     built_parts,
@@ -59,6 +57,7 @@ FAR = 60.0  # RGB distance, the largest of the channels, that counts as wholly d
 NEAR = 40.0  # RGB distance from a colour, at most, of a pixel that shows it
 BACK = 30.0  # RGB distance from the empty place, at least, of a pixel that shows something else
 CORE = 5  # pixels of its colour that a character shows, at least
+SHOWN = 0.7  # of a character's pixels, at least, that look as they should
 OFTEN = 0.3  # a character is what is there in this share of the frames
 PROBES = 4  # frames in which the look is judged
 TURNS = 8  # angles tried
@@ -72,10 +71,10 @@ SCORES = ("place", "camera", "built", *CAST_SCORES, "events", "order", *PHYSICS,
           "every_attribute")  # fmt: skip
 EVERY = ("place", "camera", "built", *CAST_SCORES, "events")  # all 1: every attribute
 DRIFTS = (4.0, 0.04, 0.06)  # a second, at most: levels of colour, shares of contrast, of sharpness
-WORSE = 0.004  # mean difference from the empty place, in FAR, that one frame may add
+WORSE = 0.0015  # mean difference from the empty place, in FAR, that one frame may add
 SLACK = 0.12  # metres that a steady eye may be off
 CALM = ("none", "ramp", "platform")  # built things that hold no energy
-STRANGE = 0.01  # of the pixels, at most, that nothing explains
+STRANGE = 0.02  # of the pixels, at most, that nothing explains
 BOUNCE = 0.12  # of restitution, at most off
 
 
@@ -203,7 +202,7 @@ def _cameras(eye: _Eye) -> tuple[int, np.ndarray]:
                 if also < now:
                     made, now = other, also
         cameras.append(made)
-        cost = min(now, cost + WORSE / 2)
+        cost = min(now, cost)
     return index, np.array(cameras)
 
 
@@ -234,28 +233,28 @@ def camera_kind(camera: np.ndarray, tracks: Sequence[np.ndarray]) -> int:
 
 
 def _codes(video: np.ndarray, place: str) -> np.ndarray:
-    """(T, H, W): which colour of PALETTE a pixel shows, BUILT_CODE for what is built, -1 for none."""
+    """(T, H, W): which colour of PALETTE a pixel shows, BUILT_CODE, or -1 for none."""
     paints = [lit(rgb, place) for rgb in (*PALETTE, BUILT)]
     off = np.stack([largest(video - paint) for paint in paints])
     return np.where(off.min(0) < NEAR, off.argmin(0), -1)
 
 
 class _Figures:
-    """The frames, the scene without characters, and the share of pixels that each colour may have."""
+    """The frames, the scene without characters, and whose every pixel may be."""
 
     def __init__(self, eye: _Eye, place: int, camera: np.ndarray) -> None:
         self.place, self.camera, self.eye = PLACE_NAMES[place], camera, eye
         empty = backdrop(self.place, camera, *eye.size, eye.room)
         self.video, self.empty = eye.video, empty
         self.codes = _codes(eye.video, self.place)
-        # What is built is seen in place of the empty room: it is no part of a character.
+        # What is built takes the place of the empty room: it is no part of a character.
         built = self.codes == BUILT_CODE
         self.empty[built] = self.video[built]
         self.scale = min(eye.size) / ROOM * camera[:, 2]
         other = largest(eye.video - empty) > BACK
         # Every pixel belongs to the nearest one that shows a character's colour.
         self.owner = np.empty_like(self.codes)
-        self.seen = np.zeros(self.codes.shape, bool)
+        self.seen, self.close = np.zeros((2, *self.codes.shape), bool)
         for frame, code in enumerate(self.codes):
             someone = (code >= 0) & (code != BUILT_CODE)
             if not someone.any():
@@ -265,7 +264,9 @@ class _Figures:
                 ~someone, return_distances=True, return_indices=True
             )
             self.owner[frame] = code[at[0], at[1]]
-            self.seen[frame] = other[frame] & (code != BUILT_CODE) & (far <= 0.32 * self.scale[frame] + 1)
+            self.close[frame] = far <= 0.4 * self.scale[frame] + 1
+            near = far <= 0.32 * self.scale[frame] + 1
+            self.seen[frame] = other[frame] & (code != BUILT_CODE) & near
 
     def colours(self) -> list[int]:
         """Of the characters: those that enough frames show enough of."""
@@ -324,7 +325,8 @@ class _Windows:
         self.behind = np.stack([figures.empty[at] for at in cut])
         owner = np.stack([figures.owner[at] for at in cut])
         code = np.stack([figures.codes[at] for at in cut])
-        self.mine = (owner == colour) & ((code == colour) | (code < 0))
+        close = np.stack([figures.close[at] for at in cut])
+        self.mine = (owner == colour) & close & ((code == colour) | (code < 0))
 
     def local(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """x and y (M, K) of the pixels from places (M, 2) in metres."""
@@ -394,8 +396,9 @@ def _look(figures: _Figures, colour: int, middle: np.ndarray) -> Look:
         (ndimage.binary_dilation(mask[frame], iterations=2) & other).sum()
         for frame, other in zip(there.tolist(), others, strict=True)
     ])  # fmt: skip
-    edge = np.concatenate([mask[there][:, [0, -1]].reshape(len(there), -1),
-                           mask[there][:, :, [0, -1]].reshape(len(there), -1)], 1).sum(1)  # fmt: skip
+    border = mask[there]
+    border[:, 1:-1, 1:-1] = False
+    edge = border.sum((1, 2))
     # The freest, and among these some that lie apart in time.
     order = np.lexsort((np.arange(len(there)) % 7, crowd + 10 * edge))
     frames = np.sort(there[order[:PROBES]])
@@ -447,14 +450,17 @@ def _faces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Expressions (M,), steadied over three frames, and where the body looks as it should (M,)."""
     names = EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
-    costs, _ = np.array([at.cost(look, place, angle, name) for name in names]), None
+    costs = np.array([at.cost(look, place, angle, name) for name in names])
     faces = costs.argmin(0)
     if len(faces) > 2:
         same = faces[:-2] == faces[2:]
         faces[1:-1] = np.where(same, faces[:-2], faces[1:-1])
-    _, cover = at.off(look, "", place, angle)
-    shown = ((cover > 0.5) & at.mine).sum((1, 2))
-    whole = (costs.min(0) < 0.25 * shown + 4) & (shown > 0.4 * (cover > 0.5).sum((1, 2)))
+    whole = np.zeros(len(faces), bool)
+    for index, name in enumerate(names):
+        off, cover = at.off(look, name, place, angle)
+        inside = cover > 0.5
+        good = inside & at.mine & (largest(off) < FAR)
+        whole |= (good.sum((1, 2)) > SHOWN * inside.sum((1, 2))) & (faces == index)
     return (faces if len(names) > 1 else np.full(len(faces), -1)), whole
 
 
@@ -502,9 +508,7 @@ def _loose(figures: _Figures, built: str, side: int, spot: float, actor: Body | 
         angle = np.arctan2(ends[:, 1], ends[:, 0])
         canvas.thing(block(length, 0.2), ones, ends / 2 + (spot, 4.8), angle)
     known = ndimage.binary_dilation(canvas.pictures[..., 0] > 0.05, np.ones((1, 3, 3)))
-    white = largest(figures.video - lit(MIDDLE, figures.place)) < NEAR
-    near = ndimage.binary_dilation(figures.codes == BUILT_CODE, np.ones((1, 3, 3)))
-    return ((figures.codes == BUILT_CODE) | (white & near & ~figures.seen)) & ~known
+    return (figures.codes == BUILT_CODE) & ~known
 
 
 def _tower(figures: _Figures, loose: np.ndarray, built: str) -> np.ndarray:
@@ -657,7 +661,12 @@ def _sharpness(picture: np.ndarray, plain: np.ndarray) -> np.ndarray:
 
 
 def score(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
-    """Scores a clip (T, H, W, 3) uint8 by the truth of `item`.
+    """`judge` of what a clip (T, H, W, 3) uint8 shows."""
+    return judge(read(video, float(item["truth"]["fps"])), item)
+
+
+def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
+    """Scores a reading by the truth of `item`.
 
     Of the truth no positions and no camera path are read, only what can be told: fps, count, looks,
     motions, place, the camera's kind, what is built, expressions, events.
@@ -668,12 +677,12 @@ def score(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
       every character); expression (share of frames and characters)
     - events: twice the shares of the found and of the true ones that agree, harmonic mean (F1); one
       agrees that is of the same kind and character and within a sixth of a second. order: all true
-      ones are found, and those a sixth of a second and more apart in their order; NaN of less than
-      two
-    - gravity: that of the place, within 15%, by what flies. restitution: of balls that bounce on the
-      floor undisturbed, within .12 of their material's. energy: no more than at the start (NaN
-      where a spring, a swing or pouring is built). penetration: nobody is inside another, floor or
-      wall. permanence: all told characters and nothing else, whole whenever they are in the picture
+      ones are found, and of those a sixth of a second and more apart none the other way round; NaN
+      of less than two
+    - gravity: that of the place, within 15%, by what flies. restitution: of balls that bounce
+      on the floor undisturbed, within BOUNCE of their material's. energy: no more than at
+      the start (NaN where a spring, a swing or pouring is built). penetration: nobody is inside
+      another, floor or wall. permanence: all told characters and nothing else, whole whenever they are in the picture
     - steady_colour, steady_contrast, steady_sharpness: the drift a second is at most DRIFTS
     - every_attribute: EVERY are all 1
 
@@ -681,7 +690,6 @@ def score(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
     """
     truth = item["truth"]
     fps = float(truth["fps"])
-    reading = read(video, fps)
     count, bodies = int(truth["count"]), reading.bodies
     mine = {body.look[1]: body for body in bodies}
     told = truth["colour"][:count].tolist()
@@ -739,7 +747,7 @@ def _events(
     if any((kind, who) not in at for _, kind, who in true):
         return f1, 0.0
     ordered = all(
-        at[kind_a, who_a] < at[kind_b, who_b]
+        at[kind_a, who_a] <= at[kind_b, who_b]
         for (a, kind_a, who_a), (b, kind_b, who_b) in itertools.combinations(true, 2)
         if b - a >= near
     )

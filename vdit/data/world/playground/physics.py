@@ -477,7 +477,6 @@ def _spring(space: pymunk.Space, scene: Scene, mass: float) -> pymunk.Body:
     sag = body.mass * scene.gravity / rate  # so that it rests at its height
     space.add(pymunk.GrooveJoint(still, body, (scene.spot, 0.25), (scene.spot, height), (0, 0)))
     rest = height + sag
-    space.add(
-        pymunk.DampedSpring(still, body, (scene.spot, 0), (0, 0), rest, rate, mass * SPRING_RATE / 9)
-    )
+    damping = mass * SPRING_RATE / 9
+    space.add(pymunk.DampedSpring(still, body, (scene.spot, 0), (0, 0), rest, rate, damping))
     return body

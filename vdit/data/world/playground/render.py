@@ -41,7 +41,7 @@ from vdit.data.world.playground.physics import Run, Scene
 from vdit.data.world.render import PALETTE
 
 BUILT = (0, 205, 190)  # RGB of what is built, blocks and grains too
-MIDDLE = (250, 250, 250)  # of a block's middle
+MIDDLE = (0, 176, 163)  # of a block's middle
 INK = (22, 20, 26)  # of faces
 RIMS = {"bouncy": (252, 252, 252), "heavy": (100, 102, 110), "slippery": (252, 252, 252)}
 RIM = 0.12  # metres
@@ -251,7 +251,14 @@ class Canvas:
     def character(
         self, look: Look, expressions: np.ndarray, where: str, place: np.ndarray, angle: np.ndarray
     ) -> None:
-        """Paints one character; expressions (M,) are indices, -1 for no face."""
+        """Paints one character; expressions (M,) are indices, -1 for no face. NaN as in `thing`."""
+        there = ~np.isnan(place[:, 0])
+        if not there.all():
+            if there.any():
+                part = Canvas(self.pictures[there], self.camera[there])
+                part.character(look, expressions[there], where, place[there], angle[there])
+                self.pictures[there] = part.pictures
+            return
         side = self.side(form(look[0], look[2]).outer)
         left, upper, x, y = windows(self.pixels(place), side, self.height, self.width)
         for one in sorted(set(expressions.tolist())):
@@ -260,11 +267,9 @@ class Canvas:
             covers, paint = character(
                 look, name, where, x[at], y[at], angle[at], self.scale[at]
             )
-            part = self.pictures if len(at) == len(place) else self.pictures[at]
-            on = Canvas(part, self.camera[at])
+            on = Canvas(self.pictures[at], self.camera[at])
             on.stamp(covers, paint, left[at], upper[at])
-            if part is not self.pictures:
-                self.pictures[at] = on.pictures
+            self.pictures[at] = on.pictures
 
 
 def built_parts(scene: Scene) -> list[tuple[Form, tuple[float, float]]]:

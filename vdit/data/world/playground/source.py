@@ -22,7 +22,7 @@ from vdit.data.world.playground.cast import (
     SETS,
 )
 from vdit.data.world.playground.physics import Run, Scene, draw_scene, simulate
-from vdit.data.world.playground.render import FACE_PIXELS, has_faces, render
+from vdit.data.world.playground.render import has_faces, render
 from vdit.data.world.simulate import Draws
 from vdit.data.world.source import SPLITS, check, clip_index, options
 
@@ -42,9 +42,9 @@ class Playground:
     - count int32 (); shape, colour, size, material, motion int32 (N,): indices into SHAPES, ...
     - place, camera_kind, built int32 (): indices into PLACE_NAMES, CAMERAS, SETS; side int32 ()
       1 or -1; spot float32 (): x of pivot, spring or spout; tower bool ()
-    - position (metres), velocity (m/s) float32 (T, N, 2); angle float32 (T, N); contact bool (T, N):
-      touched anything since the frame before; expression int32 (T, N), -1 in pictures of less than
-      `FACE_PIXELS`
+    - position (metres), velocity (m/s) float32 (T, N, 2); angle float32 (T, N); contact bool
+      (T, N): touched anything since the frame before; expression int32 (T, N), -1 in pictures of
+      less than `cast.FACE_PIXELS`
     - blocks float32 (T, B, 3): x, y, angle of the tower's; grains float32 (T, G, 2), NaN before
       they are there; plate float32 (T,): the height of the spring's
     - camera float32 (T, 3): x and y of the picture's middle in metres, and zoom
