@@ -543,8 +543,9 @@ def _motion(track: np.ndarray, shape: Any, fps: float, place: int, built: str, f
         speed = 1.2 * math.copysign(1.0, few[-1, 0] - few[0, 0])
     sideways = "left" if speed < 0 else "right"
     if stands:
-        few = track[: 2 + int(fps * 0.4)]
-        speed = speed if first and built == "ramp" else _speed(few[:, 0], fps)
+        # Friction may stop it within a few frames.
+        few = (_speed(track[: 2 + int(fps * part), 0], fps) for part in (0.1, 0.4))
+        speed = speed if first and built == "ramp" else max(few, key=abs)
         sideways = "left" if speed < 0 else "right"
         return MOTIONS.index("rests" if abs(speed) < 0.6 else f"rolls_{sideways}")
     return MOTIONS.index("falls" if abs(speed) < 0.7 else f"thrown_{sideways}")
@@ -676,13 +677,14 @@ def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
     - place, camera, built (with the tower); count; colour, shape, size, material, motion (right for
       every character); expression (share of frames and characters)
     - events: twice the shares of the found and of the true ones that agree, harmonic mean (F1); one
-      agrees that is of the same kind and character and within a sixth of a second. order: all true
-      ones are found, and of those a sixth of a second and more apart none the other way round; NaN
-      of less than two
-    - gravity: that of the place, within 15%, by what flies. restitution: of balls that bounce
-      on the floor undisturbed, within BOUNCE of their material's. energy: no more than at
-      the start (NaN where a spring, a swing or pouring is built). penetration: nobody is inside
-      another, floor or wall. permanence: all told characters and nothing else, whole whenever they are in the picture
+      agrees that is of the same kind and character and within a sixth of a second
+    - order: all true events are found, and of those a sixth of a second and more apart none the
+      other way round; NaN of less than two
+    - gravity: that of the place, within 15%, by what flies
+    - restitution: of balls that bounce on the floor undisturbed, within BOUNCE of their material's
+    - energy: no more than at the start; NaN where a spring, a swing or pouring is built
+    - penetration: nobody is inside another, the floor or a wall
+    - permanence: all told characters and nothing else, whole whenever they are in the picture
     - steady_colour, steady_contrast, steady_sharpness: the drift a second is at most DRIFTS
     - every_attribute: EVERY are all 1
 

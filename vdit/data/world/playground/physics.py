@@ -265,7 +265,7 @@ def _moves(draws: Draws, scene: Scene, look: Look) -> Actor:
     sideways = "right" if side > 0 else "left"
     if motion == "thrown":
         return _flies(draws, scene, look, f"thrown_{sideways}", 1.1, side)
-    speed = side * draws.uniform(1.6, 3.0)
+    speed = side * (draws.uniform(1.6, 3.0) if glides(look) else draws.uniform(2.4, 3.4))
     low = shape.outer + GAP
     x = draws.uniform(low, scene.width - low - abs(speed) * FREE)
     x = x if side > 0 else scene.width - x

@@ -12,16 +12,18 @@ from vdit.data.world.playground.camera import draw_camera, path
 from vdit.data.world.playground.caption import caption
 from vdit.data.world.playground.cast import (
     BLOCK,
+    BLOCKS,
     CAMERAS,
     EVENTS,
     EXPRESSIONS,
+    GRAINS,
     MAX_CHARACTERS,
     MOTIONS,
     PLACE_NAMES,
     ROOM,
     SETS,
 )
-from vdit.data.world.playground.physics import Run, Scene, draw_scene, simulate
+from vdit.data.world.playground.physics import CROWD, Run, Scene, draw_scene, simulate
 from vdit.data.world.playground.render import has_faces, render
 from vdit.data.world.simulate import Draws
 from vdit.data.world.source import SPLITS, check, clip_index, options
@@ -45,8 +47,8 @@ class Playground:
     - position (metres), velocity (m/s) float32 (T, N, 2); angle float32 (T, N); contact bool
       (T, N): touched anything since the frame before; expression int32 (T, N), -1 in pictures of
       less than `cast.FACE_PIXELS`
-    - blocks float32 (T, B, 3): x, y, angle of the tower's; grains float32 (T, G, 2), NaN before
-      they are there; plate float32 (T,): the height of the spring's
+    - blocks float32 (T, BLOCKS, 3): x, y, angle of the tower's; grains float32 (T, GRAINS, 2): NaN
+      where they are not (yet) there; plate float32 (T,): the height of the spring's
     - camera float32 (T, 3): x and y of the picture's middle in metres, and zoom
     - event int32 (E, 3): frame, index into EVENTS, and character or -1, in order, padded with -1
     - gravity, fps, room (metres from wall to wall) float32 (); energy float32 (T,) joules
@@ -79,6 +81,9 @@ class Playground:
         check(self.frames <= SECONDS * self.fps, "Playground", "frames", frames, allowed)
         good = bool(built) and all(name in SETS for name in built)
         check(good, "Playground", "built", built, f"some of {', '.join(SETS)}")
+        crowded = self.objects[1] > CROWD and "none" not in built
+        allowed = f"with none, or objects of at most {CROWD}"
+        check(not crowded, "Playground", "built", built, allowed)
         self.built = tuple(built)
 
     def __len__(self) -> int:
@@ -179,8 +184,9 @@ def _truth(
     }  # fmt: skip
     real = {
         "spot": scene.spot, "gravity": scene.gravity, "fps": fps, "room": scene.width,
-        "energy": run.energy, "camera": camera, "blocks": run.blocks, "grains": run.grains,
-        "plate": run.plate,
+        "energy": run.energy, "camera": camera, "plate": run.plate,
+        "blocks": run.blocks if scene.tower else np.full((len(camera), BLOCKS, 3), np.nan),
+        "grains": run.grains if scene.grains else np.full((len(camera), GRAINS, 2), np.nan),
     }  # fmt: skip
     names = ("shape", "colour", "size", "material")
     return {
