@@ -132,7 +132,7 @@ class _Eye:
 
     def __init__(self, video: np.ndarray) -> None:
         self.video = video.astype(np.float32)
-        self.size = video.shape[1:3]
+        self.size = (int(video.shape[1]), int(video.shape[2]))
         self.room = self.size[1] / (min(self.size) / ROOM)
 
         self.known: dict[tuple[str, int], np.ndarray] = {}
@@ -544,8 +544,9 @@ def _motion(track: np.ndarray, shape: Any, fps: float, place: int, built: str, f
     sideways = "left" if speed < 0 else "right"
     if stands:
         # Friction may stop it within a few frames.
-        few = (_speed(track[: 2 + int(fps * part), 0], fps) for part in (0.1, 0.4))
-        speed = speed if first and built == "ramp" else max(few, key=abs)
+        if not (first and built == "ramp"):
+            spans = (2 + int(fps * 0.1), 2 + int(fps * 0.4))
+            speed = max((_speed(track[:span, 0], fps) for span in spans), key=abs)
         sideways = "left" if speed < 0 else "right"
         return MOTIONS.index("rests" if abs(speed) < 0.6 else f"rolls_{sideways}")
     return MOTIONS.index("falls" if abs(speed) < 0.7 else f"thrown_{sideways}")

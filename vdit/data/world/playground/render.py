@@ -158,9 +158,8 @@ def _face(expression: str, x: np.ndarray, y: np.ndarray, unit: np.ndarray) -> np
     best = np.full((len(x), y.shape[1], x.shape[1]), np.inf, np.float32)
     for ax, ay, bx, by, half in FACES[expression]:
         dx, dy = np.float32(bx - ax), np.float32(by - ay)
-        along = ((u - np.float32(ax)) * dx + (v - np.float32(ay)) * dy) / np.float32(
-            max(dx * dx + dy * dy, 1e-9)
-        )
+        along = (u - np.float32(ax)) * dx + (v - np.float32(ay)) * dy
+        along /= np.float32(max((bx - ax) ** 2 + (by - ay) ** 2, 1e-9))
         along = np.clip(along, 0, 1)
         off_x, off_y = u - np.float32(ax) - along * dx, v - np.float32(ay) - along * dy
         np.minimum(best, np.sqrt(off_x**2 + off_y**2) - np.float32(half), out=best)

@@ -169,7 +169,7 @@ def _truth(
 
     def padded(values: Any, fill: float, dtype: type) -> np.ndarray:
         """Arrays (T, N, ...) or (N,) with N = MAX_CHARACTERS."""
-        array = np.asarray(values, dtype)
+        array: np.ndarray = np.asarray(values, dtype)
         axis = min(array.ndim - 1, 1)
         pads = [(0, most - count if k == axis else 0) for k in range(array.ndim)]
         return np.pad(array, pads, constant_values=fill)
