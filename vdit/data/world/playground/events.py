@@ -14,6 +14,7 @@ from vdit.data.world.playground.cast import (
     PLATFORM_LENGTH,
     PLATFORM_TOP,
     RAMP_LENGTH,
+    SPRING_TOP,
     Form,
 )
 
@@ -87,7 +88,7 @@ def find(sight: Sight) -> list[Event]:
             if sight.built == "pendulum":
                 found.append((_first(along > sight.width / 2), "swings", who))
             if sight.built == "spring":
-                found.append((_springs(y), "springs", who))
+                found.append((_springs(y, shape.inner), "springs", who))
         faces = sight.expression[:, who]
         if len(faces) > 1 and (faces >= 0).all():
             found.append((_first(faces != faces[0]), "face", who))
@@ -99,10 +100,10 @@ def find(sight: Sight) -> list[Event]:
     return sorted(events, key=lambda event: (event.frame, EVENTS.index(event.kind), event.who))
 
 
-def _springs(y: np.ndarray) -> int | None:
+def _springs(y: np.ndarray, inner: float) -> int | None:
     """When what has come down on the spring is a third of a metre above its lowest place."""
-    lowest = _first(np.diff(y) > 0.02)
-    if lowest is None:
+    down = _first(y < SPRING_TOP + inner + 0.1)
+    if down is None:
         return None
-    up = _first(y[lowest:] > y[lowest] + 0.35)
-    return None if up is None else lowest + up
+    up = _first(y[down:] > np.minimum.accumulate(y[down:]) + 0.35)
+    return None if up is None else down + up

@@ -192,7 +192,7 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
         for _ in range(TRIES):
             if struck and number == 0:
                 # What swings meets it where it is lowest.
-                hang = opening.form.outer + form(look[0], look[2]).outer + GAP
+                hang = actors[0].form.outer + form(look[0], look[2]).outer + GAP
                 swung = scene.built == "pendulum"
                 new = _rest(look, at(width / 2 + hang) if swung else target)
             elif scene.built == "none" and not tower:
