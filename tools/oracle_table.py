@@ -1,6 +1,8 @@
 """Ceilings of the oracles and their controls, as Markdown: `python -m tools.oracle_table [CLIPS]`.
 
-Held-out clips of the world, each scored by its own truth and, as a control, by the next clip's.
+Held-out clips of world, shots and playground, each scored by its own truth and, as a control, by
+the next clip's. (A score of the playground that asks whether a clip is steady, or keeps to physics,
+asks for the told cast first: without that another's truth would score as well.)
 """
 
 import itertools
@@ -10,6 +12,8 @@ from typing import Any
 
 from tools.table import markdown
 from vdit.data.world import oracle, shots_oracle
+from vdit.data.world.playground import oracle as playground_oracle
+from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
 from vdit.errors import UserError
@@ -37,8 +41,20 @@ def rows(
     ]
 
 
+def playgrounds(count: int) -> list[list[str]]:
+    """The lines of `count` held-out playgrounds at 64x64, each read once and judged twice."""
+    source = Playground(0, "heldout")
+    seen = []
+    for index in range(count):
+        clip = source[index]
+        seen.append({**clip, "video": playground_oracle.read(clip["video"], source.fps)})
+    return rows(
+        "playground 64x64", seen, playground_oracle.judge, playground_oracle.aggregate
+    )
+
+
 def table(count: int) -> str:
-    """Both oracles' scores of `count` held-out clips of each size."""
+    """All oracles' scores of `count` held-out clips of each size."""
     lines = []
     for height, width in SIZES:
         world = World(0, "heldout", size=(height, width))
@@ -54,6 +70,7 @@ def table(count: int) -> str:
         lines += rows(
             f"shots {size}", clips, shots_oracle.score_shots, shots_oracle.aggregate_shots
         )
+    lines += playgrounds(count)
     return markdown(["clips", "n", "score", "own truth", "another's"], lines)
 
 

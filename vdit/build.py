@@ -18,6 +18,7 @@ from vdit.data.labels import QUESTIONS, by_caption, by_truth
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
 from vdit.data.world.oracle import ATTRIBUTES
+from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
@@ -130,9 +131,9 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         raise UserError("text.encoder=none with dit.model=vdit: only models of classes go without")
     if config.data.shapes:
         _check_shapes(config)
-    if config.data.source == "shots":
+    if config.data.source in ("shots", "playground"):
         source(config, "train", Path())  # its own limits, before anything is trained
-    elif tuple(config.data.shots) != (1, 1):
+    if config.data.source != "shots" and tuple(config.data.shots) != (1, 1):
         raise UserError(f"data.shots with data.source={config.data.source}: only shots takes it")
     if not 0.0 <= config.dit.caption_drop <= 1.0:
         raise UserError(f"dit.caption_drop is {config.dit.caption_drop}: 0 to 1 is allowed")
@@ -249,7 +250,7 @@ def _check_shapes(config: ConfigDict) -> None:
                 f"data.shapes has {shape!r}, with latents of {places[0]}x{places[1]} places:"
                 f" dit.patch {tuple(config.dit.patch)} must divide them"
             )
-    if config.data.source == "world":
+    if config.data.source in ENDLESS:
         training_clips(config, Path())  # its own limits, before anything is trained
     given = config.dit.given
     if wrong := [n for n in given if n not in ("text", "prefix") and given[n] > 0]:
@@ -373,6 +374,12 @@ def _shots(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sho
     )
 
 
+def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Playground:
+    del workdir
+    options = {**_shape(config), "objects": tuple(config.data.objects), **options}
+    return Playground(config.seed, split, **options)
+
+
 def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
     from vdit.data.folder import Folder
 
@@ -404,7 +411,10 @@ def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sour
 
 
 OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
-SOURCES = {"world": _world, "shots": _shots, "folder": _folder, "tfds": _tfds}
+SOURCES = {
+    "world": _world, "shots": _shots, "playground": _playground, "folder": _folder, "tfds": _tfds,
+}  # fmt: skip
+ENDLESS = ("world", "playground")  # sources that simulate clips of one caption
 
 
 def most_shots(config: ConfigDict) -> int:
@@ -439,7 +449,7 @@ def training_clips(config: ConfigDict, workdir: Path) -> Any:
         for frames, height, width, fps in config.data.shapes
     ]
     rates = [float(shape[3]) for shape in config.data.shapes]
-    return Mixture(sources, rates, endless=config.data.source == "world")
+    return Mixture(sources, rates, endless=config.data.source in ENDLESS)
 
 
 # Where a network runs: on one device or, in steps, on a mesh. `platform` says for what kind of

@@ -18,8 +18,9 @@ def default() -> ConfigDict:
     config.stages = ROAD  # what --mode=run walks
 
     data = config.data = ConfigDict()
-    # world: simulated physics; shots: the same in several shots; folder: videos with captions;
-    # tfds: a prepared TFDS video set
+    # world: simulated physics; shots: the same in several shots; playground: characters with
+    # materials and faces, cameras, things to climb and topple; folder: videos with captions; tfds:
+    # a prepared TFDS video set
     data.source = "world"
     data.path = ""  # folder: where the files are; tfds: the data_dir, the folder above SET
     data.name = ""  # tfds: SET[/CONFIG][:VERSION]; empty: the only set there
@@ -33,7 +34,7 @@ def default() -> ConfigDict:
     data.frames = 17  # frames of a clip: 1 + k * the VAE's temporal patch
     data.size = (32, 32)  # height, width in pixels
     data.fps = 10.0  # frames a second
-    data.objects = (1, 2)  # world, shots: least and most bodies in a clip
+    data.objects = (1, 2)  # world, shots, playground (up to 6): least and most bodies in a clip
     data.shots = (1, 1)  # shots: least and most shots in a clip
     data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
     data.threads = 1  # threads that read ahead

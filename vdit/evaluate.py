@@ -5,7 +5,8 @@ The same code scores real clips, their reconstructions and what was generated fr
 Dimension key: N clips, T frames, H height, W width, C colours.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from scipy import ndimage
 
 from vdit import build
 from vdit.data.world import oracle, shots_oracle
+from vdit.data.world.playground import oracle as playground_oracle
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
 from vdit.runtime.video import write_webp
@@ -85,6 +87,8 @@ def evaluate(model: Model, workdir: Path, metrics: Metrics, seed: int = 1) -> li
         rows += score_world(model, workdir, seed)
     elif model.config.data.source == "shots":
         rows += score_shots(model, workdir, seed)
+    elif model.config.data.source == "playground":
+        rows += score_playground(model, workdir, seed)
     else:
         clips = heldout(model, workdir, model.config.eval.captions)
         real = np.stack([clip["video"] for clip in clips])
@@ -161,22 +165,48 @@ def score_shots(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     """Scores of clips of several shots, by their oracle, with 95% intervals (Wilson's)."""
     clips = heldout(model, workdir, model.config.eval.captions)
     prompts = [clip["caption"] for clip in clips]
-    real = np.stack([clip["video"] for clip in clips])
-    again = reconstruct(model, real)
     say(f"eval: {len(prompts)} held-out captions, of {model.config.data.shots[1]} shots at most")
     results = model.generate(prompts, seed=seed, shots=[clip["shots"] for clip in clips])
-    made = np.stack([result.video for result in results])
+    made = {"generated": np.stack([result.video for result in results])}
+    return _scored(model, workdir, clips, made, shots_oracle.score_shots,
+                   shots_oracle.aggregate_shots, shots_oracle.SCORES)  # fmt: skip
+
+
+def score_playground(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
+    """Scores of playgrounds, by their oracle; "paraphrased": of the same in unseen wordings."""
+    clips = heldout(model, workdir, model.config.eval.captions)
+    say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")
+    made = {
+        split: np.stack([r.video for r in model.generate([c[key] for c in clips], seed=seed)])
+        for split, key in (("generated", "caption"), ("paraphrased", "paraphrase"))
+    }
+    return _scored(model, workdir, clips, made, playground_oracle.score,
+                   playground_oracle.aggregate, playground_oracle.SCORES)  # fmt: skip
+
+
+def _scored(
+    model: Model,
+    workdir: Path,
+    clips: Sequence[dict[str, Any]],
+    made: Mapping[str, np.ndarray],
+    score: Callable[[np.ndarray, Mapping[str, Any]], dict[str, float]],
+    aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]],
+    names: Sequence[str],
+) -> list[dict[str, Any]]:
+    """A row for the real clips, their reconstructions, and each of those that were `made`."""
+    real = np.stack([clip["video"] for clip in clips])
+    again = reconstruct(model, real)
     shown = np.stack([real[:8], again[:8]], 1).reshape(-1, *real.shape[1:])
     write_reconstructions(workdir, shown, model.config)
+    captions = len({clip["caption"] for clip in clips})
     rows = []
-    for split, videos in (("real", real), ("reconstructed", again), ("generated", made)):
-        scores = [
-            shots_oracle.score_shots(video, clip) for video, clip in zip(videos, clips, strict=True)
-        ]
-        row: dict[str, Any] = {"split": split, "objects": "all", "captions": len(set(prompts))}
-        row |= shots_oracle.aggregate_shots(scores)
-        for name in shots_oracle.SCORES:
-            low, high = oracle.wilson(row[name], len(clips))  # of shares it is an upper bound
+    for split, videos in {"real": real, "reconstructed": again, **made}.items():
+        scores = [score(video, clip) for video, clip in zip(videos, clips, strict=True)]
+        row: dict[str, Any] = {"split": split, "objects": "all", "captions": captions}
+        row |= aggregate(scores)
+        for name in names:
+            judged = sum(not math.isnan(one[name]) for one in scores)
+            low, high = oracle.wilson(row[name], judged)  # of shares it is an upper bound
             row |= {f"{name}_low": low, f"{name}_high": high}
         if split == "reconstructed":
             row |= {k: float(of(again, real).mean()) for k, of in (("psnr", psnr), ("ssim", ssim))}

@@ -49,8 +49,9 @@ def options(
     fps: float,
     objects: tuple[int, int],
     length: int,
+    most: int = MAX_OBJECTS,
 ) -> Options:
-    """The options of the source `where`; `UserError` for what is not possible."""
+    """The options of the source `where`, of `most` objects; `UserError` for the impossible."""
     check(0 <= seed < 2**63, where, "seed", seed, "0 to 2**63 - 1")
     check(split in SPLITS, where, "split", split, ", ".join(SPLITS))
     check(frames >= 1, where, "frames", frames, "1 or more")
@@ -58,8 +59,8 @@ def options(
     check(good, where, "size", size, "(height, width), each 4 or more")
     check(1 <= fps <= 1000, where, "fps", fps, "1 to 1000")
     low, high = objects
-    good = 1 <= low <= high <= MAX_OBJECTS
-    check(good, where, "objects", objects, f"(1, 1) to (1, {MAX_OBJECTS})")
+    good = 1 <= low <= high <= most
+    check(good, where, "objects", objects, f"(1, 1) to (1, {most})")
     check(1 <= length < 2**63, where, "length", length, "1 to 2**63 - 1")
     pair = (int(size[0]), int(size[1]))
     return Options(

@@ -1,0 +1,38 @@
+"""Characters with materials and faces, four places, moving cameras, ramps, towers, springs, pours.
+
+python -m vdit.main --config=experiments/playground.py
+python -m vdit.main --config=experiments/playground.py:smoke    every stage at a size to try
+
+Clips of four seconds at 64x64; captions of five to several hundred words.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import base
+from vdit.errors import UserError
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The base experiment on playgrounds; variant "smoke" at its size, of two seconds."""
+    if variant not in ("", "smoke"):
+        raise UserError(f"experiments/playground.py:{variant}: the known variant is smoke")
+    config = base.get_config(variant)
+    config.data.source = "playground"
+    config.data.objects = (1, 6)
+    config.data.size = (64, 64)
+    config.data.fps = 12.0
+    config.data.frames = 49 if not variant else 25
+    config.text.length = 800 if not variant else 1600  # smoke's small vocabulary takes more
+    config.vae.train.batch = 2
+    config.dit.train.batch = 8
+    config.dit.train.accumulate = 4
+    config.latents.batch = 16
+    config.sample.batch = 8
+    config.sample.zoom = 4
+    if variant:
+        config.vae.train.steps = config.dit.train.steps = 8
+        config.latents.clips = config.latents.shard = 16
+        config.dit.train.batch = 4
+        config.dit.train.accumulate = 1
+        config.sample.clips, config.eval.captions, config.eval.given = 2, 4, 2
+    return config

@@ -1,0 +1,437 @@
+"""A playground's grammar: from five words to several hundred, and back from words to what they say.
+
+One table of wordings: each thing that can be said has those that captions have, and those that are
+kept for `unseen` ones, which training never shows. A character is told by its colour, which no
+other has, so every mention of it names the colour; what follows a mention is said of it. `parse`
+reads a caption of either kind.
+"""
+
+import functools
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vdit.data.world.playground.cast import (
+    EXPRESSIONS,
+    MATERIAL_NAMES,
+    SHAPES,
+    SIZES,
+)
+from vdit.data.world.playground.events import Event
+from vdit.data.world.playground.physics import Actor, Run, Scene
+from vdit.data.world.simulate import COLOURS, Draws
+
+Words = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # name -> seen, unseen wordings
+
+LEXICON: dict[str, Words] = {
+    "size": {
+        "small": (("small", "little", "tiny"), ("miniature",)),
+        "large": (("large", "big", "huge"), ("giant",)),
+    },
+    "colour": {
+        "red": (("red", "crimson"), ("scarlet",)),
+        "green": (("green", "emerald"), ("jade",)),
+        "blue": (("blue", "azure"), ("cobalt",)),
+        "yellow": (("yellow", "golden"), ("lemon",)),
+        "purple": (("purple", "violet"), ("plum",)),
+        "orange": (("orange", "amber"), ("tangerine",)),
+    },
+    "shape": {
+        "ball": (("ball", "sphere", "disc"), ("orb",)),
+        "box": (("box", "square", "cube"), ("block",)),
+        "triangle": (("triangle", "wedge"), ("three-cornered thing",)),
+    },
+    "material": {
+        "bouncy": (("bouncy", "springy", "rubber"), ("elastic",)),
+        "heavy": (("heavy", "iron", "weighty"), ("massive",)),
+        "slippery": (("slippery", "icy", "slick"), ("greasy",)),
+        "soft": (("soft", "woolly", "plush"), ("squashy",)),
+    },
+    "expression": {
+        "happy": (("happy", "smiling", "cheerful"), ("joyful",)),
+        "sad": (("sad", "unhappy", "gloomy"), ("sorrowful",)),
+        "surprised": (("surprised", "astonished", "amazed"), ("startled",)),
+        "angry": (("angry", "furious", "cross"), ("enraged",)),
+        "asleep": (("sleeping", "dozing", "slumbering"), ("snoozing",)),
+    },
+    "place": {
+        "day": (("by day", "in daylight", "on a sunny day"), ("in the sunshine",)),
+        "night": (("at night", "by night", "under a dark sky"), ("after sunset",)),
+        "indoors": (("indoors", "inside a house", "in a room"), ("within four walls",)),
+        "moon": (("on the moon", "on the lunar surface"), ("on the earth's own satellite",)),
+    },
+    "gravity": {
+        "earth": (
+            ("gravity is that of the earth", "things weigh what they weigh on earth"),
+            ("the pull downwards is the usual one",),
+        ),
+        "moon": (
+            ("gravity is weak", "everything falls slowly"),
+            ("the pull downwards is a sixth of the usual one",),
+        ),
+    },
+    "camera": {
+        "static": (
+            ("the camera stands still", "seen by a still camera", "the view is fixed"),
+            ("filmed from a tripod",),
+        ),
+        "pan_left": (
+            ("the camera pans left", "the camera turns to the left", "a pan to the left"),
+            ("the lens sweeps leftwards",),
+        ),
+        "pan_right": (
+            ("the camera pans right", "the camera turns to the right", "a pan to the right"),
+            ("the lens sweeps rightwards",),
+        ),
+        "tilt_up": (
+            ("the camera tilts up", "the camera looks up", "a tilt upwards"),
+            ("the lens climbs",),
+        ),
+        "tilt_down": (
+            ("the camera tilts down", "the camera looks down", "a tilt downwards"),
+            ("the lens sinks",),
+        ),
+        "zoom_in": (
+            ("the camera zooms in", "the camera comes closer", "a slow zoom in"),
+            ("the lens draws everything nearer",),
+        ),
+        "zoom_out": (
+            ("the camera zooms out", "the camera draws back", "a slow zoom out"),
+            ("the lens takes in more and more",),
+        ),
+        "follow": (
+            ("the camera follows", "the camera stays with", "the camera goes along with"),
+            ("the lens keeps tracking",),
+        ),
+        "shake": (
+            ("the camera shakes", "the picture trembles", "a shaky hand-held camera"),
+            ("the lens wobbles",),
+        ),
+    },
+    "built": {
+        "ramp": (("a ramp", "a slope"), ("an incline",)),
+        "platform": (("a platform", "a ledge"), ("a shelf",)),
+        "pendulum": (("a pendulum", "a rope to swing on"), ("a swinging line",)),
+        "spring": (("a spring", "a springboard"), ("a plate on coils",)),
+        "pour": (("a spout", "an open pipe"), ("a chute",)),
+        "tower": (("a tower of blocks", "a stack of blocks"), ("a pile of cubes",)),
+    },
+    "motion": {
+        "rests": (
+            ("rests on the floor", "lies on the floor", "sits on the floor"),
+            ("waits on the ground",),
+        ),
+        "falls": (("falls", "drops down", "falls from above"), ("plunges",)),
+        "thrown_left": (
+            ("is thrown to the left", "flies to the left"), ("is hurled leftwards",)
+        ),
+        "thrown_right": (
+            ("is thrown to the right", "flies to the right"), ("is hurled rightwards",)
+        ),
+        "rolls_left": (("rolls to the left", "rolls leftwards"), ("trundles leftwards",)),
+        "rolls_right": (("rolls to the right", "rolls rightwards"), ("trundles rightwards",)),
+        "slides_left": (("slides to the left", "slides leftwards"), ("skids leftwards",)),
+        "slides_right": (("slides to the right", "slides rightwards"), ("skids rightwards",)),
+        "swings_left": (
+            ("swings to the left", "hangs on a rope and swings left"), ("dangles and sways left",)
+        ),
+        "swings_right": (
+            ("swings to the right", "hangs on a rope and swings right"),
+            ("dangles and sways right",),
+        ),
+    },
+    "event": {
+        "lands": (("lands", "comes down", "touches down"), ("ends its fall",)),
+        "rolls_down": (
+            ("reaches the foot of the ramp", "comes off the ramp"), ("leaves the incline",)
+        ),
+        "drops_off": (
+            ("drops off the platform", "goes over the edge"), ("tumbles from the shelf",)
+        ),
+        "swings": (
+            ("swings through the lowest point", "sweeps past the middle"), ("passes the bottom",)
+        ),
+        "springs": (
+            ("is thrown up by the spring", "bounces up from the spring"),
+            ("gets launched by the coils",),
+        ),
+        "moved": (("is pushed away", "is knocked from its place"), ("gets shoved aside",)),
+        "hits": (("hits", "bumps into", "knocks into"), ("strikes",)),
+        "topples": (
+            ("the tower falls", "the tower topples", "the stack comes down"),
+            ("the pile collapses",),
+        ),
+        "fells": (
+            ("knocks over the tower", "makes the tower fall"), ("brings the pile down",)
+        ),
+        "pours": (
+            ("many little balls pour from above", "a stream of beads begins to pour"),
+            ("a cascade of pellets starts",),
+        ),
+        "face": (("is now", "from now on is"), ("is all of a sudden",)),
+    },
+    "spot": {
+        "left": (("on the left", "on the left side"), ("at the left hand",)),
+        "middle": (("in the middle", "in the centre"), ("halfway across",)),
+        "right": (("on the right", "on the right side"), ("at the right hand",)),
+    },
+    "end": {"": (("ends up", "comes to its place"), ("finishes",))},
+}
+OPENINGS = (("a video of", "a clip of", "we see"), ("footage of",))
+THEN = (("then", "next", "after that"), ("thereupon",))
+LAST = (("finally", "at last"), ("in the end",))
+SAME = (("and at the same time", "just when"), ("in the same moment",))
+STARTS = (("at the start it is", "it begins"), ("its first place is",))
+MADE = (("it is", "it feels"), ("to the touch it is",))
+LOOKS = (("it looks", "its face is"), ("to the eye it is",))
+THERE = (("there is", "one can see"), ("at hand is",))
+PARTS = ((0.0, 0.36, "left"), (0.36, 0.64, "middle"), (0.64, 1.01, "right"))  # of the width
+LEVELS = 4  # of detail
+
+
+class Told(NamedTuple):
+    """What a caption says; names as in LEXICON."""
+
+    said: tuple[tuple[str, str], ...]  # (kind, name) of the clip: place, camera, built, gravity
+    characters: dict[str, dict[str, str]]  # by colour: size, shape, material, expression, ...
+    events: tuple[tuple[str, str, str], ...]  # in order: event, colour of whom or "", detail
+    words: int
+
+
+class Voice:
+    """Words of one caption: from the table's seen or unseen wordings."""
+
+    def __init__(self, draws: Draws, unseen: bool) -> None:
+        self.draws, self.unseen = draws, unseen
+
+    def one(self, wordings: tuple[Sequence[str], Sequence[str]]) -> str:
+        return self.draws.pick(wordings[self.unseen])
+
+    def say(self, kind: str, name: str) -> str:
+        return self.one(LEXICON[kind][name])
+
+    def colour(self, actor: Actor) -> str:
+        return self.say("colour", COLOURS[actor.look[1]])
+
+    def name(self, actor: Actor, article: str, material: bool = False, face: int = -1) -> str:
+        """A character in words: "a happy bouncy small red ball"."""
+        shape, _, size, stuff = actor.look
+        parts = [article]
+        if face >= 0:
+            parts.append(self.say("expression", EXPRESSIONS[face]))
+        if material:
+            parts.append(self.say("material", MATERIAL_NAMES[stuff]))
+        parts += [self.say("size", SIZES[size]), self.colour(actor)]
+        parts.append(self.say("shape", SHAPES[shape]))
+        if parts[0] == "a" and parts[1][0] in "aeiou":
+            parts[0] = "an"
+        return " ".join(parts)
+
+    def again(self, actor: Actor) -> str:
+        """A character that was named before."""
+        return f"the {self.colour(actor)} {self.say('shape', SHAPES[actor.look[0]])}"
+
+    def motion(self, actor: Actor) -> str:
+        name = actor.motion
+        if SHAPES[actor.look[0]] != "ball":
+            name = name.replace("rolls", "slides")
+        return self.say("motion", name)
+
+
+def spot(x: float, width: float) -> str:
+    """The third of the room in which x lies."""
+    return next((name for low, high, name in PARTS if low <= x / width < high), "right")
+
+
+def caption(
+    draws: Draws,
+    scene: Scene,
+    run: Run,
+    camera: str,
+    faces: np.ndarray,
+    events: Sequence[Event],
+    unseen: bool = False,
+) -> str:
+    """An English caption in lower case: one clause, a sentence, or a text, by chance."""
+    voice = Voice(draws, unseen)
+    level = draws.below(LEVELS)
+    actors, first = scene.actors, faces[0].tolist()
+    if level == 0:
+        chosen = actors[0] if draws.chance(0.5) else draws.pick(actors)
+        text = f"{voice.name(chosen, 'a')} {voice.motion(chosen)}"
+        return f"{text} {voice.say('place', scene.place)}" if draws.chance(0.5) else text
+    if level == 1:
+        cast = [f"{voice.name(actor, 'a')} {voice.motion(actor)}" for actor in actors]
+        text = f"{_listed(cast)}, {voice.say('place', scene.place)}"
+        for name in _built(scene):
+            text += f", with {voice.say('built', name)}"
+        return text
+    if level == 2:
+        cast = [
+            f"{voice.name(actor, 'a', draws.chance(0.7), face)} {voice.motion(actor)}"
+            for actor, face in zip(actors, first, strict=True)
+        ]
+        parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}: {_listed(cast)}"]
+        parts += [f"{voice.one(THERE)} {voice.say('built', name)}" for name in _built(scene)]
+        parts.append(_camera(voice, camera, actors[0]))
+        if events:
+            parts.append(_story(voice, scene, run, faces, events, False))
+        return "; ".join(parts)
+    gravity = "moon" if scene.place == "moon" else "earth"
+    parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}",
+             voice.say("gravity", gravity)]  # fmt: skip
+    parts += [f"{voice.one(THERE)} {voice.say('built', name)}" for name in _built(scene)]
+    for number, actor in enumerate(actors):
+        parts.append(
+            f"{voice.one(THERE)} {voice.name(actor, 'a')}, and {voice.one(MADE)}"
+            f" {voice.say('material', MATERIAL_NAMES[actor.look[3]])}"
+        )
+        if first[number] >= 0:
+            parts.append(
+                f"{voice.again(actor)}: {voice.one(LOOKS)}"
+                f" {voice.say('expression', EXPRESSIONS[first[number]])}"
+            )
+        parts.append(
+            f"{voice.again(actor)}: {voice.one(STARTS)}"
+            f" {voice.say('spot', spot(actor.x, scene.width))}, and it {voice.motion(actor)}"
+        )
+    if events:
+        parts.append(_story(voice, scene, run, faces, events, True))
+    for number, actor in enumerate(actors):
+        last = float(run.position[-1, number, 0])
+        parts.append(
+            f"{voice.again(actor)} {voice.say('end', '')}"
+            f" {voice.say('spot', spot(last, scene.width))}"
+        )
+    parts.append(_camera(voice, camera, actors[0]))
+    return ". ".join(parts)
+
+
+def _built(scene: Scene) -> list[str]:
+    names = [] if scene.built == "none" else [scene.built]
+    return [*names, "tower"] if scene.tower else names
+
+
+def _listed(parts: Sequence[str]) -> str:
+    if len(parts) == 1:
+        return parts[0]
+    return ", ".join(parts[:-1]) + " and " + parts[-1]
+
+
+def _camera(voice: Voice, camera: str, actor: Actor) -> str:
+    text = voice.say("camera", camera)
+    return f"{text} {voice.again(actor)}" if camera == "follow" else text
+
+
+def _story(
+    voice: Voice, scene: Scene, run: Run, faces: np.ndarray, events: Sequence[Event], times: bool
+) -> str:
+    """The events in order, each after a word that says so."""
+    text = ""
+    for number, event in enumerate(events):
+        if number:
+            if event.frame == events[number - 1].frame:
+                link = voice.one(SAME)
+            elif number == len(events) - 1:
+                link = voice.one(LAST)
+            else:
+                link = voice.one(THEN)
+            text += f", {link} "
+        clause = _clause(voice, scene, run, faces, event)
+        if times and event.frame:
+            clause += f" after about {event.frame / len(faces):.0%} of the time"
+        text += clause
+    return text
+
+
+def _clause(voice: Voice, scene: Scene, run: Run, faces: np.ndarray, event: Event) -> str:
+    frame, kind, who = event
+    if kind in ("topples", "pours"):
+        by = next((n for at, n, other in run.touches if other == -1 and at <= frame), None)
+        if kind == "topples" and by is not None:
+            return f"{voice.again(scene.actors[by])} {voice.say('event', 'fells')}"
+        return voice.say("event", kind)
+    name = voice.again(scene.actors[who])
+    if kind == "face":
+        expression = EXPRESSIONS[int(faces[frame, who])]
+        return f"{name} {voice.say('event', kind)} {voice.say('expression', expression)}"
+    if kind == "moved":
+        hits = [n for at, n, other in run.touches if other == who and at <= frame]
+        if hits:
+            return f"{voice.again(scene.actors[hits[-1]])} {voice.say('event', 'hits')} {name}"
+    return f"{name} {voice.say('event', kind)}"
+
+
+# ---- reading --------------------------------------------------------------------------------
+
+
+@functools.cache
+def _phrases() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
+    """All wordings, the longest first, and what each says."""
+    table: dict[str, tuple[str, str]] = {}
+    for kind, words in LEXICON.items():
+        for name, (seen, unseen) in words.items():
+            for phrase in (*seen, *unseen):
+                assert phrase not in table, phrase
+                table[phrase] = kind, name
+    every = "|".join(re.escape(phrase) for phrase in sorted(table, key=len, reverse=True))
+    return re.compile(rf"(?<![\w-])({every})(?![\w-])"), table
+
+
+def parse(text: str) -> Told:
+    """What a caption says."""
+    pattern, table = _phrases()
+    said: list[tuple[str, str]] = []
+    characters: dict[str, dict[str, str]] = {}
+    events: list[tuple[str, str, str]] = []
+    waiting: dict[str, str] = {}  # adjectives before the colour
+    who, pending, ending = "", "", False
+    for match in pattern.finditer(text):
+        kind, name = table[match[1]]
+        if kind == "colour":
+            if pending == "hits":
+                events.append(("moved", name, who))
+            if pending == "follow":
+                said.append(("followed", name))
+            pending, who, ending = "", name, False
+            characters.setdefault(who, {}).update(waiting)
+            waiting = {}
+        elif kind in ("size", "material", "expression"):
+            if kind == "expression" and pending == "face":
+                events.append(("face", who, name))
+                pending = ""
+            elif kind == "size" or _before_noun(text, match.end()):
+                waiting[kind] = name
+            else:
+                characters[who][kind] = name
+        elif kind in ("shape", "motion"):
+            characters[who][kind] = name
+        elif kind == "spot":
+            characters[who]["end" if ending else "spot"] = name
+        elif kind == "end":
+            ending = True
+        elif kind == "event":
+            if name in ("hits", "face"):
+                pending = name
+            elif name in ("topples", "pours", "fells"):
+                fells = who if name == "fells" else ""
+                events.append(("pours" if name == "pours" else "topples", "", fells))
+            else:
+                events.append((name, who, ""))
+        else:
+            said.append((kind, name))
+            if name == "follow":
+                pending = name
+    return Told(tuple(said), characters, tuple(events), len(text.split()))
+
+
+def _before_noun(text: str, end: int) -> bool:
+    """Whether what follows leads to a colour with nothing but adjectives between."""
+    pattern, table = _phrases()
+    match = pattern.match(text, end + 1)
+    while match and table[match[1]][0] in ("material", "size", "expression"):
+        match = pattern.match(text, match.end() + 1)
+    return match is not None and table[match[1]][0] == "colour"
+
