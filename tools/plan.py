@@ -59,11 +59,12 @@ def read_mesh(text: str) -> dict[str, int]:
 
 def check_heads(config: ConfigDict, sizes: Mapping[str, int]) -> None:
     """Refuses more tensor shards than heads, or shards that do not divide them."""
-    heads = preset(config.dit.preset)["heads"]
-    if heads % sizes["tensor"]:
+    name, heads = f"dit.preset {config.dit.preset}", (preset(config.dit.preset)["heads"],)
+    if config.dit.model == "unet":
+        name, heads = "dit.unet", tuple(config.dit.unet.heads)
+    if wrong := [n for n in heads if n % sizes["tensor"]]:
         raise UserError(
-            f"mesh tensor={sizes['tensor']}: dit.preset {config.dit.preset} has {heads} heads,"
-            " which tensor must divide"
+            f"mesh tensor={sizes['tensor']}: {name} has {wrong[0]} heads, which tensor must divide"
         )
 
 

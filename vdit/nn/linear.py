@@ -96,20 +96,31 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between: `up` (D, F), `down` (F, D)."""
+    """Two linear layers with an activation between: `up` (D, F), `down` (F, D).
+
+    `gated`: `up` is (D, 2 F), and the activation of its second half scales the first (Shazeer 2020,
+    arXiv:2002.05202; with gelu_erf its GEGLU).
+    """
 
     hidden: int
     activation: str = "gelu"
     down_init: Initializer = xavier
     dtype: Any = jnp.float32
     result_dtype: Any = jnp.float32
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
         # Flattened from here on: the backward pass of an activation on three axes is much
         # slower on CPU than on two.
-        hidden = Linear(self.hidden, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
-        hidden = ACTIVATIONS[self.activation](hidden)
+        features = 2 * self.hidden if self.gated else self.hidden
+        hidden = Linear(features, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
+        activation = ACTIVATIONS[self.activation]
+        if self.gated:
+            value, gate = jnp.split(hidden, 2, axis=-1)
+            hidden = value * activation(gate)
+        else:
+            hidden = activation(hidden)
         out = Linear(x.shape[-1], kernel_init=self.down_init, name="down", **kinds)(hidden)
         return out.reshape(x.shape)
