@@ -28,7 +28,8 @@ def architecture(config: ConfigDict) -> dict[str, Any]:
     """The fields that say what the network is."""
     fields = stage_fields(config, "dit")
     said = ("dit.model", "dit.preset", "dit.patch", "dit.axes", "dit.learned_variance")
-    return {k: v for k, v in fields.items() if k in said or k.startswith("dit.paper.")}
+    sizes = ("dit.paper.", "dit.unet.")
+    return {k: v for k, v in fields.items() if k in said or k.startswith(sizes)}
 
 
 def export(workdir: Path, out: Path) -> None:
@@ -42,7 +43,9 @@ def export(workdir: Path, out: Path) -> None:
     if imported is None:
         raise UserError(f"{workdir} was not imported: its layout has no folder in diffusers")
     numbers = imported["numbers"]
-    layout = layouts.LAYOUTS["latte" if "video_length" in numbers else "dit"]
+    # An older workdir says no layout.
+    name = imported.get("layout") or ("latte" if "video_length" in numbers else "dit")
+    layout = layouts.LAYOUTS[name]
     ours, theirs = (architecture(c) for c in (config, configured(layout.to_vdit(numbers))))
     if ours != theirs:
         raise UserError(f"{workdir / 'config.json'} is not that of the imported weights")
@@ -53,7 +56,7 @@ def export(workdir: Path, out: Path) -> None:
     with atomic_path(out / f"{layouts.STEM}.safetensors") as temporary:
         weights.write(temporary, tensors)
     said = {name: value for name, value in numbers.items() if value}
-    known = {k: layout.fixed[k] for k in layouts.WRITTEN}
+    known = {k: layout.fixed[k] for k in layouts.WRITTEN if k in layout.fixed}
     text = {"_class_name": layout.classes[0], **known, **said}
     write_text(out / "config.json", json.dumps(text, indent=2) + "\n")
 

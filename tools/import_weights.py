@@ -4,11 +4,12 @@
         [--mesh=fsdp:8] [--parity=FILE]
     python -m vdit.main --mode=sample --workdir=DIR --prompt="golden retriever"
 
-FOLDER is as diffusers writes it: a pipeline's, of which the folders transformer/, vae/,
-text_encoder/ and tokenizer/ are read, or a transformer's alone (config.json and safetensors, or
+FOLDER is as diffusers writes it: a pipeline's, of which the folders transformer/ or unet/, vae/,
+text_encoder/ and tokenizer/ are read, or a denoiser's alone (config.json and safetensors, or
 shards of them) with --vae and --text beside it. Known are the layouts of `vdit/models/layouts.py`
-(facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1), the autoencoder of stabilityai/sd-vae-ft-mse,
-and T5. A text encoder is not copied: DIR refers to its folder.
+(facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2), the
+autoencoder of stabilityai/sd-vae-ft-mse, T5 and CLIP. A text encoder is not copied: DIR refers to
+its folder.
 
 DIR gets checkpoints with digests, split for --mesh, and config.json; it is written under another
 name and renamed when it is whole. All of FOLDER is checked first; what does not fit is named.
@@ -40,7 +41,6 @@ from vdit import build, stages
 from vdit.config import default
 from vdit.errors import UserError
 from vdit.models import layouts, vae_folder, weights
-from vdit.models.dit_paper import DiTPaper
 from vdit.models.text_folder import TOKENIZER_BYTES
 from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import Checkpoints
@@ -63,9 +63,10 @@ def configured(changes: Mapping[str, Any]) -> ConfigDict:
     return config
 
 
-def shapes(model: DiTPaper, channels: int, text: int) -> Any:
-    """The abstract parameters of a denoiser with `channels` of latents and `text` of its text."""
-    x = jax.ShapeDtypeStruct((1, 1, channels * model.patch[0] * model.patch[1]), jnp.float32)
+def shapes(config: ConfigDict, text: int) -> Any:
+    """The abstract parameters of a denoiser with `text` numbers of each token of its text."""
+    model, patch = build.dit(config), config.dit.patch
+    x = jax.ShapeDtypeStruct((1, 1, config.vae.channels * patch[0] * patch[1]), jnp.float32)
 
     def init(x: jax.Array) -> Any:
         one = jnp.ones((1, 1), jnp.int32)
@@ -96,27 +97,40 @@ class Import:
 
 
 def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
-    """The folders "transformer", and "vae" and "text_encoder" where they are."""
+    """The folders "denoiser", and "vae" and "text_encoder" where they are."""
     for flag, path in (("source", source), ("vae", vae), ("text", text)):
         if path is not None and not path.is_dir():
             raise UserError(f"--{flag}={path}: there is no such folder")
     found = {name: source / name for name in layouts.PARTS if (source / name).is_dir()}
-    if found and "transformer" not in found:
-        raise UserError(f"{source} holds no folder transformer")
+    denoisers = [found.pop(name) for name in ("transformer", "unet") if name in found]
+    if found and not denoisers:
+        raise UserError(f"{source} holds no folder transformer or unet")
     given = {"vae": vae, "text_encoder": text}
     more = {name: path for name, path in given.items() if path is not None}
-    return (found or {"transformer": source}) | more
+    return found | more | {"denoiser": (denoisers or [source])[0]}
 
 
-def check_schedule(source: Path) -> str:
-    """Refuses a pipeline whose noise is not the table `ddpm`; its spacing of steps."""
+# A scheduler's fields for each table, and what vdit calls what its network predicts.
+TABLES: dict[str, dict[str, Any]] = {
+    "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
+    "scaled_linear": {
+        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
+    },
+}  # fmt: skip
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+
+def read_schedule(source: Path, process: str) -> dict[str, Any]:
+    """What a pipeline's scheduler says for the configuration: spacing of steps, prediction.
+
+    `UserError` where its noise is not the table `process`.
+    """
     path = source / "scheduler" / "scheduler_config.json"
     if not path.exists():
-        return "leading"  # diffusers' default
+        return {"sample.spacing": "leading"}  # diffusers' default
     config = weights.read_json(path, weights.CONFIG_BYTES)
     for field, value in {
-        "num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02,
-        "beta_schedule": "linear", "prediction_type": "epsilon", "clip_sample": False,
+        "num_train_timesteps": 1000, **TABLES[process], "clip_sample": False,
         "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None,
     }.items():  # fmt: skip
         if config.get(field, value) != value:
@@ -124,7 +138,10 @@ def check_schedule(source: Path) -> str:
     spacing = config.get("timestep_spacing", "leading")
     if spacing not in ("leading", "trailing"):
         raise UserError(f"{path}: timestep_spacing is {spacing!r}; allowed: leading, trailing")
-    return spacing
+    kind = config.get("prediction_type", "epsilon")
+    if kind not in PREDICTIONS:
+        raise UserError(f"{path}: prediction_type is {kind!r}; allowed: {', '.join(PREDICTIONS)}")
+    return {"sample.spacing": spacing, "dit.prediction": PREDICTIONS[kind]}
 
 
 def class_names(source: Path, count: int) -> list[str]:
@@ -157,13 +174,15 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
 def planned(source: Path, vae: Path | None, text: Path | None) -> Import:
     """What is to be imported, checked by headers; no tensor is read."""
     found = folders(source, vae, text)
-    folder = found["transformer"]
-    layout, numbers = layouts.read_layout(folder)
+    folder = found["denoiser"]
+    name, numbers = layouts.read_layout(folder)
+    layout = layouts.LAYOUTS[name]
+    told = "cross_attention_dim" if name == "unet" else "caption_channels"  # width of its text
     try:
         changes = layout.to_vdit(numbers)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    changes |= {"sample.spacing": check_schedule(source)}
+    changes |= read_schedule(source, changes["dit.process"])
     plans: dict[str, tuple[Path, weights.Plan]] = {}
     scale = [1.0 / layouts.SCALING] * changes["vae.channels"]
     statistics = {"mean": [0.0] * len(scale), "std": scale}
@@ -177,27 +196,25 @@ def planned(source: Path, vae: Path | None, text: Path | None) -> Import:
             )
         pixels = numbers["sample_size"] * module.patch[1]
         changes |= {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
-        told = vae_folder.read_statistics(found["vae"])
-        statistics = {name: [float(x) for x in values] for name, values in told.items()}
+        spread = vae_folder.read_statistics(found["vae"])
+        statistics = {k: [float(x) for x in values] for k, values in spread.items()}
         plans["vae"] = found["vae"], plan
-    if changes.get("text.encoder") == "t5" and "text_encoder" in found:
+    if changes.get("text.encoder") in ("t5", "clip") and "text_encoder" in found:
         changes["text.path"] = str(found["text_encoder"].absolute())
     config = configured(changes)
     if config.text.path:
         encoder = build.text_encoder(config, build.tokenizer(config, Path()))
-        if encoder.dim != numbers["caption_channels"]:
+        if encoder.dim != numbers[told]:
             raise UserError(
                 f"{config.text.path} has features of {encoder.dim} numbers; allowed by {folder}:"
-                f" {numbers['caption_channels']}"
+                f" {numbers[told]}"
             )
-    abstract = shapes(
-        build.dit(config), config.vae.channels, numbers.get("caption_channels", 1)
-    )
+    abstract = shapes(config, numbers.get(told, 1))
     tensors = weights.read_headers(folder, layouts.STEM)
     layers = layout.layers(numbers)
     plan = weights.plan(tensors, abstract, layout.rows, layout.others, folder, layers)
     plans["dit"] = folder, plan
-    imported = {"digest": weights.digest(tensors), "numbers": numbers}
+    imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
     more = {"dit": {"latents": statistics, "imported": imported}}
     content = build.text_content(config) if config.text.path else {}
     parts = {}

@@ -25,7 +25,7 @@ from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import dit_paper, lpips, text, text_folder, vivit
+from vdit.models import dit_paper, lpips, text, text_folder, unet, vivit
 from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.dit import AXES, REMAT, DiT, preset
@@ -128,7 +128,12 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     if config.dit.model == "paper":
         _check_paper(config)
     elif config.text.encoder == "none":
-        raise UserError("text.encoder=none with dit.model=vdit: only models of classes go without")
+        raise UserError(
+            f"text.encoder=none with dit.model={config.dit.model}: only models of classes go"
+            " without"
+        )
+    if config.dit.model == "unet":
+        _check_unet(config)
     if config.data.shapes:
         _check_shapes(config)
     if config.data.source in ("shots", "playground"):
@@ -197,11 +202,14 @@ def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
     """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
     if "dit" not in config.stages:
         return
-    heads = preset(config.dit.preset)["heads"]
+    where, all_heads = f"dit.preset={config.dit.preset}", (preset(config.dit.preset)["heads"],)
+    if config.dit.model == "unet":
+        where, all_heads = "dit.unet.heads", tuple(config.dit.unet.heads)
     try:
-        attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
+        for heads in all_heads:
+            attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
     except UserError as error:
-        raise UserError(f"{error} (dit.preset={config.dit.preset})") from error
+        raise UserError(f"{error} ({where})") from error
 
 
 def _check_tfds(config: ConfigDict) -> None:
@@ -266,6 +274,34 @@ def _check_shapes(config: ConfigDict) -> None:
         raise UserError(f"dit.pack is {config.dit.pack}: three numbers of at least 0 are allowed")
 
 
+def _check_one_time(config: ConfigDict) -> None:
+    """Refuses what a model that knows one time for all tokens cannot be trained for."""
+    model, given = config.dit.model, config.dit.given
+    if config.data.shapes or config.data.source == "shots":
+        raise UserError(
+            f"dit.model={model} with data.shapes or data.source=shots: clips of one shape, each"
+            " with one caption or class, are allowed"
+        )
+    if wrong := [name for name in given if name != "text" and given[name] > 0]:
+        raise UserError(
+            f"dit.given.{wrong[0]}={given[wrong[0]]} with dit.model={model}, which knows one time"
+            " for all tokens: 0 is allowed for all but text"
+        )
+
+
+def _check_unet(config: ConfigDict) -> None:
+    """Refuses what no U-Net can be, or can be trained for."""
+    dit = config.dit
+    sizes = {name: value for name, value in dit.unet.items() if name != "linear"}
+    unet.check(**sizes)
+    if (dit.preset, dit.axes) != ("nano", "joint"):
+        raise UserError(
+            f"dit.preset={dit.preset}, dit.axes={dit.axes} with dit.model=unet: its size is"
+            " dit.unet's, and nano and joint, the defaults, are allowed"
+        )
+    _check_one_time(config)
+
+
 def _check_label(config: ConfigDict) -> None:
     """Refuses classes that a source does not have, or that no model here is told."""
     label, source, asks = config.data.label, config.data.source, config.dit.paper.classes
@@ -316,16 +352,7 @@ def _check_paper(config: ConfigDict) -> None:
             f"text.encoder={config.text.encoder} with dit.paper.text={paper.text}: none is allowed"
             " where nothing reads a text, and only there"
         )
-    if config.data.shapes or config.data.source == "shots":
-        raise UserError(
-            "dit.model=paper with data.shapes or data.source=shots: clips of one shape, each with"
-            " one caption or class, are allowed"
-        )
-    if wrong := [name for name in dit.given if name != "text" and dit.given[name] > 0]:
-        raise UserError(
-            f"dit.given.{wrong[0]}={dit.given[wrong[0]]} with dit.model=paper, which knows one time"
-            " for all tokens: 0 is allowed for all but text"
-        )
+    _check_one_time(config)
 
 
 def _check_classify(config: ConfigDict) -> None:
@@ -547,11 +574,17 @@ def _vdit(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiT:
     return DiT(window=tuple(config.dit.window), gather=gather(mesh), **options)
 
 
-DITS: dict[str, Any] = {"vdit": _vdit, "paper": _paper}
+def _unet(config: ConfigDict, mesh: Mesh | None, **options: Any) -> unet.UNet:
+    del mesh  # as the paper's
+    shared = ("learned_variance", "attend", "unroll", "remat", "dtype")
+    return unet.UNet(**config.dit.unet, **{name: options[name] for name in shared})
+
+
+DITS: dict[str, Any] = {"vdit": _vdit, "paper": _paper, "unet": _unet}
 
 
 def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Any:
-    """The diffusion transformer, for one device or for steps on a mesh."""
+    """The denoiser, for one device or for steps on a mesh."""
     return choose(DITS, "dit.model", config.dit.model)(
         config,
         mesh,
@@ -688,7 +721,8 @@ def wordless(
     So it does in a published model with its pretrained encoder (`params`, read if not given); other
     models have a null key.
     """
-    if config.dit.model != "paper" or not config.dit.paper.text or not encoder.frozen:
+    told = config.dit.model == "unet" or (config.dit.model == "paper" and config.dit.paper.text)
+    if not told or not encoder.frozen:
         return {}
     ids, mask = tokenizer.empty()
     params = encoder.init(jax.random.key(0), ids, mask) if params is None else params

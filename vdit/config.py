@@ -92,15 +92,17 @@ def default() -> ConfigDict:
     latents.features = True  # store a frozen encoder's text features beside the token ids
 
     dit = config.dit = ConfigDict()
-    dit.model = "vdit"  # or paper: DiT as published, and Latte; one time for all tokens
+    # or with one time for all tokens: paper, DiT as published, and Latte; unet, latent diffusion's
+    dit.model = "vdit"
     dit.preset = "nano"  # nano, micro, S, B, L or XL; or WIDTHxDEPTHxHEADS
     dit.patch = (1, 1)  # rows, columns of latents in one token
     # joint: attention over all tokens; factorised: over space and time in turn; windowed: over
     # tiles of dit.window and half a tile around, for length
     dit.axes = "joint"
     dit.window = (4, 8, 8)  # windowed: latent frames, rows and columns (of dit.patch) of a tile
-    dit.process = "flow"  # flow, cosine or ddpm
-    dit.learned_variance = False  # ddpm: between posterior and beta, by the hybrid loss
+    # flow, cosine, or a table: ddpm, scaled_linear (Stable Diffusion's)
+    dit.process = "flow"
+    dit.learned_variance = False  # a table: between posterior and beta, by the hybrid loss
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
     dit.loss_weight = "uniform"  # of the squared error by time: uniform or min_snr
     dit.logit_normal = (0.0, 1.3)  # mean and deviation of the training times' logits; (): uniform
@@ -117,6 +119,15 @@ def default() -> ConfigDict:
     paper.span = 0.0  # positions go from 0 to it over a frame of any size; 0: they count tokens
     paper.level_theta = 10_000.0  # longest period of the time's features, over 2 pi
     paper.epsilons = (1e-6, 1e-6)  # of the norms before attention and MLP
+    unet = dit.unet = ConfigDict()  # dit.model=unet, whose size is not dit.preset's
+    unet.widths = (320, 640, 1280, 1280)  # channels of each level: full size, half of it, ...
+    unet.blocks = 2  # residual blocks of a level; one more on the way up
+    unet.heads = (8, 8, 8, 8)  # attention heads of each level
+    unet.depths = (1, 1, 1, 0)  # transformer blocks behind each residual block of a level, or none
+    unet.middle = 1  # and in the middle
+    unet.groups = 32  # of the group norms
+    unet.linear = False  # transformers begin and end in linear layers, not convolutions of 1 pixel
+    unet.temporal = True  # layers over time; False: each frame by itself
     given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
     given.text = 0.82  # nothing
     given.prefix = 0.1  # the first frame, or a span before
@@ -213,6 +224,9 @@ LATER: dict[str, Any] = {
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "", "data.label": "",
+    "dit.unet.widths": (320, 640, 1280, 1280), "dit.unet.blocks": 2,
+    "dit.unet.heads": (8, 8, 8, 8), "dit.unet.depths": (1, 1, 1, 0), "dit.unet.middle": 1,
+    "dit.unet.groups": 32, "dit.unet.linear": False, "dit.unet.temporal": True,
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
     "vae.detail": 0,
     "vae.lpips_weight": 0.0, "vae.lpips_net": "alex", "vae.adversarial_weight": 0.0,

@@ -145,6 +145,21 @@ def test_ddim_steps(spacing: str, prediction: str, eta: float) -> None:
         near(ours[i], theirs[i])
 
 
+def test_stable_diffusion_s_table_and_its_ddim_steps() -> None:
+    public, x, y, golden = arrays("scaled_linear", "t_int", "x", "y", "prev")
+    table = process("scaled_linear")
+    all_times = times_of(np.arange(1000))
+    near(table.alpha(all_times) ** 2, GOLDEN["scaled_linear/alphas_cumprod"])
+    np.testing.assert_array_equal(table.network_time(all_times), np.arange(1000))
+    t = times_of(public)
+    np.testing.assert_array_equal(timesteps(table, 10), np.append(t, 0.0))
+    x0, _ = to_x0_eps("eps", table, t, x, y)
+    s = np.append(t[1:], np.float32(0.0))
+    made, _ = ddim(0.0).step(lambda x, t: (x0, None), table, None, x, t, s, jnp.zeros_like(x))
+    for ours, theirs in zip(made.x, golden, strict=True):
+        near(ours, theirs, 2e-5)  # of a float32 table
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 def test_flow_matching_euler(shift: float) -> None:
     x, y, chain, sigmas, network_time = arrays(

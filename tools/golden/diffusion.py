@@ -155,6 +155,25 @@ def ddim(rng: np.random.Generator) -> dict[str, Any]:
     return out
 
 
+def scaled_linear(rng: np.random.Generator) -> dict[str, Any]:
+    """Stable Diffusion's table as shipped, in float32, and DDIM's steps on it."""
+    scheduler = diffusers.DDIMScheduler(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+        timestep_spacing="trailing",
+    )  # fmt: skip
+    scheduler.set_timesteps(10)
+    x, y = (draw(rng, 10, BATCH, CHANNELS) for _ in range(2))
+    made = [
+        scheduler.step(torch.from_numpy(y[i]), t, torch.from_numpy(x[i])).prev_sample
+        for i, t in enumerate(scheduler.timesteps.tolist())
+    ]
+    arrays = {
+        "alphas_cumprod": scheduler.alphas_cumprod, "t_int": scheduler.timesteps, "x": x, "y": y,
+        "prev": np.stack(made),
+    }  # fmt: skip
+    return {f"scaled_linear/{name}": np.asarray(value) for name, value in arrays.items()}
+
+
 def flow(rng: np.random.Generator) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for shift in (1.0, 3.0):
@@ -203,7 +222,7 @@ def dpmpp_2m(rng: np.random.Generator) -> dict[str, Any]:
 def main() -> None:
     rng = np.random.default_rng(0)
     arrays = ddpm(rng) | ddim(rng) | flow(rng) | dpmpp_2m(rng)
-    arrays |= learned(np.random.default_rng(1))
+    arrays |= learned(np.random.default_rng(1)) | scaled_linear(np.random.default_rng(2))
     arrays = {
         name: np.asarray(value, np.int16 if name.endswith("t_int") else np.float32)
         for name, value in arrays.items()

@@ -193,7 +193,7 @@ def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampl
         shape((rows, count), bool),
         shape((rows, count), jnp.float32),
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
-        shape((rows,), jnp.int32) if model.dit.one_time and config.dit.paper.classes else None,
+        shape((rows,), jnp.int32) if build.read_classes(config, Path()) else None,
     )
     return model, Sampling(model.denoiser(mesh), arguments, model.settings())
 

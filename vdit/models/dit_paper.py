@@ -204,7 +204,7 @@ class DiTPaper(nn.Module):
             vector=vector_B1D,
             tokens=jnp.concatenate(tokens, axis=1),
             text=None,
-            shot=_seen(condition),
+            shot=seen(condition),
             time=jnp.asarray(times, jnp.float32),
         )
         if self.conditioning == "adaln_single":
@@ -266,7 +266,7 @@ class DiTPaper(nn.Module):
             )
 
 
-def _seen(condition: Condition) -> jax.Array:
+def seen(condition: Condition) -> jax.Array:
     """1 where a text token is seen (B, S): the caption's, or the null key of a row without one."""
     caption = (condition.shot > 0) & ~condition.null
     alone = ~caption.any(axis=1, keepdims=True)

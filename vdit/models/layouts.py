@@ -3,30 +3,32 @@
 A layout is a row of `LAYOUTS`: the class that its config.json names, the names of its tensors, and
 what the configuration of vdit is for it. A pipeline's folder has a folder of each of its parts.
 
-Source of the names: diffusers 0.42, DiTTransformer2DModel and LatteTransformer3DModel.
+Source of the names: diffusers 0.42, DiTTransformer2DModel, LatteTransformer3DModel and
+UNet2DConditionModel.
 """
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from vdit.errors import UserError
+from vdit.models import vae_kl
 from vdit.models.dit import PRESETS
-from vdit.models.weights import CONFIG_BYTES, TRANSPOSED, Row, fields, read_json
+from vdit.models.weights import CONFIG_BYTES, LARGEST, TRANSPOSED, Row, fields, read_json
 
 STEM = "diffusion_pytorch_model"  # of the weights' files
 SCALING = 0.18215  # of the latents of Stable Diffusion's autoencoder, where its folder says nothing
 ROOM = (1, 8, 8)  # frames, rows, columns of its latent places
 # Folders of a pipeline that are read. (An autoencoder's layouts are in vae_folder.py, a text
 # encoder's in text_folder.py.)
-PARTS = ("transformer", "vae", "text_encoder")
+PARTS = ("transformer", "unet", "vae", "text_encoder")
 UNGIVEN = ("prefix", "last", "first_last", "suffix", "between")  # of dit.given: one time for all
 
 Config = Mapping[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """Networks of one class: how their folders are read and written."""
 
@@ -38,6 +40,9 @@ class Layout:
     defaults: Mapping[str, Any]  # numbers of config.json, with diffusers' defaults
     to_vdit: Callable[[Config], dict[str, Any]]  # fields of vdit's configuration
     layers: Callable[[Config], int]  # how often a tensor of every layer is there
+    # Fields of config.json that have a value for each level, or one for all, with their defaults.
+    lists: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    flags: tuple[str, ...] = ()  # fields that are true or, if they are not there, false
 
 
 _LINEAR = {"kernel": ("weight", TRANSPOSED), "bias": ("bias", None)}
@@ -54,7 +59,7 @@ def _block(ours: str, theirs: str) -> tuple[Row, ...]:
     """Rows of a block's self-attention, attention to a text, and MLP."""
     rows: list[Row] = []
     for name, there in (("attention", "attn1"), ("text", "attn2")):
-        rows += linear(f"{ours}/{name}/([qkv])", rf"{theirs}.{there}.to_\1")
+        rows += linear(f"{ours}/{name}/(?P<part>[qkv])", rf"{theirs}.{there}.to_\g<part>")
         rows += linear(f"{ours}/{name}/o", f"{theirs}.{there}.to_out.0")
     rows += linear(f"{ours}/mlp/up", f"{theirs}.ff.net.0.proj")
     rows += linear(f"{ours}/mlp/down", f"{theirs}.ff.net.2")
@@ -89,6 +94,41 @@ _LATTE = (
     *_block("blocks/time", "temporal_transformer_blocks.{}"),
     ("table", "scale_shift_table", None),
     *linear("out", "proj_out"),
+)
+
+
+def _transformer(ours: str, theirs: str) -> tuple[Row, ...]:
+    """Rows of a U-Net's transformer, whose first and last map are linear or convolutions."""
+    rows: list[Row] = list(vae_kl.leaf(f"{ours}/norm", f"{theirs}.norm", vae_kl.KERNEL))
+    for kind, axes in (("linear", TRANSPOSED), ("conv", (*TRANSPOSED, -1, -1))):
+        for end in ("in", "out"):
+            rows += vae_kl.leaf(f"{ours}/{kind}_{end}", f"{theirs}.proj_{end}", axes)
+    blocks, there = f"{ours}/blocks", f"{theirs}.transformer_blocks.{{}}"
+    for i, norm in enumerate(("attention", "text", "mlp"), start=1):
+        rows += vae_kl.leaf(f"{blocks}/{norm}_norm", f"{there}.norm{i}", vae_kl.KERNEL)
+    return (*rows, *_block(blocks, there))
+
+
+def _step(ours: str, block: str, transformer: str) -> tuple[Row, ...]:
+    """Rows of a U-Net's residual block and transformer."""
+    return (
+        *vae_kl.block(f"{ours}/res", block, vae_kl.KERNEL),
+        *linear(f"{ours}/res/told", f"{block}.time_emb_proj"),
+        *_transformer(f"{ours}/transformer", transformer),
+    )
+
+
+_LEVEL = r"\1_blocks.\2"
+_UNET = (
+    *vae_kl.leaf("stem", "conv_in", vae_kl.KERNEL),
+    *linear("level_in", "time_embedding.linear_1"),
+    *linear("level_out", "time_embedding.linear_2"),
+    *_step(r"(down|up)(\d+)_(\d+)", rf"{_LEVEL}.resnets.\3", rf"{_LEVEL}.attentions.\3"),
+    *_step(r"middle(\d)", r"mid_block.resnets.\1", r"mid_block.attentions.\1"),
+    *vae_kl.leaf(r"halve(\d+)", r"down_blocks.\1.downsamplers.0.conv", vae_kl.KERNEL),
+    *vae_kl.leaf(r"double(\d+)", r"up_blocks.\1.upsamplers.0.conv", vae_kl.KERNEL),
+    *vae_kl.leaf("head/norm", "conv_norm_out", vae_kl.KERNEL),
+    *vae_kl.leaf("head/conv", "conv_out", vae_kl.KERNEL),
 )
 
 _FIXED = {
@@ -178,6 +218,67 @@ def _latte_to_vdit(config: Config) -> dict[str, Any]:
     }
 
 
+# A U-Net's levels, without and with transformers.
+DOWN, UP = ("DownBlock2D", "CrossAttnDownBlock2D"), ("UpBlock2D", "CrossAttnUpBlock2D")
+MOST_LEVELS = 16
+_UNET_FIXED = {
+    "act_fn": "silu", "flip_sin_to_cos": True, "freq_shift": 0, "center_input_sample": False,
+    "mid_block_type": "UNetMidBlock2DCrossAttn", "mid_block_scale_factor": 1,
+    "downsample_padding": 1, "norm_eps": 1e-5, "dropout": 0.0, "only_cross_attention": False,
+    "dual_cross_attention": False, "encoder_hid_dim": None, "encoder_hid_dim_type": None,
+    "num_attention_heads": None, "class_embed_type": None, "num_class_embeds": None,
+    "addition_embed_type": None, "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False, "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional", "time_embedding_dim": None,
+    "time_embedding_act_fn": None, "timestep_post_act": None, "time_cond_proj_dim": None,
+    "conv_in_kernel": 3, "conv_out_kernel": 3, "attention_type": "default",
+    "reverse_transformer_layers_per_block": None, "cross_attention_norm": None,
+}  # fmt: skip
+
+
+def _unet_to_vdit(config: Config) -> dict[str, Any]:
+    side, channels, widths = (
+        config[n] for n in ("sample_size", "in_channels", "block_out_channels")
+    )
+    if config["out_channels"] != channels:
+        raise UserError(f"out_channels is {config['out_channels']}; allowed: {channels}")
+    kinds = [DOWN.index(name) for name in config["down_block_types"]]
+    ups = [UP[kind] for kind in reversed(kinds)]
+    if list(config["up_block_types"]) != ups:
+        raise UserError(f"up_block_types is {list(config['up_block_types'])}; allowed: {ups}")
+    depths = config["transformer_layers_per_block"]
+    return {
+        "stages": ("dit",),
+        "data.size": (side * ROOM[1], side * ROOM[2]),
+        "data.frames": 1,
+        "vae.model": "kl",
+        "vae.patch": ROOM,
+        "vae.channels": channels,
+        "dit.model": "unet",
+        "dit.unet.widths": tuple(widths),
+        "dit.unet.blocks": config["layers_per_block"],
+        "dit.unet.heads": tuple(config["attention_head_dim"]),  # diffusers' name for their number
+        "dit.unet.depths": tuple(d * kind for d, kind in zip(depths, kinds, strict=True)),
+        "dit.unet.middle": depths[-1],
+        "dit.unet.groups": config["norm_num_groups"],
+        "dit.unet.linear": config["use_linear_projection"],
+        "dit.unet.temporal": False,
+        "dit.process": "scaled_linear",
+        "dit.prediction": "eps",
+        "dit.logit_normal": (),
+        "dit.shift": 1.0,
+        **{f"dit.given.{name}": 0.0 for name in UNGIVEN},
+        "dit.given.text": 1.0,
+        "sample.sampler": "ddim",
+        "sample.eta": 0.0,
+        "sample.steps": 50,
+        "sample.guidance": 7.5,
+        "sample.batch": 4,
+        "text.encoder": "clip",
+        "text.length": 77,
+    }
+
+
 LAYOUTS: dict[str, Layout] = {
     "dit": Layout(
         classes=("DiTTransformer2DModel", "Transformer2DModel"),
@@ -200,22 +301,43 @@ LAYOUTS: dict[str, Layout] = {
         to_vdit=_latte_to_vdit,
         layers=lambda config: config["num_layers"],
     ),
+    "unet": Layout(
+        classes=("UNet2DConditionModel",),
+        stage="dit",
+        rows=_UNET,
+        others=(),
+        fixed=_UNET_FIXED,
+        defaults={
+            "in_channels": 4, "out_channels": 4, "sample_size": 64, "layers_per_block": 2,
+            "norm_num_groups": 32, "cross_attention_dim": 1280,
+        },
+        to_vdit=_unet_to_vdit,
+        layers=lambda config: 1,
+        lists={
+            "block_out_channels": (320, 640, 1280, 1280),
+            "attention_head_dim": (8,),
+            "transformer_layers_per_block": (1,),
+            "down_block_types": (DOWN[1], DOWN[1], DOWN[1], DOWN[0]),
+            "up_block_types": (UP[0], UP[1], UP[1], UP[1]),
+        },
+        flags=("use_linear_projection",),
+    ),
 }
 
 
-def read_layout(folder: Path) -> tuple[Layout, dict[str, Any]]:
-    """The layout of a folder, and the numbers of its config.json.
+def read_layout(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of a folder's layout, and the numbers of its config.json.
 
     `UserError` for a class that is not known, or a variant of it that is not.
     """
     path = folder / "config.json"
     config = read_json(path, CONFIG_BYTES)
     name = config.get("_class_name")
-    found = [layout for layout in LAYOUTS.values() if name in layout.classes]
+    found = [key for key, layout in LAYOUTS.items() if name in layout.classes]
     if not found:
         known = " or ".join(c for layout in LAYOUTS.values() for c in layout.classes)
         raise UserError(f"{path}: _class_name is {str(name)[:100]!r}; allowed: {known}")
-    layout = found[0]
+    layout = LAYOUTS[found[0]]
     for field, value in layout.fixed.items():
         if config.get(field, value) != value:
             shown = str(config[field])[:100]
@@ -227,4 +349,32 @@ def read_layout(folder: Path) -> tuple[Layout, dict[str, Any]]:
         numbers[field] = 0
         if config.get(field) is not None:
             numbers |= fields(config, {field: 1}, folder)
-    return layout, numbers
+    for field in layout.flags:
+        numbers[field] = config.get(field) or False
+        if not isinstance(numbers[field], bool):
+            shown = str(config[field])[:100]
+            raise UserError(f"{path}: {field} is {shown!r}; allowed: true or false")
+    return found[0], numbers | _lists(config, layout.lists, path)
+
+
+def _lists(config: Config, defaults: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    """The fields of `defaults`, of as many values as the first has; one value is all levels'."""
+    found: dict[str, tuple[Any, ...]] = {}
+    for name, default in defaults.items():
+        value = config.get(name)
+        values = default if value is None else tuple(value) if isinstance(value, list) else (value,)
+        count = len(next(iter(found.values()), values))
+        values = values * count if len(values) == 1 else values
+        if isinstance(default[0], str):
+            known = DOWN if default[0] in DOWN else UP
+            fits, what = all(v in known for v in values), " or ".join(known)
+        else:
+            fits = all(type(v) is int and 0 < v <= LARGEST for v in values)
+            what = f"numbers above 0, at most {LARGEST}"
+        if not fits or len(values) != count or not 0 < count <= MOST_LEVELS:
+            raise UserError(
+                f"{path}: {name} is {str(value)[:100]}; allowed: {what}, one for each of at most"
+                f" {MOST_LEVELS} levels"
+            )
+        found[name] = values
+    return found

@@ -23,8 +23,9 @@ def leaf(path: str, name: str, kernel: tuple[int, ...], scale: str = "weight") -
 
 
 def block(path: str, name: str, kernel: tuple[int, ...], scale: str = "weight") -> tuple[Row, ...]:
-    """The rows of a residual block."""
-    rows: tuple[Row, ...] = leaf(f"{path}/shortcut", f"{name}.conv_shortcut", TRANSPOSED)
+    """The rows of a residual block; its shortcut is a convolution of one pixel in torch."""
+    pixel = TRANSPOSED + (-1,) * (len(kernel) - len(TRANSPOSED))
+    rows: tuple[Row, ...] = leaf(f"{path}/shortcut", f"{name}.conv_shortcut", pixel)
     for half in (0, 1):
         for part, theirs in (("norm", "norm"), ("conv", "conv")):
             rows += leaf(f"{path}/half{half}/{part}", f"{name}.{theirs}{half + 1}", kernel, scale)

@@ -40,7 +40,8 @@ FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.d
 # (regex on our path, name in the file, order of the file's axes in ours or None for as they are).
 # The name takes the regex's groups, and `{}` is the layer: ours are stacked along the first axis;
 # `{*}` is the layer of a tensor that the file repeats in every layer, and that is one here.
-# Where several rows match, that one counts of whose tensors most are there.
+# Where several rows match, that one counts of whose tensors most are there. Each -1 behind the
+# order is an axis of one that the file has and we have not.
 Row = tuple[str, str, tuple[int, ...] | None]
 TRANSPOSED = (1, 0)  # kernels are (in, out) here and (out, in) in torch
 
@@ -283,6 +284,7 @@ def plan(
     made, used = {}, set()
     for parts, leaf in traverse_util.flatten_dict(shapes).items():
         name, axes = _choose("/".join(parts), leaf.shape[0], rows, tensors)
+        axes = axes and _order(axes)
         stacked = "{}" in name
         allowed = tuple(leaf.shape[1:] if stacked else leaf.shape)
         if axes is not None:
@@ -308,6 +310,11 @@ def plan(
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
         raise UserError(f"{folder} holds a tensor that no part takes: {_shown(extra[0])}{more}")
     return made
+
+
+def _order(axes: tuple[int, ...]) -> tuple[int, ...]:
+    """A row's axes that are ours too."""
+    return tuple(axis for axis in axes if axis >= 0)
 
 
 def _names(name: str, layers: int) -> Iterator[str]:
@@ -395,7 +402,10 @@ def unload(
 
 def _theirs(leaf: Any, layer: int | None, axes: tuple[int, ...] | None) -> np.ndarray:
     ours = np.asarray(leaf if layer is None else leaf[layer])
-    return ours if axes is None else ours.transpose(np.argsort(axes))
+    if axes is None:
+        return ours
+    theirs = ours.transpose(np.argsort(_order(axes)))
+    return theirs.reshape(theirs.shape + (1,) * axes.count(-1))
 
 
 def write(path: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray]]]) -> None:

@@ -24,7 +24,7 @@ class Attention(nn.Module):
 
     `attend(q_BLNK, k_BSNK, v_BSNK, q_id, k_id)` is the kernel; a query sees the keys whose id
     equals its own (all of them where ids are None). `plain` is that of Vaswani et al. 2017: biases
-    and no norm of queries and keys.
+    and no norm of queries and keys. `use_bias` (None: where plain) is that of q, k and v alone.
     """
 
     heads: int
@@ -33,6 +33,7 @@ class Attention(nn.Module):
     dtype: Any = jnp.float32
     result_dtype: Any = jnp.float32
     plain: bool = False
+    use_bias: bool | None = None
 
     @nn.compact
     def __call__(
@@ -46,9 +47,10 @@ class Attention(nn.Module):
         width = x_BLD.shape[-1]
         memory = x_BLD if memory_BSE is None else memory_BSE
         kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
+        use_bias = self.plain if self.use_bias is None else self.use_bias
 
         def heads(x: jax.Array, name: str) -> jax.Array:
-            out = Linear(width, use_bias=self.plain, name=name, **kinds)(x)
+            out = Linear(width, use_bias=use_bias, name=name, **kinds)(x)
             return out.reshape(*x.shape[:-1], self.heads, -1)
 
         q, k, v = heads(x_BLD, "q"), heads(memory, "k"), heads(memory, "v")

@@ -22,7 +22,7 @@ from einops import rearrange
 
 from vdit.kernels import xla
 from vdit.nn.attention import Attend
-from vdit.nn.linear import Linear, RMSNorm, zeros
+from vdit.nn.linear import Initializer, Linear, RMSNorm, zeros
 
 State = Any  # a pytree of arrays; None at the start of a clip
 Layer = Callable[[jax.Array, State], tuple[jax.Array, State]]
@@ -95,14 +95,16 @@ class Conv(nn.Module):
     step: int = 1  # in time
     stride: int = 1  # in space
     dtype: Any = jnp.float32
+    margins: bool = False  # halving: on all sides
+    kernel_init: Initializer | None = None  # None: LeCun's
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         batch, frames, _, _, width = x_BTHWC.shape
         taps = (self.time,) if self.time > 1 else ()
         shape = (*taps, self.space, self.space, width, self.features)
-        init = nn.initializers.lecun_normal(in_axis=tuple(range(len(shape) - 1)))
-        kernel = self.param("kernel", init, shape, jnp.float32)
+        lecun = nn.initializers.lecun_normal(in_axis=tuple(range(len(shape) - 1)))
+        kernel = self.param("kernel", self.kernel_init or lecun, shape, jnp.float32)
         bias = self.param("bias", zeros, (self.features,), jnp.float32)
         if self.time > 1:
             count = max(1 + (frames - self.time) // self.step, 0)
@@ -111,8 +113,9 @@ class Conv(nn.Module):
             x_BTHWC = jnp.concatenate(parts, axis=-1)
             kernel = rearrange(kernel, "K H W C F -> H W (K C) F")
         x_NHWC = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
-        # Halving looks at the right and lower neighbour, with no margin on the other side.
-        pads = (self.space // 2, self.space // 2) if self.stride == 1 else (0, self.space // 2)
+        # Halving looks at the right and lower neighbour, as a rule with no margin before the first.
+        margin = self.space // 2
+        pads = (margin, margin) if self.stride == 1 or self.margins else (0, margin)
         out = convolve(x_NHWC, kernel, self.stride, pads, self.dtype)
         out = out + bias[None, None, None]
         return out.reshape(batch, -1, *out.shape[1:])
@@ -147,13 +150,13 @@ class GroupNorm(nn.Module):
         return x.reshape(x_BTHWC.shape) * scale.reshape(wide) + bias.reshape(wide)
 
 
-def norm(groups: int, name: str) -> nn.Module:
-    """Group norm, or RMS norm over channels where there are no groups.
+def norm(groups: int, name: str, epsilon: float = 1e-6) -> nn.Module:
+    """Group norm with that epsilon, or RMS norm over channels where there are no groups.
 
     The latter's epsilon is so small that x / |x| is exact for what a network sees, and no smaller,
     for its gradient at 0.
     """
-    return GroupNorm(groups, name=name) if groups else RMSNorm(1e-12, name=name)
+    return GroupNorm(groups, epsilon, name=name) if groups else RMSNorm(1e-12, name=name)
 
 
 class Head(nn.Module):
@@ -163,25 +166,38 @@ class Head(nn.Module):
     time: int
     groups: int
     dtype: Any = jnp.float32
+    epsilon: float = 1e-6
+    kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        x = nn.silu(norm(self.groups, "norm")(x_BTHWC))
-        return causal(Conv(self.features, self.time, dtype=self.dtype, name="conv"), x, state)
+        x = nn.silu(norm(self.groups, "norm", self.epsilon)(x_BTHWC))
+        kinds: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        return causal(Conv(self.features, self.time, **kinds, name="conv"), x, state)
 
 
 class ResBlock(nn.Module):
-    """Two heads beside the identity, or beside a linear map where the width changes."""
+    """Two heads beside the identity, or beside a linear map where the width changes.
+
+    Between them a linear map of `told_BE` is added, where there is any.
+    """
 
     features: int
     time: int  # frames that each of its kernels sees
     groups: int
     dtype: Any = jnp.float32
+    epsilon: float = 1e-6
 
     @nn.compact
-    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        kinds = self.features, self.time, self.groups, self.dtype
-        out, state = chain([Head(*kinds, name=f"half{i}") for i in range(2)], x_BTHWC, state)
+    def __call__(
+        self, x_BTHWC: jax.Array, state: State, told_BE: jax.Array | None = None
+    ) -> tuple[jax.Array, State]:
+        kinds = self.features, self.time, self.groups, self.dtype, self.epsilon
+        layers: list[Layer] = [Head(*kinds, name=f"half{i}") for i in range(2)]
+        if told_BE is not None:
+            told = Linear(self.features, dtype=self.dtype, name="told")(told_BE)
+            layers.insert(1, lambda x, state: (x + told[:, None, None, None], ()))
+        out, state = chain(layers, x_BTHWC, state)
         if x_BTHWC.shape[-1] != self.features:
             x_BTHWC = Linear(self.features, dtype=self.dtype, name="shortcut")(x_BTHWC)
         return x_BTHWC + out, state

@@ -96,7 +96,11 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between: `up` (D, F), `down` (F, `features` or D)."""
+    """Two linear layers with an activation between: `up` (D, F), `down` (F, `features` or D).
+
+    `gated`: `up` is (D, 2 F), and the activation of its second half scales the first (Shazeer 2020,
+    arXiv:2002.05202; with gelu_erf its GEGLU).
+    """
 
     hidden: int
     activation: str = "gelu"
@@ -104,6 +108,7 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
     result_dtype: Any = jnp.float32
     features: int = 0  # 0: as many as go in
+    gated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -111,7 +116,13 @@ class MLP(nn.Module):
         features = self.features or x.shape[-1]
         # Flattened from here on: the backward pass of an activation on three axes is much
         # slower on CPU than on two.
-        hidden = Linear(self.hidden, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
-        hidden = ACTIVATIONS[self.activation](hidden)
+        inner = 2 * self.hidden if self.gated else self.hidden
+        hidden = Linear(inner, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
+        activation = ACTIVATIONS[self.activation]
+        if self.gated:
+            value, gate = jnp.split(hidden, 2, axis=-1)
+            hidden = value * activation(gate)
+        else:
+            hidden = activation(hidden)
         out = Linear(features, kernel_init=self.down_init, name="down", **kinds)(hidden)
         return out.reshape(*x.shape[:-1], features)

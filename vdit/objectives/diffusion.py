@@ -18,6 +18,7 @@ from vdit.diffusion.schedule import Process, add_noise, like
 from vdit.models.dit import DiT
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.text import TextEncoder
+from vdit.models.unet import UNet
 from vdit.nn.patch import patchify
 from vdit.objectives.objective import Objective, sample_keys
 from vdit.tokens import (
@@ -30,6 +31,8 @@ from vdit.tokens import (
     shot_of,
     text_condition,
 )
+
+Denoiser = DiT | DiTPaper | UNet
 
 
 def text_features(
@@ -109,7 +112,7 @@ def choices(key: jax.Array, more: int = 0) -> tuple[jax.Array, jax.Array]:
 
 
 def init_groups(
-    model: DiT | DiTPaper,
+    model: Denoiser,
     encoder: TextEncoder,
     key: jax.Array,
     captions: Mapping[str, jax.Array],
@@ -129,7 +132,7 @@ def init_groups(
 
 
 def denoising(
-    model: DiT | DiTPaper,
+    model: Denoiser,
     process: Process,
     prediction: str,
     loss_weight: str,
@@ -167,7 +170,7 @@ def denoising(
     return loss
 
 
-def split_variance(model: DiT | DiTPaper, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+def split_variance(model: Denoiser, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     """A denoiser's answer: the prediction (B, L, C), and the variance's share if it learns one."""
     if not model.learned_variance:
         return out, None
@@ -217,7 +220,7 @@ def dense_tokens(
 
 
 def diffusion_objective(
-    model: DiT | DiTPaper,
+    model: Denoiser,
     encoder: TextEncoder,
     process: Process,
     prediction: str,

@@ -1,0 +1,304 @@
+"""The U-Net of latent diffusion (Rombach et al. 2022, arXiv:2112.10752; Stable Diffusion 1 and 2,
+as diffusers' UNet2DConditionModel computes it), and a video form of it.
+
+Levels of residual blocks, each but the last with half the height and width of the one before, then
+back, beside what the way down left. A residual block is told the time; the spatial transformer
+behind it attends over the places of its frame and to the text. In the video form each of the two is
+followed by a layer over time that starts as nothing: a convolution over three frames, and attention
+over the times of a place (Blattmann et al. 2023, arXiv:2304.08818, section 3.1). So the untrained
+video form of an image model is that model, frame by frame.
+
+Dimension key: B batch, T frames, H W places, C channels; L tokens of a clip, S text tokens, E width
+of the text or of the time's vector.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from einops import rearrange
+
+from vdit.errors import UserError
+from vdit.kernels import xla
+from vdit.models.dit import REMAT
+from vdit.models.dit_paper import seen
+from vdit.nn.attention import Angles, Attend, Attention
+from vdit.nn.conv import Conv, GroupNorm, Head, ResBlock
+from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.rotary import rotary_angles, sincos
+from vdit.tokens import Condition, Layout
+
+EPSILON = 1e-5  # of all norms but the one before a transformer, which has 1e-6
+
+
+class Told(NamedTuple):
+    """What every step is told."""
+
+    level: jax.Array  # (B, E)
+    text: jax.Array  # (B, S, E)
+    seen: jax.Array  # (B, S) 1 where a text token is seen
+    time: jax.Array  # (B, T, 1) of each frame, in 1/24 s
+
+
+class Block(nn.Module):
+    """Attention over the places of a frame, to the text, and an MLP."""
+
+    heads: int
+    frames: int
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(
+        self, x_BLC: jax.Array, text_BSE: jax.Array, seen_BS: jax.Array
+    ) -> tuple[jax.Array, None]:
+        def norm(x: jax.Array, name: str) -> jax.Array:
+            return LayerNorm(EPSILON, name=f"{name}_norm")(x)
+
+        def attention(name: str) -> Attention:
+            kinds: dict[str, Any] = {"plain": True, "use_bias": False, "dtype": self.dtype}
+            return Attention(self.heads, self.attend, **kinds, name=name)
+
+        rows = rearrange(norm(x_BLC, "attention"), "B (T P) C -> (B T) P C", T=self.frames)
+        x_BLC = x_BLC + attention("attention")(rows).reshape(x_BLC.shape)
+        sees = jnp.ones(x_BLC.shape[:2], seen_BS.dtype)
+        text = attention("text")
+        x_BLC = x_BLC + text(norm(x_BLC, "text"), text_BSE, q_id_BL=sees, k_id_BS=seen_BS)
+        mlp = MLP(4 * x_BLC.shape[-1], "gelu_erf", dtype=self.dtype, gated=True, name="mlp")
+        return x_BLC + mlp(norm(x_BLC, "mlp")), None
+
+
+class Transformer(nn.Module):
+    """`depth` blocks between two linear maps, beside the identity.
+
+    `linear`: whether public weights have these maps as linear layers, or as convolutions.
+    """
+
+    depth: int
+    heads: int
+    groups: int
+    linear: bool
+    attend: Attend
+    unroll: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, told: Told) -> jax.Array:
+        batch, frames, _, _, channels = x_BTHWC.shape
+        kind = "linear" if self.linear else "conv"
+        x = GroupNorm(self.groups, name="norm")(x_BTHWC).reshape(batch, -1, channels)
+        x = Linear(channels, dtype=self.dtype, name=f"{kind}_in")(x)
+        stack = nn.scan(
+            Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast,) * 2,
+            length=self.depth,
+            unroll=min(self.unroll, self.depth),
+        )
+        blocks = stack(self.heads, frames, self.attend, self.dtype, name="blocks")
+        x, _ = blocks(x, told.text, told.seen)
+        x = Linear(channels, kernel_init=zeros, dtype=self.dtype, name=f"{kind}_out")(x)
+        return x_BTHWC + x.reshape(x_BTHWC.shape)
+
+
+class TimeConv(nn.Module):
+    """A convolution over each frame and its neighbours, beside the identity; 0 at the start."""
+
+    groups: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
+        x = nn.silu(GroupNorm(self.groups, EPSILON, name="norm")(x_BTHWC))
+        x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
+        conv = Conv(x.shape[-1], 3, 1, dtype=self.dtype, kernel_init=zeros, name="conv")
+        return x_BTHWC + conv(x)
+
+
+class TimeAttention(nn.Module):
+    """Attention over the times of a place, beside the identity; 0 at the start."""
+
+    heads: int
+    groups: int
+    attend: Attend
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, time_BT1: jax.Array) -> jax.Array:
+        _, _, height, width, channels = x_BTHWC.shape
+        x = GroupNorm(self.groups, EPSILON, name="norm")(x_BTHWC)
+        x = rearrange(x, "B T H W C -> (B H W) T C")
+        one = rotary_angles(time_BT1, channels // self.heads, (10_000.0,))
+        cos, sin = (jnp.repeat(part, height * width, axis=0) for part in one)
+        angles: Angles = cos, sin
+        attention = Attention(
+            self.heads, self.attend, out_init=zeros, dtype=self.dtype, name="attention"
+        )
+        x = rearrange(attention(x, angles=angles), "(B H W) T C -> B T H W C", H=height, W=width)
+        return x_BTHWC + x
+
+
+class Step(nn.Module):
+    """A residual block, a transformer where `depth` is not 0, and their layers over time."""
+
+    features: int
+    depth: int
+    heads: int
+    groups: int
+    linear: bool
+    temporal: bool
+    attend: Attend
+    unroll: int
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, x_BTHWC: jax.Array, told: Told) -> jax.Array:
+        groups, attend, dtype = self.groups, self.attend, self.dtype
+        block = ResBlock(self.features, 1, groups, dtype, EPSILON, name="res")
+        x, _ = block(x_BTHWC, None, told.level)
+        if self.temporal:
+            x = TimeConv(groups, dtype, name="time_conv")(x)
+        if self.depth:
+            kinds = self.depth, self.heads, groups, self.linear, attend, self.unroll, dtype
+            x = Transformer(*kinds, name="transformer")(x, told)
+            if self.temporal:
+                x = TimeAttention(self.heads, groups, attend, dtype, name="time")(x, told.time)
+        return x
+
+
+class UNet(nn.Module):
+    """Predicts, for every token (B, L, C), what the process asks for; see `vdit.models.dit.DiT`.
+
+    Tokens are places of latent frames of any size and number (an image is one frame), with
+    `learned_variance` (B, L, 2 C) as there.
+
+    Args:
+      widths: channels of the levels, from full size on.
+      blocks: steps of a level on the way down; there is one more on the way up.
+      heads: of the attention in each level; the middle has the last level's.
+      depths: blocks of a level's transformers, 0 for a level without.
+      middle: blocks of the transformer in the middle.
+      groups: of the group norms.
+      linear: whether a transformer's first and last map are linear in public weights, as in Stable
+        Diffusion 2, or convolutions of one pixel. They compute the same.
+      temporal: whether there are layers over time.
+      unroll, remat: choices of the run; parameters are the same.
+
+    Raises `UserError` for given tokens (it knows one time for all), packed rows, and sizes that no
+    such model has.
+    """
+
+    widths: tuple[int, ...] = (320, 640, 1280, 1280)
+    blocks: int = 2
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    depths: tuple[int, ...] = (1, 1, 1, 0)
+    middle: int = 1
+    groups: int = 32
+    linear: bool = False
+    temporal: bool = False
+    learned_variance: bool = False
+    one_time = True  # for all tokens, so none can be given
+    attend: Attend = xla.attend
+    unroll: int = 1
+    remat: str = "none"
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
+        check(
+            self.widths, self.blocks, self.heads, self.depths, self.middle, self.groups,
+            self.temporal,
+        )  # fmt: skip
+        _check_told(layout, condition)
+        assert layout.grid is not None
+        batch, _, channels = x_BLC.shape
+        frames, height, width = layout.grid
+        vector = 4 * self.widths[0]
+        level = Linear(vector, name="level_in")(sincos(condition.level[:, 0], self.widths[0]))
+        told = Told(
+            level=nn.silu(Linear(vector, name="level_out")(nn.silu(level))),
+            text=condition.text,
+            seen=seen(condition),
+            time=layout.position.reshape(batch, frames, -1, 3)[:, :, 0, :1],
+        )
+        made = Step
+        if self.remat != "none":
+            made = nn.remat(Step, prevent_cse=False, policy=REMAT[self.remat])
+
+        def step(features: int, depth: int, heads: int, name: str) -> Step:
+            return made(
+                features, depth, heads, self.groups, self.linear, self.temporal, self.attend,
+                self.unroll, self.dtype, name=name,
+            )  # fmt: skip
+
+        last = len(self.widths) - 1
+        levels = list(zip(self.widths, self.depths, self.heads, strict=True))
+        conv = {"dtype": self.dtype}
+        x = x_BLC.reshape(batch, frames, height, width, channels)
+        x = Conv(self.widths[0], **conv, name="stem")(x)
+        left = [x]
+        for i, sizes in enumerate(levels):
+            for j in range(self.blocks):
+                x = step(*sizes, f"down{i}_{j}")(x, told)
+                left.append(x)
+            if i < last:
+                x = Conv(sizes[0], stride=2, margins=True, **conv, name=f"halve{i}")(x)
+                left.append(x)
+        x = step(self.widths[-1], self.middle, self.heads[-1], "middle0")(x, told)
+        x = step(self.widths[-1], 0, self.heads[-1], "middle1")(x, told)
+        for i, sizes in enumerate(levels[::-1]):
+            for j in range(self.blocks + 1):
+                x = step(*sizes, f"up{i}_{j}")(jnp.concatenate([x, left.pop()], axis=-1), told)
+            if i < last:  # an odd size comes back as it was
+                rows, columns = left[-1].shape[2:4]
+                x = x.repeat(2, axis=2).repeat(2, axis=3)[:, :, :rows, :columns]
+                x = Conv(sizes[0], **conv, name=f"double{i}")(x)
+        features = channels * (2 if self.learned_variance else 1)
+        head = Head(features, 1, self.groups, self.dtype, EPSILON, zeros, name="head")
+        return head(x, None)[0].reshape(batch, -1, features)
+
+
+def _check_told(layout: Layout, condition: Condition) -> None:
+    """Refuses what no such model can be told."""
+    if layout.grid is None:
+        raise UserError("dit.model=unet needs dense batches: it sees frames of one size")
+    if condition.level.shape[1] != 1:
+        raise UserError(
+            "dit.model=unet knows one time for all tokens: given frames are not allowed"
+            f" ({condition.level.shape[1]} levels)"
+        )
+
+
+def check(
+    widths: tuple[int, ...],
+    blocks: int,
+    heads: tuple[int, ...],
+    depths: tuple[int, ...],
+    middle: int,
+    groups: int,
+    temporal: bool,
+) -> None:
+    """Refuses sizes that no U-Net has."""
+    if not len(widths) == len(heads) == len(depths) > 0:
+        raise UserError(
+            f"dit.unet.widths, heads and depths are {widths}, {heads}, {depths}: one number of each"
+            " for each level is allowed"
+        )
+    if min(*widths, *heads, blocks, groups) < 1 or min(*depths, middle) < 0:
+        raise UserError(
+            f"dit.unet: widths {widths}, heads {heads}, blocks {blocks} and groups {groups} must be"
+            f" above 0, depths {depths} and middle {middle} at least 0"
+        )
+    wrong = [w for w, n in zip(widths, heads, strict=True) if w % n or w % groups or w % 2]
+    if wrong:
+        raise UserError(
+            f"dit.unet.widths has {wrong[0]}: 2, its heads ({heads}) and the groups ({groups}) must"
+            " divide it"
+        )
+    if temporal and any(w // n % 2 for w, n in zip(widths, heads, strict=True)):
+        raise UserError(
+            f"dit.unet.heads is {heads} for widths {widths}: heads of an even width are allowed"
+            " with dit.unet.temporal"
+        )
