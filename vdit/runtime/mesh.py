@@ -26,8 +26,8 @@ STACKED = re.compile(r"(^|/)blocks/")
 # arXiv:1909.08053). Moments and EMA end in the same names, so they follow.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
-    (r"(^|/)(q|k|v|up)/kernel$", (None, "tensor")),
-    (r"(^|/)(o|down)/kernel$", ("tensor", None)),
+    (r"(^|/)(q|k|v|up|told|half0/conv)/kernel$", (None, "tensor")),
+    (r"(^|/)(o|down|half1/conv)/kernel$", ("tensor", None)),
 )
 SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more than splitting saves
 
