@@ -5,8 +5,8 @@ python -m vdit.main --config=experiments/unet.py
 python -m vdit.main --config=experiments/unet.py:flow     the base experiment's process instead
 python -m vdit.main --config=experiments/unet.py:smoke    every stage, no quality
 
-Data, autoencoder, text, trainer and scores are the base experiment's; a step of the default takes
-about as long as one of its DiT. Given frames are not for it: it knows one time for all tokens.
+Data, autoencoder, text, trainer and scores are the base experiment's, and a clip takes about as
+many multiplications as in its DiT. Given frames are not for it: it knows one time for all tokens.
 """
 
 from ml_collections import ConfigDict
@@ -24,10 +24,11 @@ def get_config(variant: str = "") -> ConfigDict:
     dit = config.dit
     dit.model = "unet"
     dit.preset = "nano"  # of transformers alone
-    dit.unet.widths = (64, 128)  # on latents of 4x4 places
+    dit.unet.widths = (48, 96)  # on latents of 4x4 places
     dit.unet.heads = (2, 4)
     dit.unet.depths = (1, 1)
     dit.unet.blocks = 1
+    dit.unet.groups = 16
     dit.train.adam_learning_rate = 1e-3  # of convolutions
     for name in dit.given:
         dit.given[name] = float(name == "text")
