@@ -222,10 +222,10 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     with zero_first("tokenizer"):
         tokenizer = build.tokenizer(config, runtime.workdir, captions)
     encoder = build.text_encoder(config, tokenizer)
-    here = local_mesh()
+    size = config.latents.batch
+    here = local_mesh(runtime.mesh, size)
     model = build.vae(config, here if here.size > 1 else None)
     vae_params = to_local(runtime.mesh, vae_params, here)
-    size = config.latents.batch
     spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], config.vae.patch[0])
     if config.data.shapes:
         spans = []  # packed rows know prefixes only
@@ -250,7 +250,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             rows = [clips[i] for i in indices[start : start + size]]
             video = np.stack([row["video"] for row in rows])
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
-            video = jax.device_put(video, batch_sharding(here, size))
+            video = jax.device_put(video, batch_sharding(here))
             with jax.set_mesh(here):
                 latent = np.asarray(encode(vae_params["vae"], video))
             told = [shot_list(row, shots) for row in rows]
