@@ -14,7 +14,8 @@ from vdit.runtime.metrics import read
 TINY = {
     "data.frames": 5, "data.size": "(16,16)", "vae.width": 16, "text.width": 16,
     "dit.preset": "16x1x2", "vae.train.steps": 2, "dit.train.steps": 3,
-    "vae.train.optimizer": "adamw", "dit.train.optimizer": "adamw", "latents.clips": 10,
+    "vae.train.warmup": 1, "dit.train.warmup": 1, "vae.train.optimizer": "adamw",
+    "dit.train.optimizer": "adamw", "latents.clips": 10,
     "latents.shard": 4, "latents.batch": 4, "eval.captions": 2, "sample.clips": 2,
     "sample.steps": 1, "sample.batch": 2, "run.log_every": 1, "run.dtype": "float32",
 }  # fmt: skip

@@ -233,7 +233,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             build.write_classes(config, runtime.workdir, classes)
         tokenizer = build.tokenizer(config, runtime.workdir, captions)
     encoder = build.text_encoder(config, tokenizer)
-    here, p = local_mesh(), config.vae.patch[0]
+    here, p = local_mesh(runtime.mesh, config.latents.batch), config.vae.patch[0]
     model = build.vae(config, here if here.size > 1 else None)
     vae_params = to_local(runtime.mesh, vae_params, here)
     spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], p)
@@ -262,12 +262,13 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         shape = config.data.shapes[kind(indices[0])] if config.data.shapes else ()
         frames = int(shape[0]) if shape else config.data.frames
         most = config.latents.batch
-        size = max(1, min(most, most * config.vae.chunk * p // frames))
+        shares = min(most, most * config.vae.chunk * p // frames) // here.size
+        size = here.size * max(1, shares)
         for start in range(0, len(indices), size):
             rows = [clips[i] for i in indices[start : start + size]]
             video = np.stack([row["video"] for row in rows])
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
-            video = jax.device_put(video, batch_sharding(here, size))
+            video = jax.device_put(video, batch_sharding(here))
             with jax.set_mesh(here):
                 latent = encode(video)
             told = [shot_list(row, shots) for row in rows]

@@ -156,13 +156,8 @@ def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> Partit
     return PartitionSpec(*axes)
 
 
-def batch_sharding(mesh: Mesh, size: int = 0) -> NamedSharding:
-    """Placement of a batch: its leading dimension over (data, fsdp).
-
-    One of a `size` that these axes do not divide is whole on every device.
-    """
-    if size % (mesh.shape["data"] * mesh.shape["fsdp"]):
-        return replicated(mesh)
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Placement of a batch: its leading dimension over (data, fsdp)."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
@@ -180,9 +175,10 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(lambda x: make(sharding, np.asarray(x), x.shape), tree)
 
 
-def local_mesh() -> Mesh:
-    """This process's own devices, all along `data`."""
-    return make_mesh({"data": -1}, jax.local_devices())
+def local_mesh(mesh: Mesh, batch: int) -> Mesh:
+    """This process's own devices of a mesh, along `data`: as many as share a batch evenly."""
+    mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    return make_mesh({"data": -1}, mine[: math.gcd(batch, len(mine))])
 
 
 def to_local(mesh: Mesh, tree: Any, here: Mesh) -> Any:
