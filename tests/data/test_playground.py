@@ -152,7 +152,7 @@ def test_any_length_size_and_rate(frames: int, size: tuple[int, int], fps: float
     "given",
     [{"seed": -1}, {"split": "test"}, {"frames": 0}, {"frames": 721}, {"size": (2, 32)},
      {"fps": 0.0}, {"objects": (0, 1)}, {"objects": (1, 7)}, {"length": 0}, {"built": ("house",)},
-     {"built": ("ramp",)}],
+     {"built": ("ramp",)}, {"detail": 4}],
 )  # fmt: skip
 def test_wrong_input_is_one_line(given: dict[str, Any]) -> None:
     name = next(iter(given))
@@ -177,6 +177,7 @@ def test_the_experiment_asks_for_it() -> None:
     build.check(config)
     source = build.source(config, "heldout", Path())
     assert isinstance(source, Playground) and source.objects == (1, 6) and source.size == (64, 64)
+    assert source.detail == config.data.detail == 2
     config.data.objects = (1, 7)
     with pytest.raises(UserError, match="objects"):
         build.check(config)

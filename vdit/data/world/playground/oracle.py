@@ -486,7 +486,7 @@ def _built(figures: _Figures) -> tuple[str, int, float]:
         canvas = Canvas(np.zeros((1, height, width, 3), np.float32), figures.camera[:1])
         for shape, place in parts:
             canvas.thing(shape, np.ones(3, np.float32), np.array([place]))
-        there = canvas.pictures[0, ..., 0] > 0.6
+        there = canvas.pictures[0, ..., 0] > 0.85  # less is not of its colour
         if there.any():
             best = max(best, (float(shown[there].mean()), name, side, scene.spot))
     return best[1:]
