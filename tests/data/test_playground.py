@@ -321,11 +321,11 @@ def test_a_picture_of_twice_the_size_shrinks_to_the_same() -> None:
 
 @functools.cache
 def readings() -> list[oracle.Reading]:
-    return [oracle.read(clip["video"], 12.0) for clip in clips("heldout", 24)]
+    return [oracle.read(clip["video"], 12.0) for clip in clips("heldout", 20)]
 
 
 def test_real_clips_score_at_least_95_percent() -> None:
-    pairs = zip(readings(), clips("heldout", 24), strict=True)
+    pairs = zip(readings(), clips("heldout", 20), strict=True)
     result = oracle.aggregate([oracle.judge(reading, clip) for reading, clip in pairs])
     for name in oracle.SCORES:
         if name != "every_attribute":
@@ -344,7 +344,7 @@ def test_positions_and_cameras_are_read() -> None:
 
 
 def test_another_clips_truth_scores_low() -> None:
-    some = clips("heldout", 24)
+    some = clips("heldout", 20)
     pairs = zip(readings(), [*some[1:], some[0]], strict=True)
     result = oracle.aggregate([oracle.judge(reading, clip) for reading, clip in pairs])
     for name in ("colour", "shape", "material", "motion", "order", "permanence", "steady_colour"):
@@ -352,17 +352,17 @@ def test_another_clips_truth_scores_low() -> None:
     assert result["every_attribute"] < 0.1
 
 
-def broken(harm: Any) -> dict[str, float]:
-    some = clips("heldout", 3)
+def broken(harm: Any, number: int = 2) -> dict[str, float]:
+    some = clips("heldout", number)
     return oracle.aggregate([oracle.score(harm(clip["video"]), clip) for clip in some])
 
 
 def test_broken_clips_are_seen() -> None:
     frozen = broken(lambda video: np.repeat(video[:1], len(video), axis=0))
-    assert frozen["motion"] <= 0.5 and frozen["every_attribute"] == 0
+    assert frozen["motion"] <= 0.5 and frozen["events"] < 0.5 and frozen["every_attribute"] == 0
     fading = np.linspace(1, 0.7, FRAMES)[:, None, None, None]
     dimmed = broken(lambda video: (video * fading).astype(np.uint8))
     assert dimmed["steady_colour"] == 0 and dimmed["steady_contrast"] == 0
     noise = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 3), dtype=np.uint8)
-    wrong = broken(lambda video: noise)
+    wrong = broken(lambda video: noise, 1)
     assert wrong["permanence"] == wrong["colour"] == wrong["every_attribute"] == 0

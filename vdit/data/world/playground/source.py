@@ -16,6 +16,7 @@ from vdit.data.world.playground.cast import (
     CAMERAS,
     EVENTS,
     EXPRESSIONS,
+    FLOOR_DEPTH,
     GRAINS,
     MAX_CHARACTERS,
     MOTIONS,
@@ -112,7 +113,7 @@ class Playground:
         # World's streams have indices below 2**63, those of shots from there on.
         draws = Draws(self.seed, SPLITS.index(self.split), 2**64 - 1 - index)
         scale = min(self.size) / ROOM
-        width, top = self.size[1] / scale, self.size[0] / scale - 0.6
+        width, top = self.size[1] / scale, self.size[0] / scale - FLOOR_DEPTH
         low, high = self.objects
         count = low + draws.below(high - low + 1)
         held_out = self.split == "heldout"
