@@ -3,7 +3,7 @@
 python -m vdit.main --config=experiments/playground.py
 python -m vdit.main --config=experiments/playground.py:smoke    every stage at a size to try
 
-Clips of four seconds at 64x64; captions of five to several hundred words.
+Clips of four seconds at 64x64; captions of five words to about two hundred.
 """
 
 from ml_collections import ConfigDict
@@ -22,7 +22,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.size = (64, 64)
     config.data.fps = 12.0
     config.data.frames = 49 if not variant else 25
-    config.text.length = 800 if not variant else 1600  # smoke's small vocabulary takes more
+    config.data.detail = 2
+    # In tokens; a small vocabulary takes more, and so do words that no caption has (paraphrases).
+    config.text.length = 800 if not variant else 1200
     config.vae.train.batch = 2
     config.dit.train.batch = 8
     config.dit.train.accumulate = 4

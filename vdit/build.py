@@ -138,6 +138,10 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         _check_shapes(config)
     if config.data.source in ("shots", "playground"):
         source(config, "train", Path())  # its own limits, before anything is trained
+    if config.data.source != "playground" and config.data.detail != LATER["data.detail"]:
+        raise UserError(
+            f"data.detail with data.source={config.data.source}: only playground takes it"
+        )
     if config.data.source != "shots" and tuple(config.data.shots) != (1, 1):
         raise UserError(f"data.shots with data.source={config.data.source}: only shots takes it")
     if not 0.0 <= config.dit.caption_drop <= 1.0:
@@ -404,7 +408,7 @@ def _shots(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sho
 def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Playground:
     del workdir
     options = {**_shape(config), "objects": tuple(config.data.objects), **options}
-    return Playground(config.seed, split, **options)
+    return Playground(config.seed, split, detail=config.data.detail, **options)
 
 
 def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:

@@ -36,6 +36,8 @@ def default() -> ConfigDict:
     data.fps = 10.0  # frames a second
     data.objects = (1, 2)  # world, shots, playground (up to 6): least and most bodies in a clip
     data.shots = (1, 1)  # shots: least and most shots in a clip
+    # playground: captions go up to 0 a clause, 1 a sentence, 2 with events, 3 hundreds of words
+    data.detail = 3
     data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
     data.threads = 1  # threads that read ahead
     # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
@@ -218,7 +220,7 @@ HOW = {"latents.batch", "text.path", "classify.heldout", "vae.chunk", "vae.tile"
 # Fields that came later: left out at their first value, so that older workdirs go on.
 LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
-    "data.shots": (1, 1), "dit.caption_drop": 0.0, "dit.model": "vdit",
+    "data.shots": (1, 1), "data.detail": 3, "dit.caption_drop": 0.0, "dit.model": "vdit",
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
     "dit.window": (4, 8, 8),
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),

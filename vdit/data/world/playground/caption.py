@@ -188,7 +188,7 @@ MADE = (("it is", "it feels"), ("to the touch it is",))
 LOOKS = (("it looks", "its face is"), ("to the eye it is",))
 THERE = (("there is", "one can see"), ("at hand is",))
 PARTS = ((0.0, 0.36, "left"), (0.36, 0.64, "middle"), (0.64, 1.01, "right"))  # of the width
-LEVELS = 4  # of detail
+DETAIL = 3  # the highest level: 0 a clause, 1 a sentence, 2 with events and camera, 3 a text
 
 
 class Told(NamedTuple):
@@ -253,10 +253,11 @@ def caption(
     faces: np.ndarray,
     events: Sequence[Event],
     unseen: bool = False,
+    detail: int = DETAIL,
 ) -> str:
-    """An English caption in lower case: one clause, a sentence, or a text, by chance."""
+    """An English caption in lower case, of a level of detail up to `detail`, by chance."""
     voice = Voice(draws, unseen)
-    level = draws.below(LEVELS)
+    level = draws.below(detail + 1)
     actors, first = scene.actors, faces[0].tolist()
     if level == 0:
         chosen = actors[0] if draws.chance(0.5) else draws.pick(actors)

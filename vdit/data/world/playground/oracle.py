@@ -23,9 +23,11 @@ from vdit.data.world.playground.cast import (
     CAMERAS,
     EVENTS,
     EXPRESSIONS,
+    FLOOR_DEPTH,
     MATERIAL_NAMES,
     MATERIALS,
     MOTIONS,
+    PIVOT,
     PLACE_NAMES,
     PLACES,
     PLATE,
@@ -470,7 +472,7 @@ def _faces(
 def _built(figures: _Figures) -> tuple[str, int, float]:
     """What is built, its side, and where, by the first frame."""
     height, width = figures.eye.size
-    room, top = figures.eye.room, height / (min(height, width) / ROOM) - 0.6
+    room, top = figures.eye.room, height / (min(height, width) / ROOM) - FLOOR_DEPTH
     shown = figures.codes[0] == BUILT_CODE
     best = (0.6, "none", 1, room / 2)
     for name, side, part in itertools.product(SETS[1:], (1, -1), (0.35, 0.5, 0.65)):
@@ -486,7 +488,7 @@ def _built(figures: _Figures) -> tuple[str, int, float]:
         canvas = Canvas(np.zeros((1, height, width, 3), np.float32), figures.camera[:1])
         for shape, place in parts:
             canvas.thing(shape, np.ones(3, np.float32), np.array([place]))
-        there = canvas.pictures[0, ..., 0] > 0.6
+        there = canvas.pictures[0, ..., 0] > 0.85  # less is not of its colour
         if there.any():
             best = max(best, (float(shown[there].mean()), name, side, scene.spot))
     return best[1:]
@@ -496,17 +498,17 @@ def _loose(figures: _Figures, built: str, side: int, spot: float, actor: Body | 
     """(T, H, W): pixels of what is built that no standing part of it explains."""
     height, width = figures.eye.size
     frames, room = len(figures.video), figures.eye.room
-    top = height / (min(height, width) / ROOM) - 0.6
+    top = height / (min(height, width) / ROOM) - FLOOR_DEPTH
     canvas = Canvas(np.zeros((frames, height, width, 3), np.float32), figures.camera)
     still = Scene(figures.place, built, side, spot, 0.0, (), room, top)
     ones = np.ones(3, np.float32)
     for shape, place in built_parts(still):
         canvas.thing(shape, ones, np.tile(place, (frames, 1)))
     if built == "pendulum" and actor is not None:
-        ends = np.nan_to_num(actor.track, nan=0.0) - (spot, 4.8)
+        ends = np.nan_to_num(actor.track, nan=0.0) - (spot, PIVOT)
         length = float(np.median(np.sqrt(np.square(ends).sum(1))))
         angle = np.arctan2(ends[:, 1], ends[:, 0])
-        canvas.thing(block(length, 0.2), ones, ends / 2 + (spot, 4.8), angle)
+        canvas.thing(block(length, 0.2), ones, ends / 2 + (spot, PIVOT), angle)
     known = ndimage.binary_dilation(canvas.pictures[..., 0] > 0.05, np.ones((1, 3, 3)))
     return (figures.codes == BUILT_CODE) & ~known
 
@@ -523,7 +525,7 @@ def _tower(figures: _Figures, loose: np.ndarray, built: str) -> np.ndarray:
 
 
 def _motion(track: np.ndarray, shape: Any, fps: float, place: int, built: str, first: bool) -> int:
-    """Index into MOTIONS of how a character begins, by its track (T, 2)."""
+    """Index into MOTIONS of how a character begins, by its track (T, 2); -1 for none of them."""
     if first and built == "pendulum":
         way = np.nanmean(track[1 : 1 + max(1, int(fps * 0.8)), 0]) - track[0, 0]
         return MOTIONS.index("swings_right" if way > 0 else "swings_left")
@@ -549,6 +551,8 @@ def _motion(track: np.ndarray, shape: Any, fps: float, place: int, built: str, f
             speed = max((_speed(track[:span, 0], fps) for span in spans), key=abs)
         sideways = "left" if speed < 0 else "right"
         return MOTIONS.index("rests" if abs(speed) < 0.6 else f"rolls_{sideways}")
+    if span >= 4 and -2 * np.polyfit(time, y, 2)[0] < 0.4 * gravity:
+        return -1  # it hangs in the air
     return MOTIONS.index("falls" if abs(speed) < 0.7 else f"thrown_{sideways}")
 
 
@@ -581,14 +585,14 @@ def read(video: np.ndarray, fps: float) -> Reading:
         moved.append(dataclasses.replace(body, motion=motion))
     poured = loose.sum((1, 2)) if built == "pour" else np.zeros(len(video))
     gravity = PLACES[PLACE_NAMES[place]].gravity
+    count, frames = len(moved), len(video)
+    places, faces = np.zeros((frames, count, 2)), np.full((frames, count), -1)
+    for number, body in enumerate(moved):
+        places[:, number], faces[:, number] = _filled(body.track), body.expression
     sight = what.Sight(
-        np.stack([_filled(body.track) for body in moved], 1) if moved
-        else np.zeros((len(video), 0, 2)),
-        tuple(form(body.look[0], body.look[2]) for body in moved),
-        np.stack([body.expression for body in moved], 1) if moved
-        else np.zeros((len(video), 0), int),
-        tuple(MOTIONS[body.motion] for body in moved), built, side, spot, eye.room, gravity, fps,
-        tower, poured / figures.scale**2,
+        places, tuple(form(body.look[0], body.look[2]) for body in moved), faces,
+        tuple(MOTIONS[body.motion] if body.motion >= 0 else "" for body in moved), built, side,
+        spot, eye.room, gravity, fps, tower, poured / figures.scale**2,
     )  # fmt: skip
     strange, drift = _picture(figures, moved, loose, fps)
     kind = camera_kind(camera, [body.track for body in moved])

@@ -43,6 +43,7 @@ from vdit.data.world.playground.cast import (
     SPRING_TOP,
     Form,
     Look,
+    block,
     disc,
     form,
 )
@@ -391,15 +392,10 @@ def simulate(scene: Scene, frames: int, fps: float) -> Run:
         bodies.append(body)
     blocks = []
     if scene.tower:
-        square = ((-BLOCK / 2, -BLOCK / 2), (BLOCK / 2, -BLOCK / 2), (BLOCK / 2, BLOCK / 2),
-                  (-BLOCK / 2, BLOCK / 2))  # fmt: skip
-        mass = BLOCK_DENSITY * BLOCK**2
         for level in range(BLOCKS):
-            body = pymunk.Body(mass, pymunk.moment_for_poly(mass, square))
-            part = pymunk.Poly(body, square)
-            part.elasticity, part.friction, part.collision_type = 0.2, 0.7, 2
+            mass = BLOCK_DENSITY * BLOCK**2
+            body = _body(space, block(BLOCK, BLOCK), mass, 0.2, 0.7, 2)
             body.position = scene.tower, BLOCK * (level + 0.5)
-            space.add(body, part)
             blocks.append(body)
     plate = _spring(space, scene, bodies[0].mass) if scene.built == "spring" else None
     if scene.built == "pendulum":

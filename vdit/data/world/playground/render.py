@@ -18,6 +18,7 @@ from vdit.data.world.playground.cast import (
     BLOCK,
     EXPRESSIONS,
     FACE_PIXELS,
+    FLOOR_DEPTH,
     GRAIN,
     MATERIAL_NAMES,
     PIVOT,
@@ -77,7 +78,7 @@ SAMPLES = 4  # columns for each pixel's column in which the skyline is looked up
 def home(height: int, width: int) -> tuple[float, float]:
     """The middle (x, y) in metres of a picture at zoom 1 that shows the whole room."""
     scale = min(height, width) / ROOM
-    return width / scale / 2, height / scale / 2 - 0.6
+    return width / scale / 2, height / scale / 2 - FLOOR_DEPTH
 
 
 @functools.cache

@@ -9,13 +9,14 @@ import pymunk
 
 from vdit.data.world.playground import events as what
 from vdit.data.world.playground.camera import draw_camera, path
-from vdit.data.world.playground.caption import caption
+from vdit.data.world.playground.caption import DETAIL, caption
 from vdit.data.world.playground.cast import (
     BLOCK,
     BLOCKS,
     CAMERAS,
     EVENTS,
     EXPRESSIONS,
+    FLOOR_DEPTH,
     GRAINS,
     MAX_CHARACTERS,
     MOTIONS,
@@ -53,6 +54,9 @@ class Playground:
     - event int32 (E, 3): frame, index into EVENTS, and character or -1, in order, padded with -1
     - gravity, fps, room (metres from wall to wall) float32 (); energy float32 (T,) joules
 
+    Captions go up to a level of `detail`: 0 a clause, 1 a sentence of all characters, 2 with camera
+    and events, 3 a text of up to several hundred words.
+
     "heldout" clips each have a character whose look is `RESERVED`, "train" clips never do.
 
     `digest` names the versions that the bytes depend on.
@@ -71,6 +75,7 @@ class Playground:
         objects: tuple[int, int] = (1, MAX_CHARACTERS),
         length: int = 1_000_000,
         built: Sequence[str] = SETS,
+        detail: int = DETAIL,
     ) -> None:
         given = options(
             "Playground", seed, split, frames, size, fps, objects, length, MAX_CHARACTERS
@@ -84,7 +89,8 @@ class Playground:
         crowded = self.objects[1] > CROWD and "none" not in built
         allowed = f"with none, or objects of at most {CROWD}"
         check(not crowded, "Playground", "built", built, allowed)
-        self.built = tuple(built)
+        check(0 <= detail <= DETAIL, "Playground", "detail", detail, f"0 to {DETAIL}")
+        self.built, self.detail = tuple(built), int(detail)
 
     def __len__(self) -> int:
         return self.length
@@ -93,7 +99,7 @@ class Playground:
         return (
             f"Playground(seed={self.seed}, split={self.split!r}, frames={self.frames}, "
             f"size={self.size}, fps={self.fps}, objects={self.objects}, length={self.length}, "
-            f"built={self.built})"
+            f"built={self.built}, detail={self.detail})"
         )
 
     @functools.cached_property
@@ -107,7 +113,7 @@ class Playground:
         # World's streams have indices below 2**63, those of shots from there on.
         draws = Draws(self.seed, SPLITS.index(self.split), 2**64 - 1 - index)
         scale = min(self.size) / ROOM
-        width, top = self.size[1] / scale, self.size[0] / scale - 0.6
+        width, top = self.size[1] / scale, self.size[0] / scale - FLOOR_DEPTH
         low, high = self.objects
         count = low + draws.below(high - low + 1)
         held_out = self.split == "heldout"
@@ -119,12 +125,13 @@ class Playground:
         faces = _faces(draws, count, self.frames, has_faces(self.size))
         sight = sight_of(scene, run, faces, self.fps)
         happened = what.find(sight)[:MAX_EVENTS]
+        told = (draws, scene, run, kind, faces, happened)
         item: dict[str, Any] = {
             "video": render(scene, run, camera, faces, self.size),
-            "caption": caption(draws, scene, run, kind, faces, happened),
+            "caption": caption(*told, detail=self.detail),
         }
         if held_out:
-            item["paraphrase"] = caption(draws, scene, run, kind, faces, happened, unseen=True)
+            item["paraphrase"] = caption(*told, unseen=True, detail=self.detail)
         item["truth"] = _truth(scene, run, camera, kind, faces, happened, self.fps)
         return item
 
