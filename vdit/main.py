@@ -6,6 +6,7 @@ with 143 and the same command goes on; a loss that is not finite exits with 1, a
 several processes (docs/pods.md) of which one is gone or stuck.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -76,7 +77,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     import jax
 
     from vdit import build, report, stages
-    from vdit.runtime.files import appears
+    from vdit.runtime.files import alone, appears
     from vdit.runtime.machine import operand_dtype
     from vdit.runtime.mesh import make_mesh
     from vdit.runtime.metrics import Metrics, environment
@@ -89,7 +90,8 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     build.check_mesh(config, mesh.shape)
     began = time.monotonic()
     zero = jax.process_index() == 0
-    with Preemption() as preemption, Metrics(workdir, zero) as metrics:
+    held = alone(workdir) if zero else contextlib.nullcontext()
+    with held, Preemption() as preemption, Metrics(workdir, zero) as metrics:
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
         for stage in ("vae", "dit", "classify"):
             stages.refuse_other(config, stage, runtime)
