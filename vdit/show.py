@@ -139,7 +139,8 @@ def write_result(path: Path, result: Result, zoom: int) -> None:
 
     It is decoded while it is written: memory does not grow with its length.
     """
-    fps, preview = result.settings["fps"], []
+    fps = result.settings["fps"]
+    preview: list[np.ndarray] = []
 
     def parts() -> Iterator[np.ndarray]:
         for part in result.parts():
