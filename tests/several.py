@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 900  # seconds for what takes a few: the machine may be busy
+LIMIT = 3000  # seconds for what takes a few: the machine may be busy
 
 
 def free_port() -> int:

@@ -35,7 +35,8 @@ def roads(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Ran]:
         )
         for count, more in ((2, ()), (1, ALONE))
     }
-    return {count: (folder / str(count), finish(made)) for count, made in started.items()}
+    ended = finish([process for made in started.values() for process in made])
+    return {2: (folder / "2", ended[:2]), 1: (folder / "1", ended[2:])}
 
 
 def test_every_stage_ends_well_and_process_zero_alone_writes(roads: dict[int, Ran]) -> None:
