@@ -39,6 +39,7 @@ from vdit.errors import UserError
 
 Clip = dict[str, Any]
 FRAMES = 33
+DEEP = 0.08  # metres: what moves at 9 m/s is in by that much after one step of the physics
 
 
 @functools.cache
@@ -289,12 +290,12 @@ def test_energy_does_not_grow_and_nothing_is_inside_another() -> None:
             assert energy.max() <= energy[0] * 1.01 + 0.05
         place, room = truth["position"][:, :count], float(truth["room"])
         inner = np.array([form(look[0], look[2]).inner for look in looks(clip)])
-        assert (place[..., 1] > inner - 0.05).all() and (place[..., 0] > inner - 0.05).all()
-        assert (place[..., 0] < room - inner + 0.05).all()
+        assert (place[..., 1] > inner - DEEP).all() and (place[..., 0] > inner - DEEP).all()
+        assert (place[..., 0] < room - inner + DEEP).all()
         for one in range(count):
             for two in range(one):
                 apart = np.linalg.norm(place[:, one] - place[:, two], axis=1)
-                assert (apart > inner[one] + inner[two] - 0.05).all()
+                assert (apart > inner[one] + inner[two] - DEEP).all()
 
 
 def test_a_pendulum_keeps_its_rope_and_a_tower_its_blocks() -> None:
