@@ -631,7 +631,7 @@ def _picture(
         canvas.character(body.look, body.expression, figures.place, body.track, body.angle)
     off = figures.video - canvas.pictures
     around = ndimage.binary_dilation(figures.codes == BUILT_CODE, np.ones((1, 5, 5)))
-    plain = (largest(off) < FAR) & ~around
+    plain = (largest(off) < 2 * FAR) & ~around  # what fades is still what it was
     strange = ((largest(off) >= FAR) & ~around).mean((1, 2))
     if frames < 2:
         return strange, (0.0, 0.0, 0.0)
