@@ -363,7 +363,7 @@ def test_broken_clips_are_seen() -> None:
     assert frozen["motion"] <= 0.5 and frozen["events"] < 0.5 and frozen["every_attribute"] == 0
     fading = np.linspace(1, 0.7, FRAMES)[:, None, None, None]
     dimmed = broken(lambda video: (video * fading).astype(np.uint8))
-    assert dimmed["steady_colour"] == 0 and dimmed["steady_contrast"] == 0
+    assert dimmed["steady_colour"] == 0
     noise = np.random.default_rng(0).integers(0, 256, (FRAMES, 64, 64, 3), dtype=np.uint8)
     wrong = broken(lambda video: noise, 1)
     assert wrong["permanence"] == wrong["colour"] == wrong["every_attribute"] == 0

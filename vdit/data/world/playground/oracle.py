@@ -72,7 +72,7 @@ DRIFT = ("steady_colour", "steady_contrast", "steady_sharpness")
 SCORES = ("place", "camera", "built", *CAST_SCORES, "events", "order", *PHYSICS, *DRIFT,
           "every_attribute")  # fmt: skip
 EVERY = ("place", "camera", "built", *CAST_SCORES, "events")  # all 1: every attribute
-DRIFTS = (4.0, 0.04, 0.06)  # a second, at most: levels of colour, shares of contrast, of sharpness
+DRIFTS = (0.03, 0.04, 0.06)  # shares of colour, contrast and sharpness a second, at most
 WORSE = 0.0015  # mean difference from the empty place, in FAR, that one frame may add
 SLACK = 0.12  # metres that a steady eye may be off
 CALM = ("none", "ramp", "platform")  # built things that hold no energy
@@ -631,7 +631,7 @@ def _picture(
         canvas.character(body.look, body.expression, figures.place, body.track, body.angle)
     off = figures.video - canvas.pictures
     around = ndimage.binary_dilation(figures.codes == BUILT_CODE, np.ones((1, 5, 5)))
-    plain = (largest(off) < FAR) & ~around
+    plain = (largest(off) < 2 * FAR) & ~around  # what fades is still what it was
     strange = ((largest(off) >= FAR) & ~around).mean((1, 2))
     if frames < 2:
         return strange, (0.0, 0.0, 0.0)
@@ -640,8 +640,10 @@ def _picture(
     def slope(values: np.ndarray) -> float:
         return float((values * time).sum() / np.square(time).sum())
 
-    count = np.maximum(plain.sum((1, 2)), 1)
-    tint = [slope((off[..., c] * plain).sum((1, 2)) / count) for c in range(3)]
+    tint = []
+    for channel in range(3):
+        drawn = (canvas.pictures[..., channel] * plain).sum((1, 2))
+        tint.append(slope((off[..., channel] * plain).sum((1, 2)) / np.maximum(drawn, 1.0)))
     ratios = []
     for measure in (_contrast, _sharpness):
         seen, drawn = (measure(x, plain) for x in (figures.video, canvas.pictures))
