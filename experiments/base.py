@@ -17,6 +17,10 @@ from vdit.errors import UserError
 
 def long(config: ConfigDict) -> None:
     """About an hour: a DiT three times as large for twice the steps; a VAE for twice the steps."""
+    config.vae.channels = 32
+    config.vae.width = 192
+    config.vae.heads = 6
+    config.vae.detail = 768
     config.vae.train.steps = 6000
     config.latents.clips = 30_000
     config.dit.preset = "micro"
@@ -50,6 +54,7 @@ def smoke(config: ConfigDict) -> None:
     config.vae.width = 32
     config.vae.heads = 2
     config.vae.encoder_depth = config.vae.decoder_depth = 1
+    config.vae.detail = 32
     config.vae.channels = 8
     config.vae.train.steps = config.dit.train.steps = 12
     config.vae.train.batch = config.dit.train.batch = 8

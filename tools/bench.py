@@ -208,7 +208,7 @@ def vae_case(config: Any) -> Case:
 
         return total
 
-    fields = ("patch", "heads", "window", "encoder_depth", "decoder_depth")
+    fields = ("patch", "heads", "window", "encoder_depth", "decoder_depth", "detail")
     return Case(
         name="vae",
         title=f"VAE: width {model.width}, {model.encoder_depth} + {model.decoder_depth} layers,"

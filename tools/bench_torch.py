@@ -267,6 +267,7 @@ class VAE(nn.Module):
         self.embed_latent = linear(arrays, "embed_latent")
         self.decoder = Trunk(part(arrays, "decoder"), options["decoder_depth"], heads, window)
         self.pixels = linear(arrays, "pixels")
+        self.detail = MLP(part(arrays, "detail_pixels")) if options["detail"] else None
 
     def forward(self, video: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = self.patch[0]
@@ -275,7 +276,10 @@ class VAE(nn.Module):
         mean, log_variance = self.moments(x).float().chunk(2, dim=-1)
         log_variance = log_variance.clamp(-20.0, 4.0)
         x = self.decoder(self.embed_latent(mean + torch.exp(0.5 * log_variance) * noise))
-        video = unpatchify(self.pixels(x), self.patch)
+        patches = self.pixels(x)
+        if self.detail is not None:
+            patches = patches + self.detail(x)
+        video = unpatchify(patches, self.patch)
         first = video[:, :p].mean(1, keepdim=True)
         return torch.cat([first, video[:, p:]], dim=1), mean, log_variance
 

@@ -383,7 +383,7 @@ def _conv(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> ConvVA
 def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
     fields = (
         "channels", "width", "encoder_depth", "decoder_depth", "heads", "window", "mlp_ratio",
-        "activation",
+        "activation", "detail",
     )  # fmt: skip
     return VAE(
         patch=tuple(config.vae.patch),

@@ -62,6 +62,7 @@ def default() -> ConfigDict:
     vae.heads = 4
     vae.window = 4  # latent frames that attention looks back over, its own included
     vae.mlp_ratio = 4.0
+    vae.detail = 512  # vivit: hidden width of an MLP beside the linear map to pixels; 0: none
     vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
     vae.chunk = 16  # latent frames that are encoded or decoded at a time
     vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
@@ -200,6 +201,7 @@ LATER: dict[str, Any] = {
     "vae.lpips_weight": 0.0, "vae.lpips_net": "alex", "vae.adversarial_weight": 0.0,
     "vae.adversarial_start": 1000, "vae.adversarial_width": 32, "vae.adversarial_levels": 3,
     "vae.train.discriminator.adam_learning_rate": 2e-4,
+    "vae.detail": 0,
 }  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit import build
-from vdit.config import default
+from vdit.config import LATER, default
 from vdit.diffusion.guidance import guided
 from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import initial_noise, sample, sampler
@@ -437,6 +437,8 @@ def read_config(workdir: Path) -> ConfigDict:
 
     config = default()
     try:
+        for name, value in LATER.items():  # what the workdir's own version was without
+            config.update_from_flattened_dict({name: value})
         config.update(tuples(saved))
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not fit this version of vdit: {error}") from error

@@ -1,13 +1,19 @@
 """The autoencoder's promises: causal, streams, any length and size."""
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit import build
+from vdit.config import default, stage_fields
 from vdit.models.vae import VAE
+from vdit.nn.patch import patchify
+from vdit.runtime.files import write_text
+from vdit.sample import read_config
 
 P, Q, R = PATCH = (2, 4, 4)
 
@@ -92,3 +98,40 @@ def test_any_length_and_size_come_back(made, shape) -> None:
     noise = jnp.zeros((2, *model.latent_shape(*shape)))
     out, mean, log_variance = run(model, "__call__", params, video, noise)
     assert out.shape == video.shape and mean.shape == noise.shape == log_variance.shape
+
+
+def test_detail_reaches_more_directions_than_the_width(made) -> None:
+    """A linear map from D features spans D directions of a tubelet's pixels; `detail` spans more,
+    and begins as nothing beside that map."""
+    plain, params, _ = made
+    model = plain.clone(detail=64)
+    latent = 3 * jax.random.normal(jax.random.key(2), (40, 1, 2, 3, 3))
+    added = model.init(jax.random.key(1), latent[:1], method="decode")["params"]["detail_pixels"]
+    wide = {"params": {**params["params"], "detail_pixels": added}}
+
+    def patches(model: VAE, params: dict) -> np.ndarray:
+        video, _ = run(model, "decode", params, jnp.tile(latent, (1, 2, 1, 1, 1)))
+        return np.asarray(patchify(video[:, 1:], PATCH)).reshape(-1, P * Q * R * 3)
+
+    def rank(rows: np.ndarray) -> int:
+        return int(np.linalg.matrix_rank(rows - rows.mean(0), rtol=1e-4))
+
+    np.testing.assert_array_equal(patches(model, wide), patches(plain, params))
+    assert rank(patches(plain, params)) == plain.width
+    down = jax.random.normal(jax.random.key(3), added["down"]["kernel"].shape)
+    added["down"]["kernel"] = down
+    assert rank(patches(model, wide)) > 2 * plain.width
+
+
+def test_a_workdir_of_before_has_no_detail(tmp_path) -> None:
+    fields = default().to_dict()
+    assert fields["vae"].pop("detail") > 0
+    write_text(tmp_path / "config.json", json.dumps(fields))
+    config = read_config(tmp_path)
+    assert config.vae.detail == 0 and "vae.detail" not in stage_fields(config, "vae")
+    assert "detail_pixels" not in jax.eval_shape(
+        lambda key: build.vae(config).init(
+            key, jnp.zeros((1, 5, 8, 8, 3)), jnp.zeros((1, 2, 1, 1, 24))
+        ),
+        jax.random.key(0),
+    )["params"]

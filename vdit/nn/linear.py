@@ -96,20 +96,22 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between: `up` (D, F), `down` (F, D)."""
+    """Two linear layers with an activation between: `up` (D, F), `down` (F, `features` or D)."""
 
     hidden: int
     activation: str = "gelu"
     down_init: Initializer = xavier
     dtype: Any = jnp.float32
     result_dtype: Any = jnp.float32
+    features: int = 0  # 0: as many as go in
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
+        features = self.features or x.shape[-1]
         # Flattened from here on: the backward pass of an activation on three axes is much
         # slower on CPU than on two.
         hidden = Linear(self.hidden, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
         hidden = ACTIVATIONS[self.activation](hidden)
-        out = Linear(x.shape[-1], kernel_init=self.down_init, name="down", **kinds)(hidden)
-        return out.reshape(x.shape)
+        out = Linear(features, kernel_init=self.down_init, name="down", **kinds)(hidden)
+        return out.reshape(*x.shape[:-1], features)

@@ -26,7 +26,9 @@ from vdit.nn.product import matmul, transposed
 # and biases are Adam's.
 MATRICES = {
     3: re.compile(r"(^|/)blocks/(.*/)?(q|k|v|o|up|down)/kernel$"),
-    2: re.compile(r"(^|/)(embed_video|embed_latent|moments|pixels)/kernel$"),
+    2: re.compile(
+        r"(^|/)(embed_video|embed_latent|moments|pixels|detail_pixels/(up|down))/kernel$"
+    ),
 }
 
 # Odd quintics a x + b x^3 + c x^5 whose composition takes singular values in [floor, 1] nearest
