@@ -17,10 +17,6 @@ from vdit.errors import UserError
 
 def long(config: ConfigDict) -> None:
     """About an hour: a DiT three times as large for twice the steps; a VAE for twice the steps."""
-    config.vae.channels = 32
-    config.vae.width = 192
-    config.vae.heads = 6
-    config.vae.detail = 768
     config.vae.train.steps = 6000
     config.latents.clips = 30_000
     config.dit.preset = "micro"
