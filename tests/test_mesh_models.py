@@ -163,11 +163,12 @@ def test_guided_sampling_on_a_mesh_is_that_of_one_device() -> None:
     assert config.sample.guidance != 1
     _, made = sampling(config)
     rng = np.random.default_rng(0)
-    params, mask, features, starts, clean, given, times, _ = made.arguments
+    params, mask, features, starts, clean, given, times, _, label = made.arguments
     draw = functools.partial(jax.tree.map, lambda x: 0.1 * rng.normal(size=x.shape).astype("f4"))
     arguments = (
         np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),
         np.arange(times.shape[1], dtype=np.float32)[None], jax.random.split(jax.random.key(0), 1),
+        label,
     )  # fmt: skip
     encoder = text_encoder(config, None, None)
     weights = draw(params)

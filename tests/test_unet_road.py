@@ -80,7 +80,7 @@ def test_given_frames_are_refused_in_one_line(model: Model) -> None:
         ("dit.axes", "factorised", "nano and joint"),
         ("dit.preset", "S", "dit.preset=S"),
         ("dit.unet.groups", 7, "must divide it"),
-        ("dit.unet.heads", (2, 32), "even width"),
+        ("dit.unet.heads", (2, 16), "even width"),
         ("dit.unet.depths", (1,), "one number of each"),
         ("data.shapes", ((1, 32, 32, 10.0),), "clips of one shape"),
         ("text.encoder", "none", "none"),

@@ -160,7 +160,7 @@ def test_refusals(tokenizer: text.Tokenizer) -> None:
         text.Tokenizer("{", 8)
     with pytest.raises(UserError, match="200 given; allowed: 257"):
         text.learned_tokenizer(CAPTIONS, 200)
-    with pytest.raises(UserError, match="'bert' given; known: learned, minilm"):
+    with pytest.raises(UserError, match="'bert' given; known: learned, none, minilm"):
         text.encoder("bert")
     with pytest.raises(UserError, match="width 30, heads 4"):
         text.encoder("learned", vocab=300, width=30, heads=4)

@@ -55,7 +55,8 @@ NETS = {
 def unit(x_NHWC: jax.Array) -> jax.Array:
     """Each place's features, of length 1; none stay none, with a gradient of 0."""
     square = jnp.square(x_NHWC).sum(-1, keepdims=True)
-    return x_NHWC / (jnp.sqrt(jnp.where(square > 0.0, square, 1.0)) + 1e-10)
+    length = jnp.sqrt(jnp.where(square > 0.0, square, 1.0)) + 1e-10
+    return jnp.where(square > 0.0, x_NHWC / length, 0.0)
 
 
 class LPIPS(nn.Module):
