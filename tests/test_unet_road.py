@@ -38,6 +38,7 @@ def model(road: Path) -> Model:
     return vdit.load(road)
 
 
+@pytest.mark.slow
 def test_the_road_ends_with_samples_and_scores(road: Path) -> None:
     told = json.loads((road / "samples" / "text-00.json").read_text())
     assert told["sampler"] == "ddim" and told["frames"] == 5
@@ -48,6 +49,7 @@ def test_the_road_ends_with_samples_and_scores(road: Path) -> None:
     assert {row["split"] for row in scores} == {"real", "reconstructed", "generated"}
 
 
+@pytest.mark.slow
 def test_prompt_seed_and_guidance_are_what_a_video_depends_on(model: Model) -> None:
     """Far from its start, where it says 0."""
     params = jax.tree.map(
@@ -67,6 +69,7 @@ def test_prompt_seed_and_guidance_are_what_a_video_depends_on(model: Model) -> N
     assert video(seconds=0.8, size=(40, 24)).shape == (9, 40, 24, 3)
 
 
+@pytest.mark.slow
 def test_given_frames_are_refused_in_one_line(model: Model) -> None:
     with pytest.raises(UserError, match="one time for all tokens") as caught:
         model.generate("a ball", given=[Given(np.zeros((1, 32, 32, 3), np.uint8))])

@@ -64,7 +64,7 @@ def read_statistics(folder: str | Path) -> dict[str, np.ndarray]:
             f"{folder / 'config.json'}: the latents' mean and deviation are not {channels} numbers"
         ) from error
     if config["_class_name"] == "AutoencoderKL":
-        std = 1.0 / std
+        std = np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise UserError(f"{folder / 'config.json'}: the latents' deviation must be above 0")
     return {"mean": mean, "std": std}
