@@ -1,7 +1,7 @@
 """Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
 
-python -m vdit.main --config=experiments/base.py            15 minutes with AVX512-BF16
-python -m vdit.main --config=experiments/base.py:long       49 minutes on the same
+python -m vdit.main --config=experiments/base.py            15 to 22 minutes with AVX512-BF16
+python -m vdit.main --config=experiments/base.py:long       about an hour on the same
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
 python -m vdit.main --config=experiments/base.py:iddpm      its variance learned, 100 steps
 python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
