@@ -28,7 +28,7 @@ from vdit.errors import UserError
 from vdit.models import dit_paper, lpips, text, text_folder, unet, vivit
 from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
-from vdit.models.dit import AXES, REMAT, DiT, preset
+from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
@@ -59,6 +59,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     _check_tfds(config)
     choose(AXES, "dit.axes", config.dit.axes)
     _check_window(config)
+    _check_text(config)
     choose(REMAT, "run.remat", config.run.remat)
     choose(text.ENCODERS, "text.encoder", config.text.encoder)
     if config.text.encoder in text_folder.FAMILIES:
@@ -200,6 +201,17 @@ def _check_window(config: ConfigDict) -> None:
         raise UserError(f"dit.window is given with dit.axes={axes}: only windowed takes it")
     if axes == "windowed" and config.dit.model != "vdit":
         raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
+
+
+def _check_text(config: ConfigDict) -> None:
+    """Refuses rows that hold their text where they cannot."""
+    choose(dict.fromkeys(TEXTS), "dit.text", config.dit.text)
+    where = config.dit.model, config.dit.axes
+    if config.dit.text == "context" and (where != ("vdit", "joint") or most_shots(config)):
+        raise UserError(
+            f"dit.text=context with dit.model={where[0]}, dit.axes={where[1]} and data.source="
+            f"{config.data.source}: vdit, joint and sources of one caption a clip are allowed"
+        )
 
 
 def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
@@ -575,7 +587,9 @@ def _paper(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiTPaper:
 
 
 def _vdit(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiT:
-    return DiT(window=tuple(config.dit.window), gather=gather(mesh), **options)
+    return DiT(
+        window=tuple(config.dit.window), text=config.dit.text, gather=gather(mesh), **options
+    )
 
 
 def _unet(config: ConfigDict, mesh: Mesh | None, **options: Any) -> unet.UNet:

@@ -101,6 +101,8 @@ def default() -> ConfigDict:
     # joint: attention over all tokens; factorised: over space and time in turn; windowed: over
     # tiles of dit.window and half a tile around, for length
     dit.axes = "joint"
+    # vdit: every block attends to the text (cross), or rows hold its tokens too (context: joint)
+    dit.text = "cross"
     dit.window = (4, 8, 8)  # windowed: latent frames, rows and columns (of dit.patch) of a tile
     # flow, cosine, or a table: ddpm, scaled_linear (Stable Diffusion's)
     dit.process = "flow"
@@ -222,7 +224,7 @@ LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
     "data.shots": (1, 1), "data.detail": 3, "dit.caption_drop": 0.0, "dit.model": "vdit",
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
-    "dit.window": (4, 8, 8),
+    "dit.window": (4, 8, 8), "dit.text": "cross",
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "", "data.label": "",

@@ -48,6 +48,15 @@ def made():
     return model, shaken(params), x
 
 
+@pytest.fixture(scope="module", params=["cross", "context"])
+def either(request: pytest.FixtureRequest, made):
+    model, params, x = made
+    if request.param == "cross":
+        return made
+    model = model.clone(text="context")
+    return model, shaken(init(model, x, layout(2), condition(2))), x
+
+
 def shaken(params):
     """Parameters with noise added: zero-initialised gates would hide everything behind them."""
     leaves, tree = jax.tree.flatten(params)
@@ -140,8 +149,8 @@ def test_one_shot_is_one_caption(made) -> None:
     np.testing.assert_allclose(run(model, params, x, two, told), want, atol=1e-5)
 
 
-def test_padding_of_the_text_has_no_influence_and_dropped_text_none_at_all(made) -> None:
-    model, params, x = made
+def test_padding_of_the_text_has_no_influence_and_dropped_text_none_at_all(either) -> None:
+    model, params, x = either
     told = condition(2)
 
     def value(text, drop):
@@ -153,10 +162,34 @@ def test_padding_of_the_text_has_no_influence_and_dropped_text_none_at_all(made)
     assert jnp.abs(jax.jit(jax.grad(value))(told.text, True)).max() == 0
 
 
-def test_text_reaches_only_its_shot(made) -> None:
+def test_text_in_the_row_has_no_order_and_is_one_caption() -> None:
+    """Words stand at no place of the video; they see it, and each other."""
+    model = DiT(width=24, depth=2, heads=2, text="context")
+    x = jax.random.normal(jax.random.key(0), (2, LENGTH, 4))
+    told = condition(2)
+    params = shaken(init(model, x, layout(2), told))
+    assert "cross" not in params["params"]["blocks"]["joint"]
+    assert sorted(params["params"]["blocks"]["joint"]) == ["adaln", "attention", "mlp"]
+    out = run(model, params, x, layout(2), told)
+    turned = told.replace(**{n: getattr(told, n)[:, ::-1] for n in ("text", "shot", "null")})
+    np.testing.assert_allclose(run(model, params, x, layout(2), turned), out, atol=2e-5)
+    longer = told.replace(
+        text=jnp.pad(told.text, ((0, 0), (0, 3), (0, 0)), constant_values=1.0),
+        shot=jnp.pad(told.shot, ((0, 0), (0, 3))),
+        null=jnp.pad(told.null, ((0, 0), (0, 3))),
+    )
+    np.testing.assert_allclose(run(model, params, x, layout(2), longer), out, atol=2e-5)
+    shots = told.replace(level=jnp.tile(told.level, (1, 2)), pooled=jnp.tile(told.pooled, (1, 2, 1)))
+    with pytest.raises(UserError, match="one caption a sample"):
+        run(model, params, x, layout(2), shots)
+    with pytest.raises(UserError, match="joint is allowed"):
+        run(model.clone(axes="factorised"), params, x, layout(2), told)
+
+
+def test_text_reaches_only_its_shot() -> None:
     """Two shots in a clip: a token sees its own shot's caption (by cross-attention)."""
     model = DiT(width=24, depth=1, heads=2)
-    _, _, x = made
+    x = jax.random.normal(jax.random.key(0), (1, LENGTH, 4))
     base = layout(1)
     two = base.replace(shot=jnp.where(jnp.arange(LENGTH)[None] < 6, 1, 2))
     text = jax.random.normal(jax.random.key(3), (1, 6, 6))
@@ -176,8 +209,8 @@ def test_text_reaches_only_its_shot(made) -> None:
         assert np.flatnonzero(seen).tolist() == own
 
 
-def test_a_packed_row_equals_its_samples_alone(made) -> None:
-    model, params, x = made
+def test_a_packed_row_equals_its_samples_alone(either) -> None:
+    model, params, x = either
     told = condition(2)
     alone = run(model, params, x, layout(2), told)
     one = layout(1)

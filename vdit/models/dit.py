@@ -58,6 +58,9 @@ AXES: dict[str, tuple[str, ...]] = {
     "windowed": ("window",),
 }
 
+# How blocks are told the text: attention to it, or its tokens beside the video's.
+TEXTS = ("cross", "context")
+
 FEW = 4  # slots up to which modulation is summed, not multiplied as a matrix
 
 REMAT: dict[str, Any] = {
@@ -108,9 +111,11 @@ class Modulation(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention and MLP under adaLN-Zero, text cross-attention between them."""
+    """Self-attention and MLP under adaLN-Zero; between them attention to the text, if `text` is
+    "cross"."""
 
     axes: str
+    text: str
     heads: int
     mlp_ratio: float
     activation: str
@@ -144,10 +149,12 @@ class Block(nn.Module):
         segment = layout.segment if self.axes == "joint" else None
         out = attention(x, angles=angles, q_id_BL=segment, k_id_BS=segment)
         x_BLD = x_BLD + gate1 * unfold(out, layout.grid)
-        cross = Attention(self.heads, self.attend, out_init=zeros, dtype=self.dtype, name="cross")
-        x_BLD = x_BLD + cross(
-            layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
-        )
+        if self.text == "cross":
+            kinds: dict[str, Any] = {"out_init": zeros, "dtype": self.dtype}
+            cross = Attention(self.heads, self.attend, **kinds, name="cross")
+            x_BLD = x_BLD + cross(
+                layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
+            )
         mlp = MLP(int(width * self.mlp_ratio), self.activation, dtype=self.dtype, name="mlp")
         return x_BLD + gate2 * mlp(modulate(x_BLD, shift2, scale2))
 
@@ -176,6 +183,7 @@ class Layer(nn.Module):
     """One step of the stack: a block for each of its axes."""
 
     blocks: tuple[str, ...]
+    text: str
     heads: int
     mlp_ratio: float
     activation: str
@@ -187,8 +195,8 @@ class Layer(nn.Module):
     def __call__(self, x_BLD: jax.Array, *shared: Any) -> tuple[jax.Array, None]:
         for axes in self.blocks:
             x_BLD = Block(
-                axes, self.heads, self.mlp_ratio, self.activation, self.attend, self.window,
-                self.dtype, name=axes,
+                axes, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
+                self.window, self.dtype, name=axes,
             )(x_BLD, *shared)  # fmt: skip
         return x_BLD, None
 
@@ -201,6 +209,8 @@ class DiT(nn.Module):
     `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
     places of a latent frame and over the times of a place; "windowed" attends in tiles of `window`
     tokens (t, h, w) and half a tile around (the last two for dense batches with a grid only).
+    `text`: "cross" attends to it in every block; "context" has its tokens in the row, behind the
+    video's and treated as they are (section 3.2, for "joint" and one caption a sample only).
     `unroll`, `remat` and `gather` (of a layer's parameters) are choices of the run: parameters are
     the same.
     """
@@ -212,6 +222,7 @@ class DiT(nn.Module):
     activation: str = "gelu"
     axes: str = "joint"
     window: tuple[int, int, int] = (4, 8, 8)
+    text: str = "cross"
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     one_time = False  # tokens have levels of their own
@@ -230,6 +241,8 @@ class DiT(nn.Module):
             )
         if layout.grid is None and blocks != ("joint",):
             raise UserError(f"dit.axes {self.axes} needs dense batches; packed rows go joint")
+        if self.text == "context":
+            _check_context(self.axes, layout, condition)
         dtype = self.dtype
         x = Linear(self.width, name="embed", dtype=dtype)(x_BLC)
         place = [sincos(layout.position[..., axis], 64, self.theta[axis]) for axis in range(3)]
@@ -242,6 +255,9 @@ class DiT(nn.Module):
         null = self.param("null_text", nn.initializers.normal(0.02), (self.width,), jnp.float32)
         text = layer_norm(jnp.where(condition.null[..., None], null[None, None], text))
 
+        length, channels = x_BLC.shape[1:]
+        if self.text == "context":
+            x, layout = jnp.concatenate([x, text], axis=1), with_text(layout, condition)
         slots = jnp.arange(condition.level.shape[1])
         pick_BLK = (layout.slot[..., None] == slots[None, None]).astype(jnp.float32)
         angles = rotary_angles(layout.position, self.width // self.heads, self.theta)
@@ -256,10 +272,39 @@ class DiT(nn.Module):
             length=self.depth // len(blocks),
             unroll=min(self.unroll, self.depth // len(blocks)),
         )(
-            blocks, self.heads, self.mlp_ratio, self.activation, self.attend, self.window, dtype,
-            name="blocks",
+            blocks, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
+            self.window, dtype, name="blocks",
         )  # fmt: skip
         x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)
+        x, pick_BLK = x[:, :length], pick_BLK[:, :length]
         shift, scale = Modulation(2, name="final")(condition_BKD, pick_BLK)
-        channels = x_BLC.shape[-1] * (2 if self.learned_variance else 1)
-        return Linear(channels, kernel_init=zeros, name="out")(modulate(x, shift, scale))
+        kinds = 2 if self.learned_variance else 1
+        return Linear(channels * kinds, kernel_init=zeros, name="out")(modulate(x, shift, scale))
+
+
+def _check_context(axes: str, layout: Layout, condition: Condition) -> None:
+    """Refuses what a row that holds its text cannot be."""
+    if axes != "joint":
+        raise UserError(f"dit.text=context with dit.axes={axes}: joint is allowed")
+    if layout.segment is None and condition.level.shape[1] > 2:
+        raise UserError(
+            "dit.text=context knows one caption a sample: clips of several shots are not allowed"
+        )
+
+
+def with_text(layout: Layout, condition: Condition) -> Layout:
+    """The layout of rows with their text behind them.
+
+    A token sees its sample's tokens and caption: both are one segment, the shot's number. Words are
+    at the origin, and of the level of what is wanted.
+    """
+    shot_BS = condition.shot
+    segment = jnp.concatenate([layout.shot, shot_BS], axis=1)
+    slot_BS = jnp.maximum(2 * (shot_BS - 1), 0)
+    return Layout(
+        position=jnp.pad(layout.position, ((0, 0), (0, shot_BS.shape[1]), (0, 0))),
+        slot=jnp.concatenate([layout.slot, slot_BS], axis=1),
+        shot=segment,
+        segment=segment,
+        grid=layout.grid,
+    )
