@@ -245,6 +245,8 @@ def score_given(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     and a mean of decibels would be a count of such clips.
     """
     config = model.config
+    if not config.eval.given:
+        return []
     clips = heldout(model, workdir, config.eval.given)
     real = np.stack([clip["video"] for clip in clips])
     prompts = [clip["caption"] for clip in clips]

@@ -179,7 +179,8 @@ def test_text_in_the_row_has_no_order_and_is_one_caption() -> None:
         null=jnp.pad(told.null, ((0, 0), (0, 3))),
     )
     np.testing.assert_allclose(run(model, params, x, layout(2), longer), out, atol=2e-5)
-    shots = told.replace(level=jnp.tile(told.level, (1, 2)), pooled=jnp.tile(told.pooled, (1, 2, 1)))
+    level, pooled = jnp.tile(told.level, (1, 2)), jnp.tile(told.pooled, (1, 2, 1))
+    shots = told.replace(level=level, pooled=pooled)
     with pytest.raises(UserError, match="one caption a sample"):
         run(model, params, x, layout(2), shots)
     with pytest.raises(UserError, match="joint is allowed"):
