@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from vdit.data.labels import QUESTIONS
 from vdit.errors import UserError
+from vdit.models.layouts import DIT_THETA
 
 
 def ask(config: ConfigDict, label: str) -> None:
@@ -28,8 +29,11 @@ def ask(config: ConfigDict, label: str) -> None:
 
 
 def image(config: ConfigDict) -> None:
-    """Single pictures."""
+    """Single pictures, by a network that diffusers knows too (`tools.export_weights`)."""
     ask(config, "colour")
+    config.dit.paper.level_theta = DIT_THETA
+    if config.dit.preset == "nano":
+        config.dit.preset = "128x4x4"  # with the paper's activation
     config.data.frames = 1
     config.vae.patch = (1, 8, 8)
     config.dit.axes = "joint"

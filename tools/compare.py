@@ -58,7 +58,7 @@ def overrides(config: ConfigDict, of: ConfigDict) -> dict[str, Any]:
 
 
 class Variant(NamedTuple):
-    """What is compared: its title, and the fields that it changes, at full size and at --smoke's."""
+    """What is compared: its title, and the fields that it changes, at full and at smoke size."""
 
     title: str
     changes: Mapping[str, Any]
@@ -67,7 +67,7 @@ class Variant(NamedTuple):
 
 
 _CONV = {
-    "vae.model": "causal", "vae.width": 24, "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 1,
+    "vae.model": "causal", "vae.width": 16, "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 1,
     "vae.train.adam_learning_rate": 1e-3,
 }  # fmt: skip
 AUTOENCODERS = {

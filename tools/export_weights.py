@@ -1,64 +1,176 @@
-"""Exports a denoiser of the paper's layouts to a folder that diffusers loads.
+"""Exports a workdir's networks as safetensors.
 
-    python -m tools.export_weights --workdir=DIR --out=FOLDER
+    python -m tools.export_weights --workdir=DIR --out=FOLDER [--stage=vae] [--raw] [--own]
 
-It is the EMA, and of an imported workdir alone. Exit status 2 for wrong arguments or models.
+--stage=dit (the default), vae or classify: FOLDER gets config.json and the weights as diffusers or
+transformers reads them, where the network exists there: DiTTransformer2DModel,
+LatteTransformer3DModel, UNet2DConditionModel (a denoiser trained here too, with the noise of its
+own process: its scheduler has to be made to match), AutoencoderKL, AutoencoderKLWan,
+VivitForVideoClassification. Sizes of frames are those of training.
+
+Networks that exist nowhere else (vdit's own DiT, the ViViT autoencoder, a learned text encoder) go
+with --own: FOLDER gets all of the workdir that samples are made from, under vdit's names:
+config.json, STAGE.safetensors for each stage, tokenizer.json, classes.json, vdit.json.
+`tools.import_weights --source=FOLDER --workdir=OTHER` makes the same workdir again, to the bit.
+
+It is the EMA, or with --raw the parameters as the optimizer left them. Exit status 2 for wrong
+arguments or models; FOLDER is there whole or not at all.
 """
 
 import argparse
 import json
+import os
+import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tools.flags import Parser
-from tools.import_weights import configured
-from vdit.config import stage_fields
+from tools.import_weights import COPIED, OWN, groups_of
+from vdit import build
+from vdit.config import default
 from vdit.errors import UserError
-from vdit.models import layouts, weights
-from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
-from vdit.runtime.files import atomic_path, write_text
+from vdit.models import layouts, vae_folder, vivit, weights
+from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
+from vdit.runtime.files import write_text
 from vdit.sample import read_config
 
 
-def architecture(config: ConfigDict) -> dict[str, Any]:
-    """The fields that say what the network is."""
-    fields = stage_fields(config, "dit")
-    said = ("dit.model", "dit.preset", "dit.patch", "dit.axes", "dit.learned_variance")
-    sizes = ("dit.paper.", "dit.unet.")
-    return {k: v for k, v in fields.items() if k in said or k.startswith(sizes)}
+class Stage(NamedTuple):
+    """A stage's parameters by group, and what its checkpoint says of itself."""
+
+    params: dict[str, Any]
+    meta: dict[str, Any]
 
 
-def export(workdir: Path, out: Path) -> None:
-    """Writes out/config.json and the tensors, under the names of the layout it came from."""
-    config = read_config(workdir)
-    directory = workdir / "checkpoints" / "dit"
+class Folder(NamedTuple):
+    """A network as another library reads it: config.json, the file's stem, rows, their layers."""
+
+    config: dict[str, Any]
+    stem: str
+    params: Any
+    rows: Sequence[weights.Row]
+    layers: int = 1
+
+
+def read_stage(workdir: Path, stage: str, raw: bool) -> Stage:
+    """The newest good checkpoint of a stage."""
+    directory = workdir / "checkpoints" / stage
     step = newest_good_step(directory)
     if step is None:
         raise UserError(f"{directory} holds no checkpoint")
-    imported: Any = load_meta(directory, step).get("imported")
-    if imported is None:
-        raise UserError(f"{workdir} was not imported: its layout has no folder in diffusers")
-    numbers = imported["numbers"]
-    # An older workdir says no layout.
-    name = imported.get("layout") or ("latte" if "video_length" in numbers else "dit")
-    layout = layouts.LAYOUTS[name]
-    ours, theirs = (architecture(c) for c in (config, configured(layout.to_vdit(numbers))))
-    if ours != theirs:
-        raise UserError(f"{workdir / 'config.json'} is not that of the imported weights")
+    return Stage((restore_raw if raw else restore_ema)(directory, step), load_meta(directory, step))
+
+
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """The fields of a configuration: {"dit.patch": (1, 1), ...}."""
+    return traverse_util.flatten_dict(config.to_dict(), sep=".")
+
+
+def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
+    """A denoiser of the layouts of `vdit.models.layouts`."""
+    del workdir
+    params = traverse_util.flatten_dict(made.params["dit"], sep="/")
+    # What reads the text's features: stacked or not, the last axis but one is theirs.
+    readers = [v for k, v in params.items() if k.endswith(("text_in/kernel", "/text/k/kernel"))]
+    latent = build.vae(config).latent_shape(config.data.frames, *config.data.size)
+    sizes = layouts.Sizes(latent, readers[0].shape[-2] if readers else 1)
+    found = layouts.to_layout(flat(config), sizes, flat(default()))
+    if found is None:
+        return None
+    layout, numbers = found
+    count = layout.layers(numbers)
+    return Folder(numbers, layouts.STEM, made.params["dit"], layout.rows, count)
+
+
+def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
+    """A convolutional autoencoder, with the latents' statistics where a denoiser knows them."""
+    if config.vae.model == "vivit":
+        return None
+    directory = workdir / "checkpoints" / "dit"
+    step = newest_good_step(directory)
+    statistics = None if step is None else load_meta(directory, step)["latents"]
+    found = vae_folder.to_folder(build.vae(config), statistics)
+    if found is None:
+        return None
+    return Folder(found[0], vae_folder.STEM, made.params["vae"], found[1])
+
+
+def classifier(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
+    """A ViViT whose tokens are tubelets and attend to all."""
+    del workdir
+    model, data = build.classifier(config), config.data
+    said = vivit.to_config(model, data.frames, tuple(data.size))
+    if said is None:
+        return None
+    params = vivit.unfolded(made.params["vivit"], model.patch)
+    answers = [
+        f"{question}: {name}"
+        for question in config.classify.questions
+        for name in build.QUESTIONS[question].classes
+    ]
+    said |= {"id2label": {str(i): name for i, name in enumerate(answers)}}
+    return Folder(said, "model", params, vivit.ROWS)
+
+
+STAGES = {"dit": denoiser, "vae": autoencoder, "classify": classifier}
+
+
+def write(path: Path, params: Any, rows: Sequence[weights.Row], layers: int = 1) -> None:
+    """A safetensors file of parameters, under the names of `rows`."""
+    weights.write(path, weights.unload(params, rows, layers))
+
+
+def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
+    """One stage as another library reads it."""
+    made = STAGES[stage](config, read_stage(workdir, stage, raw), workdir)
+    if made is None:
+        model = config.classify.model if stage == "classify" else config[stage].model
+        raise UserError(
+            f"{workdir}: its {stage} ({stage}.model={model}) is no network of diffusers or"
+            " transformers: --own is allowed"
+        )
+    write(out / f"{made.stem}.safetensors", made.params, made.rows, made.layers)
+    write_text(out / "config.json", json.dumps(made.config, indent=2) + "\n")
+
+
+def own(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
+    """All stages that there are, under vdit's names."""
+    del config, stage
+    there: dict[str, Mapping[str, Any]] = {}
+    for stage in STAGES:
+        if not (workdir / "checkpoints" / stage).is_dir():
+            continue
+        params, meta = read_stage(workdir, stage, raw)
+        params = {name: params[name] for name in groups_of(stage) if name in params}
+        write(out / f"{stage}.safetensors", params, [(r"(.*)", r"\1", None)])
+        there[stage] = {name: meta[name] for name in ("latents", "imported") if name in meta}
+    if not there:
+        raise UserError(f"{workdir} holds no checkpoints")
+    for name in ("config.json", *COPIED):
+        if (workdir / name).exists():
+            shutil.copyfile(workdir / name, out / name)
+    write_text(out / OWN, json.dumps({"format": 1, "stages": there}, indent=1) + "\n")
+
+
+def export(workdir: Path, out: Path, stage: str, raw: bool, plain: bool) -> None:
+    """Writes a folder, whole or not at all."""
+    config = read_config(workdir)
     if out.exists():
         raise UserError(f"--out={out} is there already; choose another")
-    params = restore_ema(directory, step)[layout.stage]
-    tensors = weights.unload(params, layout.rows, layout.layers(numbers))
-    with atomic_path(out / f"{layouts.STEM}.safetensors") as temporary:
-        weights.write(temporary, tensors)
-    said = {name: value for name, value in numbers.items() if value}
-    known = {k: layout.fixed[k] for k in layouts.WRITTEN if k in layout.fixed}
-    text = {"_class_name": layout.classes[0], **known, **said}
-    write_text(out / "config.json", json.dumps(text, indent=2) + "\n")
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir(parents=True)
+        (own if plain else foreign)(config, workdir, temporary, stage, raw)
+        os.replace(temporary, out)
+    except OSError as error:
+        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -70,9 +182,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--stage", choices=sorted(STAGES))
+    parser.add_argument("--raw", action="store_true", help="not the EMA")
+    parser.add_argument("--own", action="store_true", help="all stages, under vdit's names")
     try:
         options = parser.parse_args(arguments)
-        export(options.workdir, options.out)
+        if options.own and options.stage:
+            raise UserError("--own takes no --stage: it writes all of them")
+        stage = options.stage or "dit"
+        export(options.workdir, options.out, stage, options.raw, options.own)
     except UserError as error:
         print(f"export_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

@@ -9,7 +9,7 @@ text_encoder/ and tokenizer/ are read, or a denoiser's alone (config.json and sa
 shards of them) with --vae and --text beside it. Known are the layouts of `vdit/models/layouts.py`
 (facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2), the
 autoencoder of stabilityai/sd-vae-ft-mse, T5 and CLIP. A text encoder is not copied: DIR refers to
-its folder.
+its folder. FOLDER may also be what `tools.export_weights --own` wrote.
 
 DIR gets checkpoints with digests, split for --mesh, and config.json; it is written under another
 name and renamed when it is whole. All of FOLDER is checked first; what does not fit is named.
@@ -18,6 +18,7 @@ status 2 for wrong arguments or weights.
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -37,6 +38,7 @@ from ml_collections import ConfigDict
 from tools import parity
 from tools.flags import Parser
 from tools.plan import read_mesh
+from tools.planning.step import text_params, training
 from vdit import build, stages
 from vdit.config import default
 from vdit.errors import UserError
@@ -47,13 +49,10 @@ from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.mesh import make_mesh, param_sharding
 from vdit.runtime.progress import say
+from vdit.sample import read_config
 from vdit.tokens import Condition, Layout
 
 STEP = 0  # of an imported checkpoint
-FIELDS_OF_VAE = (
-    "patch", "channels", "widths", "decoder_widths", "blocks", "causal", "groups", "pixels",
-    "residual", "attention", "quantise",
-)  # fmt: skip
 
 
 def configured(changes: Mapping[str, Any]) -> ConfigDict:
@@ -80,11 +79,16 @@ def shapes(config: ConfigDict, text: int) -> Any:
 
 @dataclass(frozen=True)
 class Part:
-    """A network to import: its folder, the plan of its parameters, and what is said of it."""
+    """What a stage is imported from: a folder, the plan of its parameters, what is said of it.
+
+    The plan's paths begin with the stage's groups of parameters if it has `groups`; else there is
+    one, of the stage's name.
+    """
 
     folder: Path
     plan: weights.Plan
     meta: dict[str, Any]
+    groups: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,7 @@ class Import:
 
     config: ConfigDict
     parts: dict[str, Part]  # by stage
-    classes: list[str]
+    files: dict[str, str]  # others of the workdir: name, content
 
 
 def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
@@ -164,7 +168,7 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
         "vae.blocks": module.blocks, "vae.groups": module.groups,
     }  # fmt: skip
     made = build.vae(configured(fields))
-    for name in FIELDS_OF_VAE:
+    for name in vae_folder.FIELDS:
         ours, theirs = getattr(made, name), getattr(module, name)
         if ours != theirs:
             raise UserError(f"{folder}: its autoencoder has {name} {theirs}; allowed: {ours}")
@@ -222,22 +226,83 @@ def planned(source: Path, vae: Path | None, text: Path | None) -> Import:
         fields = stages.stage_fields(config, stage) | (content if stage == "dit" else {})
         meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
         parts[stage] = Part(where, made, meta | more.get(stage, {}))
-    return Import(config, parts, class_names(source, config.dit.paper.classes))
+    classes = class_names(source, config.dit.paper.classes)
+    return Import(config, parts, {build.CLASSES: build.to_json(classes)} if classes else {})
+
+
+OWN = "vdit.json"  # of an exported workdir: what its stages say of themselves
+COPIED = ("tokenizer.json", build.CLASSES)
+
+
+def groups_of(stage: str) -> tuple[str, ...]:
+    """The groups of parameters of a stage that are of use behind training."""
+    return {"vae": ("vae",), "dit": ("dit", "text"), "classify": ("vivit",)}[stage]
+
+
+def own(source: Path) -> Import:
+    """A workdir that was exported under vdit's own names, checked by headers."""
+    config = read_config(source)
+    build.check(config)
+    said = weights.read_json(source / OWN, weights.CONFIG_BYTES).get("stages")
+    if not isinstance(said, dict) or not said or said.keys() - {"vae", "dit", "classify"}:
+        raise UserError(f"{source / OWN} names no stages of vdit")
+    parts = {}
+    for stage, told in said.items():
+        file = source / f"{stage}.safetensors"
+        made = own_shapes(config, stage, source)
+        plan = weights.plan(weights.read_header(file), made, [(r"(.*)", r"\1", None)], (), file)
+        fields = stages.all_fields(config, stage)
+        meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
+        if stage == "dit":
+            meta |= {"latents": own_statistics(told, config.vae.channels, source / OWN)}
+        parts[stage] = Part(file, plan, meta, groups=True)
+    there = [source / name for name in COPIED if (source / name).exists()]
+    files = {f.name: weights.read_bytes(f, TOKENIZER_BYTES).decode() for f in there}
+    return Import(config, parts, files)
+
+
+def own_shapes(config: ConfigDict, stage: str, source: Path) -> dict[str, Any]:
+    """The abstract parameters of a stage, by group."""
+    if stage != "dit":
+        made = training(config, stage)
+        init = functools.partial(made.objective.init, jax.random.key(0))
+        found = jax.eval_shape(init, made.batch)
+        return {name: found[name] for name in groups_of(stage)}
+    encoder = build.text_encoder(config, build.tokenizer(config, source))
+    groups = {"dit": shapes(config, encoder.dim)}
+    if not encoder.frozen:
+        groups["text"] = text_params(encoder, config.text.length)
+    return groups
+
+
+def own_statistics(told: Any, channels: int, path: Path) -> dict[str, list[float]]:
+    """The latents' mean and deviation, as numbers."""
+    try:
+        found = {name: [float(x) for x in told["latents"][name]] for name in ("mean", "std")}
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(f"{path}: the latents' mean and std are not there as numbers") from error
+    values = np.array([*found.values()])
+    if values.shape != (2, channels) or not np.isfinite(values).all() or values[1].min() <= 0:
+        raise UserError(f"{path}: the latents' mean and std: {channels} numbers, std above 0")
+    return found
 
 
 def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     """Reads one network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
+    def named(tree: Any) -> Any:
+        return tree if part.groups else {stage: tree}
+
     placed = None
     if mesh is not None:
         flat = {key: jax.ShapeDtypeStruct(s.shape, jnp.float32) for key, s in part.plan.items()}
-        tree = param_sharding(mesh, {stage: traverse_util.unflatten_dict(flat)})
-        placed = traverse_util.flatten_dict(tree[stage])
+        tree = param_sharding(mesh, named(traverse_util.unflatten_dict(flat)))
+        placed = traverse_util.flatten_dict(tree if part.groups else tree[stage])
     params = weights.load(part.plan, placed)
     # There is nothing to resume: the weights are the EMA, and the state is a step.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(workdir / "checkpoints" / stage, keep=1, in_flight=largest)
     state = {"step": np.zeros((), np.int32)}
-    checkpoints.save(STEP, state, {stage: params}, None, part.meta)
+    checkpoints.save(STEP, state, named(params), None, part.meta)
     checkpoints.close()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     say(f"{part.folder}: {count:,} parameters, stage {stage}")
@@ -251,8 +316,8 @@ def write(made: Import, workdir: Path, mesh: Mesh | None, stored: Path | None) -
     temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
     try:
         write_text(temporary / "config.json", json.dumps(made.config.to_dict(), indent=1) + "\n")
-        if made.classes:
-            build.write_classes(made.config, temporary, made.classes)
+        for name, text in made.files.items():
+            write_text(temporary / name, text)
         for stage, part in made.parts.items():
             params = write_part(stage, part, mesh, temporary)
             if stage == "dit" and stored is not None:
@@ -290,7 +355,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser.parse_args(arguments)
         mesh = make_mesh(read_mesh(options.mesh)) if options.mesh else None
-        made = planned(options.source, options.vae, options.text)
+        if (options.source / OWN).exists():
+            alone = ("vae", "text", "parity")
+            if given := [name for name in alone if getattr(options, name) is not None]:
+                raise UserError(f"--{given[0]} with {options.source}, which holds all: not allowed")
+            made = own(options.source)
+        else:
+            made = planned(options.source, options.vae, options.text)
         write(made, options.workdir, mesh, options.parity)
     except UserError as error:
         print(f"import_weights: {' '.join(str(error).split())}", file=sys.stderr)

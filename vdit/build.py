@@ -676,7 +676,12 @@ CLASSES = "classes.json"
 def write_classes(config: ConfigDict, workdir: Path, classes: Sequence[str]) -> None:
     """classes.json: the names of a model's classes, in order."""
     check_classes(config, len(classes))
-    write_text(workdir / CLASSES, json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n")
+    write_text(workdir / CLASSES, to_json(classes))
+
+
+def to_json(classes: Sequence[str]) -> str:
+    """The content of classes.json."""
+    return json.dumps(list(classes), ensure_ascii=False, indent=1) + "\n"
 
 
 def read_classes(config: ConfigDict, workdir: Path) -> list[str]:

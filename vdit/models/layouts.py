@@ -1,7 +1,8 @@
-"""Published weights in diffusers' folders: which layouts are known, and how each is read.
+"""Denoisers in diffusers' folders: which layouts are known, and how each is read and written.
 
-A layout is a row of `LAYOUTS`: the class that its config.json names, the names of its tensors, and
-what the configuration of vdit is for it. A pipeline's folder has a folder of each of its parts.
+A layout is a row of `LAYOUTS`: the class that its config.json names, the names of its tensors, what
+the configuration of vdit is for it, and what it is for one of vdit's. A pipeline's folder has a
+folder of each of its parts.
 
 Source of the names: diffusers 0.42, DiTTransformer2DModel, LatteTransformer3DModel and
 UNet2DConditionModel.
@@ -10,11 +11,11 @@ UNet2DConditionModel.
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vdit.errors import UserError
 from vdit.models import vae_kl
-from vdit.models.dit import PRESETS
+from vdit.models.dit import PRESETS, preset
 from vdit.models.weights import CONFIG_BYTES, LARGEST, TRANSPOSED, Row, fields, read_json
 
 STEM = "diffusion_pytorch_model"  # of the weights' files
@@ -26,6 +27,14 @@ PARTS = ("transformer", "unet", "vae", "text_encoder")
 UNGIVEN = ("prefix", "last", "first_last", "suffix", "between")  # of dit.given: one time for all
 
 Config = Mapping[str, Any]
+DIT_THETA = 10_000.0 ** (128 / 127)  # diffusers spreads DiT's 128 frequencies over 127 steps
+
+
+class Sizes(NamedTuple):
+    """Of what a denoiser is given: latents (frames, rows, columns, channels), and text features."""
+
+    latent: tuple[int, int, int, int]
+    text: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +49,8 @@ class Layout:
     defaults: Mapping[str, Any]  # numbers of config.json, with diffusers' defaults
     to_vdit: Callable[[Config], dict[str, Any]]  # fields of vdit's configuration
     layers: Callable[[Config], int]  # how often a tensor of every layer is there
+    # config.json's numbers for fields of vdit's configuration; see `to_layout`.
+    from_vdit: Callable[[Config, "Sizes"], dict[str, Any]]
     # Fields of config.json that have a value for each level, or one for all, with their defaults.
     lists: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     flags: tuple[str, ...] = ()  # fields that are true or, if they are not there, false
@@ -156,7 +167,7 @@ def _common(config: Config, depth: int) -> dict[str, Any]:
     sizes = {"width": heads * config["attention_head_dim"], "depth": depth, "heads": heads}
     named = [name for name, row in PRESETS.items() if row == sizes]
     pixels = config["sample_size"] * ROOM[1]
-    out = config["out_channels"] or channels
+    out = config.get("out_channels") or channels
     if out not in (channels, 2 * channels):
         raise UserError(f"out_channels is {out}; allowed: {channels} or {2 * channels}")
     return {
@@ -190,8 +201,7 @@ def _dit_to_vdit(config: Config) -> dict[str, Any]:
         "sample.guidance": 4.0,
         "dit.paper.classes": config["num_embeds_ada_norm"],
         "dit.paper.span": float(config["sample_size"] // config["patch_size"]),
-        # diffusers spreads DiT's 128 frequencies over 127 steps.
-        "dit.paper.level_theta": 10_000.0 ** (128 / 127),
+        "dit.paper.level_theta": DIT_THETA,
         "dit.paper.epsilons": (1e-6, float(config["norm_eps"])),
     }
 
@@ -279,6 +289,57 @@ def _unet_to_vdit(config: Config) -> dict[str, Any]:
     }
 
 
+def _common_from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
+    size, (_, rows, _, channels) = preset(fields["dit.preset"]), sizes.latent
+    return {
+        "num_attention_heads": size["heads"],
+        "attention_head_dim": size["width"] // size["heads"],
+        "num_layers": size["depth"],
+        "in_channels": channels,
+        **({"out_channels": 2 * channels} if fields["dit.learned_variance"] else {}),
+        "sample_size": rows,
+        "patch_size": fields["dit.patch"][0],
+    }
+
+
+def _dit_from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
+    return _common_from_vdit(fields, sizes) | {
+        "num_embeds_ada_norm": fields["dit.paper.classes"],
+        "norm_eps": fields["dit.paper.epsilons"][1],
+    }
+
+
+def _latte_from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
+    size = preset(fields["dit.preset"])
+    return _common_from_vdit(fields, sizes) | {
+        "num_layers": size["depth"] // 2,
+        "norm_eps": fields["dit.paper.epsilons"][0],
+        "video_length": sizes.latent[0],
+        "caption_channels": sizes.text,
+        "cross_attention_dim": size["width"],
+    }
+
+
+def _unet_from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
+    unet = {name.removeprefix("dit.unet."): value for name, value in fields.items()}
+    kinds = [int(depth > 0) for depth in unet["depths"]]
+    depths = [depth or 1 for depth in unet["depths"][:-1]]
+    return {
+        "in_channels": sizes.latent[3],
+        "out_channels": sizes.latent[3],
+        "sample_size": sizes.latent[1],
+        "layers_per_block": unet["blocks"],
+        "norm_num_groups": unet["groups"],
+        "cross_attention_dim": sizes.text,
+        "use_linear_projection": unet["linear"],
+        "block_out_channels": tuple(unet["widths"]),
+        "attention_head_dim": tuple(unet["heads"]),
+        "transformer_layers_per_block": (*depths, unet["middle"]),
+        "down_block_types": tuple(DOWN[kind] for kind in kinds),
+        "up_block_types": tuple(UP[kind] for kind in reversed(kinds)),
+    }
+
+
 LAYOUTS: dict[str, Layout] = {
     "dit": Layout(
         classes=("DiTTransformer2DModel", "Transformer2DModel"),
@@ -288,6 +349,7 @@ LAYOUTS: dict[str, Layout] = {
         fixed=_FIXED | {"norm_type": "ada_norm_zero"},
         defaults=_DEFAULTS | {"num_embeds_ada_norm": 1000},
         to_vdit=_dit_to_vdit,
+        from_vdit=_dit_from_vdit,
         layers=lambda config: config["num_layers"],
     ),
     "latte": Layout(
@@ -299,6 +361,7 @@ LAYOUTS: dict[str, Layout] = {
         defaults=_DEFAULTS
         | {"video_length": 16, "caption_channels": 4096, "cross_attention_dim": 1152},
         to_vdit=_latte_to_vdit,
+        from_vdit=_latte_from_vdit,
         layers=lambda config: config["num_layers"],
     ),
     "unet": Layout(
@@ -312,6 +375,7 @@ LAYOUTS: dict[str, Layout] = {
             "norm_num_groups": 32, "cross_attention_dim": 1280,
         },
         to_vdit=_unet_to_vdit,
+        from_vdit=_unet_from_vdit,
         layers=lambda config: 1,
         lists={
             "block_out_channels": (320, 640, 1280, 1280),
@@ -378,3 +442,37 @@ def _lists(config: Config, defaults: Mapping[str, Any], path: Path) -> dict[str,
             )
         found[name] = values
     return found
+
+
+def architecture(fields: Config, sizes: Sizes) -> dict[str, Any]:
+    """The fields that say what a denoiser computes, alike for what is alike."""
+    said = ("dit.model", "dit.patch", "dit.axes", "dit.learned_variance")
+    groups = ("dit.paper.", "dit.unet.")
+    found = {k: v for k, v in fields.items() if k in said or k.startswith(groups)}
+    if not found["dit.paper.span"]:  # positions that count tokens
+        found["dit.paper.span"] = float(sizes.latent[1] // found["dit.patch"][0])
+    if found["dit.model"] == "unet":  # whose size is not dit.preset's
+        return {k: v for k, v in found.items() if not k.startswith("dit.paper.")}
+    return found | {"preset": {"activation": "gelu"} | preset(fields["dit.preset"])}
+
+
+def to_layout(
+    fields: Config, sizes: Sizes, defaults: Config
+) -> tuple[Layout, dict[str, Any]] | None:
+    """The layout of a denoiser, and its config.json; None if diffusers has no such network.
+
+    `fields` are the configuration's, flat ("dit.patch"), and `defaults` those of a new one.
+    """
+    if sizes.latent[1] != sizes.latent[2] or fields["dit.patch"][0] != fields["dit.patch"][1]:
+        return None
+    for layout in LAYOUTS.values():
+        try:
+            numbers = layout.from_vdit(fields, sizes)
+            theirs = {**defaults, **layout.to_vdit(numbers)}
+        except UserError:
+            continue
+        same = architecture(theirs, sizes) == architecture(fields, sizes)
+        if same and theirs["data.frames"] == sizes.latent[0]:
+            known = {k: layout.fixed[k] for k in WRITTEN if k in layout.fixed}
+            return layout, {"_class_name": layout.classes[0], **known, **numbers}
+    return None

@@ -8,10 +8,11 @@ from typing import Any
 
 from vdit.errors import UserError
 from vdit.models.vae_conv import ConvVAE
-from vdit.models.vae_kl import KERNEL, block, leaf
-from vdit.models.weights import TRANSPOSED, Row
+from vdit.models.vae_kl import KERNEL, block, leaf, pixel
+from vdit.models.weights import Row
 
 CUBE = (2, 3, 4, 1, 0)  # (frames, rows, columns, in, out) here; out and in come first in torch
+NORM = ("gamma", (0, -1, -1, -1))  # a norm's scale: its name, and its axes
 
 
 def _resample(path: str, name: str) -> tuple[Row, ...]:
@@ -24,25 +25,25 @@ def _resample(path: str, name: str) -> tuple[Row, ...]:
 def rows(model: ConvVAE) -> tuple[Row, ...]:
     """The names of a model's tensors: Wan 2.1 counts its blocks through, 2.2 level by level."""
     made = [
-        *leaf("quant", "quant_conv", TRANSPOSED),
-        *leaf("post_quant", "post_quant_conv", TRANSPOSED),
+        *leaf("quant", "quant_conv", pixel(CUBE)),
+        *leaf("post_quant", "post_quant_conv", pixel(CUBE)),
     ]
     for side in ("encoder", "decoder"):
         made += leaf(f"{side}/stem/conv", f"{side}.conv_in", CUBE)
-        made += leaf(f"{side}/head/norm", f"{side}.norm_out", CUBE, "gamma")
+        made += leaf(f"{side}/head/norm", f"{side}.norm_out", CUBE, *NORM)
         made += leaf(f"{side}/head/conv", f"{side}.conv_out", CUBE)
         for i in (0, 1):
-            made += block(f"{side}/middle{i}", f"{side}.mid_block.resnets.{i}", CUBE, "gamma")
+            made += block(f"{side}/middle{i}", f"{side}.mid_block.resnets.{i}", CUBE, *NORM)
         attention = f"{side}.mid_block.attentions.0"
-        made += leaf(f"{side}/attention/norm", f"{attention}.norm", CUBE, "gamma")
-        made += leaf(f"{side}/attention/qkv", f"{attention}.to_qkv", TRANSPOSED)
-        made += leaf(f"{side}/attention/o", f"{attention}.proj", TRANSPOSED)
+        made += leaf(f"{side}/attention/norm", f"{attention}.norm", CUBE, "gamma", (0, -1, -1))
+        made += leaf(f"{side}/attention/qkv", f"{attention}.to_qkv", pixel(KERNEL))
+        made += leaf(f"{side}/attention/o", f"{attention}.proj", pixel(KERNEL))
     made += block(
-        r"decoder/level(\d+)/block(\d+)", r"decoder.up_blocks.\1.resnets.\2", CUBE, "gamma"
+        r"decoder/level(\d+)/block(\d+)", r"decoder.up_blocks.\1.resnets.\2", CUBE, *NORM
     )
     if model.residual:
         made += block(
-            r"encoder/level(\d+)/block(\d+)", r"encoder.down_blocks.\1.resnets.\2", CUBE, "gamma"
+            r"encoder/level(\d+)/block(\d+)", r"encoder.down_blocks.\1.resnets.\2", CUBE, *NORM
         )
         made += _resample(r"encoder/level(\d+)/down", r"encoder.down_blocks.\1.downsampler")
         made += _resample(r"decoder/level(\d+)/up", r"decoder.up_blocks.\1.upsampler")
@@ -52,7 +53,7 @@ def rows(model: ConvVAE) -> tuple[Row, ...]:
         first = level * (model.blocks + 1)
         for j in range(model.blocks):
             name = f"encoder.down_blocks.{first + j}"
-            made += block(f"encoder/level{level}/block{j}", name, CUBE, "gamma")
+            made += block(f"encoder/level{level}/block{j}", name, CUBE, *NORM)
         made += _resample(
             f"encoder/level{level}/down", f"encoder.down_blocks.{first + model.blocks}"
         )
@@ -100,3 +101,28 @@ def from_config(config: Mapping[str, Any], folder: Path) -> ConvVAE:
         pixels=pixels,
         residual=bool(config.get("is_residual", False)),
     )
+
+
+def to_config(model: ConvVAE) -> dict[str, Any]:
+    """The config.json of an autoencoder; `from_config` says whether it is one of these."""
+    halvings, base = len(model.widths) - 1, model.widths[0]
+    count = model.patch[0].bit_length() - 1
+    return {
+        "base_dim": base,
+        "decoder_base_dim": model.decoder_widths[0],
+        "z_dim": model.channels,
+        "dim_mult": [width // base for width in model.widths],
+        "num_res_blocks": model.blocks,
+        "attn_scales": [],
+        "temperal_downsample": [False] * (halvings - count) + [True] * count,
+        "dropout": 0.0,
+        "is_residual": model.residual,
+        "in_channels": 3 * model.pixels**2,
+        "out_channels": 3 * model.pixels**2,
+        **({"patch_size": model.pixels} if model.pixels > 1 else {}),
+    }
+
+
+def scaling(mean: list[float], std: list[float]) -> dict[str, Any]:
+    """The fields of config.json by which pipelines scale latents."""
+    return {"latents_mean": mean, "latents_std": std}

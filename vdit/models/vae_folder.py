@@ -1,4 +1,4 @@
-"""Pretrained autoencoders from a folder as diffusers writes it: config.json and
+"""Pretrained autoencoders from a folder as diffusers writes it, and back: config.json and
 diffusion_pytorch_model.safetensors (or shards of it).
 """
 
@@ -25,6 +25,12 @@ FAMILIES: dict[
     "AutoencoderKL": (vae_kl.from_config, lambda model: vae_kl.ROWS),
     "AutoencoderKLWan": (vae_causal.from_config, vae_causal.rows),
 }
+
+# What two networks of one architecture share.
+FIELDS = (
+    "patch", "channels", "widths", "decoder_widths", "blocks", "causal", "groups", "pixels",
+    "residual", "attention", "quantise",
+)  # fmt: skip
 
 
 def read_module(folder: str | Path) -> tuple[ConvVAE, weights.Plan]:
@@ -53,18 +59,42 @@ def read_statistics(folder: str | Path) -> dict[str, np.ndarray]:
     channels = FAMILIES[config["_class_name"]][0](config, folder).channels
     made: tuple[Any, Any]
     if config["_class_name"] == "AutoencoderKL":
-        scale = config.get("scaling_factor", 0.18215)
-        made = [config.get("shift_factor") or 0.0] * channels, [scale] * channels
+        # One number for all channels, or one for each beside it.
+        shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor", 0.18215)
+        spread = config.get("latents_std") or [1.0] * channels
+        made = config.get("latents_mean") or [shift] * channels, spread
     else:
         made = config.get("latents_mean"), config.get("latents_std")
     try:
-        mean, std = (np.asarray(values, np.float32).reshape(channels) for values in made)
+        mean, std = (np.asarray(values, np.float64).reshape(channels) for values in made)
+        if config["_class_name"] == "AutoencoderKL":
+            std = std / np.float64(scale) if scale else np.zeros_like(std)
     except (TypeError, ValueError) as error:
         raise UserError(
             f"{folder / 'config.json'}: the latents' mean and deviation are not {channels} numbers"
         ) from error
-    if config["_class_name"] == "AutoencoderKL":
-        std = np.divide(1.0, std, out=np.zeros_like(std), where=std != 0)
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise UserError(f"{folder / 'config.json'}: the latents' deviation must be above 0")
     return {"mean": mean, "std": std}
+
+
+def to_folder(
+    module: ConvVAE, statistics: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], tuple[weights.Row, ...]] | None:
+    """The config.json and the names of the tensors of an autoencoder; None if diffusers has none.
+
+    `statistics` are the latents' "mean" and "std" as lists, if they are known.
+    """
+    name, family = ("AutoencoderKLWan", vae_causal) if module.causal else ("AutoencoderKL", vae_kl)
+    config = {"_class_name": name, **family.to_config(module)}
+    make, rows = FAMILIES[name]
+    try:
+        theirs = make(config, Path())
+    except UserError:
+        return None
+    if any(getattr(module, field) != getattr(theirs, field) for field in FIELDS):
+        return None
+    if statistics is not None:
+        config |= family.scaling(list(statistics["mean"]), list(statistics["std"]))
+    return config, rows(module)

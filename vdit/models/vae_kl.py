@@ -13,22 +13,39 @@ from vdit.models.weights import TRANSPOSED, Row
 KERNEL = (2, 3, 1, 0)  # (rows, columns, in, out) here and (out, in, rows, columns) in torch
 
 
-def leaf(path: str, name: str, kernel: tuple[int, ...], scale: str = "weight") -> tuple[Row, ...]:
-    """The rows of a layer's kernel, scale and bias."""
+def leaf(
+    path: str,
+    name: str,
+    kernel: tuple[int, ...],
+    scale: str = "weight",
+    axes: tuple[int, ...] | None = None,
+) -> tuple[Row, ...]:
+    """The rows of a layer's kernel, scale (and the scale's axes) and bias."""
     return (
         (f"{path}/kernel", f"{name}.weight", kernel),
-        (f"{path}/scale", f"{name}.{scale}", None),
+        (f"{path}/scale", f"{name}.{scale}", axes),
         (f"{path}/bias", f"{name}.bias", None),
     )
 
 
-def block(path: str, name: str, kernel: tuple[int, ...], scale: str = "weight") -> tuple[Row, ...]:
+def pixel(kernel: tuple[int, ...]) -> tuple[int, ...]:
+    """The axes of a linear map that is in torch a convolution of one pixel, beside `kernel`."""
+    return TRANSPOSED + (-1,) * (len(kernel) - len(TRANSPOSED))
+
+
+def block(
+    path: str,
+    name: str,
+    kernel: tuple[int, ...],
+    scale: str = "weight",
+    axes: tuple[int, ...] | None = None,
+) -> tuple[Row, ...]:
     """The rows of a residual block; its shortcut is a convolution of one pixel in torch."""
-    pixel = TRANSPOSED + (-1,) * (len(kernel) - len(TRANSPOSED))
-    rows: tuple[Row, ...] = leaf(f"{path}/shortcut", f"{name}.conv_shortcut", pixel)
+    rows: tuple[Row, ...] = leaf(f"{path}/shortcut", f"{name}.conv_shortcut", pixel(kernel))
     for half in (0, 1):
-        for part, theirs in (("norm", "norm"), ("conv", "conv")):
-            rows += leaf(f"{path}/half{half}/{part}", f"{name}.{theirs}{half + 1}", kernel, scale)
+        for part in ("norm", "conv"):
+            ours, theirs = f"{path}/half{half}/{part}", f"{name}.{part}{half + 1}"
+            rows += leaf(ours, theirs, kernel, scale, axes)
     return rows
 
 
@@ -59,8 +76,8 @@ def _half(side: str, levels: str, resample: tuple[str, str]) -> tuple[Row, ...]:
 ROWS: tuple[Row, ...] = (
     *_half("encoder", "down_blocks", ("down", "downsamplers")),
     *_half("decoder", "up_blocks", ("up", "upsamplers")),
-    *leaf("quant", "quant_conv", TRANSPOSED),
-    *leaf("post_quant", "post_quant_conv", TRANSPOSED),
+    *leaf("quant", "quant_conv", pixel(KERNEL)),
+    *leaf("post_quant", "post_quant_conv", pixel(KERNEL)),
 )
 
 
@@ -99,3 +116,26 @@ def from_config(config: Mapping[str, Any], folder: Path) -> ConvVAE:
             bool(config.get("use_quant_conv", True)), bool(config.get("use_post_quant_conv", True))
         ),
     )  # fmt: skip
+
+
+def to_config(model: ConvVAE) -> dict[str, Any]:
+    """The config.json of an autoencoder; `from_config` says whether it is one of these."""
+    levels = len(model.widths)
+    return {
+        "block_out_channels": list(model.widths),
+        "layers_per_block": model.blocks,
+        "norm_num_groups": model.groups,
+        "latent_channels": model.channels,
+        "in_channels": 3,
+        "out_channels": 3,
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def scaling(mean: list[float], std: list[float]) -> dict[str, Any]:
+    """The fields of config.json by which pipelines scale latents: one number, or one a channel."""
+    if len(set(mean)) == len(set(std)) == 1:
+        return {"scaling_factor": 1 / std[0], **({"shift_factor": mean[0]} if mean[0] else {})}
+    return {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}

@@ -21,6 +21,7 @@ from flax import traverse_util
 from vdit.errors import UserError
 from vdit.kernels import xla
 from vdit.models.dit import REMAT
+from vdit.models.weights import TRANSPOSED, Row
 from vdit.nn.attention import Attend
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.patch import patchify
@@ -338,3 +339,73 @@ def check(model: str, pool: str, patch: tuple[int, int, int], samples: int) -> N
             f"vivit tubelets of {patch[0]} frames, {samples} sampled frames: sampled frames go"
             " with tubelets of one frame (such as 8x1), tubelets with samples 0"
         )
+
+
+# --------------------------------------------------------------------------------------------------
+# Model 1 as transformers' VivitForVideoClassification has it
+
+_PROJECTION = "vivit.embeddings.patch_embeddings.projection"
+_LAYERS = {
+    "attention_norm": "layernorm_before", "attention/q": "attention.q_proj",
+    "attention/k": "attention.k_proj", "attention/v": "attention.v_proj",
+    "attention/o": "attention.o_proj", "mlp_norm": "layernorm_after", "mlp/up": "mlp.fc1",
+    "mlp/down": "mlp.fc2",
+}  # fmt: skip
+
+
+def _row(ours: str, theirs: str) -> tuple[Row, ...]:
+    return (
+        (f"{ours}/kernel", f"{theirs}.weight", TRANSPOSED),
+        (f"{ours}/scale", f"{theirs}.weight", None),
+        (f"{ours}/bias", f"{theirs}.bias", None),
+    )
+
+
+# Of `unfolded` parameters.
+ROWS: tuple[Row, ...] = (
+    ("embed_video/kernel", f"{_PROJECTION}.weight", (2, 3, 4, 1, 0)),
+    ("embed_video/bias", f"{_PROJECTION}.bias", None),
+    ("encoder/token", "vivit.embeddings.cls_token", None),
+    ("encoder/position", "vivit.embeddings.position_embeddings", None),
+    *(
+        row
+        for ours, theirs in _LAYERS.items()
+        for row in _row(f"encoder/blocks/{ours}", f"vivit.layers.{{}}.{theirs}")
+    ),
+    *_row("encoder/norm", "vivit.layernorm"),
+    *_row("head", "classifier"),
+)
+
+
+def unfolded(params: Mapping[str, Any], patch: tuple[int, int, int]) -> dict[str, Any]:
+    """Parameters with the tubelets' kernel as a convolution's, and axes of one as there."""
+    made = traverse_util.flatten_dict(dict(params), sep="/")
+    kernel = made["embed_video/kernel"]
+    made["embed_video/kernel"] = kernel.reshape(*patch, -1, kernel.shape[-1])
+    for name, axes in (("encoder/token", (0, 1)), ("encoder/position", (0,))):
+        made[name] = jnp.expand_dims(made[name], axes)
+    return traverse_util.unflatten_dict(made, sep="/")
+
+
+def to_config(model: ViViT, frames: int, size: tuple[int, int]) -> dict[str, Any] | None:
+    """The config.json of a model for clips of that size; None for one that is not there."""
+    kinds = model.model, model.pool, model.samples, model.activation
+    if kinds != ("joint", "token", 0, "gelu"):
+        return None
+    return {
+        "architectures": ["VivitForVideoClassification"],
+        "model_type": "vivit",
+        "image_size": list(size),
+        "num_frames": frames,
+        "tubelet_size": list(model.patch),
+        "num_channels": 3,
+        "hidden_size": model.width,
+        "num_hidden_layers": model.depth,
+        "num_attention_heads": model.heads,
+        "intermediate_size": int(model.width * model.mlp_ratio),
+        "hidden_act": "gelu_fast",  # by tanh, as here
+        "layer_norm_eps": 1e-6,
+        "qkv_bias": True,
+        "hidden_dropout_prob": 0.0,
+        "attention_probs_dropout_prob": 0.0,
+    }

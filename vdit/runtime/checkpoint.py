@@ -139,14 +139,31 @@ def restore_ema(directory: str | os.PathLike[str], step: int, abstract: Any = No
 
     Does not verify the digests: take the step from `newest_good_step`.
     """
+    return _restore(directory, step, "ema", abstract)
+
+
+def restore_raw(directory: str | os.PathLike[str], step: int) -> Any:
+    """The parameters of a step as its optimizer left them, on the first device.
+
+    `UserError` for a step that holds none (an imported one). Verifies as little as `restore_ema`.
+    """
+    if not any(name.startswith("params/") for name in saved_shapes(directory, step, "state")):
+        raise UserError(f"{Path(directory) / str(step)} was not trained here: it has an EMA alone")
+    return _restore(directory, step, "state")["params"]
+
+
+def _restore(
+    directory: str | os.PathLike[str], step: int, item: str, abstract: Any = None
+) -> Any:
+    """One item of a step, placed by the shardings of `abstract` or on the first device."""
     import orbax.checkpoint as ocp
 
     if abstract is None:
-        abstract = _saved_tree(directory, step, "ema")
+        abstract = _saved_tree(directory, step, item)
         abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract)
     abstract = _placed(abstract)
-    _check_shapes(directory, step, "ema", abstract)
-    return _read(directory, step, ema=ocp.args.StandardRestore(abstract))["ema"]
+    _check_shapes(directory, step, item, abstract)
+    return _read(directory, step, **{item: ocp.args.StandardRestore(abstract)})[item]
 
 
 def _read(directory: str | os.PathLike[str], step: int, **items: Any) -> Any:
