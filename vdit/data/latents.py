@@ -72,7 +72,14 @@ class Latents:
         """
         assert self.manifest is not None
         rows = [_summary(self.folder, name) for name in self.manifest["shards"]]
-        shapes = np.array([shape for row in rows for shape in row["shapes"]])
+        # Spans that are stored behind a clip take the place of as many of its own latent frames.
+        shapes = np.array([
+            (count or shape[0], *shape[1:])
+            for row in rows
+            for shape, count in zip(
+                row["shapes"], row.get("frames", [0] * len(row["shapes"])), strict=True
+            )
+        ])  # fmt: skip
         if (shapes[:, 1:] % np.array(patch)).any():
             raise UserError(f"dit.patch {patch} does not divide latents of {self.folder}")
         text = np.array([count for row in rows for count in row["text"]])
@@ -136,7 +143,8 @@ def write_cache(
     """Fills a cache with `count` elements, shard by shard; False if `stop` asked to leave early.
 
     `encode(indices)` yields the elements of one shard, in order; each has "latent"
-    (stored, h, w, Z) and may have "mask", the caption's; shapes may differ. Mean and deviation are
+    (stored, h, w, Z) and may have "mask", the caption's, and "frames", how many of the stored are
+    the clip's own; shapes may differ. Mean and deviation are
     taken over the shards' stored sums, so a resumed encoding ends with the same manifest as one
     that was never stopped.
 
@@ -174,7 +182,7 @@ def _write_shard(
     if summary.exists() and (folder / name).exists():
         return
     total, square, number = np.zeros(()), np.zeros(()), 0
-    shapes, text = [], []
+    shapes, frames, text = [], [], []
     with atomic_path(folder / name) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for element in encode(indices):
@@ -184,11 +192,12 @@ def _write_shard(
             total, square = total + flat.sum(0), square + np.square(flat).sum(0)
             number += len(flat)
             shapes.append(list(element["latent"].shape[:3]))
+            frames.append(int(element.get("frames", len(element["latent"]))))
             text.append(int(element["mask"].sum()) if "mask" in element else 0)
         writer.close()
         told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
-    write_text(summary, json.dumps(told | {"shapes": shapes, "text": text}))
+    write_text(summary, json.dumps(told | {"shapes": shapes, "frames": frames, "text": text}))
 
 
 def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:
