@@ -106,6 +106,7 @@ def test_contract() -> None:
         **{name: ((t, n, 2), np.float32) for name in ("position", "velocity")},
         "angle": ((t, n), np.float32), "contact": ((t, n), np.bool_),
         "expression": ((t, n), np.int32), "event": ((24, 3), np.int32),
+        "seen": ((24,), np.bool_),
         **{name: ((), np.float32) for name in ("spot", "gravity", "fps", "room")},
         "blocks": ((t, 4, 3), np.float32), "grains": ((t, 20, 2), np.float32),
         "energy": ((t,), np.float32), "camera": ((t, 3), np.float32), "plate": ((t,), np.float32),

@@ -171,9 +171,10 @@ def pack(
     """One row of samples, as `packed_objective` reads it; `patch` is rows, columns of a token.
 
     "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
-    padding, "given" (L,) bool; "ordinal" (M,) of each sample, 0 where there is none; all captions one after another as "ids"
-    (S,) or "features" (S, E), and "text" (S,), the segment of each of their tokens. Slots and null
-    keys follow from these (`tokens.packed_layout`, `tokens.packed_condition`).
+    padding, "given" (L,) bool; "ordinal" (M,) of each sample, 0 where there is none; all captions
+    one after another as "ids" (S,) or "features" (S, E), and "text" (S,), the segment of each of
+    their tokens. Slots and null keys follow from these (`tokens.packed_layout`,
+    `tokens.packed_condition`).
 
     Raises `UserError` if a latent does not divide into patches or the samples exceed the budget.
     """
