@@ -152,11 +152,14 @@ class VideoSet:
             there = ", ".join(splits) or "none"
             raise UserError(f"{self._where} has no clips in a split train; its splits: {there}")
         names = ["train"] + ([own] if own else [])
+        try:
+            records = {name: builder.as_data_source(name) for name in names}
+        except Exception as error:  # whatever TFDS says of the names of files
+            raise UserError(f"{self._where}: cannot be read ({_said(error)})") from None
         self._shards = {name: list(_shards(splits[name], self._where)) for name in names}
         told = (self._content(builder), self._field, self._labels, CHECK_FORMAT)
         content = hashlib.sha256(repr(told).encode()).hexdigest()
         self._split = own if self.split == "heldout" and own else "train"
-        records = {name: builder.as_data_source(name) for name in names}
         shapes = _remembered(checked, content)
         if shapes is None:
             shapes = self._measure(records)
