@@ -32,6 +32,7 @@ def judge_physics(
 ) -> dict[str, float]:
     """The scores PHYSICS of a clip whose cast is the told one."""
     gravity, built = float(truth["gravity"]), SETS[int(truth["built"])]
+    room = float(truth["room"])
     bodies = [body for _, body in pairs]
     tracks = [filled(body.track) for body in bodies]
     forms = [form(body.look[0], body.look[2]) for body in bodies]
@@ -53,11 +54,12 @@ def judge_physics(
             time = np.arange(flight) / fps
             falls.append(-2 * np.polyfit(time, tracks[number][:flight, 1], 2)[0] / gravity - 1)
         if built == "none" and not truth["tower"] and forms[number].radius:
-            free = gaps[number].min(0) > 2 * SLACK
-            bounce = _bounce(tracks[number], forms[number].inner, flight, free)
+            inner, x = forms[number].inner, tracks[number][:, 0]
+            apart = np.minimum(gaps[number].min(0) / 2, np.minimum(x, room - x) - inner)
+            free = body.whole & (apart > SLACK)
+            bounce = _bounce(tracks[number], inner, flight, free, fps, gravity)
             bounces.append(bounce - stuff[number].elasticity)
     off = [abs(one) for one in bounces if not math.isnan(one)]
-    room = float(truth["room"])
     deep = [
         bool((inside & ((track[:, 1] < shape.inner - SLACK) | (track[:, 0] < shape.inner - SLACK)
                         | (track[:, 0] > room - shape.inner + SLACK))).any())
@@ -73,27 +75,25 @@ def judge_physics(
     }
 
 
-def _bounce(track: np.ndarray, floor: float, landing: int, free: np.ndarray) -> float:
-    """Restitution of a ball on track (T, 2) by the heights before and after its first landing.
+def _bounce(
+    track: np.ndarray, floor: float, landing: int, free: np.ndarray, fps: float, gravity: float
+) -> float:
+    """Restitution of a ball on track (T, 2), by its energy of height and fall before and after its
+    first landing.
 
-    NaN where it comes down on something else, is not `free` (T,) of others meanwhile, or the clip
-    ends before it is highest again.
+    NaN where it comes down on something else, is not `free` (T,) of others and walls then, or the
+    clip ends too soon.
     """
-    high = track[:, 1] - floor
-    if landing >= len(track) - 2 or high[max(landing - 1, 0) : landing + 2].min() > 0.5:
+    high, fall = track[:, 1] - floor, gravity / fps**2
+    if not 2 <= landing < len(high) - 2 or not free[landing - 2 : landing + 3].all():
         return math.nan
-    after = high[landing:]
-    turn = np.flatnonzero(np.diff(after) < -0.01)
-    peak = int(turn[0]) if len(turn) else len(after) - 1
-    if len(turn) > 1 and peak == 0:  # the landing's own frame is still on the way down
-        rise = np.flatnonzero(np.diff(after) > 0.01)
-        later = turn[turn > rise[0]] if len(rise) else turn[:0]
-        peak = int(later[0]) if len(later) else len(after) - 1
-    if peak == len(after) - 1 and after[-1] > 0.05:
-        return math.nan
-    if not free[: landing + peak + 1].all():
-        return math.nan
-    return math.sqrt(max(float(after[peak]), 0.0) / max(float(high[:landing].max()), 1e-3))
+    if 2 * high[landing - 1] - high[landing - 2] - fall > SLACK / 2:
+        return math.nan  # the floor was not reached yet
+    speed = np.diff(high) * fps
+    energy = np.square(speed) / 2 + gravity * ((high[1:] + high[:-1]) / 2 + fall / 8)
+    # Two steps, for a low bounce may end within the first.
+    after = max(float(energy[landing : landing + 2].max()), 0.0)
+    return math.sqrt(after / float(energy[landing - 2]))
 
 
 def _energy(
