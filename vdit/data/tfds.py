@@ -506,8 +506,12 @@ def _count(splits: Any, name: str) -> int:
 def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
     """Files and numbers of records of a split."""
     for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
-        if not Path(path).is_file():
-            raise UserError(f"{where}: its shard {one_line(Path(path).name)} is missing")
+        try:
+            there = Path(path).is_file()
+        except OSError:  # no file can have such a name
+            there = False
+        if not there:
+            raise UserError(f"{where}: its shard {one_line(Path(path).name, 100)} is missing")
         yield Path(path), count
 
 
