@@ -34,7 +34,7 @@ def ddpm(config: ConfigDict) -> None:
     config.sample.steps = 1000
     config.sample.clips = 8
     config.eval.captions = 64
-    config.eval.given = 16
+    config.eval.paraphrases = config.eval.given = 16
 
 
 def iddpm(config: ConfigDict) -> None:
@@ -68,7 +68,7 @@ def smoke(config: ConfigDict) -> None:
     config.sample.clips = 4
     config.sample.batch = 8
     config.eval.captions = 8
-    config.eval.given = 4
+    config.eval.paraphrases = config.eval.given = 4
     config.run.log_every = 4
     config.run.save_every = 6
     config.run.unroll = 1

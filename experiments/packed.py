@@ -21,8 +21,5 @@ def get_config(variant: str = "") -> ConfigDict:
         (17, 32, 32, 10.0), (1, 32, 32, 10.0), (9, 24, 40, 10.0), (17, 40, 24, 10.0),
         (13, 32, 32, 5.0),
     )  # fmt: skip
-    for name in ("last", "first_last", "suffix", "between"):
-        config.dit.given[name] = 0.0
-    config.dit.given.prefix = 0.18
     config.dit.train.batch = 16 if not variant else 4  # rows
     return config

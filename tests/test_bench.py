@@ -64,6 +64,24 @@ def test_attention_s_slopes(
     assert "temporaries of the gradient at 512 tokens" in capsys.readouterr().out
 
 
+def test_the_loader_s_table_and_its_memory(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"MEASURED": 0.05, "FLAT": 400, "WORKERS": (1, 2), "FILMS": 2, "SECONDS": 3, "BATCH": 2}
+    for name, value in small.items():
+        monkeypatch.setattr(bench.bench_loader, name, value)
+    path = tmp_path / "bench.jsonl"
+    assert bench.main(["--only=loader", NO_TORCH, f"--json={path}"]) == 0
+    out = capsys.readouterr().out
+    assert "no PyTorch with PyAV there" in out and "| vdit folder | 17x64x64 |" in out
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rates = {(row["source"], row["size"], row["workers"]): row["rate"]
+             for row in rows if "workers" in row}  # fmt: skip
+    assert len(rates) == 2 * (4 * 2 + 1) and min(rates.values()) > 0
+    (target,) = [row for row in rows if "target" in row]
+    assert target["part"] == "loader" and target["reached"]
+
+
 def test_counts_every_matrix_product() -> None:
     """Against the formula, for the forward pass; the train step has two more of each."""
     options = bench.parse(["--width=32", "--depth=2", "--tokens=16", "--batch=2"])

@@ -27,6 +27,7 @@ from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, read
 from vdit.runtime.preemption import Preemption
+from vdit.tokens import extra_spans
 from vdit.train import Interrupted, Runtime
 
 CLIPS = 30
@@ -78,11 +79,17 @@ def test_every_clip_of_the_cache_is_what_it_is_alone(cached: Path, vae: Any) -> 
     for i in (*range(3), 13, CLIPS - 1):
         frames, height, width, fps = shapes[i % 3]
         assert clips[i]["video"].shape == (frames, height, width, 3)
-        want = np.asarray(encode(clips[i]["video"][None]))[0]
+        video, own = clips[i]["video"][None], 1 + (frames - 1) // 4
+        spans = extra_spans(own, 4)
+        parts = [video, *(video[:, first : first + count] for first, count in spans)]
+        want = np.concatenate([np.asarray(encode(part))[0] for part in parts])
+        assert cache[i]["frames"] == own and (len(spans) == 2) == (frames == 17)
         np.testing.assert_allclose(cache[i]["latent"], want, rtol=2e-3, atol=2e-3)  # float16
         assert cache[i]["fps"] == fps
     sizes = cache.sizes((1, 1))
-    tokens = [int(np.prod(cache[i]["latent"].shape[:3])) for i in range(CLIPS)]
+    tokens = [
+        int(cache[i]["frames"] * np.prod(cache[i]["latent"].shape[1:3])) for i in range(CLIPS)
+    ]
     assert sizes.tokens.tolist() == tokens and set(tokens) == {16, 45, 80}
     assert sizes.text.tolist() == [int(cache[i]["mask"].sum()) for i in range(CLIPS)]
 
@@ -206,8 +213,8 @@ def test_a_mixture_takes_turns() -> None:
         ({"data.shapes": ((17, 3, 32, 10.0),)}, "each 4 or more"),
         ({"dit.patch": (2, 2), "data.shapes": ((9, 24, 40, 10.0),)}, "3x5 places: dit.patch"),
         ({"data.source": "folder"}, "data.shapes with data.source=folder"),
-        ({"dit.given.last": 0.1}, "dit.given.last=0.1: packed rows know text and prefix"),
-        ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "not all 0"),
+        ({"dit.given.last": -0.1}, "dit.given is .*shares of 0 and more"),
+        ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "text and prefix not both 0"),
         ({"dit.axes": "factorised"}, "packed rows go joint"),
         ({"dit.pack": (0, -1, 0)}, "three numbers"),
     ],

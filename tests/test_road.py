@@ -81,7 +81,7 @@ def test_every_number_is_in_the_metrics(road: Path) -> None:
     kinds = {(r["split"], r["objects"]) for r in scores}
     assert kinds == {
         (split, objects)
-        for split in ("real", "reconstructed", "generated")
+        for split in ("real", "reconstructed", "generated", "paraphrased")
         for objects in ("one", "two", "all")
     }
     names = {"clips", "captions", "colour", "shape", "size", "motion", "permanence"}

@@ -1,5 +1,6 @@
 """The trainer: resume to the bit, accumulation, meshes, and a loss that is not finite."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,22 @@ def test_a_stopped_run_ends_with_the_same_bits(tmp_path: Path, stop: int) -> Non
     jax.tree.map(np.testing.assert_array_equal, whole, again)
     rows = [[r["step"] for r in read(tmp_path / name)] for name in ("whole", "cut")]
     assert rows[0] == [2, 4, 6, 8, 10] == rows[1]
+
+
+class Slow(Points):
+    """A source that is what training waits for."""
+
+    def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
+        time.sleep(0.02)
+        return super().__getitem__(index)
+
+
+def test_metrics_say_how_much_of_the_time_data_was_waited_for(tmp_path: Path) -> None:
+    train(runtime(tmp_path / "slow"), options(), Slow())
+    train(runtime(tmp_path / "quick"), options())
+    slow, quick = ([r["wait"] for r in read(tmp_path / n)][1:] for n in ("slow", "quick"))
+    assert all(0 <= share <= 1 for share in (*slow, *quick))
+    assert np.median(slow) > 0.5 > np.median(quick)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """How fast vdit is: steps and sampling in JAX, beside PyTorch and the network's bare matmuls.
 
-    python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint,attention]
+    python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint,attention,loader]
                           [--torch-python=PYTHON]
                           [--width=384 --depth=12 --tokens=512 --batch=4 --levels=2 --steps=50]
                           [--repeats=5] [--json=FILE]
@@ -13,6 +13,8 @@
               the trainer saves, in the background, and if it waited for files and digests
     attention a narrow DiT's forward pass (width 64, two blocks) by its axes, from 4,096 to 65,536
               tokens, and the slope of its time over them; the memory of the chunked kernel
+    loader    clips a second by source, size and threads, beside PyTorch's DataLoader with PyAV on
+              the same films; the memory that 10,000 clips leave (tools/bench_loader.py)
 
 A train step is forward, backward, clipping by the global norm and AdamW. PyTorch runs the same
 network (tools/bench_torch.py; outputs and first losses are compared before anything is timed) in a
@@ -47,6 +49,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from tools import bench_loader
 from tools.flags import Parser
 from tools.planning.products import Product, products
 from vdit import build
@@ -64,7 +67,7 @@ from vdit.runtime.files import write_text
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
-PARTS = ("dit", "vae", "sampling", "compile", "checkpoint", "attention")
+PARTS = ("dit", "vae", "sampling", "compile", "checkpoint", "attention", "loader")
 DTYPES = ("float32", "bfloat16")
 CHANNELS, TEXT_TOKENS, TEXT_WIDTH = 24, 48, 128  # of the default configuration
 LEARNING_RATE = 1e-4
@@ -709,6 +712,21 @@ def bench_attention(options: argparse.Namespace, report: Report) -> None:
     report.target("attention", what, 100 * small / naive, 2.0, most=True)
 
 
+def bench_loader_part(options: argparse.Namespace, report: Report) -> None:
+    """Clips a second, and whether memory stays flat."""
+    rows = bench_loader.measure(options.torch_python, say)
+    print(f"\n{bench_loader.table(rows)}")
+    if not any(row["source"].startswith("PyTorch") for row in rows):
+        print("no PyTorch with PyAV there: its lines are left out")
+    report.rows += [{"part": "loader", **row} for row in rows]
+    say(f"loader: memory over {bench_loader.FLAT:,} clips")
+    held, more = bench_loader.growth(bench_loader.World(0), bench_loader.FLAT)
+    if held:
+        print(f"memory after {bench_loader.FLAT // 10:,} clips {held:.0f} MiB")
+        what = f"loader: MiB more after {bench_loader.FLAT:,} clips"
+        report.target("loader", what, more, bench_loader.GROWTH, most=True)
+
+
 def machine() -> str:
     """One line on what this was measured on."""
     model, info = platform.machine(), Path("/proc/cpuinfo")
@@ -783,6 +801,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             bench_checkpoint(options, report)
         if "attention" in options.only:
             bench_attention(options, report)
+        if "loader" in options.only:
+            bench_loader_part(options, report)
         if options.json is not None:
             write_text(options.json, "".join(json.dumps(row) + "\n" for row in report.rows))
         return 0

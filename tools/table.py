@@ -10,7 +10,7 @@ from vdit.errors import UserError
 from vdit.runtime.metrics import read
 
 COLUMNS = ("colour", "shape", "size", "motion", "permanence", "every_attribute")
-SPLITS = ("real", "reconstructed", "generated")
+SPLITS = ("real", "reconstructed", "generated", "paraphrased")
 OBJECTS = ("one", "two", "all")
 
 
@@ -20,7 +20,7 @@ def cell(row: dict[str, Any], name: str) -> str:
     if value is None:
         return "–"
     text = f"{value:.2f}"
-    if row["split"] == "generated" and row.get(f"{name}_low") is not None:
+    if row["split"] in ("generated", "paraphrased") and row.get(f"{name}_low") is not None:
         text += f" ({row[f'{name}_low']:.2f}–{row[f'{name}_high']:.2f})"
     return text
 

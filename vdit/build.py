@@ -277,13 +277,11 @@ def _check_shapes(config: ConfigDict) -> None:
     if config.data.source in ENDLESS:
         training_clips(config, Path())  # its own limits, before anything is trained
     given = config.dit.given
-    if wrong := [n for n in given if n not in ("text", "prefix") and given[n] > 0]:
+    if min(given.values()) < 0 or given.text + given.prefix <= 0:
         raise UserError(
-            f"data.shapes with dit.given.{wrong[0]}={given[wrong[0]]}: packed rows know text and"
-            " prefix alone; 0 is allowed for the others"
+            f"dit.given is {dict(given)}: shares of 0 and more, text and prefix not both 0, are"
+            " allowed with data.shapes"
         )
-    if min(given.text, given.prefix) < 0 or given.text + given.prefix <= 0:
-        raise UserError(f"dit.given: shares of {given.text} and {given.prefix}; not all 0")
     if config.dit.axes != "joint":
         raise UserError(f"data.shapes with dit.axes={config.dit.axes}: packed rows go joint")
     if len(config.dit.pack) != 3 or min(config.dit.pack) < 0:

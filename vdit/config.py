@@ -165,6 +165,7 @@ def default() -> ConfigDict:
 
     evaluate = config.eval = ConfigDict()
     evaluate.captions = 256  # held-out captions, one- and two-object scenes half and half
+    evaluate.paraphrases = 128  # of these, asked in unseen wordings as well
     evaluate.given = 64  # clips whose continuation is scored against the truth, or 0
 
     mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left

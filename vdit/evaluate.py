@@ -5,8 +5,10 @@ The same code scores real clips, their reconstructions and what was generated fr
 Dimension key: N clips, T frames, H height, W width, C colours.
 """
 
+import contextlib
+import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from scipy import ndimage
 from vdit import build
 from vdit.data.world import oracle, shots_oracle
 from vdit.data.world.playground import oracle as playground_oracle
+from vdit.data.world.reword import paraphrase
+from vdit.errors import UserError
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
 from vdit.runtime.video import write_webp
@@ -110,14 +114,48 @@ def evaluate(model: Model, workdir: Path, metrics: Metrics, seed: int = 1) -> li
     return rows
 
 
+@contextlib.contextmanager
+def longer_texts(model: Model, texts: Sequence[str]) -> Iterator[None]:
+    """Meanwhile twice the budget of tokens, if some text needs it and the encoder is a learned one,
+    which takes any number. (What its tokenizer was not made from falls into more tokens.)"""
+    tokenizer = model.tokenizer
+    try:
+        tokenizer.encode(texts)
+    except UserError:
+        if not model.encoder.frozen:
+            model.tokenizer = copy.copy(tokenizer)
+            model.tokenizer.length = 2 * tokenizer.length
+    try:
+        yield
+    finally:
+        model.tokenizer = tokenizer
+
+
+def reworded(
+    model: Model,
+    prompts: Sequence[str],
+    seed: int,
+    shots: Sequence[Sequence[tuple[float, str]]] = (),
+) -> np.ndarray:
+    """Videos of prompts in wordings that training never shows, and of as many shot lists."""
+    with longer_texts(model, [*prompts, *(text for listed in shots for _, text in listed)]):
+        return np.stack([made.video for made in model.generate(prompts, seed=seed, shots=shots)])
+
+
 def score_world(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
-    """Oracle scores by split and number of objects, with 95% intervals."""
+    """Oracle scores by split and number of objects, with 95% intervals.
+
+    The split "paraphrased" is of the first held-out captions in unseen wordings.
+    """
     config = model.config
     groups: dict[str, dict[str, list[Any]]] = {"real": {}, "reconstructed": {}, "generated": {}}
     quality: dict[str, dict[str, np.ndarray]] = {"psnr": {}, "ssim": {}}
     captions: dict[str, int] = {}
     asked = {"one": (1, 1)} if config.data.label else OBJECTS
     per_group = max(config.eval.captions // len(asked), 1)
+    again_asked = 0 if config.data.label else config.eval.paraphrases // len(asked)
+    if again_asked:
+        groups["paraphrased"] = {}
     shown = []
     for name, count in asked.items():
         clips = heldout(model, workdir, per_group, objects=count)
@@ -131,10 +169,14 @@ def score_world(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
         quality["psnr"][name] = psnr(again, real)
         quality["ssim"][name] = ssim(again, real)
         shown.append(np.stack([real[:8], again[:8]], 1).reshape(-1, *real.shape[1:]))
-        for split, videos in (("real", real), ("reconstructed", again), ("generated", made)):
+        videos = {"real": real, "reconstructed": again, "generated": made}
+        if again_asked:
+            words = [paraphrase(prompt) for prompt in prompts[:again_asked]]
+            videos["paraphrased"] = reworded(model, words, seed)
+        for split, some in videos.items():
             groups[split][name] = [
                 oracle.score(video, truth, config.data.fps)
-                for video, truth in zip(videos, truths, strict=True)
+                for video, truth in zip(some, truths, strict=False)
             ]
     write_reconstructions(workdir, np.concatenate(shown), config)
     rows = []
@@ -142,6 +184,7 @@ def score_world(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
         for name in (*asked, "all"):
             part = scores[name] if name != "all" else [s for n in asked for s in scores[n]]
             told = captions[name] if name != "all" else sum(captions.values())
+            told = min(told, len(part))
             row = {"split": split, "objects": name, "clips": len(part), "captions": told}
             # The oracle's share of clips with the right number of objects is "count" here.
             read = oracle.aggregate(part, intervals=True)
@@ -168,6 +211,10 @@ def score_shots(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     say(f"eval: {len(prompts)} held-out captions, of {model.config.data.shots[1]} shots at most")
     results = model.generate(prompts, seed=seed, shots=[clip["shots"] for clip in clips])
     made = {"generated": np.stack([result.video for result in results])}
+    if some := clips[: model.config.eval.paraphrases]:
+        words = [paraphrase(clip["caption"]) for clip in some]
+        lists = [[(at, paraphrase(text)) for at, text in clip["shots"]] for clip in some]
+        made["paraphrased"] = reworded(model, words, seed, lists)
     return _scored(model, workdir, clips, made, shots_oracle.score_shots,
                    shots_oracle.aggregate_shots, shots_oracle.SCORES)  # fmt: skip
 
@@ -176,10 +223,10 @@ def score_playground(model: Model, workdir: Path, seed: int) -> list[dict[str, A
     """Scores of playgrounds, by their oracle; "paraphrased": of the same in unseen wordings."""
     clips = heldout(model, workdir, model.config.eval.captions)
     say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")
-    made = {
-        split: np.stack([r.video for r in model.generate([c[key] for c in clips], seed=seed)])
-        for split, key in (("generated", "caption"), ("paraphrased", "paraphrase"))
-    }
+    results = model.generate([clip["caption"] for clip in clips], seed=seed)
+    made = {"generated": np.stack([result.video for result in results])}
+    if some := clips[: model.config.eval.paraphrases]:
+        made["paraphrased"] = reworded(model, [clip["paraphrase"] for clip in some], seed)
     return _scored(model, workdir, clips, made, playground_oracle.score,
                    playground_oracle.aggregate, playground_oracle.SCORES)  # fmt: skip
 
@@ -201,8 +248,9 @@ def _scored(
     captions = len({clip["caption"] for clip in clips})
     rows = []
     for split, videos in {"real": real, "reconstructed": again, **made}.items():
-        scores = [score(video, clip) for video, clip in zip(videos, clips, strict=True)]
-        row: dict[str, Any] = {"split": split, "objects": "all", "captions": captions}
+        scores = [score(video, clip) for video, clip in zip(videos, clips, strict=False)]
+        told = min(captions, len(scores))
+        row: dict[str, Any] = {"split": split, "objects": "all", "captions": told}
         row |= aggregate(scores)
         for name in names:
             judged = sum(not math.isnan(one[name]) for one in scores)

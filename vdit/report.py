@@ -32,7 +32,9 @@ MEDIA = {  # the first of a stem's files is shown
     ".mp4": "video/mp4",
     ".png": "image/png",
 }
-SPLITS = {"generated": "made", "reconstructed": "rec.", "real": "real"}
+SPLITS = {
+    "generated": "made", "paraphrased": "other words", "reconstructed": "rec.", "real": "real",
+}  # fmt: skip
 OBJECTS = {"all": "All clips", "one": "One object", "two": "Two objects"}
 SCORES = ["count", "colour", "shape", "size", "motion", "permanence", "every_attribute"]
 # Fields of the config that say what kind of run this was, by the last part of their name.
@@ -267,7 +269,8 @@ def _scores(rows: Sequence[Row]) -> str:
     )
     note = (
         f"Lines run from {start:g} to 1; those of errors from 0, where less is better. "
-        "Reconstructed and real clips are the ceilings, scored by the same code."
+        "Reconstructed and real clips are the ceilings, scored by the same code. Other words: "
+        "captions in wordings that training never shows, of the first of these clips."
     )
     legend = f'<p class="note legend">{legend}</p><p class="note">{note}</p>'
     return f'{legend}<div class="scores">{"".join(blocks)}</div>'

@@ -1,7 +1,6 @@
 """Requests and their files: videos, their settings beside them, sheets; the stage sample."""
 
 import json
-import math
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vdit import build
-from vdit.data.decode import Decoder
+from vdit.data.decode import Decoder, is_text, is_time, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
@@ -57,19 +56,17 @@ def read_shots(path: str) -> list[Shot]:
     except OSError as error:
         raise UserError(f"--shots={path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--shots={path} is not JSON in UTF-8: {error}") from error
+        raise UserError(f"--shots={path} is not JSON in UTF-8: {one_line(str(error))}") from error
     want = '[{"start": SECONDS, "caption": TEXT}, ...] is expected'
     if not isinstance(listed, list) or not listed:
         raise UserError(f"--shots={path}: {want}")
     shots = []
     for number, row in enumerate(listed, 1):
-        if not isinstance(row, dict) or row.keys() != {"start", "caption"}:
-            raise UserError(f"--shots={path}: shot {number} is {str(row)[:60]}; {want}")
-        start, caption = row["start"], row["caption"]
-        number_given = isinstance(start, int | float) and not isinstance(start, bool)
-        if not number_given or not math.isfinite(start) or not isinstance(caption, str):
-            raise UserError(f"--shots={path}: shot {number} is {str(row)[:60]}; {want}")
-        shots.append((float(start), caption))
+        good = isinstance(row, dict) and row.keys() == {"start", "caption"}
+        if not good or not is_time(row["start"]) or not is_text(row["caption"]):
+            shown = one_line(ascii(row), 60)
+            raise UserError(f"--shots={path}: shot {number} is {shown}; {want}")
+        shots.append((float(row["start"]), row["caption"]))
     return shots
 
 

@@ -16,7 +16,7 @@ from vdit.config import DEPENDS, differences, digest, stage_fields
 from vdit.data.labels import Labelled
 from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
 from vdit.data.loader import PackedBatches, batches
-from vdit.data.packing import Sample, budget_of, padding
+from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
 from vdit.models.autoencoder import encode_in_chunks
@@ -41,7 +41,6 @@ from vdit.tokens import (
     Budget,
     Patterns,
     extra_spans,
-    latent_times,
     pattern_shares,
     patterns,
     shot_list,
@@ -145,12 +144,7 @@ def packed_denoising(
     platform: str | None = None,
 ) -> Objective:
     """What stage dit learns of clips of data.shapes, in rows of one length."""
-    given = config.dit.given
-    return packed_objective(
-        **_denoiser(config, encoder, mesh, platform),
-        budget=budget,
-        prefix=given.prefix / (given.prefix + given.text),
-    )
+    return packed_objective(**_denoiser(config, encoder, mesh, platform), budget=budget)
 
 
 def classification(
@@ -236,9 +230,6 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     here, p = local_mesh(runtime.mesh, config.latents.batch), config.vae.patch[0]
     model = build.vae(config, here if here.size > 1 else None)
     vae_params = to_local(runtime.mesh, vae_params, here)
-    spans = extra_spans(model.latent_shape(config.data.frames, 1, 1)[0], p)
-    if config.data.shapes:
-        spans = []  # packed rows know prefixes only
     kind = getattr(clips, "kind", lambda index: 0)
     pretrained = None
     if encoder.frozen and config.latents.features:
@@ -250,9 +241,14 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         made: Any = model.apply({"params": params}, to_float(video), state, method=model.encode)
         return made[::2]
 
+    def own(frames: int) -> int:
+        """Latent frames of a clip, without its spans."""
+        return model.latent_shape(frames, 1, 1)[0]
+
     def encode(video: jax.Array) -> np.ndarray:
         """Latents of clips and, behind them, of their spans, each by itself."""
         run = functools.partial(chunk, params=vae_params["vae"])
+        spans = extra_spans(own(video.shape[1]), p)
         parts = [video, *(video[:, first : first + n] for first, n in spans)]
         made = [encode_in_chunks(run, part, p, config.vae.chunk) for part in parts]
         return np.asarray(jnp.concatenate(made, axis=1).astype(jnp.float16))
@@ -283,8 +279,9 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
                 element = {"latent": latent[row], **{name: v[row] for name, v in text.items()}}
                 if shots:
                     element["starts"] = told[row][1]
-                if "fps" in clip:
+                if "fps" in clip:  # of several shapes
                     element["fps"] = np.float32(clip["fps"])
+                    element["frames"] = np.int32(own(frames))
                 if "label" in clip:
                     element["label"] = clip["label"]
                 yield element
@@ -372,12 +369,15 @@ def packed_rows(
     patch, p = tuple(config.dit.patch), config.vae.patch[0]
     sizes = latents.sizes(patch)
     budget = budget_of(sizes, tuple(config.dit.pack), config.text.length)
+    shares = {name: config.dit.given[name] for name in config.dit.given}
+    table_of = functools.cache(patterns)
 
     def read(clip: int, ordinal: int) -> Sample:
         element = latents[clip]
-        latent, real = element["latent"], element["mask"]
-        times = latent_times(len(latent), p, float(element["fps"]))
-        return Sample(latent, times, element[text][real], ordinal)
+        frames = int(element.get("frames", len(element["latent"])))
+        table = table_of(frames, p, float(element["fps"]))
+        words = element[text][element["mask"]]
+        return draw_sample(element, words, ordinal, table, shares, config.seed + 1)
 
     stream = PackedBatches(
         read,

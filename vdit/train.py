@@ -231,11 +231,11 @@ def fit(
     step_fn = compiled_step(objective, options, run, mesh, abstract)
     pending: tuple[int, dict[str, jax.Array]] | None = None
     began = last = time.monotonic()
-    last_step = start
+    last_step, waited = start, 0.0
 
     def settle() -> None:
         """Reads the numbers of the step before: the device is already busy with the next."""
-        nonlocal pending, last, last_step
+        nonlocal pending, last, last_step, waited
         if pending is None:
             return
         step, values = pending
@@ -250,16 +250,20 @@ def fit(
             now = time.monotonic()
             row = {name: float(value) for name, value in values.items()}
             row["steps_per_second"] = (step - last_step) / (now - last)
+            row["wait"] = waited / (now - last)  # share of the time that data was waited for
             row["seconds"] = now - began
             runtime.metrics.write(stage, step, row)
-            last, last_step = now, step
+            last, last_step, waited = now, step, 0.0
 
     active = jax.process_index() == 0
     with Progress(stage, options.steps, start=start, active=active) as progress:
         for step in range(start + 1, options.steps + 1):
             runtime.watch.step(stage, step, first=step == start + 1)
             if batch is None:
-                batch = place(mesh, next(batches))
+                asked = time.monotonic()
+                numpy_batch = next(batches)
+                waited += time.monotonic() - asked
+                batch = place(mesh, numpy_batch)
             with jax.set_mesh(mesh):
                 state, ema, values = step_fn(state, ema, frozen, batch)
             batch = None

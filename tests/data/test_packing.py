@@ -99,7 +99,8 @@ def sample(clip: int, ordinal: int) -> Sample:
     frames, fps = 1 + clip % 3, (8.0, 24.0)[clip % 2]
     height, width = ((2, 4), (4, 2), (2, 2), (2, 6), (6, 2))[clip % 5]
     latent = rng.normal(size=(frames, height, width, 3)).astype(np.float16)
-    return Sample(latent, latent_times(frames, 4, fps), np.full(clip % 4, clip + 1), ordinal)
+    words = np.full(clip % 4, clip + 1)
+    return Sample(latent, latent_times(frames, 4, fps), words, ordinal, np.arange(frames) < 1)
 
 
 def test_a_row_holds_its_samples_and_nothing_else() -> None:
@@ -108,10 +109,9 @@ def test_a_row_holds_its_samples_and_nothing_else() -> None:
     row = pack(samples, budget, (1, 2))
     counts = [2 * 4 * 1, 3 * 2 * 1, 3 * 2 * 3]
     assert row["segment"].tolist() == np.repeat([1, 2, 3, 0], [*counts, 4]).tolist()
-    assert row["frame"][: sum(counts)].tolist() == np.repeat(
-        [0, 1, 0, 1, 2, 0, 1, 2], [4, 4, 2, 2, 2, 6, 6, 6]
+    assert row["given"][: sum(counts)].tolist() == np.repeat(
+        [True, False, True, False, True, False], [4, 4, 2, 4, 6, 12]
     ).tolist()
-    assert row["frames"].tolist() == [2, 3, 3, 0]
     assert row["ordinal"].tolist() == [71, 72, 78, 0]
     assert row["ids"].tolist() == [2, 3, 3, 0, 0, 0]
     assert row["text"].tolist() == [1, 2, 2, 0, 0, 0]
@@ -125,7 +125,7 @@ def test_a_row_holds_its_samples_and_nothing_else() -> None:
     )
     # A token is two neighbouring places of a row, one after the other.
     np.testing.assert_array_equal(row["tokens"][last][4], samples[2].latent[0, 1, 2:4].reshape(-1))
-    for part in ("tokens", "position", "segment", "frame"):
+    for part in ("tokens", "position", "segment", "given"):
         assert not row[part][32:].any(), part
 
 
@@ -158,7 +158,7 @@ def taken(batch: dict[str, np.ndarray]) -> list[list[int]]:
     """The ordinals of each row of a batch."""
     return [
         row[:count].tolist()
-        for row, count in zip(batch["ordinal"], (batch["frames"] > 0).sum(1), strict=True)
+        for row, count in zip(batch["ordinal"], batch["segment"].max(1), strict=True)
     ]
 
 

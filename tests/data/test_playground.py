@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vdit.data.world.playground import oracle
+from vdit.data.world.playground import events, oracle
 from vdit.data.world.playground.caption import LEXICON, parse, spot
 from vdit.data.world.playground.cast import (
     CAMERAS,
@@ -32,8 +32,11 @@ from vdit.data.world.playground.cast import (
     SIZES,
     form,
 )
+from vdit.data.world.playground.oracle import physics
 from vdit.data.world.playground.physics import Actor, Run, Scene, simulate
+from vdit.data.world.playground.render import lit
 from vdit.data.world.playground.source import Playground
+from vdit.data.world.render import PALETTE
 from vdit.data.world.simulate import BOX_HALF
 from vdit.errors import UserError
 
@@ -106,6 +109,7 @@ def test_contract() -> None:
         **{name: ((t, n, 2), np.float32) for name in ("position", "velocity")},
         "angle": ((t, n), np.float32), "contact": ((t, n), np.bool_),
         "expression": ((t, n), np.int32), "event": ((24, 3), np.int32),
+        "seen": ((24,), np.bool_),
         **{name: ((), np.float32) for name in ("spot", "gravity", "fps", "room")},
         "blocks": ((t, 4, 3), np.float32), "grains": ((t, 20, 2), np.float32),
         "energy": ((t,), np.float32), "camera": ((t, 3), np.float32), "plate": ((t,), np.float32),
@@ -325,16 +329,50 @@ def readings() -> list[oracle.Reading]:
     return [oracle.read(clip["video"], 12.0) for clip in clips("heldout", 20)]
 
 
-BELOW = {"order": 0.85}  # one of nine clips of two events is misread; .90 of 92
-
-
 def test_real_clips_score_as_they_should() -> None:
     pairs = zip(readings(), clips("heldout", 20), strict=True)
     result = oracle.aggregate([oracle.judge(reading, clip) for reading, clip in pairs])
     for name in oracle.SCORES:
-        if name != "every_attribute":
-            assert not result[name] < BELOW.get(name, 0.95), (name, result[name])
-    assert result["every_attribute"] >= 0.85
+        assert not result[name] < 0.95, (name, result[name])
+
+
+def test_events_are_asked_for_where_all_of_the_character_is_in_the_picture() -> None:
+    """By the character's own colour in the frames: at their border it is cut off."""
+    told = {True: 0, False: 0}
+    for clip in clips("heldout", 80):
+        truth, frames = clip["truth"], clip["video"].astype(float)
+        for (frame, _, who), seen in zip(truth["event"].tolist(), truth["seen"], strict=True):
+            if frame < 0 or who < 0:
+                assert seen == (frame >= 0)
+                continue
+            paint = lit(PALETTE[int(truth["colour"][who])], PLACE_NAMES[int(truth["place"])])
+            around = frames[max(frame - 1, 0) : frame + 2]
+            mine = np.abs(around - paint).max(3) < 30
+            inner = mine[:, 1:-1, 1:-1].sum((1, 2))
+            cut = bool((mine.sum((1, 2)) > inner + 3).any() or not inner.all())
+            told[bool(seen)] += 1
+            # Three pixels: what touches the border from inside. A corner may be cut off unseen.
+            assert not (seen and cut), (frame, who)
+    assert told[True] > 100 and 0 < told[False] < 0.1 * told[True]
+
+
+def test_a_ball_s_bounce_tells_its_material() -> None:
+    """Of tracks as physics makes them; one that is caught in the air tells nothing."""
+    radius = form(0, 0).inner
+    for material in MATERIAL_NAMES:
+        for place in PLACE_NAMES:
+            look = (0, 0, 0, MATERIAL_NAMES.index(material))
+            scene = Scene(place, "none", 1, 3.2, 0.0, (Actor(look, "falls", 3.2, 3.0),), 6.4, 5.8)
+            track = simulate(scene, 60, 12.0).position[:, 0]
+            gravity = PLACES[place].gravity
+            landing = events.landing(track, 12.0, gravity)
+            free = np.ones(60, bool)
+            read = physics._bounce(track, radius, landing, free, 12.0, gravity)
+            assert read == pytest.approx(MATERIALS[material].elasticity, abs=0.06)
+            free[landing] = False
+            assert math.isnan(physics._bounce(track, radius, landing, free, 12.0, gravity))
+            high = track + (0.0, 1.0)  # it turned before it reached the floor
+            assert math.isnan(physics._bounce(high, radius, landing, free | True, 12.0, gravity))
 
 
 def test_positions_and_cameras_are_read() -> None:

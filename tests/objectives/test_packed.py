@@ -8,31 +8,31 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit.data.packing import Sample, pack
+from vdit.data.packing import Sample, draw_sample, pack
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
 from vdit.models.text import encoder
 from vdit.objectives.diffusion import dense_tokens, diffusion_objective
 from vdit.objectives.objective import Objective
-from vdit.objectives.packed import packed_objective, prefix_frames
+from vdit.objectives.packed import packed_objective
 from vdit.tokens import (
     Budget,
     drop_text,
-    latent_times,
+    extra_spans,
     pattern_shares,
     patterns,
     text_condition,
 )
 
-BUDGET = Budget(tokens=48, samples=4, text=12, caption=5)
+BUDGET = Budget(tokens=60, samples=4, text=12, caption=5)
 PATCH = (1, 2)
 FROZEN = {"mean": jnp.array([0.5, -1.0, 0.0]), "std": jnp.array([2.0, 1.0, 0.5])}
 KEY = jax.random.key(5)
 MODEL = DiT(width=16, depth=1, heads=2)
 TEXT = encoder("learned", vocab=300, width=16, depth=1, heads=2)
 FLOW = process("flow")
-TEXT_DROP, PREFIX = 0.4, 0.6
+TEXT_DROP = 0.4
 
 
 def times(u: jax.Array) -> jax.Array:
@@ -45,27 +45,36 @@ def objective(**options: Any) -> Objective:
         TEXT,
         FLOW,
         "flow",
-        **{"budget": BUDGET, "prefix": PREFIX, "text_drop": TEXT_DROP, **options},
+        **{"budget": BUDGET, "text_drop": TEXT_DROP, **options},
         sample_times=times,
     )
 
 
-def sample(frames: int, height: int, width: int, fps: float, words: int, ordinal: int) -> Sample:
+def sample(
+    frames: int, height: int, width: int, fps: float, words: int, ordinal: int, pattern: str
+) -> Sample:
+    """A clip of which the spans of a pattern are given; behind its latents lie those of spans."""
     rng = np.random.default_rng(ordinal)
-    latent = rng.normal(size=(frames, height, width, 3)).astype(np.float32)
+    stored = frames + sum(1 + count // 4 for _, count in extra_spans(frames, 4))
+    latent = rng.normal(size=(stored, height, width, 3)).astype(np.float32)
     text = rng.integers(1, 300, words).astype(np.int32)
-    return Sample(latent, latent_times(frames, 4, fps), text, ordinal)
+    table = patterns(frames, 4, fps)
+    return draw_sample({"latent": latent}, text, ordinal, table, {pattern: 1.0}, 0)
 
 
-# Images and videos of five aspects, lengths and frame rates; one has no caption.
+# Images and videos of several aspects, lengths and frame rates, of every pattern of given spans;
+# one has no caption.
 SAMPLES = [
-    sample(3, 2, 4, 10.0, 5, 3),
-    sample(1, 4, 2, 10.0, 2, 14),
-    sample(4, 2, 6, 24.0, 1, 15),
-    sample(1, 3, 6, 10.0, 0, 9),
-    sample(2, 1, 8, 30.0, 3, 2),
+    sample(3, 2, 4, 10.0, 5, 3, "text"),
+    sample(1, 4, 2, 10.0, 2, 14, "text"),
+    sample(4, 2, 6, 24.0, 1, 15, "between"),
+    sample(1, 3, 6, 10.0, 0, 9, "text"),
+    sample(2, 1, 8, 30.0, 3, 2, "prefix"),
+    sample(5, 1, 4, 12.0, 2, 21, "suffix"),
+    sample(4, 2, 2, 8.0, 2, 5, "last"),
+    sample(4, 1, 6, 24.0, 3, 6, "first_last"),
 ]
-ROWS = [[0, 1, 3, 4], [2, 1, 4], [1], [3, 2], [0, 2]]
+ROWS = [[0, 1, 3, 4], [2, 1, 4], [1], [3, 2], [0, 2], [5, 6, 7, 2], [7, 4, 5]]
 
 
 def batch(*rows: Sequence[int]) -> dict[str, np.ndarray]:
@@ -98,15 +107,11 @@ def made(start: Any) -> tuple[Any, Any]:
     return value_and_grad(objective()), perturbed(start)
 
 
-def drawn() -> tuple[list[int], np.ndarray]:
-    """Given latent frames of each sample, and whether its caption is dropped."""
+def dropped() -> np.ndarray:
+    """Whether each sample's caption is dropped."""
     keys = [jax.random.fold_in(KEY, own.ordinal) for own in SAMPLES]
     numbers = np.array([jax.random.uniform(jax.random.split(key)[0], (3,)) for key in keys])
-    known = [
-        int(prefix_frames(u, PREFIX, jnp.int32(len(own.times))))
-        for u, own in zip(numbers[:, 0], SAMPLES, strict=True)
-    ]
-    return known, numbers[:, 2] < TEXT_DROP
+    return numbers[:, 2] < TEXT_DROP
 
 
 def close(got: Any, want: Any, relative: float = 1e-5) -> None:
@@ -128,13 +133,13 @@ def test_a_packed_row_is_the_sum_of_its_samples_alone(made: Any) -> None:
         close(value(params, batch(row)), summed)
 
 
-def test_each_sample_of_a_row_has_its_own_loss_and_gradient(made: Any) -> None:
+@pytest.mark.parametrize("row", [ROWS[0], ROWS[5]])
+def test_each_sample_of_a_row_has_its_own_loss_and_gradient(made: Any, row: list[int]) -> None:
     """All others of the row are made given tokens: they are there, but have no loss."""
     value, params = made
-    for place, number in enumerate(ROWS[0]):
-        data = batch(ROWS[0])
-        others = (data["segment"] != place + 1) & (data["segment"] > 0)
-        data["frame"] = np.where(others, -1, data["frame"])
+    for place, number in enumerate(row):
+        data = batch(row)
+        data["given"] |= (data["segment"] != place + 1) & (data["segment"] > 0)
         close(value(params, data), value(params, batch([number])))
 
 
@@ -159,7 +164,7 @@ def test_padding_has_no_influence(made: Any, content: float) -> None:
     assert nothing.any() and (data["text"] == 0).any()
     data["tokens"][nothing] = content
     data["position"][nothing] = content
-    data["frame"][nothing] = -(2**31)
+    data["given"][nothing] = True
     data["ids"][data["text"] == 0] = 299
     (loss, weight), gradient = value(params, data)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
@@ -179,26 +184,24 @@ def test_one_compilation_serves_all_shapes(made: Any) -> None:
 
 def test_only_wanted_real_tokens_weigh(made: Any) -> None:
     value, params = made
-    known, _ = drawn()
     for row in ROWS:
         channels = 3 * PATCH[0] * PATCH[1]
         want = 0
-        for own, given in ((SAMPLES[i], known[i]) for i in row):
-            frames, height, width, _ = own.latent.shape
-            want += (frames - given) * height * width // 2 * channels
+        for own in (SAMPLES[i] for i in row):
+            _, height, width, _ = own.latent.shape
+            want += (~own.given).sum() * height * width // 2 * channels
         assert value(params, batch(row))[0][1] == want
 
 
-def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any) -> None:
+@pytest.mark.parametrize("number", [2, 4, 6])
+def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any, number: int) -> None:
     """Worked out from the dense layout, with the sample's random numbers spelled out here."""
     value, params = made
-    number = int(np.argmax(drawn()[0]))  # one with given frames
     own = SAMPLES[number]
     choice_key, noise_key = jax.random.split(jax.random.fold_in(KEY, own.ordinal))
-    pattern_u, time_u, drop_u = jax.random.uniform(choice_key, (3,))
+    _, time_u, drop_u = jax.random.uniform(choice_key, (3,))
     frames = len(own.times)
-    known = int(prefix_frames(pattern_u, PREFIX, jnp.int32(frames)))
-    given = (jnp.arange(frames) < known)[None]
+    given = own.given[None]
     clean = (own.latent - FROZEN["mean"][None, None, None]) / FROZEN["std"][None, None, None]
     x0, layout = dense_tokens(clean[None], PATCH, jnp.asarray(own.times)[None], given)
     eps = jnp.stack(
@@ -222,11 +225,10 @@ def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any) -> None:
 
 
 def test_the_samples_cover_given_and_dropped() -> None:
-    """The proofs here see samples with and without a prefix, told and dropped."""
-    known, dropped = drawn()
-    videos = [given for given, own in zip(known, SAMPLES, strict=True) if len(own.times) > 1]
-    assert min(videos) == 0 < max(videos)
-    captioned = dropped[[len(own.text) > 0 for own in SAMPLES]]
+    """The proofs here see samples with and without given spans, told and dropped."""
+    known = {tuple(np.flatnonzero(own.given)) for own in SAMPLES if len(own.times) == 4}
+    assert known == {(0, 2, 3), (3,), (0, 3)}  # between, last, first and last
+    captioned = dropped()[[len(own.text) > 0 for own in SAMPLES]]
     assert captioned.any() and not captioned.all()
 
 
@@ -268,18 +270,23 @@ def test_packed_and_dense_training_begin_with_the_same_parameters(start: Any) ->
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), start, want)
 
 
-def test_prefixes_are_drawn_as_the_dense_table_draws_them() -> None:
-    u = jnp.asarray((np.arange(2000) + 0.5) / 2000, jnp.float32)
-    for frames, share in ((3, 0.6), (3, 1.0), (2, 0.25)):
-        table = patterns(frames, 4, 10.0)
-        shares = pattern_shares(table, {"text": 1.0 - share, "prefix": share})
-        pattern = np.searchsorted(np.cumsum(shares)[:-1], u, side="right")
-        want = table.given[pattern].sum(1)
-        np.testing.assert_array_equal(prefix_frames(u, share, jnp.int32(frames)), want)
-    for frames in (0, 1):
-        assert prefix_frames(u, 1.0, jnp.int32(frames)).max() == 0
-    assert prefix_frames(u, 0.0, jnp.int32(5)).max() == 0
-    edge = jnp.nextafter(jnp.float32(1.0), jnp.float32(0.0))
-    assert all(prefix_frames(edge, 1.0, jnp.int32(n)) == n - 1 for n in range(2, 40))
-    with pytest.raises(UserError, match="allowed: 0 to 1"):
-        objective(prefix=1.5)
+def test_patterns_are_drawn_by_their_shares_and_hold_what_the_dense_table_says() -> None:
+    table, shares = patterns(4, 4, 10.0), {"text": 0.4, "prefix": 0.3, "suffix": 0.2, "last": 0.1}
+    element, words = {"latent": np.arange(7.0)[:, None, None, None]}, np.ones(1, np.int32)
+    count = dict.fromkeys(table.names, 0)
+    for ordinal in range(2000):
+        got = draw_sample(element, words, ordinal, table, shares, 5)
+        again = draw_sample(element, words, ordinal, table, shares, 5)
+        np.testing.assert_array_equal(got.latent, again.latent)
+        source = got.latent[:, 0, 0, 0].astype(int)
+        rows = (table.source == source).all(1) & (table.given == got.given).all(1)
+        (pattern,) = np.flatnonzero(rows)
+        np.testing.assert_array_equal(got.times, table.times[source])
+        count[table.names[pattern]] += 1
+    for name, share in zip(table.names, pattern_shares(table, shares), strict=True):
+        off = abs(count[name] - 2000 * share)
+        assert off <= 4 * np.sqrt(2000 * share * (1 - share)), name
+    image = draw_sample(element, words, 3, patterns(1, 4, 10.0), {"text": 0.0, "prefix": 1.0}, 5)
+    assert len(image.latent) == 1 and not image.given.any()
+    with pytest.raises(UserError, match="encoded without the spans"):
+        draw_sample({"latent": element["latent"][:4]}, words, 0, table, {"suffix": 1.0}, 5)

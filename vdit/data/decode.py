@@ -99,6 +99,20 @@ def one_line(text: str, limit: int = 300) -> str:
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
 
 
+def is_time(value: Any) -> bool:
+    """Whether what a foreign table holds is a finite number of seconds."""
+    try:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
+
+
+def is_text(value: Any) -> bool:
+    """Whether what a foreign table holds is text that can be written: no lone surrogates."""
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
 def clip_times(start: float, count: int, fps: float) -> list[float]:
     """The times in seconds of `count` frames at `fps` from `start` on."""
     return [start + k / fps for k in range(count)]

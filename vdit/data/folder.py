@@ -29,7 +29,7 @@ from typing import Any, SupportsIndex
 
 import numpy as np
 
-from vdit.data.decode import DecodeError, Decoder, Limits, one_line
+from vdit.data.decode import DecodeError, Decoder, Limits, is_text, is_time, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, write_text
 
@@ -402,7 +402,7 @@ def _text(path: Path) -> str:
 
 
 def _caption(where: str, text: Any) -> str:
-    if not isinstance(text, str) or not text.strip():
+    if not is_text(text) or not text.strip():
         raise UserError(f"{where}: the caption is empty or no text")
     return " ".join(text.split())
 
@@ -459,8 +459,7 @@ def _row(where: str, fields: Mapping[str, Any], clips: set[str]) -> Row:
         raise UserError(f"{where}: no clip {ascii(file)} in the folder ({', '.join(SUFFIXES)})")
     start, end = fields.get("start"), fields.get("end")
     for name, value in (("start", start), ("end", end)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and math.isfinite(value)):
+        if value is not None and not is_time(value):
             raise UserError(f"{where}: {name} {one_line(repr(value), 40)} is not a number")
     start = 0.0 if start is None else float(start)
     if start < 0 or (end is not None and end <= start):

@@ -8,9 +8,10 @@ with the first shard that is missing; several processes write every so manieth s
 import hashlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any, NoReturn, SupportsIndex
+from typing import Any, NoReturn, SupportsIndex, TypeGuard
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
@@ -22,6 +23,7 @@ from vdit.errors import UserError
 from vdit.runtime.files import appears, atomic_path, write_text
 
 MANIFEST = "manifest.json"
+SHARD = re.compile(r"[\w.-]+\.array_record")
 
 
 class Latents:
@@ -71,8 +73,19 @@ class Latents:
         Raises `UserError` for latents that do not divide into patches.
         """
         assert self.manifest is not None
-        rows = [_summary(self.folder, name) for name in self.manifest["shards"]]
-        shapes = np.array([shape for row in rows for shape in row["shapes"]])
+        rows = []
+        for name in self.manifest["shards"]:
+            rows.append(row := _summary(self.folder, name))
+            if "shapes" not in row:
+                raise damaged(self.folder / f"{name}.json", "does not tell the clips' shapes")
+        # Spans that are stored behind a clip take the place of as many of its own latent frames.
+        shapes = np.array([
+            (count or shape[0], *shape[1:])
+            for row in rows
+            for shape, count in zip(
+                row["shapes"], row.get("frames", [0] * len(row["shapes"])), strict=True
+            )
+        ])  # fmt: skip
         if (shapes[:, 1:] % np.array(patch)).any():
             raise UserError(f"dit.patch {patch} does not divide latents of {self.folder}")
         text = np.array([count for row in rows for count in row["text"]])
@@ -90,9 +103,56 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({error}); delete its folder") from error
+    if not _is_manifest(manifest):
+        raise UserError(f"{path} is no manifest of a latent cache; delete its folder")
+    return manifest
+
+
+def _is_manifest(value: Any) -> bool:
+    """Whether all is there, and the shards are names of files in the folder."""
+    if not isinstance(value, dict) or not {"digest", "count", "shards"} <= value.keys():
+        return False
+    shards: Any = value["shards"]
+    mean, std = value.get("mean"), value.get("std")
+    return (
+        isinstance(value["count"], int)
+        and isinstance(shards, list)
+        and all(isinstance(name, str) and SHARD.fullmatch(name) for name in shards)
+        and _are_numbers(mean, float)
+        and _are_numbers(std, float)
+        and len(mean) == len(std)
+    )
+
+
+def _is_summary(value: Any) -> bool:
+    """Whether what is told of a shard is what `write_cache` tells."""
+    if not isinstance(value, dict) or "number" not in value:
+        return False
+    shapes: Any = value.get("shapes", [])  # older caches tell none
+    text: Any = value.get("text", [])
+    return (
+        _are_numbers(value.get("sum"), float)
+        and _are_numbers(value.get("square"), float)
+        and _are_numbers([value["number"], value.get("bytes", 0)], int)
+        and isinstance(shapes, list)
+        and all(_are_numbers(shape, int) and len(shape) == 3 for shape in shapes)
+        and all(
+            _are_numbers(counts, int) and len(counts) == len(shapes)
+            for counts in (text, value.get("frames", text))
+        )
+    )
+
+
+def _are_numbers(values: Any, kind: type) -> TypeGuard[list[float]]:
+    """Whether it is a list of finite numbers; of whole ones of at least 0 where `kind` is int."""
+    allowed = (int,) if kind is int else (int, float)
+    return isinstance(values, list) and all(
+        type(value) in allowed and abs(value) < 1e30 and (kind is float or value >= 0)
+        for value in values
+    )
 
 
 def is_whole(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> bool:
@@ -110,9 +170,9 @@ def _summary(folder: Path, shard: str) -> dict[str, Any]:
     path = folder / f"{shard}.json"
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise damaged(path, f"cannot be read ({error})") from error
-    if not isinstance(summary, dict) or not {"sum", "square", "number"} <= summary.keys():
+    if not _is_summary(summary):
         raise damaged(path, "is no summary of a shard")
     return summary
 
@@ -136,7 +196,8 @@ def write_cache(
     """Fills a cache with `count` elements, shard by shard; False if `stop` asked to leave early.
 
     `encode(indices)` yields the elements of one shard, in order; each has "latent"
-    (stored, h, w, Z) and may have "mask", the caption's; shapes may differ. Mean and deviation are
+    (stored, h, w, Z) and may have "mask", the caption's, and "frames", how many of the stored are
+    the clip's own; shapes may differ. Mean and deviation are
     taken over the shards' stored sums, so a resumed encoding ends with the same manifest as one
     that was never stopped.
 
@@ -174,7 +235,7 @@ def _write_shard(
     if summary.exists() and (folder / name).exists():
         return
     total, square, number = np.zeros(()), np.zeros(()), 0
-    shapes, text = [], []
+    shapes, frames, text = [], [], []
     with atomic_path(folder / name) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for element in encode(indices):
@@ -184,11 +245,12 @@ def _write_shard(
             total, square = total + flat.sum(0), square + np.square(flat).sum(0)
             number += len(flat)
             shapes.append(list(element["latent"].shape[:3]))
+            frames.append(int(element.get("frames", len(element["latent"]))))
             text.append(int(element["mask"].sum()) if "mask" in element else 0)
         writer.close()
         told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
-    write_text(summary, json.dumps(told | {"shapes": shapes, "text": text}))
+    write_text(summary, json.dumps(told | {"shapes": shapes, "frames": frames, "text": text}))
 
 
 def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:

@@ -8,14 +8,14 @@ channels, M samples of a row, S caption tokens of a row, s of one sample, E text
 """
 
 from bisect import bisect_right, insort
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vdit.errors import UserError
 from vdit.nn.patch import patchify
-from vdit.tokens import Budget, grid_positions
+from vdit.tokens import Budget, Patterns, grid_positions, pattern_shares
 
 WINDOW = 256  # clips that wait for a row; more pack tighter, fewer keep closer to the drawn order
 
@@ -49,6 +49,33 @@ class Sample(NamedTuple):
     times: np.ndarray  # (n,) seconds, see tokens.latent_times
     text: np.ndarray  # (s,) ids of its caption's tokens, or (s, E) their features; no padding
     ordinal: int  # its number in the stream
+    given: np.ndarray  # (n,) bool: latent frames that are told, and not learned
+
+
+def draw_sample(
+    element: Mapping[str, Any],
+    text: np.ndarray,
+    ordinal: int,
+    table: Patterns,
+    shares: Mapping[str, float],
+    seed: int,
+) -> Sample:
+    """A cached clip as a sample of one of the table's patterns, which seed and ordinal choose.
+
+    A clip of one latent frame has nothing to be given. Raises `UserError` where shares ask for
+    spans that the element does not hold.
+    """
+    latent = element["latent"]
+    chance = np.ones(1) if len(table.names) == 1 else pattern_shares(table, shares)
+    u = np.random.default_rng((seed, ordinal)).random()
+    pattern = int(np.searchsorted(np.cumsum(chance)[:-1], u, side="right"))
+    source = table.source[pattern]
+    if source.max() >= len(latent):
+        raise UserError(
+            f"dit.given asks for {table.names[pattern]}, and the latents were encoded without the"
+            " spans for it; delete their folder, or allow text and prefix alone"
+        )
+    return Sample(latent[source], table.times[source], text, ordinal, table.given[pattern])
 
 
 def budget_of(sizes: Sizes, wanted: tuple[int, int, int], caption: int) -> Budget:
@@ -144,10 +171,10 @@ def pack(
     """One row of samples, as `packed_objective` reads it; `patch` is rows, columns of a token.
 
     "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
-    padding, "frame" (L,) the token's latent frame in its clip; "frames" (M,) latent frames and
-    "ordinal" (M,) of each sample, 0 where there is none; all captions one after another as "ids"
-    (S,) or "features" (S, E), and "text" (S,), the segment of each of their tokens. Slots and null
-    keys follow from these (`tokens.packed_layout`, `tokens.packed_condition`).
+    padding, "given" (L,) bool; "ordinal" (M,) of each sample, 0 where there is none; all captions
+    one after another as "ids" (S,) or "features" (S, E), and "text" (S,), the segment of each of
+    their tokens. Slots and null keys follow from these (`tokens.packed_layout`,
+    `tokens.packed_condition`).
 
     Raises `UserError` if a latent does not divide into patches or the samples exceed the budget.
     """
@@ -158,8 +185,7 @@ def pack(
         "tokens": np.zeros((budget.tokens, channels), first.latent.dtype),
         "position": np.zeros((budget.tokens, 3), np.float32),
         "segment": np.zeros(budget.tokens, np.int32),
-        "frame": np.zeros(budget.tokens, np.int32),
-        "frames": np.zeros(budget.samples, np.int32),
+        "given": np.zeros(budget.tokens, bool),
         "ordinal": np.zeros(budget.samples, np.uint32),
         name: np.zeros((budget.text, *first.text.shape[1:]), first.text.dtype),
         "text": np.zeros(budget.text, np.int32),
@@ -186,8 +212,7 @@ def pack(
         row["tokens"][here] = x.reshape(count, channels)
         row["position"][here] = grid_positions(sample.times, *x.shape[1:3])
         row["segment"][here] = number + 1
-        row["frame"][here] = np.repeat(np.arange(frames), count // frames)
-        row["frames"][number] = frames
+        row["given"][here] = np.repeat(sample.given, count // frames)
         row["ordinal"][number] = sample.ordinal % 2**32
         row[name][there] = sample.text
         row["text"][there] = number + 1

@@ -152,11 +152,14 @@ class VideoSet:
             there = ", ".join(splits) or "none"
             raise UserError(f"{self._where} has no clips in a split train; its splits: {there}")
         names = ["train"] + ([own] if own else [])
+        try:
+            records = {name: builder.as_data_source(name) for name in names}
+        except Exception as error:  # whatever TFDS says of the names of files
+            raise UserError(f"{self._where}: cannot be read ({_said(error)})") from None
         self._shards = {name: list(_shards(splits[name], self._where)) for name in names}
         told = (self._content(builder), self._field, self._labels, CHECK_FORMAT)
         content = hashlib.sha256(repr(told).encode()).hexdigest()
         self._split = own if self.split == "heldout" and own else "train"
-        records = {name: builder.as_data_source(name) for name in names}
         shapes = _remembered(checked, content)
         if shapes is None:
             shapes = self._measure(records)
@@ -503,8 +506,12 @@ def _count(splits: Any, name: str) -> int:
 def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
     """Files and numbers of records of a split."""
     for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
-        if not Path(path).is_file():
-            raise UserError(f"{where}: its shard {one_line(Path(path).name)} is missing")
+        try:
+            there = Path(path).is_file()
+        except OSError:  # no file can have such a name
+            there = False
+        if not there:
+            raise UserError(f"{where}: its shard {one_line(Path(path).name, 100)} is missing")
         yield Path(path), count
 
 

@@ -2,7 +2,7 @@
 
 The same loss as `diffusion_objective`, over rows of `data.packing.pack`: what is random about a
 sample comes from its own number and the numbers of its own tokens, so where it lies, and beside
-what, changes neither its loss nor its gradient.
+what, changes neither its loss nor its gradient. What is given was chosen when the row was made.
 
 Dimension key: B rows, L tokens, C token channels, M samples, S caption tokens of a row.
 """
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from vdit.diffusion.schedule import Process
-from vdit.errors import UserError
 from vdit.models.dit import DiT
 from vdit.models.text import TextEncoder
 from vdit.objectives.diffusion import choices, denoising, init_groups, text_features
@@ -31,18 +30,6 @@ from vdit.tokens import (
     segment_index,
     split_segments,
 )
-
-
-def prefix_frames(u: jax.Array, share: float, frames: jax.Array) -> jax.Array:
-    """How many latent frames of clips of `frames` are given: 0, or 1 .. frames - 1 alike.
-
-    u is uniform in [0, 1); `share` of the clips of several latent frames have a prefix.
-    """
-    longest = frames - 1
-    order = jnp.floor((u - (1.0 - share)) / max(share, 1e-6) * longest)
-    given = (u >= 1.0 - share) & (longest > 0) & (share > 0.0)
-    # Rounding must not give the whole clip: nothing would be wanted.
-    return jnp.where(given, jnp.clip(order + 1, 1, jnp.maximum(longest, 1)), 0).astype(jnp.int32)
 
 
 def token_noise(keys_BM: jax.Array, segment_BL: jax.Array, channels: int) -> jax.Array:
@@ -63,7 +50,6 @@ def packed_objective(
     prediction: str,
     *,
     budget: Budget,
-    prefix: float,
     text_drop: float,
     loss_weight: str = "uniform",
     sample_times: Callable[[jax.Array], jax.Array],
@@ -72,15 +58,9 @@ def packed_objective(
     """The mean squared error of the prediction over the wanted tokens of packed rows.
 
     A batch holds rows of `data.packing.pack`: "tokens" (B, L, C), "position" (B, L, 3), "segment"
-    and "frame" (B, L), "frames" and "ordinal" (B, M), "text" (B, S) and "ids" (B, S) or "features"
-    (B, S, E). `frozen` holds the latents' "mean" and "std" (Z,). What padding holds has no
-    influence. `prefix` is the share of samples that begin with given latent frames; of spans that
-    are encoded by themselves (`tokens.patterns`) packed rows know none yet.
-
-    Raises `UserError` if the share is not one.
+    and "given" (B, L), "ordinal" (B, M), "text" (B, S) and "ids" (B, S) or "features" (B, S, E).
+    `frozen` holds the latents' "mean" and "std" (Z,). What padding holds has no influence.
     """
-    if not 0.0 <= prefix <= 1.0:
-        raise UserError(f"packed rows: the share of given prefixes is {prefix}; allowed: 0 to 1")
     denoise = denoising(model, process, prediction, loss_weight, constrain)
     samples = budget.samples
 
@@ -120,10 +100,9 @@ def packed_objective(
         real = segment > 0
         keys = sample_keys(key, batch["ordinal"].reshape(-1))
         chosen, noise_keys = jax.vmap(choices)(keys)
-        prefix_u, time_u, drop_u = jnp.moveaxis(chosen.reshape(-1, samples, 3), -1, 0)
+        _, time_u, drop_u = jnp.moveaxis(chosen.reshape(-1, samples, 3), -1, 0)
         t_BM = sample_times(time_u)
-        known_BM = prefix_frames(prefix_u, prefix, batch["frames"])
-        given = real & (batch["frame"] < of_segment(known_BM, segment))
+        given = real & batch["given"]
 
         channels = batch["tokens"].shape[-1]
         mean, std = (

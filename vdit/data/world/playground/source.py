@@ -51,7 +51,8 @@ class Playground:
     - blocks float32 (T, BLOCKS, 3): x, y, angle of the tower's; grains float32 (T, GRAINS, 2): NaN
       where they are not (yet) there; plate float32 (T,): the height of the spring's
     - camera float32 (T, 3): x and y of the picture's middle in metres, and zoom
-    - event int32 (E, 3): frame, index into EVENTS, and character or -1, in order, padded with -1
+    - event int32 (E, 3): frame, index into EVENTS, and character or -1, in order, padded with -1;
+      seen bool (E,): all of that character is in the picture from the frame before to the one after
     - gravity, fps, room (metres from wall to wall) float32 (); energy float32 (T,) joules
 
     Captions go up to a level of `detail`: 0 a clause, 1 a sentence of all characters, 2 with camera
@@ -133,6 +134,8 @@ class Playground:
         if held_out:
             item["paraphrase"] = caption(*told, unseen=True, detail=self.detail)
         item["truth"] = _truth(scene, run, camera, kind, faces, happened, self.fps)
+        inside = in_picture(scene, run, camera, self.size)
+        item["truth"]["seen"] = _seen(happened, inside)
         return item
 
 
@@ -160,6 +163,24 @@ def sight_of(scene: Scene, run: Run, faces: np.ndarray, fps: float) -> what.Sigh
         tuple(actor.motion for actor in scene.actors), scene.built, scene.side, scene.spot,
         scene.width, scene.gravity, fps, tower, poured,
     )  # fmt: skip
+
+
+def in_picture(
+    scene: Scene, run: Run, camera: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """(T, N): all of a character is in the picture."""
+    half = np.array(size[::-1]) / 2 / (min(size) / ROOM * camera[:, 2:3])  # (T, 2) metres
+    outer = np.array([actor.form.outer for actor in scene.actors])[None, :, None]
+    off = np.abs(run.position - camera[:, None, :2])
+    return (off < half[:, None] - outer).all(2)
+
+
+def _seen(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
+    """Which of the events can be seen; what topples and what pours can."""
+    seen = np.zeros(MAX_EVENTS, bool)
+    for row, (frame, _, who) in enumerate(happened):
+        seen[row] = who < 0 or inside[max(frame - 1, 0) : frame + 2, who].all()
+    return seen
 
 
 def _truth(

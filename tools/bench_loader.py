@@ -1,0 +1,167 @@
+"""How fast clips come: vdit's loader by source, size and threads, beside PyTorch's DataLoader.
+
+A part of `tools/bench.py` (`--only=loader`). Films of the folder source are H.264 files that it
+writes; PyTorch's DataLoader decodes the same files with PyAV at every clip, in a process of its own
+(tools/bench_loader_torch.py), where vdit decodes each film once, which is timed apart.
+"""
+
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tools.table import markdown
+from vdit.data.folder import Folder
+from vdit.data.latents import Latents, write_cache
+from vdit.data.loader import batches
+from vdit.data.world.playground.source import Playground
+from vdit.data.world.shots import Shots
+from vdit.data.world.source import World
+from vdit.runtime.video import write_mp4
+
+BATCH = 16
+FRAMES, FPS = 17, 10.0  # of a clip of films
+FILMS, SECONDS, FILM_FPS, FILM_SIZE = 8, 12, 24, 128  # what the films are
+WORKERS = (1, 2, 4)
+MEASURED = 3.0  # seconds
+FLAT = 10_000  # clips over which memory is to stay flat
+GROWTH = 32.0  # MiB, at most, after the first tenth of them
+
+Say = Callable[[str], None]
+Measured = dict[str, Any]  # a row: source, size, workers, clips_per_second
+
+
+def write_films(folder: Path) -> None:
+    """`FILMS` films of `SECONDS` seconds of the world, with a caption each."""
+    world = World(0, frames=FILM_FPS * SECONDS, size=(FILM_SIZE, FILM_SIZE), fps=float(FILM_FPS))
+    for number in range(FILMS):
+        clip = world[number]
+        write_mp4(folder / f"{number}.mp4", clip["video"], float(FILM_FPS))
+        (folder / f"{number}.txt").write_text(clip["caption"], encoding="utf-8")
+
+
+def write_latents(folder: Path) -> None:
+    """A cache of latents of the default's shape."""
+
+    def encode(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
+        for index in indices:
+            latent = np.random.default_rng(index).standard_normal((8, 4, 4, 24))
+            words = np.arange(48)
+            yield {"latent": latent.astype(np.float16), "ids": words, "mask": words < 20}
+
+    write_cache(folder, "0" * 64, 512, 256, encode)
+
+
+def rate(stream: Iterator[Any], batch: int, seconds: float) -> float:
+    """Clips a second, after the first two batches."""
+    next(stream), next(stream)
+    count, began = 0, time.perf_counter()
+    while (took := time.perf_counter() - began) < seconds:
+        next(stream)
+        count += batch
+    return count / took
+
+
+def loader_rate(
+    source: Any, field: str, workers: int, batch: int = BATCH, seconds: float | None = None
+) -> float:
+    """Clips a second of vdit's own loader with so many threads."""
+    stream = batches(source, batch, 0, (field,), workers)
+    try:
+        return rate(stream, batch, MEASURED if seconds is None else seconds)
+    finally:
+        stream.close()
+
+
+def resident() -> float:
+    """MiB of memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0.0
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def growth(source: Any, clips: int) -> tuple[float, float]:
+    """MiB held after a tenth of so many clips, and by how much that has grown after all."""
+    stream = batches(source, BATCH, 0, ("video",), 1)
+    try:
+        first = 0.0
+        for step in range(-(-clips // BATCH)):
+            next(stream)
+            if step == clips // BATCH // 10:
+                first = resident()
+        return first, resident() - first
+    finally:
+        stream.close()
+
+
+def torch_rates(python: str, films: Path, sizes: Sequence[int]) -> list[Measured]:
+    """Rows of PyTorch's DataLoader; none where that Python has no torch or no PyAV."""
+    asked = {
+        "films": str(films), "frames": FRAMES, "fps": FPS, "sizes": list(sizes), "batch": BATCH,
+        "workers": [0, *WORKERS], "seconds": MEASURED,
+    }  # fmt: skip
+    script = Path(__file__).with_name("bench_loader_torch.py")
+    made = subprocess.run(
+        [python, str(script), json.dumps(asked)], capture_output=True, text=True, check=False
+    )
+    if made.returncode:
+        return []
+    return [json.loads(line) for line in made.stdout.splitlines()]
+
+
+def measure(python: str, say: Say) -> list[Measured]:
+    """The rows of the table."""
+    rows: list[Measured] = []
+
+    def add(name: str, size: str, source: Any, field: str = "video") -> None:
+        for workers in WORKERS:
+            say(f"loader: {name} {size}, {workers} threads")
+            value = loader_rate(source, field, workers)
+            rows.append({"source": name, "size": size, "workers": workers, "rate": value})
+
+    for side in (32, 64):
+        size = f"17x{side}x{side}"
+        add("vdit world", size, World(0, size=(side, side)))
+        add("vdit shots", size, Shots(0, size=(side, side)))
+        add("vdit playground", size, Playground(0, frames=17, size=(side, side)))
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        films = root / "films"
+        films.mkdir()
+        write_films(films)
+        write_latents(root / "latents")
+        add("vdit latents", "8x4x4x24", Latents(root / "latents"), "latent")
+        for side in (32, 64):
+            began, size = time.perf_counter(), f"17x{side}x{side}"
+            options: Any = {"frames": FRAMES, "size": (side, side), "fps": FPS, "stride": 0.1}
+            folder = Folder(films, cache=root / f"cache{side}", **options)
+            took = time.perf_counter() - began
+            seconds = FILMS * SECONDS / took
+            print(f"folder {size}: {seconds:.0f} seconds of film decoded a second, once")
+            rows.append({"source": "decoding once", "size": size, "film_seconds": seconds})
+            add("vdit folder", size, folder)
+        say("loader: PyTorch's DataLoader with PyAV")
+        rows += torch_rates(python, films, (32, 64))
+    return rows
+
+
+def table(rows: Sequence[Measured]) -> str:
+    """Clips a second, as Markdown: a line for each source and size, a column for each count."""
+    counts = sorted({row["workers"] for row in rows if "workers" in row})
+    by: dict[tuple[str, str], dict[int, float]] = {}
+    for row in rows:
+        if "workers" in row:
+            by.setdefault((row["source"], row["size"]), {})[row["workers"]] = row["rate"]
+    lines = [
+        [source, size, *(f"{found[n]:,.0f}" if n in found else "–" for n in counts)]
+        for (source, size), found in by.items()
+    ]
+    return markdown(["clips/s", "clip", *(f"{n} workers" for n in counts)], lines)

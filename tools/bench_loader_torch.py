@@ -1,0 +1,89 @@
+"""PyTorch's DataLoader with PyAV over a folder of films, for tools/bench_loader.py.
+
+It is started with a Python that has torch and PyAV and one JSON argument, and prints a JSON line
+for each size and number of workers. A clip is decoded as such loaders do: open, seek to the key
+frame before, decode up to the wanted frames, scale.
+"""
+
+import bisect
+import json
+import sys
+import time
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+class Films(Dataset):
+    """Clip i begins i * stride frames into the films, one after another."""
+
+    def __init__(self, folder: str, frames: int, fps: float, side: int) -> None:
+        self.paths = sorted(Path(folder).glob("*.mp4"))
+        self.frames, self.fps, self.side = frames, fps, side
+        self.starts = []
+        for number, path in enumerate(self.paths):
+            with av.open(str(path)) as container:
+                stream: Any = container.streams.video[0]
+                seconds = float(stream.frames / stream.average_rate)
+            last = seconds - frames / fps
+            self.starts += [(number, at / 10) for at in range(int(last * 10))]
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        number, start = self.starts[index]
+        times = [start + k / self.fps for k in range(self.frames)]
+        found: list[np.ndarray] = []
+        with av.open(str(self.paths[number])) as container:
+            stream: Any = container.streams.video[0]
+            base: Fraction = stream.time_base
+            container.seek(int(start / base), stream=stream, backward=True)
+            shown: list[tuple[float, Any]] = []
+            frame: Any
+            for frame in container.decode(stream):
+                shown.append((float(frame.pts * base), frame))
+                if shown[-1][0] >= times[-1]:
+                    break
+            begun = [at for at, _ in shown]
+            for wanted in times:
+                at = max(bisect.bisect_right(begun, wanted + 1e-6) - 1, 0)
+                scaled = shown[at][1].reformat(self.side, self.side, "rgb24", "AREA")
+                found.append(scaled.to_ndarray())
+        return torch.from_numpy(np.stack(found))
+
+
+def main() -> None:
+    """Prints the rates."""
+    asked = json.loads(sys.argv[1])
+    torch.set_num_threads(1)
+    for side in asked["sizes"]:
+        films = Films(asked["films"], asked["frames"], asked["fps"], side)
+        for workers in asked["workers"]:
+            loader = DataLoader(
+                films, asked["batch"], shuffle=True, num_workers=workers, drop_last=True,
+                persistent_workers=workers > 0,
+            )  # fmt: skip
+
+            def endless(loader: Any = loader) -> Any:
+                while True:
+                    yield from loader
+
+            stream = endless()
+            next(stream), next(stream)
+            count, began = 0, time.perf_counter()
+            while (took := time.perf_counter() - began) < asked["seconds"]:
+                count += len(next(stream))
+            size = f"{asked['frames']}x{side}x{side}"
+            row = {"source": "PyTorch DataLoader, PyAV", "size": size, "workers": workers}
+            print(json.dumps(row | {"rate": count / took}), flush=True)
+            del stream, loader
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,452 @@
+"""Changes bytes of media, tables and shards, and counts what the program does not survive.
+
+    python -m tools.fuzz [--mutations=10000] [--seed=0] [--only=KIND,...]
+
+A mutation is a good file of a kind with one to four changes: bits, bytes and numbers, parts that
+are cut out, doubled or moved, words that readers stumble over. It is read as the program reads it:
+media by the decoding processes under limits, tables as a folder's captions, shot lists as --shots,
+shards and manifests as the latent cache and as a TensorFlow Datasets set. What may come of it is
+what was read, or a refusal of one line. Everything else is a failure: another exception, a line
+break in a refusal, a process that ends or says nothing for a minute. (A decoding process may end:
+that is what it is for. Those are counted apart.)
+
+Prints a table, and of each failure its kind and number: `--only=KIND --seed=S --at=NUMBER` does
+that one again. Exit status 1 where something failed, 2 for wrong arguments.
+"""
+
+import json
+import multiprocessing
+import os
+import re
+import sys
+import tempfile
+import time
+import traceback
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tools.flags import Parser
+from tools.table import markdown
+from vdit.data.decode import DecodeError, Decoder, Limits, one_line
+from vdit.errors import UserError
+from vdit.runtime.video import gif_bytes, webp_bytes, write_mp4
+
+MUTATIONS = 10_000
+HANG = 60.0  # seconds without an answer: a hang
+LIMITS = Limits(pixels=2**20, frames=4096, memory=2**31, silence=10.0, seconds=20.0)
+WORDS = (
+    b"\n", b"\r", b"\0", b'"', b"'", b"\\", b"\\u0000", b"\\ud800", b"../", b"/", b",", b"{", b"}",
+    b"[" * 3000, b"1e999", b"-1", b"0", b"NaN", b"null", b"true", b"9" * 400, b"\xff\xfe", b"[]",
+    b"{}", b'""', b'"\\ud800"', b'"a\\nb"', b'"x"', b"99999999999", b"1.5", b"",
+    b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xf0\x9f\x8e\x88", b"<b>&amp;</b>", b"%s", b"=1+1",
+)  # fmt: skip
+TOKEN = re.compile(rb'-?\d+(\.\d+)?|"[^"]*"|[^\W\d]+|\S')
+EXTREME = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
+
+
+class Kind(NamedTuple):
+    """`make(folder)` writes good files and lists those to change; `read(folder)` reads them."""
+
+    make: Callable[[Path], list[Path]]
+    read: Callable[[Path], None]
+
+
+# --------------------------------------------------------------------------------------------------
+# Changes
+
+
+def mutate(data: bytes, rng: np.random.Generator, text: bool) -> bytes:
+    """One to four changes of some bytes."""
+    made = bytearray(data)
+    for _ in range(int(rng.integers(1, 5)) if rng.integers(0, 2) else 1):
+        size = len(made)
+        tokens = list(TOKEN.finditer(made)) if text and rng.integers(0, 2) else []
+        if tokens:
+            token = tokens[rng.integers(0, len(tokens))]
+            made[token.start() : token.end()] = WORDS[rng.integers(0, len(WORDS))]
+            continue
+        at = int(rng.integers(0, size + 1))
+        length = int(min(rng.integers(1, 1 + max(1, size // 4)), 2 ** rng.integers(0, 12)))
+        part = bytes(made[at : at + length])
+        change = int(rng.integers(0, 8))
+        if change == 0 and at < size:
+            made[at] ^= 1 << int(rng.integers(0, 8))
+        elif change == 1:
+            made[at : at + length] = rng.bytes(len(part))
+        elif change == 2 and not text:
+            value, width = EXTREME[rng.integers(0, len(EXTREME))], 2 ** int(rng.integers(0, 4))
+            order: Any = ("big", "little")[rng.integers(0, 2)]
+            made[at : at + width] = (value % 256**width).to_bytes(width, order)
+        elif change == 3:
+            del made[at : at + length]
+        elif change == 4:
+            made[at:at] = part
+        elif change == 5:
+            other = int(rng.integers(0, size + 1))
+            made[other:other] = part
+        elif change == 6 and rng.integers(0, 4) == 0:
+            del made[at:]
+        else:
+            made[at:at] = WORDS[rng.integers(0, len(WORDS))] if text else rng.bytes(length)
+    return bytes(made)
+
+
+def mend_png(data: bytes) -> bytes:
+    """A PNG file with the checksums that its chunks ask for, as far as they can be followed."""
+    made, at = bytearray(data), 8
+    while at + 12 <= len(made):
+        end = at + 8 + int.from_bytes(made[at : at + 4], "big")
+        if end + 4 > len(made):
+            break
+        made[end : end + 4] = zlib.crc32(made[at + 4 : end]).to_bytes(4, "big")
+        at = end + 4
+    return bytes(made)
+
+
+# --------------------------------------------------------------------------------------------------
+# Kinds
+
+
+def _video() -> np.ndarray:
+    """Nine small pictures that differ."""
+    ramp = np.arange(9 * 24 * 32 * 3, dtype=np.uint32).reshape(9, 24, 32, 3)
+    return (ramp * 2654435761 >> 13 & 255).astype(np.uint8)
+
+
+def _media(suffix: str, write: Callable[[Path], Any]) -> Kind:
+    """A media file, probed and decoded as films of a folder are."""
+    decoder: list[Decoder] = []
+
+    def make(folder: Path) -> list[Path]:
+        path = folder / f"film.{suffix}"
+        write(path)
+        return [path]
+
+    def read(folder: Path) -> None:
+        if not decoder:
+            decoder.append(Decoder(LIMITS))
+        path = folder / f"film.{suffix}"
+        decoder[0].probe(path)
+        for piece in decoder[0].stream(path, 10.0, (16, 16), until=60.0):
+            assert piece.dtype == np.uint8 and piece.shape[1:] == (16, 16, 3)
+
+    return Kind(make, read)
+
+
+def _by_av(codec: str, pixels: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        import av
+
+        with av.open(str(path), "w") as container:
+            stream: Any = container.add_stream(codec, rate=10)
+            stream.height, stream.width, stream.pix_fmt = 24, 32, pixels
+            for picture in _video():
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame.reformat(format=pixels)))
+            container.mux(stream.encode(None))
+
+    return write
+
+
+def _image(kind: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        from PIL import Image
+
+        Image.fromarray(_video()[0]).save(path, kind)
+
+    return write
+
+
+def _table(name: str, text: str) -> Kind:
+    """A folder's table of captions."""
+
+    def make(folder: Path) -> list[Path]:
+        (folder / "films").mkdir()
+        for film in ("one.mp4", "films/two.webm"):
+            (folder / film).touch()
+        (folder / name).write_text(text, encoding="utf-8")
+        return [folder / name]
+
+    def read(folder: Path) -> None:
+        from vdit.data.folder import rows
+
+        for row in rows(folder):
+            _plain(row.caption)
+            assert row.file in ("one.mp4", "films/two.webm")
+            assert 0 <= row.start < (np.inf if row.end is None else row.end)
+
+    return Kind(make, read)
+
+
+def _plain(caption: str) -> None:
+    """A caption is text on one line that can be written."""
+    assert caption.strip() and "\n" not in caption
+    caption.encode("utf-8")
+
+
+def _make_shots(folder: Path) -> list[Path]:
+    told = [{"start": 0, "caption": "a wide shot"}, {"start": 1.7, "caption": "a “close” one"}]
+    (folder / "shots.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+    return [folder / "shots.json"]
+
+
+def _read_shots(folder: Path) -> None:
+    from vdit.sample import check_shots
+    from vdit.show import read_shots
+
+    shots = read_shots(str(folder / "shots.json"))
+    check_shots(shots, 4.0)
+    for _, caption in shots:
+        caption.encode("utf-8")
+
+
+def _make_cache(folder: Path, endings: tuple[str, ...]) -> list[Path]:
+    from vdit.data.latents import write_cache
+
+    def encode(indices: range) -> Iterator[dict[str, np.ndarray]]:
+        for index in indices:
+            latent = np.full((3, 2, 2, 4), index, np.float16)
+            yield {"latent": latent, "ids": np.arange(6), "mask": np.arange(6) < index}
+
+    write_cache(folder, "0" * 64, 6, 3, encode)
+    return sorted(path for path in folder.iterdir() if path.name.endswith(endings))
+
+
+def _read_cache(folder: Path) -> None:
+    from vdit.data.latents import Latents
+
+    cache = Latents(folder)
+    cache.sizes((1, 1))
+    cache.statistics()
+    for index in range(len(cache)):
+        cache[index]
+    cache.verify()
+
+
+def _make_set(folder: Path, names: tuple[str, ...]) -> list[Path]:
+    from experiments.base import get_config
+    from tools.tfds_export import export
+
+    made = export(get_config("smoke"), folder, 3, 2)
+    return sorted(path for path in made.iterdir() if any(name in path.name for name in names))
+
+
+def _read_set(folder: Path) -> None:
+    from vdit.data.tfds import VideoSet
+
+    clips = VideoSet(folder, frames=5, size=(16, 16), fps=5.0)
+    for index in range(min(len(clips), 4)):
+        clip = clips[index]
+        assert clip["video"].shape == (5, 16, 16, 3)
+        _plain(clip["caption"])
+
+
+def _csv() -> str:
+    rows = ["file,caption,start,end", 'one.mp4,"a red ball, small",0,1.5', "one.mp4,it rolls,1.5,3"]
+    return "\n".join([*rows, "films/two.webm,“snow” falls,,"]) + "\n"
+
+
+def _jsonl() -> str:
+    rows: list[dict[str, Any]] = [
+        {"file": "one.mp4", "caption": "a red ball, small", "start": 0, "end": 1.5},
+        {"file": "films/two.webm", "caption": "“snow” falls"},
+    ]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+KINDS = {
+    "mp4": _media("mp4", lambda path: write_mp4(path, _video(), 10.0)),
+    "webm": _media("webm", _by_av("libvpx-vp9", "yuv420p")),
+    "gif": _media("gif", lambda path: path.write_bytes(gif_bytes(_video(), 10.0))),
+    "webp": _media("webp", lambda path: path.write_bytes(webp_bytes(_video(), 10.0))),
+    "png": _media("png", _image("PNG")),
+    "jpeg": _media("jpeg", _image("JPEG")),
+    "jsonl": _table("captions.jsonl", _jsonl()),
+    "csv": _table("captions.csv", _csv()),
+    "shots": Kind(_make_shots, _read_shots),
+    "cache": Kind(lambda folder: _make_cache(folder, (".array_record",)), _read_cache),
+    "cache_json": Kind(lambda folder: _make_cache(folder, (".json",)), _read_cache),
+    "tfds": Kind(lambda folder: _make_set(folder, (".array_record-",)), _read_set),
+    "tfds_json": Kind(lambda folder: _make_set(folder, (".json",)), _read_set),
+}
+TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json")
+
+
+# --------------------------------------------------------------------------------------------------
+# Trying
+
+
+class Outcome(NamedTuple):
+    """`what` is "read", "refused", "decoder lost" or "failed"; `why` of the last two."""
+
+    what: str
+    why: str = ""
+
+
+def attempt(kind: Kind, folder: Path) -> Outcome:
+    """What comes of reading a folder."""
+    try:
+        kind.read(folder)
+        return Outcome("read")
+    except UserError as error:
+        if len(str(error).splitlines()) != 1:
+            return Outcome("failed", f"a refusal of several lines: {ascii(str(error))[:200]}")
+        if isinstance(error, DecodeError) and error.reason.startswith("the decoder "):
+            return Outcome("decoder lost", error.reason)
+        return Outcome("refused")
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        return Outcome("failed", one_line(f"{type(error).__name__} at {where}: {error}", 200))
+
+
+class Case:
+    """The good files of a kind, and the mutations of one of them."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        folder.mkdir(parents=True)
+        self.name, self.kind, self.folder = name, KINDS[name], folder
+        self.good = {path: path.read_bytes() for path in self.kind.make(folder)}
+        if (sound := attempt(self.kind, folder)).what != "read":
+            raise AssertionError(f"the good {name} is {sound}")
+
+    def run(self, seed: int, number: int) -> Outcome:
+        """Mutation `number` of a seed."""
+        rng = np.random.default_rng((seed, list(KINDS).index(self.name), number))
+        path = sorted(self.good)[int(rng.integers(0, len(self.good)))]
+        data = mutate(self.good[path], rng, self.name in TEXT)
+        if self.name == "png" and rng.integers(0, 2):
+            data = mend_png(data)
+        path.write_bytes(data)
+        outcome = attempt(self.kind, self.folder)
+        path.write_bytes(self.good[path])
+        return outcome
+
+
+def serve(pipe: Any, root: str, seed: int) -> None:
+    """A trying process: kinds and numbers in, outcomes out."""
+    cases: dict[str, Case] = {}
+    for descriptor in (1, 2):  # readers report their progress
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    while (asked := pipe.recv()) is not None:
+        name, number = asked
+        if name not in cases:
+            cases[name] = Case(name, Path(root) / name)
+        pipe.send(tuple(cases[name].run(seed, number)))
+
+
+class Trier:
+    """A process that tries mutations, and is replaced where one ends or hangs it."""
+
+    def __init__(self, seed: int, patience: float = HANG) -> None:
+        self.seed, self.patience = seed, patience
+        self.process: Any = None
+
+    def run(self, name: str, number: int) -> Outcome:
+        """What comes of a mutation."""
+        first = self.process is None or not self.process.is_alive()
+        if first:
+            self._start()
+        try:
+            self.pipe.send((name, number))
+            # A new process imports first, and makes its files.
+            if not self.pipe.poll(self.patience + (120 if first or name not in self.made else 0)):
+                self.close()
+                return Outcome("failed", f"no answer in {self.patience:g} s")
+            self.made.add(name)
+            return Outcome(*self.pipe.recv())
+        except (EOFError, OSError):
+            self.process.join()
+            return Outcome("failed", f"the process ended with status {self.process.exitcode}")
+
+    def _start(self) -> None:
+        self.close()
+        self.made: set[str] = set()
+        self.root = tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True)
+        context = multiprocessing.get_context("spawn")
+        self.pipe, theirs = context.Pipe()
+        self.process = context.Process(
+            target=serve, args=(theirs, self.root.name, self.seed), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+
+    def close(self) -> None:
+        """Ends the process, and deletes its files."""
+        if self.process is not None:
+            self.process.kill()
+            self.process.join()
+            self.pipe.close()
+            self.root.cleanup()
+            self.process = None
+
+
+def fuzz(
+    names: Sequence[str], mutations: int, seed: int, progress: Callable[[str], None]
+) -> tuple[dict[str, Counter[str]], list[str]]:
+    """Outcomes by kind, of so many mutations of all kinds together, and a line for each failure."""
+    counts: dict[str, Counter[str]] = {name: Counter() for name in names}
+    failures, began = [], time.monotonic()
+    trier = Trier(seed)
+    try:
+        for order, name in enumerate(names):
+            for number in range(len(range(order, mutations, len(names)))):
+                outcome = trier.run(name, number)
+                counts[name][outcome.what] += 1
+                if outcome.what == "failed":
+                    failures.append(f"--only={name} --seed={seed} --at={number}: {outcome.why}")
+                    progress(failures[-1])
+            progress(f"{name}: {dict(counts[name])}, {time.monotonic() - began:.0f} s")
+    finally:
+        trier.close()
+    return counts, failures
+
+
+def table(counts: dict[str, Counter[str]]) -> str:
+    """Outcomes by kind, as Markdown."""
+    heads = ("read", "refused", "decoder lost", "failed")
+    total = sum(counts.values(), Counter())
+    lines = [
+        [name, str(sum(row.values())), *(str(row[head]) for head in heads)]
+        for name, row in {**counts, "all": total}.items()
+    ]
+    return markdown(["kind", "mutations", *heads], lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the tool; returns the exit status."""
+    parser = Parser(prog="fuzz", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--mutations", type=int, default=MUTATIONS)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default=",".join(KINDS))
+    parser.add_argument("--at", type=int)
+    try:
+        options = parser.parse_args(arguments)
+        names = options.only.split(",")
+        if unknown := [name for name in names if name not in KINDS]:
+            raise UserError(f"--only={one_line(unknown[0])}: known are {', '.join(KINDS)}")
+        if options.mutations < 1 or options.seed < 0 or (options.at or 0) < 0:
+            raise UserError("--mutations of 1 and more, --seed and --at of 0 and more are allowed")
+        if options.at is not None:
+            with tempfile.TemporaryDirectory() as folder:
+                outcome = Case(names[0], Path(folder) / names[0]).run(options.seed, options.at)
+            print(*outcome)
+            return int(outcome.what == "failed")
+        counts, failures = fuzz(
+            names, options.mutations, options.seed,
+            lambda line: print(f"fuzz: {line}", file=sys.stderr, flush=True),
+        )  # fmt: skip
+        print(table(counts))
+        return int(bool(failures))
+    except UserError as error:
+        print(f"fuzz: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

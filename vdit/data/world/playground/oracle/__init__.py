@@ -1,0 +1,13 @@
+"""The oracle of playgrounds: reads cameras, places, characters and events, and scores them.
+
+It reads by drawing: the empty place is aligned with each frame (`camera`), and each character,
+found by its colour, is fitted by the renderer's own pictures of it (`bodies`). It knows the
+renderer, and nothing else. `built` reads ramps, towers and the like, `reading` puts a clip
+together, `physics` and `judge` score it.
+"""
+
+from vdit.data.world.playground.oracle.bodies import Body
+from vdit.data.world.playground.oracle.judge import SCORES, aggregate, judge, score
+from vdit.data.world.playground.oracle.reading import Reading, read
+
+__all__ = ["SCORES", "Body", "Reading", "aggregate", "judge", "read", "score"]
