@@ -202,6 +202,13 @@ def _check_window(config: ConfigDict) -> None:
         raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
 
 
+def token_shards(config: ConfigDict, mesh: Mesh | None) -> int:
+    """What a row's tokens are filled up to a multiple of, so that a mesh can split them; 1 where a
+    denoiser's attention needs the clip's grid."""
+    joint = config.dit.model == "vdit" and config.dit.axes == "joint"
+    return mesh.shape["sequence"] if mesh is not None and joint else 1
+
+
 def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
     """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
     if "dit" not in config.stages:
