@@ -92,6 +92,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
     _check_losses(config)
     p = config.vae.patch[0]
+    _check_chunk(config)
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
     heads = config.vae.heads
@@ -200,6 +201,23 @@ def _check_window(config: ConfigDict) -> None:
         raise UserError(f"dit.window is given with dit.axes={axes}: only windowed takes it")
     if axes == "windowed" and config.dit.model != "vdit":
         raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
+
+
+def _check_chunk(config: ConfigDict) -> None:
+    """Refuses chunks of a clip that are none, and what cannot be continued or read."""
+    chunk, p = config.eval.chunk, config.vae.patch[0]
+    if not chunk:
+        return
+    low, high = (1 + 2 * p) / config.data.fps, config.data.frames / config.data.fps
+    if config.data.source != "world" or config.dit.model != "vdit":
+        raise UserError(
+            f"eval.chunk is {chunk:g}: 0 is allowed with data.source={config.data.source} and"
+            f" dit.model={config.dit.model}; it needs world and vdit"
+        )
+    if not low <= chunk < high:
+        raise UserError(
+            f"eval.chunk is {chunk:g} seconds: 0 and {low:g} to less than {high:g} are allowed"
+        )
 
 
 def token_shards(config: ConfigDict, mesh: Mesh | None) -> int:
