@@ -40,9 +40,9 @@ CASES += [("unet", axes) for axes in (MESHES[-1], {"tensor": 2, "sequence": 4})]
 
 
 def made(
-    stage: str, mesh: Mesh | None = None, how: str = "auto"
+    stage: str, mesh: Mesh | None = None, how: str = "auto", side: int = 4
 ) -> tuple[Objective, Any, Any]:
-    """The smoke experiment's objective, frozen arrays and a batch."""
+    """The smoke experiment's objective, frozen arrays and a batch (of side x side places)."""
     config = unet.get_config("smoke") if stage == "unet" else get_config("smoke")
     config.run.dtype = "float32"
     config.run.sequence = how
@@ -71,9 +71,10 @@ def made(
         text_drop=0.2,
         sample_times=functools.partial(sample_times, process),
         constrain=(lambda x: x) if mesh is None else sequence_constraint(mesh),
+        multiple=build.token_shards(config, mesh),
     )
     batch = {
-        "latent": rng.normal(size=(8, 8, 4, 4, 8)).astype(np.float32),
+        "latent": rng.normal(size=(8, 8, side, side, 8)).astype(np.float32),
         "ids": rng.integers(1, 300, (8, 12)).astype(np.int32),
         "mask": np.ones((8, 12), bool),
         "ordinal": ordinal,
@@ -83,8 +84,8 @@ def made(
 
 
 @functools.cache
-def one_device(stage: str) -> tuple[Any, Any]:
-    objective, frozen, batch = made(stage)
+def one_device(stage: str, side: int = 4) -> tuple[Any, Any]:
+    objective, frozen, batch = made(stage, side=side)
     params = jax.jit(objective.init)(jax.random.key(0), batch)
     # Zero-initialised gates would leave most gradients zero.
     params = jax.tree.map(lambda x: x + 0.02 * np.cos(np.arange(x.size)).reshape(x.shape), params)
@@ -117,10 +118,16 @@ def test_so_they_do_however_the_tokens_meet(axes: dict[str, int], how: str) -> N
     equal("dit", axes, how)
 
 
-def equal(stage: str, axes: dict[str, int], how: str = "auto") -> None:
-    params, (loss, gradient) = one_device(stage)
+@pytest.mark.parametrize("how", ["auto", "gather"])
+def test_so_they_do_where_the_shards_do_not_divide_the_tokens(how: str) -> None:
+    """5 x 3 x 3 tokens on eight devices: two heads for tokens, keys round a ring of four."""
+    equal("dit", {"sequence": 8}, how, side=3)
+
+
+def equal(stage: str, axes: dict[str, int], how: str = "auto", side: int = 4) -> None:
+    params, (loss, gradient) = one_device(stage, side)
     mesh = make_mesh(axes)
-    objective, frozen, batch = made(stage, mesh, how)
+    objective, frozen, batch = made(stage, mesh, how, side)
     placed = jax.device_put(params, param_sharding(mesh, params))
     if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
@@ -156,9 +163,11 @@ def test_under_fsdp_only_parameters_and_gradients_travel() -> None:
     assert max(size for _, size in sent) <= 4 * largest
 
 
-def test_guided_sampling_on_a_mesh_is_that_of_one_device() -> None:
-    """One video: its two rows on two devices each, its tokens on four."""
+@pytest.mark.parametrize("side", [32, 24])
+def test_guided_sampling_on_a_mesh_is_that_of_one_device(side: int) -> None:
+    """One video: its two rows on two devices each, its tokens on four (45 of 24x24 pixels)."""
     config = get_config("smoke")
+    config.data.size = (side, side)
     config.run.dtype, config.sample.batch, config.sample.steps = "float32", 1, 2
     assert config.sample.guidance != 1
     _, made = sampling(config)

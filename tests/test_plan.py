@@ -1,5 +1,6 @@
 """The planner: exact bytes, FLOPs against hand counts, collectives it reads, wrong flags."""
 
+import re
 from types import ModuleType
 
 import jax
@@ -7,9 +8,10 @@ import pytest
 
 from experiments import base, shots
 from tools import plan
+from tools.planning.estimate import model_of, state_bytes
 from tools.planning.hlo import collectives
 from tools.planning.step import lower_sampling, lower_training
-from vdit.runtime.mesh import make_mesh
+from vdit.runtime.mesh import make_mesh, mesh_sizes
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
 HLO = """
@@ -44,6 +46,14 @@ def test_collectives_are_read_with_their_loops_and_axes() -> None:
         (("--topology=v5e:2x2", "--mesh=model:4"), "AXIS:SIZE"),
         (("--topology=v5e:5x5", "--mesh=data:25"), "must be a multiple of the 25 data shards"),
         (("--topology=v5e:4x8", "--mesh=tensor:32"), "16 heads"),
+        (("--topology=v5e:2x2", "--config.dit.train.bach=4"), "is batch meant?"),
+        (("--topology=v5e:2x2", "--config.dit.train.batch=few"), "is a int"),
+        (("--topology=v5e:2x2", "--mash=fsdp:4"), "flags of --help"),
+        (("--topology=v5e:4x4", "--mode=sample", "--mesh=fsdp:32"), "multiply to 32"),
+        (
+            ("--topology=v5e:4x8", "--mode=sample", "--mesh=fsdp:32"),
+            "must divide its 16 rows (two for a guided video)",
+        ),
     ],
 )
 def test_wrong_input_is_one_line(
@@ -52,6 +62,28 @@ def test_wrong_input_is_one_line(
     assert plan.main(["--config=experiments/xl.py", "--fast", *flags]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and line in said
+
+
+def test_state_falls_with_the_chips() -> None:
+    """The whole of XL's state, from 4 to 128: by 1/N within 5%, what is too small to split too."""
+    model = model_of(plan.read_config("experiments/xl.py"), "dit")
+    bytes_of = {
+        count: sum(state_bytes(model, mesh_sizes({"fsdp": count}, count))) for count in (4, 32, 128)
+    }
+    for count, kept in bytes_of.items():
+        assert 1.0 <= kept * count / (bytes_of[4] * 4) < 1.05
+
+
+def test_the_search_prefers_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Training and sampling, by estimate; flags of what it found are a plan of their own."""
+    flags = ["--config=experiments/base.py:smoke", "--topology=v5e:2x2", "--fast", "--row"]
+    for mode in ("train", "sample"):
+        assert plan.main([*flags, f"--mode={mode}"]) == 0
+        said = capsys.readouterr().out
+        assert said.count("--mesh=") == 6 and said.rstrip().endswith("|")
+        again = re.search(r"^dit on v5e:2x2, (.*)$", said, re.M)
+        assert again and plan.main([*flags, f"--mode={mode}", *again[1].split()]) == 0
+        assert capsys.readouterr().out.rstrip().splitlines()[-1] == said.rstrip().splitlines()[-1]
 
 
 @pytest.mark.parametrize("experiment", [base, shots])

@@ -42,7 +42,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +51,7 @@ import optax
 
 from tools import bench_loader
 from tools.flags import Parser
-from tools.planning.products import Product, products
+from tools.planning.products import Product, flops, products
 from vdit import build
 from vdit.config import default
 from vdit.diffusion.prediction import to_x0_eps
@@ -338,8 +338,16 @@ def compile_run(options: argparse.Namespace, depth: int) -> Run:
     return run
 
 
-def length_run(axes: str, length: int) -> Run:
-    """The forward pass over one clip of so many tokens, compiled and warm."""
+class Length(NamedTuple):
+    """The forward pass over one clip of so many tokens."""
+
+    run: Run  # compiled and warm
+    flops: int  # of its matrix products
+    temporaries: int  # bytes, by the compiler
+
+
+def length_case(axes: str, length: int) -> Length:
+    """A small DiT's forward pass over one clip of so many tokens."""
     model = DiT(width=64, depth=2, heads=1, axes=axes, attend=attention.kernel("auto"))
     count, random = length // 256, np.random.default_rng(0)
     latent = random.standard_normal((1, count, 16, 16, CHANNELS), np.float32)
@@ -357,7 +365,10 @@ def length_run(axes: str, length: int) -> Run:
     params = perturbed(jax.jit(model.init)(jax.random.key(0), *first, told))
     compiled = jax.jit(model.apply).lower(params, x, layout, told).compile()
     jax.block_until_ready(compiled(params, x, layout, told))
-    return lambda: seconds_of(lambda: compiled(params, x, layout, told))
+    memory: Any = compiled.memory_analysis()
+    work = flops(jax.make_jaxpr(model.apply)(params, x, layout, told).jaxpr)
+    run = lambda: seconds_of(lambda: compiled(params, x, layout, told))  # noqa: E731
+    return Length(run, work, memory.temp_size_in_bytes)
 
 
 def gradient_temporaries(attend: Any, length: int) -> int:
@@ -691,20 +702,27 @@ def bench_checkpoint(options: argparse.Namespace, report: Report) -> None:
 
 
 def bench_attention(options: argparse.Namespace, report: Report) -> None:
-    """Time over length for each arrangement of axes, and the chunked kernel's memory."""
+    """Time, FLOPs and temporaries over length for each arrangement of axes, and the chunked
+    kernel's memory."""
     for axes in AXES:
-        runs = {f"{length:,} tokens": length_run(axes, length) for length in LENGTHS}
+        cases = {length: length_case(axes, length) for length in LENGTHS}
         seconds = {
-            name: [run() for _ in range(options.repeats)] for name, run in runs.items()
+            f"{length:,} tokens": [case.run() for _ in range(options.repeats)]
+            for length, case in cases.items()
         }  # a long clip is slower, not to be left out
         report.table("attention", axes, seconds, None)
-        medians = [statistics.median(values) for values in seconds.values()]
-        slope = math.log(medians[-1] / medians[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
-        what = f"attention: {axes}, slope of log time over log length"
-        if axes == "joint":
-            print(f"{what}: {slope:.2f}")
-        else:
-            report.target("attention", what, slope, LINEAR, most=True)
+        of_each = {
+            "time": [statistics.median(values) for values in seconds.values()],
+            "FLOPs": [case.flops for case in cases.values()],
+            "temporaries": [case.temporaries for case in cases.values()],
+        }
+        for name, values in of_each.items():
+            slope = math.log(values[-1] / values[0]) / math.log(LENGTHS[-1] / LENGTHS[0])
+            what = f"attention: {axes}, slope of log {name} over log length"
+            if axes == "joint":
+                print(f"{what}: {slope:.2f}")
+            else:
+                report.target("attention", what, slope, LINEAR, most=True)
     length = LENGTHS[len(LENGTHS) // 2]
     small, naive = (gradient_temporaries(m.attend, length) for m in (chunked, xla))
     print(f"temporaries of the gradient at {length:,} tokens: {small:,} bytes, xla {naive:,}")

@@ -1,7 +1,14 @@
 """What the flags of all tools share: a wrong one is one line."""
 
 import argparse
+import ast
+import difflib
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
+
+from ml_collections import ConfigDict
 
 from vdit.data.decode import one_line
 from vdit.errors import UserError
@@ -12,3 +19,33 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{one_line(message)}; see --help")
+
+
+def read_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
+    """get_config of experiments/X.py[:ARGUMENT], with changes "--config.field=value"."""
+    file, _, argument = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config={path}: there is no such file")
+    config = runpy.run_path(file)["get_config"](argument)
+    for change in changes:
+        name, equals, text = change.removeprefix("--config.").partition("=")
+        if not change.startswith("--config.") or not equals:
+            raise UserError(f"{one_line(change)}: flags of --help and --config.field=value")
+        *path_to, last = name.split(".")
+        node = config
+        for part in (*path_to, last):
+            if not isinstance(node, ConfigDict) or part not in node:
+                near = difflib.get_close_matches(part, list(node) if hasattr(node, "keys") else ())
+                hint = f"; is {near[0]} meant?" if near else ""
+                raise UserError(f"{one_line(change)}: there is no field {name}{hint}")
+            parent, node = node, node[part]
+        try:
+            value = text if isinstance(node, str) else ast.literal_eval(text)
+            if isinstance(node, bool) != isinstance(value, bool):
+                raise TypeError
+            parent[last] = value
+        except (TypeError, ValueError, SyntaxError) as error:
+            raise UserError(
+                f"{one_line(change)}: {name} is a {type(node).__name__}, as {node!r}"
+            ) from error
+    return config

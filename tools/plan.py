@@ -1,13 +1,15 @@
 """What a run will need on a TPU, before one is rented.
 
-    python -m tools.plan --config=experiments/X.py --topology=v5p:4x4x8
-        [--mesh=data:2,fsdp:64] [--mode=train|sample] [--stage=dit] [--fast]
+    python -m tools.plan --config=experiments/X.py --topology=v5p:4x4x8 [--config.field=value]
+        [--mesh=data:2,fsdp:64] [--mode=train|sample] [--stage=dit] [--best=3] [--fast] [--row]
 
 Estimates the step by formula, then compiles the very step that the run would run with XLA's TPU
 compiler (the package libtpu, on any Linux machine; no TPU is touched) and prints both: bytes on a
 device, FLOPs, collectives by mesh axis, the least time that the rates of the chip allow, and
-chip-hours of the whole run. Without --mesh all meshes are estimated, and the best that fits is
-compiled. --fast leaves the compiler out. What does not fit is one line, exit status 2.
+chip-hours of the whole run. --mode=sample does so for the denoising scan of sample.batch videos.
+Without --mesh it estimates all meshes, in training with half and twice the batch and with every
+rematerialisation too, and compiles the best --best. --fast leaves the compiler out; --row prints
+one more line, a row of docs/scale.md. What does not fit is one line, exit status 2.
 """
 
 import argparse
@@ -15,34 +17,34 @@ import importlib.util
 import itertools
 import math
 import os
-import runpy
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tools.flags import Parser
+from tools.flags import Parser, read_config
 from tools.planning.chips import CORES, GIB, Chip, device, topology
-from tools.planning.estimate import Estimate, Model, estimate, model_of, with_
+from tools.planning.estimate import (
+    Estimate,
+    Model,
+    Options,
+    decode_flops,
+    estimate,
+    model_of,
+    sampling_of,
+    state_bytes,
+    with_,
+)
 from tools.planning.hlo import collectives
 from vdit import build
 from vdit.errors import UserError
 from vdit.runtime.mesh import AXES, make_mesh, mesh_sizes
 from vdit.train import check_batch
 
-ROOM = 0.95  # share of a device's memory that a plan may fill by estimate
+ROOM = 0.9  # share of a device's memory that a plan may fill
 NEEDS = "libtpu is missing: pip install libtpu beside jax (pip install -e '.[tpu]'), or give --fast"
-
-
-def read_config(path: str) -> ConfigDict:
-    """get_config of experiments/X.py[:ARGUMENT]."""
-    file, _, argument = path.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config={path}: there is no such file")
-    return runpy.run_path(file)["get_config"](argument)
 
 
 def read_mesh(text: str) -> dict[str, int]:
@@ -57,9 +59,10 @@ def read_mesh(text: str) -> dict[str, int]:
 
 
 def meshes(count: int) -> Iterator[dict[str, int]]:
-    """Every mesh of `count` devices with at most 8 along tensor and sequence."""
-    few = [n for n in (1, 2, 4, 8) if count % n == 0]
-    for tensor, sequence in itertools.product(few, few):
+    """Every mesh of `count` devices with at most 8 along tensor and 256 along sequence, powers of
+    two."""
+    few = [2**i for i in range(9) if count % 2**i == 0]
+    for tensor, sequence in itertools.product(few[:4], few):
         rest, left = divmod(count, tensor * sequence)
         if not left:
             for fsdp in (n for n in range(1, rest + 1) if rest % n == 0):
@@ -68,34 +71,92 @@ def meshes(count: int) -> Iterator[dict[str, int]]:
                 }  # fmt: skip
 
 
-def candidates(
-    config: ConfigDict, stage: str, count: int, chip: Chip, remats: Sequence[str]
-) -> list[tuple[Estimate, ConfigDict, dict[str, int]]]:
-    """Meshes, accumulation and rematerialisation that are allowed, those that fit first, then
-    the fastest by estimate."""
-    found = []
-    for remat in remats:
+class Plan(NamedTuple):
+    """A way to run a step: a configuration, a mesh, and what it would need."""
+
+    config: ConfigDict
+    sizes: dict[str, int]
+    model: Model
+    made: Estimate
+
+
+def options_of(config: ConfigDict, mode: str, stage: str) -> Options:
+    if mode == "sample":
+        return Options(config.sample.batch)
+    return Options(config[stage].train.batch, config[stage].train.accumulate)
+
+
+def check_plan(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh that a batch, or heads, cannot be split over."""
+    build.check_mesh(config, sizes)
+    if mode == "train":
+        check_batch(stage, config[stage].train, sizes)
+        return
+    rows = config.sample.batch * (2 if config.sample.guidance != 1.0 else 1)
+    if rows % (sizes["data"] * sizes["fsdp"]):
+        raise UserError(
+            f"sample.batch {config.sample.batch}: data times fsdp, {sizes['data'] * sizes['fsdp']},"
+            f" must divide its {rows} rows (two for a guided video)"
+        )
+
+
+def variants(config: ConfigDict, mode: str, stage: str) -> Iterator[tuple[ConfigDict, Model]]:
+    """What a search tries beside meshes: rematerialisation, batches and their parts."""
+    if mode == "sample":
+        yield config, sampling_of(config)
+        return
+    wanted = config[stage].train.batch
+    for remat in ("none", "dots", "full"):
         model = model_of(with_(config, run__remat=remat), stage)
-        for sizes, parts in itertools.product(meshes(count), (1, 2, 4, 8)):
-            changed = with_(config, run__remat=remat, **{f"{stage}__train__accumulate": parts})
+        batches = sorted({max(wanted // 2, 1), wanted, 2 * wanted})
+        for batch, parts in itertools.product(batches, (1, 2, 4, 8)):
+            train = {f"{stage}__train__batch": batch, f"{stage}__train__accumulate": parts}
+            yield with_(config, run__remat=remat, **train), model
+
+
+def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) -> list[Plan]:
+    """All plans that are allowed: those that fit first, then the fastest a sample by estimate."""
+    found: list[Plan] = []
+    kept: dict[Any, Any] = {}
+    tried = [(one, options_of(one, mode, stage), model) for one, model in
+             variants(config, mode, stage)]  # fmt: skip
+    for sizes in meshes(count):
+        for one, options, model in tried:
             try:
-                check_batch(stage, changed[stage].train, sizes)
-                build.check_mesh(config, sizes)
+                check_plan(one, mode, stage, sizes)
             except UserError:
                 continue
-            found.append((estimate(model, changed[stage].train, sizes, chip), changed, sizes))
-    # Of plans as fast by estimate the one with the fewest axes, and the fewest parts.
-    return sorted(found, key=lambda plan: (
-        plan[0].total > ROOM * chip.hbm, round(plan[0].seconds, 4),
-        plan[1][stage].train.accumulate, sum(size > 1 for size in plan[2].values()),
-    ))  # fmt: skip
+            key = sizes["fsdp"], sizes["tensor"]  # all that places a state
+            kept[key] = kept.get(key) or state_bytes(model, sizes)
+            made = estimate(model, options, sizes, chip, one.run.sequence, kept[key])
+            found.append(Plan(one, sizes, model, made))
+    wanted = options_of(config, mode, stage).batch
+
+    def order(plan: Plan) -> tuple[Any, ...]:
+        options = options_of(plan.config, mode, stage)
+        # Of plans as fast within a hundredth the one with the wanted batch, the fewest parts, the
+        # fewest axes.
+        return (
+            plan.made.total > ROOM * chip.hbm,
+            round(100 * math.log(plan.made.seconds / options.batch)),
+            options.batch != wanted, options.accumulate, plan.made.most,
+            sum(size > 1 for size in plan.sizes.values()),
+        )  # fmt: skip
+
+    return sorted(found, key=order)
 
 
-def told(config: ConfigDict, stage: str, sizes: Mapping[str, int]) -> str:
-    """A plan in one line."""
+def told(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> str:
+    """A plan in one line of flags."""
     axes = ",".join(f"{name}:{size}" for name, size in sizes.items() if size > 1) or "data:1"
-    parts = config[stage].train.accumulate
-    return f"--mesh={axes} accumulate={parts} remat={config.run.remat}"
+    if mode == "sample":
+        return f"--mesh={axes} --config.sample.batch={config.sample.batch}"
+    train = config[stage].train
+    return (
+        f"--mesh={axes} --config.{stage}.train.batch={train.batch}"
+        f" --config.{stage}.train.accumulate={train.accumulate}"
+        f" --config.run.remat={config.run.remat}"
+    )
 
 
 def devices_of(name: str) -> Any:
@@ -122,120 +183,213 @@ def compiled_of(lowered: Any, what: str) -> Any:
         raise UserError(f"{what} does not fit, the compiler says: {line}") from error
 
 
-def print_estimate(
-    config: ConfigDict, stage: str, model: Model, made: Estimate, sizes: Mapping[str, int],
-    kind: str,
-) -> None:
-    """Bytes, FLOPs, the least time of a step, and what the whole run takes."""
-    options, chip = config[stage].train, device(kind)
-    flops = options.batch * model.model_flops
-    chips = math.prod(sizes.values()) // CORES.get(kind, 1)
-    peak = math.prod(sizes.values()) * chip.flops
-    print(f"parameters           {model.params / 1e6:,.1f} M")
-    print(f"FLOPs of a step      {flops:.3g}, and {options.batch * model.again_flops:.3g} again")
+def times_of(plan: Plan, mode: str, stage: str, kind: str, least: float, most: float) -> None:
+    """What of MFU, rates and chip-hours follows from a step's seconds, at least and at most."""
+    config, model = plan.config, plan.model
+    batch = options_of(config, mode, stage).batch
+    devices = math.prod(plan.sizes.values())
+    chips, flops = devices / CORES.get(kind, 1), batch * model.model_flops
+    peak = devices * device(kind).flops
     print(
-        f"least time, seconds  {made.seconds:.4f} (compute {made.compute:.4f}, HBM {made.hbm:.4f},"
-        f" ICI {made.ici:.4f}); MFU at most {flops / peak / made.seconds:.0%}"
+        f"MFU                  {flops / peak / most:.0%} where nothing overlaps,"
+        f" {flops / peak / least:.0%} where all does"
     )
-    rate = options.batch / made.seconds
-    print(f"samples a second     {rate:,.1f} at most")
+    if mode == "sample":
+        print(f"seconds a clip       {least / batch:,.2f} to {most / batch:,.2f}")
+        again = decode_flops(config) / device(kind).flops
+        print(f"  and its decoder    {again:,.2f} at least, on one device")
+        return
+    line = f"samples a second     {batch / most:,.2f} to {batch / least:,.2f}"
     if stage == "dit" and not config.data.shapes:
         from tools.planning.step import token_grid
 
-        print(f"tokens a second      {rate * math.prod(token_grid(config)):,.0f} at most")
-    hours = options.steps * made.seconds * chips / 3600
-    print(f"chip-hours           {hours:,.0f} at least, for {options.steps:,} steps")
+        tokens = math.prod(token_grid(config))
+        line += f" ({tokens:,} tokens each: {batch * tokens / most:,.0f} to"
+        line += f" {batch * tokens / least:,.0f} tokens a second)"
+    print(line)
+    steps = config[stage].train.steps
+    low, high = (steps * seconds * chips / 3600 for seconds in (least, most))
+    print(f"chip-hours           {low:,.0f} to {high:,.0f}, for {steps:,} steps")
+
+
+def print_estimate(plan: Plan, mode: str, stage: str, kind: str) -> None:
+    """Bytes, FLOPs, the least time of a step, and what the whole run takes."""
+    chip, model, made = device(kind), plan.model, plan.made
+    batch = options_of(plan.config, mode, stage).batch
+    what = "of a step" if mode == "train" else f"of {batch} clips"
+    print(f"parameters           {model.params / 1e6:,.1f} M")
+    print(
+        f"FLOPs                {batch * model.model_flops:.3g} {what}, and"
+        f" {batch * model.again_flops:.3g} again"
+    )
+    print(
+        f"seconds              {made.seconds:.4f} at least (compute {made.compute:.4f},"
+        f" HBM {made.hbm:.4f}, ICI {made.ici:.4f})"
+    )
+    times_of(plan, mode, stage, kind, made.seconds, made.most)
     print(f"\nGiB on a device      estimate   of {chip.hbm / GIB:.0f} ({kind}, {chip.source})")
     for name in ("params", "optimizer", "ema", "temporaries", "total"):
         print(f"  {name:18} {getattr(made, name) / GIB:9.3f}")
 
 
-def print_compiled(
-    compiled: Any, made: Estimate | None, sizes: Mapping[str, int], kind: str
-) -> None:
-    """The compiler's memory beside the estimate, and the collectives."""
-    memory, chip = compiled.memory_analysis(), device(kind)
-    state, temporaries = memory.argument_size_in_bytes, memory.temp_size_in_bytes
-    print("\nGiB on a device      compiler   estimate")
-    lines: list[Any] = [("arguments", state, None), ("temporaries", temporaries, None)]
-    if made is not None:
-        kept = made.params + made.optimizer + made.ema
-        lines = [("arguments", state, kept), ("temporaries", temporaries, made.temporaries)]
-    for name, got, guess in lines:
-        print(f"  {name:18} {got / GIB:9.3f}" + ("" if guess is None else f" {guess / GIB:10.3f}"))
-    total = state + temporaries
-    off = "" if made is None else f" {made.total / GIB:10.3f} ({made.total / total - 1:+.0%})"
-    print(f"  {'total':18} {total / GIB:9.3f}{off}")
-    if total > chip.hbm:
-        raise UserError(f"{total / GIB:.1f} GiB do not fit into {chip.hbm / GIB:.0f} GiB")
-    rows = collectives(compiled.as_text(), sizes)
-    print("\ncollectives of a step, one device    count      sent MB  why")
-    for row in rows:
+class Compiled(NamedTuple):
+    """What the compiler says of a plan."""
+
+    state: int  # bytes of a device, as are temporaries
+    temporaries: int
+    rows: list[Any]  # its collectives
+    seconds: float  # that compiling took
+
+    @property
+    def total(self) -> int:
+        return self.state + self.temporaries
+
+    @property
+    def sent(self) -> float:
+        """Bytes."""
+        return sum(row.sent for row in self.rows)
+
+
+def compile_plan(plan: Plan, mode: str, stage: str, name: str) -> Compiled:
+    """Compiles the step that a run would run."""
+    from tools.planning.step import lower_sampling, lower_training
+
+    count = math.prod(plan.sizes.values())
+    mesh = make_mesh(plan.sizes, devices_of(name)[:count])
+    began = time.monotonic()
+    if mode == "train":
+        lowered = lower_training(plan.config, stage, mesh)
+    else:
+        lowered = lower_sampling(plan.config, mesh)
+    compiled = compiled_of(lowered, name)
+    memory = compiled.memory_analysis()
+    return Compiled(
+        memory.argument_size_in_bytes, memory.temp_size_in_bytes,
+        collectives(compiled.as_text(), plan.sizes), time.monotonic() - began,
+    )  # fmt: skip
+
+
+def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, kind: str) -> None:
+    """The compiler's memory beside the estimate, the collectives, and the times with these."""
+    made, chip = plan.made, device(kind)
+    kept = made.params + made.optimizer + made.ema
+    print(f"\ncompiled in {got.seconds:.0f} s")
+    print("GiB on a device      compiler   estimate")
+    for name, real, guess in (
+        ("arguments", got.state, kept), ("temporaries", got.temporaries, made.temporaries),
+    ):  # fmt: skip
+        print(f"  {name:18} {real / GIB:9.3f} {guess / GIB:10.3f}")
+    print(
+        f"  {'total':18} {got.total / GIB:9.3f} {made.total / GIB:10.3f}"
+        f" ({made.total / got.total - 1:+.0%}), {got.total / chip.hbm:.0%} of the device's"
+    )
+    if got.total > chip.hbm:
+        raise UserError(f"{got.total / GIB:.1f} GiB do not fit into {chip.hbm / GIB:.0f} GiB")
+    print("\ncollectives, one device              count      sent MB  why")
+    for row in got.rows:
         reason = row.reason or "FLAGGED: no reason known, the compiler moves arrays about"
         print(f"  {row.kind:19} {row.axes:14} {row.times:7} {row.sent / 1e6:12,.1f}  {reason}")
-    sent = sum(row.sent for row in rows)
-    print(f"  all: {sent / 1e9:.2f} GB, {sent / chip.ici:.4f} s of ICI at its full rate")
+    ici = got.sent / chip.ici
+    print(f"  all: {got.sent / 1e9:.2f} GB, {ici:.4f} s of ICI at its full rate\n")
+    least, most = seconds_of(plan, got, chip)
+    print(f"with these           {least:.4f} s at least, {most:.4f} s where nothing overlaps")
+    times_of(plan, mode, stage, kind, least, most)
 
 
-def plan_training(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> None:
-    stage, chip = options.stage, device(kind)
-    if options.mesh:
-        sizes = mesh_sizes(read_mesh(options.mesh), count)
-        check_batch(stage, config[stage].train, sizes)
-        build.check_mesh(config, sizes)
+def seconds_of(plan: Plan, got: Compiled | None, chip: Chip) -> tuple[float, float]:
+    """A step's seconds where everything overlaps, and where nothing does."""
+    made = plan.made if got is None else plan.made._replace(ici=got.sent / chip.ici)
+    return made.seconds, made.most
+
+
+def row_of(plan: Plan, got: Compiled | None, options: argparse.Namespace, kind: str) -> str:
+    """A row of the table of docs/scale.md."""
+    mode, stage, config = options.mode, options.stage, plan.config
+    chip, devices = device(kind), math.prod(plan.sizes.values())
+    least, most = seconds_of(plan, got, chip)
+    chosen = options_of(config, mode, stage)
+    mfu = [
+        chosen.batch * plan.model.model_flops / devices / chip.flops / seconds
+        for seconds in (most, least)
+    ]
+    total = plan.made.total if got is None else got.total
+    off = "" if got is None else f"{plan.made.total / got.total - 1:+.0%}"
+    if mode == "sample":
+        took = f"{least / chosen.batch:,.1f} to {most / chosen.batch:,.1f} a clip"
     else:
-        found = candidates(config, stage, count, chip, ("none", "dots", "full"))
-        if not found:
-            raise UserError(
-                f"{stage}.train.batch {config[stage].train.batch}: no mesh of {count} devices can"
-                " share it; a multiple of the devices is allowed"
-            )
-        print("best by estimate     GiB     seconds")
-        for made, changed, at in found[:5]:
-            line = f"{made.total / GIB:9.2f} {made.seconds:11.4f}"
-            print(f"  {line}  {told(changed, stage, at)}")
-        print()
-        _, config, sizes = found[0]
-    model = model_of(config, stage)
-    made = estimate(model, config[stage].train, sizes, chip)
-    print(f"{stage} on {options.topology}, {told(config, stage, sizes)}")
-    print_estimate(config, stage, model, made, sizes, kind)
+        hours = config[stage].train.steps * devices / CORES.get(kind, 1) / 3600
+        took = f"{least:,.2f} to {most:,.2f} | {hours * least:,.0f} to {hours * most:,.0f}"
+    axes = ",".join(f"{name}:{size}" for name, size in plan.sizes.items() if size > 1)
+    return (
+        f"| {options.config} | {mode} | {options.topology} | {axes} | {chosen.batch} |"
+        f" {total / GIB:.2f} | {total / chip.hbm:.0%} | {off} | {mfu[0]:.0%} to {mfu[1]:.0%} |"
+        f" {took} |"
+    )
+
+
+def given_plan(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> Plan:
+    """The plan of --mesh; one that cannot fit is refused with what would."""
+    mode, stage, chip = options.mode, options.stage, device(kind)
+    sizes = mesh_sizes(read_mesh(options.mesh), count)
+    check_plan(config, mode, stage, sizes)
+    model = sampling_of(config) if mode == "sample" else model_of(config, stage)
+    made = estimate(model, options_of(config, mode, stage), sizes, chip, config.run.sequence)
     if made.total > ROOM * chip.hbm:
-        better = candidates(config, stage, count, chip, ("full",))
-        fits = better and better[0][0].total <= ROOM * chip.hbm
-        would = told(better[0][1], stage, better[0][2]) if fits else "only more devices"
+        better = search(config, mode, stage, count, chip)
+        fits = better and better[0].made.total <= ROOM * chip.hbm
+        would = told(better[0].config, mode, stage, better[0].sizes) if fits else "more devices"
         raise UserError(
-            f"{made.total / GIB:.1f} GiB by estimate do not fit into {chip.hbm / GIB:.0f} GiB of"
-            f" {kind}; what would fit: {would}"
+            f"{made.total / GIB:.1f} GiB by estimate do not fit into {ROOM:.0%} of"
+            f" {chip.hbm / GIB:.0f} GiB of {kind}; what would fit: {would}"
         )
-    if options.fast:
-        return
-    from tools.planning.step import lower_training
-
-    mesh = make_mesh(sizes, devices_of(options.topology))
-    began = time.monotonic()
-    compiled = compiled_of(lower_training(config, stage, mesh), options.topology)
-    print(f"\ncompiled in {time.monotonic() - began:.0f} s")
-    print_compiled(compiled, made, sizes, kind)
+    return Plan(config, sizes, model, made)
 
 
-def plan_sampling(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> None:
-    """The denoising scan: on the mesh that is given, else on one device."""
-    if options.fast:
-        raise UserError("--mode=sample --fast: sampling has no estimate; leave --fast out")
-    from tools.planning.step import lower_sampling
+def plan_run(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> None:
+    """Estimates, compiles and prints."""
+    mode, stage, chip = options.mode, options.stage, device(kind)
+    if options.mesh:
+        best = [given_plan(config, options, kind, count)]
+    else:
+        found = search(config, mode, stage, count, chip)
+        if not found:
+            check_plan(config, mode, stage, mesh_sizes({"data": -1}, count))  # which says why
+        best = found[: max(options.best, 1)]
+        print("best by estimate     GiB     seconds")
+        for plan in found[: max(5, options.best)]:
+            line = f"{plan.made.total / GIB:9.2f} {plan.made.seconds:11.4f}"
+            print(f"  {line}  {told(plan.config, mode, stage, plan.sizes)}")
+        print()
+        if best[0].made.total > ROOM * chip.hbm:
+            least = min(plan.made.total for plan in found)
+            raise UserError(
+                f"--topology={options.topology}: at least {least / GIB:.1f} GiB a device by"
+                f" estimate, {ROOM:.0%} of {chip.hbm / GIB:.0f} GiB are there; more devices are"
+                " needed, or a smaller batch"
+            )
+    for number, plan in enumerate(best):
+        print(f"{stage} on {options.topology}, {told(plan.config, mode, stage, plan.sizes)}")
+        if number == 0 or not options.fast:
+            print_estimate(plan, mode, stage, kind)
+        got = None
+        if not options.fast:
+            try:
+                got = compile_plan(plan, mode, stage, options.topology)
+                print_compiled(plan, got, mode, stage, kind)
+            except UserError as error:
+                if plan is best[-1]:
+                    raise
+                print(f"{' '.join(str(error).split())}\n")
+                continue
+        if options.row:
+            print(f"\n{row_of(plan, got, options, kind)}")
+        if options.fast:
+            return
+        print()
 
-    sizes = mesh_sizes(read_mesh(options.mesh), count) if options.mesh else mesh_sizes({}, 1)
-    build.check_mesh(config, sizes)
-    used = math.prod(sizes.values())
-    mesh = make_mesh(sizes, devices_of(options.topology)[:used])
-    compiled = compiled_of(lower_sampling(config, mesh), options.topology)
-    print(f"{config.sample.batch} videos, {config.sample.steps} steps, {used} devices of {kind}")
-    print_compiled(compiled, None, sizes, kind)
 
-
-def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags, checked."""
+def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """The flags, checked, and what is none of them."""
     parser = Parser(
         prog="plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -245,23 +399,22 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--mesh", default="")
     parser.add_argument("--mode", choices=("train", "sample"), default="train")
     parser.add_argument("--stage", choices=("vae", "dit", "classify"), default="dit")
+    parser.add_argument("--best", type=int, default=3)
     parser.add_argument("--fast", action="store_true")
-    return parser.parse_args(arguments)
+    parser.add_argument("--row", action="store_true")
+    return parser.parse_known_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Plans and prints; returns the exit status."""
     try:
-        options = parse(arguments)
+        options, changes = parse(arguments)
         kind, count = topology(options.topology)
-        config = read_config(options.config)
+        config = read_config(options.config, changes)
         if not options.fast:
             devices_of(options.topology)  # what cannot be compiled is said first
         build.check(config, "tpu")
-        if options.mode == "sample":
-            plan_sampling(config, options, kind, count)
-        else:
-            plan_training(config, options, kind, count)
+        plan_run(config, options, kind, count)
         return 0
     except UserError as error:
         print(f"plan: {' '.join(str(error).split())}", file=sys.stderr)

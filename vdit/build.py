@@ -93,6 +93,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
     _check_losses(config)
     p = config.vae.patch[0]
+    _check_chunk(config)
     if config.data.frames < 1 or (config.data.frames - 1) % p:
         raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
     heads = config.vae.heads
@@ -212,6 +213,30 @@ def _check_text(config: ConfigDict) -> None:
             f"dit.text=context with dit.model={where[0]}, dit.axes={where[1]} and data.source="
             f"{config.data.source}: vdit, joint and sources of one caption a clip are allowed"
         )
+
+
+def _check_chunk(config: ConfigDict) -> None:
+    """Refuses chunks of a clip that are none, and what cannot be continued or read."""
+    chunk, p = config.eval.chunk, config.vae.patch[0]
+    if not chunk:
+        return
+    low, high = (1 + 2 * p) / config.data.fps, config.data.frames / config.data.fps
+    if config.data.source != "world" or config.dit.model != "vdit":
+        raise UserError(
+            f"eval.chunk is {chunk:g}: 0 is allowed with data.source={config.data.source} and"
+            f" dit.model={config.dit.model}; it needs world and vdit"
+        )
+    if not low <= chunk < high:
+        raise UserError(
+            f"eval.chunk is {chunk:g} seconds: 0 and {low:g} to less than {high:g} are allowed"
+        )
+
+
+def token_shards(config: ConfigDict, mesh: Mesh | None) -> int:
+    """What a row's tokens are filled up to a multiple of, so that a mesh can split them; 1 where a
+    denoiser's attention needs the clip's grid."""
+    joint = config.dit.model == "vdit" and config.dit.axes == "joint"
+    return mesh.shape["sequence"] if mesh is not None and joint else 1
 
 
 def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:

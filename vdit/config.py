@@ -167,6 +167,8 @@ def default() -> ConfigDict:
     evaluate.captions = 256  # held-out captions, one- and two-object scenes half and half
     evaluate.paraphrases = 128  # of these, asked in unseen wordings as well
     evaluate.given = 64  # clips whose continuation is scored against the truth, or 0
+    # world: seconds that clips are made in at a time, to compare with one pass; 0: they are not
+    evaluate.chunk = 0.0
 
     mesh = config.mesh = ConfigDict()  # devices along each axis; -1 takes what is left
     mesh.data = -1

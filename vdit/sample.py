@@ -29,7 +29,14 @@ from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import unpatchify
-from vdit.objectives.diffusion import conditioned, dense_tokens, levels, split_variance
+from vdit.objectives.diffusion import (
+    conditioned,
+    dense_tokens,
+    fill,
+    filled,
+    levels,
+    split_variance,
+)
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
@@ -145,9 +152,9 @@ class Model:
         timesteps(self.process, made.steps, self.config.dit.shift, made.spacing)
         return made
 
-    def denoiser(self, mesh: Mesh | None) -> Any:
-        """`_sample` compiled for a mesh, or for one device."""
-        run = functools.partial(self._sample, mesh, build.dit(self.config, mesh))
+    def denoiser(self, mesh: Mesh | None, platform: str | None = None) -> Any:
+        """`_sample` compiled for a mesh, or for one device of `platform` (by default this one)."""
+        run = functools.partial(self._sample, mesh, build.dit(self.config, mesh, platform))
         return jax.jit(run, static_argnames=("settings",))
 
     def denoise(self, *arguments: Any, settings: Settings) -> jax.Array:
@@ -208,8 +215,11 @@ class Model:
         constrain = (lambda x: x) if mesh is None else sequence_constraint(mesh)
         patch = tuple(self.config.dit.patch)
         clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn, starts_BK)
-        batch = clean.shape[0]
-        known = layout.given()[..., None]
+        (batch, length, _), grid = clean.shape, layout.grid
+        assert grid is not None
+        multiple = build.token_shards(self.config, mesh)
+        layout = filled(layout, multiple)
+        known = layout.given()[:, :length, None]
         told = features_BJSE, mask_BJS, label_B
         use_guidance = settings.guidance != 1.0
         if use_guidance:
@@ -227,11 +237,12 @@ class Model:
 
         def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
             # A video's two rows may lie on two devices.
-            x_t = constrain(jnp.where(known2, clean2, x_t))
+            x_t = jnp.where(known2, clean2, x_t)
             level = jnp.tile(levels(dit, self.process, t[None]), (rows, shots))
             told = dataclasses.replace(condition, level=level)
-            out: Any = dit.apply({"params": params["dit"]}, x_t, layout2, told)
-            out, share = split_variance(dit, out)
+            tokens = constrain(fill(x_t, multiple))
+            out: Any = dit.apply({"params": params["dit"]}, tokens, layout2, told)
+            out, share = split_variance(dit, out[:, :length])
             x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
             return jnp.where(known2, clean2, x0), share
 
@@ -245,9 +256,7 @@ class Model:
             settings.make(),
             keys_B,
         )
-        assert layout.grid is not None
-        t, h, w = layout.grid
-        return unpatchify(x.reshape(batch, t, h, w, -1), (1, *patch))
+        return unpatchify(x.reshape(batch, *grid, -1), (1, *patch))
 
     def text(self, captions: Sequence[Sequence[str]]) -> tuple[np.ndarray, jax.Array]:
         """Mask (B, J, S) and features (B, J, S, E) of as many captions for each video."""

@@ -133,6 +133,7 @@ def denoising(
         shares=pattern_shares(table, shares),
         patch=tuple(config.dit.patch),
         caption_drop=config.dit.caption_drop,
+        multiple=build.token_shards(config, mesh),
     )
 
 

@@ -17,26 +17,35 @@ from ml_collections import ConfigDict
 from tools.planning import step
 from tools.planning.chips import Chip
 from tools.planning.products import flops
-from vdit.runtime.mesh import AXES, param_sharding
+from vdit import build
+from vdit.models.dit import preset
+from vdit.runtime.attention import exchange
+from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
 
-WORKING = 2.1  # residuals of a layer that its backward pass holds at a time
+WORKING = 1.6  # residuals of a layer that its backward pass holds at a time
+FORWARD = 0.5  # residuals of a layer that sampling holds at a time
 
 
 class Model(NamedTuple):
     """What does not depend on the mesh. Bytes and FLOPs are of one sample, over all devices."""
 
-    state: Any  # shapes of state and EMA
+    state: Any  # shapes of state and EMA; of sampling {"params": ...} and nothing
     params: int
-    model_flops: float  # forward and backward, nothing twice
+    model_flops: float  # forward and backward, nothing twice; of sampling all its steps
     again_flops: float  # rematerialisation
     saved: float  # bytes that the forward pass leaves to the backward pass
-    working: float  # bytes of one layer's backward pass
+    working: float  # bytes of one layer's backward pass; of sampling of a layer
     layers: int
+    layer_params: float  # elements of one layer's parameters
+    passes: int  # through the layers, forward and backward
+    stream: float = 0.0  # elements between two of the denoiser's layers; 0: not of a denoiser
+    heads: int = 1
 
 
 class Estimate(NamedTuple):
-    """A train step on one device: bytes by part, and seconds by what they wait for."""
+    """A train step, or a batch of videos, on one device: bytes by part, and seconds by what they
+    wait for."""
 
     params: float
     optimizer: float
@@ -55,6 +64,18 @@ class Estimate(NamedTuple):
     def seconds(self) -> float:
         """At least this long: everything at full rate, and all at once."""
         return max(self.compute, self.hbm, self.ici)
+
+    @property
+    def most(self) -> float:
+        """Seconds where nothing overlaps, all else at full rate."""
+        return self.compute + self.hbm + self.ici
+
+
+class Options(NamedTuple):
+    """What of a stage's training, or of sampling, the step's size depends on."""
+
+    batch: int
+    accumulate: int = 1
 
 
 def with_(config: ConfigDict, **changes: Any) -> ConfigDict:
@@ -85,6 +106,13 @@ def device_bytes(mesh: AbstractMesh, tree: Any) -> int:
     return nbytes(shares)
 
 
+def state_bytes(model: Model, sizes: Mapping[str, int]) -> tuple[int, int, int]:
+    """One device's bytes of parameters, moments and EMA."""
+    mesh, (state, ema) = abstract_mesh(sizes), model.state
+    params, moments = device_bytes(mesh, state["params"]), device_bytes(mesh, state["opt"])
+    return params, moments, device_bytes(mesh, ema)
+
+
 def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
     return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
 
@@ -113,6 +141,31 @@ def gradient_flops(config: ConfigDict, stage: str, platform: str) -> int:
     return flops(jax.make_jaxpr(jax.grad(loss))(params, made.frozen, made.batch, key).jaxpr)
 
 
+def layers_of(params: Any) -> tuple[int, float]:
+    """Depth of the deepest stack of layers, and elements of one of its layers' parameters."""
+    stacks: dict[str, float] = {}
+    depth = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if found := STACKED.search(name):
+            stack = name[: found.end()]
+            depth[stack] = leaf.shape[0]
+            stacks[stack] = stacks.get(stack, 0.0) + math.prod(leaf.shape[1:])
+    if not stacks:
+        return 1, 0.0
+    most = max(stacks, key=lambda stack: stacks[stack])
+    return max(depth.values()), stacks[most]
+
+
+def stream_of(config: ConfigDict, stage: str) -> tuple[float, int]:
+    """Elements between two layers of a clip's denoiser, and its heads; 0 where none is trained on
+    clips that are all alike."""
+    if stage != "dit" or config.dit.model == "unet" or config.data.shapes:
+        return 0.0, 1
+    size = preset(config.dit.preset)
+    return float(math.prod(step.token_grid(config)) * size["width"]), size["heads"]
+
+
 def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     """Traces the step of a stage; a few seconds, no device."""
     made = step.training(config, stage, None, platform)
@@ -129,12 +182,8 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     remat = config.run.remat
     again = 0 if remat == "none" else gradient_flops(plain, stage, platform) - once
     group = {"vae": "vae", "dit": "dit", "classify": "vivit"}[stage]
-    stacked = [
-        leaf.shape[0]
-        for path, leaf in jax.tree_util.tree_leaves_with_path(state["params"][group])
-        if "blocks" in jax.tree_util.keystr(path)
-    ]
-    layers = max(stacked, default=1)
+    layers, layer_params = layers_of({group: state["params"][group]})
+    stream, heads = stream_of(config, stage)
     return Model(
         state=(state, ema),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(state["params"])),
@@ -143,35 +192,109 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
         saved=per_sample[remat],
         working=WORKING * per_sample["none"] / layers if remat != "none" else 0.0,
         layers=layers,
+        layer_params=layer_params,
+        passes=3 if again else 2,
+        stream=stream,
+        heads=heads,
     )
 
 
-def estimate(
-    model: Model, options: ConfigDict, sizes: Mapping[str, int], chip: Chip
-) -> Estimate:
-    """The step of `options.batch` samples on a mesh of such devices.
+def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
+    """Traces the denoising scan of a batch of videos; a sample is one video."""
+    plain = with_(config, run__attention="xla", run__remat="none")
+    made = step.sampling(plain, None, platform)[1]
+    traced = jax.make_jaxpr(functools.partial(made.denoise, settings=made.settings))
+    params = made.arguments[0]
+    one = with_(config, run__remat="none")
+    row = residuals(one, "dit", 2, platform) - residuals(one, "dit", 1, platform)
+    layers, layer_params = layers_of({"dit": params["dit"]})
+    stream, heads = stream_of(config, "dit")
+    rows = 2 if config.sample.guidance != 1.0 else 1
+    return Model(
+        state=({"params": params, "opt": ()}, ()),
+        params=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
+        model_flops=flops(traced(*made.arguments).jaxpr) / config.sample.batch,
+        again_flops=0.0,
+        saved=0.0,
+        working=FORWARD * rows * row / layers,
+        layers=layers,
+        layer_params=layer_params,
+        passes=config.sample.steps,
+        stream=rows * stream,
+        heads=heads,
+    )
 
-    Tokens are split over data, fsdp and sequence; what tensor saves of activations is not counted.
+
+def decode_flops(config: ConfigDict) -> int:
+    """FLOPs of the matrix products and convolutions that decode one clip, all of it at once."""
+    vae = build.vae(with_(config, run__attention="xla"), None, "tpu")
+    dims = vae.latent_shape(config.data.frames, *config.data.size)
+    latent = jax.ShapeDtypeStruct((1, *dims), "float32")
+    video = jax.ShapeDtypeStruct((1, config.data.frames, *config.data.size, 3), "float32")
+    params = jax.eval_shape(vae.init, jax.random.key(0), video, latent)
+    decode = functools.partial(vae.apply, method=vae.decode)
+    return flops(jax.make_jaxpr(decode)(params, latent).jaxpr)
+
+
+def sent_between(
+    model: Model, share: float, sizes: Mapping[str, int], how: str, training: bool
+) -> float:
+    """Bytes that a device sends because tokens, or heads and mlp columns, are split: `share`
+    samples at a time, in every pass of every layer."""
+    tensor, shards = sizes["tensor"], sizes["sequence"]
+    local = share * model.stream  # elements of a device's part
+    # Partial sums in float32 after attention, cross-attention and MLP, in both directions.
+    sent = 3 * 4 * local * 2 * (tensor - 1) / tensor
+    if shards > 1 and how == "gather":
+        sent += 2 * 2 * local / tensor * (shards - 1)
+    elif shards > 1:
+        u, r = exchange(how, max(model.heads // tensor, 1), shards)
+        sent += 4 * 2 * local / tensor * (u - 1) / u  # q, k, v and what comes of them, bfloat16
+        # Keys and values go round in bfloat16, in the backward pass with float32 gradients.
+        bytes_of = (2 + 6) / 2 if training else 2
+        sent += 2 * bytes_of * local / tensor * (r - 1)
+    return sent * model.passes * model.layers
+
+
+def estimate(
+    model: Model,
+    options: Options,
+    sizes: Mapping[str, int],
+    chip: Chip,
+    how: str = "auto",
+    kept: tuple[int, int, int] | None = None,
+) -> Estimate:
+    """The step of `options.batch` samples on a mesh of such devices; of sampling, all its steps.
+
+    `how` is run.sequence, `kept` the `state_bytes` where they are known. Tokens are split over
+    data, fsdp and sequence; what tensor saves of activations is not counted.
     """
-    mesh = abstract_mesh(sizes)
-    state, ema = model.state
-    params, optimizer = device_bytes(mesh, state["params"]), device_bytes(mesh, state["opt"])
+    state, _ = model.state
+    params, optimizer, ema = kept or state_bytes(model, sizes)
+    training = bool(optimizer)
     devices = math.prod(sizes.values())
-    shards = sizes["data"] * sizes["fsdp"]
-    share = options.batch / (shards * options.accumulate * sizes["sequence"])  # samples at a time
-    gradients = params * (2 if options.accumulate > 1 else 1)
-    temporaries = gradients + share * (model.saved + model.working)
+    parts = options.accumulate
+    # Samples at a time (a guided video's two rows may lie on two devices).
+    share = options.batch / (sizes["data"] * sizes["fsdp"] * parts * sizes["sequence"])
+    temporaries = share * (model.saved + model.working)
+    if training:
+        temporaries += params * (2 if parts > 1 else 1)  # gradients
+    if sizes["fsdp"] > 1:  # a layer, whole: bfloat16 to use, and its gradient
+        temporaries += model.layer_params / sizes["tensor"] * (6 if training else 2)
     total = options.batch * (model.model_flops + model.again_flops)
     whole = nbytes(state["params"]) / sizes["tensor"]  # of one tensor shard, float32
-    parts = options.accumulate
-    passes = 3 if model.again_flops else 2
     # State is read and written once; weights by every pass as bfloat16; what is saved, twice.
-    traffic = 2 * (2 * params + optimizer) + parts * passes * whole / 2
-    traffic += 2 * parts * share * (model.saved + model.working * model.layers)
+    traffic = parts * model.passes * whole / 2
     around = {axis: (size - 1) / size for axis, size in sizes.items()}
-    sent = parts * (passes * whole / 2 + whole) * around["fsdp"]
-    sent += 2 * params * around["data"]
+    sent = parts * model.passes * whole / 2 * around["fsdp"]
+    if training:
+        traffic += 2 * (2 * params + optimizer)
+        traffic += 2 * parts * share * (model.saved + model.working * model.layers)
+        sent += parts * whole * around["fsdp"] + 2 * params * around["data"]
+    else:
+        traffic += 2 * share * model.working * model.layers * model.passes
+    sent += parts * sent_between(model, share, sizes, how, training)
     return Estimate(
-        params, optimizer, device_bytes(mesh, ema), temporaries,
+        params, optimizer, ema, temporaries,
         total / devices / chip.flops, traffic / chip.hbm_rate, sent / chip.ici,
     )  # fmt: skip

@@ -63,6 +63,23 @@ def inner_jaxprs(values: Any) -> Iterator[Any]:
             yield value.jaxpr
 
 
+def convolutions(jaxpr: Any, times: int = 1) -> int:
+    """FLOPs of all convolutions of a computation; scans are multiplied out."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "conv_general_dilated":
+            kernel, (result,) = equation.invars[1].aval.shape, equation.outvars
+            out_axis = equation.params["dimension_numbers"].rhs_spec[0]
+            total += times * 2 * math.prod(result.aval.shape) * (
+                math.prod(kernel) // kernel[out_axis]
+            )
+        length = equation.params["length"] if equation.primitive.name == "scan" else 1
+        for part in inner_jaxprs(equation.params.values()):
+            total += convolutions(part, times * length)
+    return total
+
+
 def flops(jaxpr: Any) -> int:
-    """FLOPs of all matrix products of a computation."""
-    return sum(count * product.flops() for product, count in products(jaxpr).items())
+    """FLOPs of all matrix products and convolutions of a computation."""
+    multiplied = sum(count * product.flops() for product, count in products(jaxpr).items())
+    return multiplied + convolutions(jaxpr)

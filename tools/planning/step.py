@@ -172,11 +172,13 @@ class Sampling(NamedTuple):
     settings: Any
 
 
-def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampling]:
+def sampling(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> tuple[Model, Sampling]:
     """The denoising scan of a batch of videos as long and large as in training."""
-    encoder = text_encoder(config, mesh, None)
+    encoder = text_encoder(config, mesh, platform)
     model = Model(config, None, encoder, {}, {}, mesh)  # type: ignore[arg-type]
-    made = training(config, "dit", mesh)
+    made = training(config, "dit", mesh, platform)
     params = jax.eval_shape(
         lambda batch: made.objective.init(jax.random.key(0), batch), made.batch
     )
@@ -194,7 +196,7 @@ def sampling(config: ConfigDict, mesh: Mesh | None = None) -> tuple[Model, Sampl
         jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
         shape((rows,), jnp.int32) if build.read_classes(config, Path()) else None,
     )
-    return model, Sampling(model.denoiser(mesh), arguments, model.settings())
+    return model, Sampling(model.denoiser(mesh, platform), arguments, model.settings())
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:

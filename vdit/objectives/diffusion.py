@@ -22,6 +22,7 @@ from vdit.models.unet import UNet
 from vdit.nn.patch import patchify
 from vdit.objectives.objective import Objective, sample_keys
 from vdit.tokens import (
+    GIVEN,
     RATE,
     Condition,
     Layout,
@@ -219,6 +220,24 @@ def dense_tokens(
     return x.reshape(batch, length, channels), layout
 
 
+def filled(layout: Layout, multiple: int) -> Layout:
+    """The layout of as many tokens as `multiple` divides: behind the clip's own is padding, a
+    segment by itself, which counts as given."""
+    length = layout.slot.shape[1]
+    if length % multiple == 0:
+        return layout
+    parts = (layout.position, layout.slot, layout.shot, jnp.ones_like(layout.slot))
+    position, slot, shot, segment = (fill(x, multiple) for x in parts)
+    clip = segment > 0
+    return Layout(position, jnp.where(clip, slot, GIVEN), jnp.where(clip, shot, 1), segment)
+
+
+def fill(x_BL: jax.Array, multiple: int) -> jax.Array:
+    """x (B, L, ...) with zeros behind, up to the next multiple of tokens."""
+    more = -x_BL.shape[1] % multiple
+    return jnp.pad(x_BL, ((0, 0), (0, more), *((0, 0),) * (x_BL.ndim - 2))) if more else x_BL
+
+
 def diffusion_objective(
     model: Denoiser,
     encoder: TextEncoder,
@@ -233,6 +252,7 @@ def diffusion_objective(
     loss_weight: str = "uniform",
     sample_times: Callable[[jax.Array], jax.Array],
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
+    multiple: int = 1,
 ) -> Objective:
     """The mean squared error of the prediction over wanted tokens.
 
@@ -243,7 +263,7 @@ def diffusion_objective(
     `text_drop`. A model of classes is given the clips' "label" (B,), dropped with their text.
     `frozen` holds the latents' "mean" and "std" (Z,), a pretrained encoder's "text" where features
     are not in the batch, and "empty" as in `conditioned`, if it is there. `constrain` places
-    (B, L, ...) arrays on a mesh.
+    (B, L, ...) arrays on a mesh, whose shards of tokens `multiple` is: rows are filled up to it.
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
@@ -298,6 +318,7 @@ def diffusion_objective(
         clean, seconds, known, t_B, noise, drop, drop_BJ = draw(batch, frozen, key)
         x0, layout = dense_tokens(clean, patch, seconds, known, batch.get("starts"))
         eps, _ = dense_tokens(noise, patch, seconds, known)
+        x0, eps, layout = fill(x0, multiple), fill(eps, multiple), filled(layout, multiple)
         captions = captions_of(batch)
         features = text_features(encoder, params, frozen, captions)
         mask, level = captions["mask"] & ~drop_BJ[..., None], levels(model, process, t_B)
