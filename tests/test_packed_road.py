@@ -211,7 +211,6 @@ def test_a_mixture_takes_turns() -> None:
         ({"data.shapes": ((17, "32", 32, 10.0),)}, "height, width, fps"),
         ({"data.shapes": ((17, 32, 32, float("nan")),)}, "height, width, fps"),
         ({"data.shapes": ((17, 3, 32, 10.0),)}, "each 4 or more"),
-        ({"dit.patch": (2, 2), "data.shapes": ((9, 24, 40, 10.0),)}, "3x5 places: dit.patch"),
         ({"data.source": "folder"}, "data.shapes with data.source=folder"),
         ({"dit.given.last": -0.1}, "dit.given is .*shares of 0 and more"),
         ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "text and prefix not both 0"),

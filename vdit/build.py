@@ -34,6 +34,7 @@ from vdit.models.minilm import minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.models.vae_conv import ConvVAE
 from vdit.nn.attention import Attend
+from vdit.nn.patch import padded
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import DTYPES, operand_dtype
@@ -293,12 +294,6 @@ def _check_shapes(config: ConfigDict) -> None:
             raise UserError(
                 f"data.shapes has {shape!r}: (1 + k*{p} frames, height, width, fps) is allowed"
             )
-        places = vae(config).latent_shape(*(int(x) for x in shape[:3]))[1:3]
-        if places[0] % config.dit.patch[0] or places[1] % config.dit.patch[1]:
-            raise UserError(
-                f"data.shapes has {shape!r}, with latents of {places[0]}x{places[1]} places:"
-                f" dit.patch {tuple(config.dit.patch)} must divide them"
-            )
     if config.data.source in ENDLESS:
         training_clips(config, Path())  # its own limits, before anything is trained
     given = config.dit.given
@@ -502,6 +497,19 @@ def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any
         return by_caption(clips, clips.classes)
     other = make(config, "heldout" if split == "train" else "train", workdir, **options)
     return by_caption(clips, sorted({*clips.captions, *other.captions}))
+
+
+def token_pixels(config: ConfigDict) -> tuple[int, int]:
+    """Rows and columns of pixels of one token: videos are padded to a multiple of them."""
+    (_, q, r), (a, b) = config.vae.patch, config.dit.patch
+    return q * a, r * b
+
+
+def latent_shape(
+    config: ConfigDict, frames: int, height: int, width: int
+) -> tuple[int, int, int, int]:
+    """Latents (t, h, w, Z) of a clip, padded to whole tokens."""
+    return vae(config).latent_shape(frames, *padded((height, width), token_pixels(config)))
 
 
 def training_clips(config: ConfigDict, workdir: Path) -> Any:

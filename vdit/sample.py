@@ -28,7 +28,7 @@ from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.text import TextEncoder, Tokenizer
-from vdit.nn.patch import unpatchify
+from vdit.nn.patch import pad_to_multiple, unpatchify
 from vdit.objectives.diffusion import (
     conditioned,
     dense_tokens,
@@ -129,7 +129,10 @@ class Model:
         self.process = build.process(config)
         self._encode = jax.jit(
             lambda params, video, state: self.vae.apply(
-                {"params": params["vae"]}, to_float(video), state, method=self.vae.encode
+                {"params": params["vae"]},
+                to_float(pad_to_multiple(video, build.token_pixels(config))),
+                state,
+                method=self.vae.encode,
             )[::2]
         )
         self._decode = jax.jit(
@@ -392,7 +395,7 @@ class Model:
         mask, features = self.text([row.captions for row in rows])
         starts = np.stack([row.starts for row in rows])
         p = self.config.vae.patch[0]
-        count, h, w, channels = self.vae.latent_shape(frames, height, width)
+        count, h, w, channels = build.latent_shape(self.config, frames, height, width)
         clean = jnp.zeros((len(rows), count, h, w, channels))
         times, is_given = [latent_times(count, p, fps)], [np.zeros(count, bool)]
         spans = [self._spans(row.given, frames) for row in rows]

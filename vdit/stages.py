@@ -22,6 +22,7 @@ from vdit.errors import UserError
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.lpips import read_weights
 from vdit.models.text import TextEncoder, encode_features
+from vdit.nn.patch import pad_to_multiple
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
@@ -239,7 +240,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
 
     @jax.jit
     def chunk(video: jax.Array, state: Any, params: Any) -> tuple[jax.Array, Any]:
-        made: Any = model.apply({"params": params}, to_float(video), state, method=model.encode)
+        video = to_float(pad_to_multiple(video, build.token_pixels(config)))
+        made: Any = model.apply({"params": params}, video, state, method=model.encode)
         return made[::2]
 
     def own(frames: int) -> int:

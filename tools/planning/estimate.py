@@ -228,7 +228,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
 def decode_flops(config: ConfigDict) -> int:
     """FLOPs of the matrix products and convolutions that decode one clip, all of it at once."""
     vae = build.vae(with_(config, run__attention="xla"), None, "tpu")
-    dims = vae.latent_shape(config.data.frames, *config.data.size)
+    dims = build.latent_shape(config, config.data.frames, *config.data.size)
     latent = jax.ShapeDtypeStruct((1, *dims), "float32")
     video = jax.ShapeDtypeStruct((1, config.data.frames, *config.data.size, 3), "float32")
     params = jax.eval_shape(vae.init, jax.random.key(0), video, latent)

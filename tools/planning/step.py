@@ -55,13 +55,9 @@ def text_params(encoder: TextEncoder, length: int) -> Any:
 
 
 def token_grid(config: ConfigDict) -> tuple[int, int, int]:
-    """Tokens (t, h, w) of a clip; refuses a DiT patch that does not divide its latents."""
-    t, h, w, _ = build.vae(config).latent_shape(config.data.frames, *config.data.size)
+    """Tokens (t, h, w) of a clip."""
+    t, h, w, _ = build.latent_shape(config, config.data.frames, *config.data.size)
     rows, columns = config.dit.patch
-    if h % rows or w % columns:
-        raise UserError(
-            f"dit.patch is {rows}x{columns}: it must divide the {h}x{w} places of a latent frame"
-        )
     return t, h // rows, w // columns
 
 
@@ -112,7 +108,7 @@ def training(
 def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
     """A batch of `stages.dense_batches`, without the ordinals."""
     rows, length = config.dit.train.batch, config.text.length
-    _, h, w, channels = build.vae(config).latent_shape(config.data.frames, *config.data.size)
+    _, h, w, channels = build.latent_shape(config, config.data.frames, *config.data.size)
     stored, shots = len(stages.pattern_table(config).times), build.most_shots(config)
     captions = (rows, 1 + shots, length) if shots else (rows, length)
     batch = {
@@ -184,7 +180,7 @@ def sampling(
     )
     rows, shots = config.sample.batch, build.most_shots(config)
     captions = (rows, 1 + shots, config.text.length)
-    count, h, w, channels = model.vae.latent_shape(config.data.frames, *config.data.size)
+    count, h, w, channels = build.latent_shape(config, config.data.frames, *config.data.size)
     arguments = (
         params,
         shape(captions, bool),

@@ -25,6 +25,12 @@ def unpatchify(x_BTHWE: jax.Array, patch: tuple[int, int, int]) -> jax.Array:
     return rearrange(x_BTHWE, "B T H W (p q r C) -> B (T p) (H q) (W r) C", p=p, q=q, r=r)
 
 
+def padded(size: tuple[int, int], multiple: tuple[int, int]) -> tuple[int, int]:
+    """Height and width, each up to the next multiple."""
+    (h, w), (q, r) = size, multiple
+    return -(-h // q) * q, -(-w // r) * r
+
+
 def pad_to_multiple(x_BTHWC: jax.Array, multiple: tuple[int, int]) -> jax.Array:
     """Pads height and width at the bottom and right, by the edge's pixels, to a multiple."""
     pads = [(-size) % m for size, m in zip(x_BTHWC.shape[2:4], multiple, strict=True)]
