@@ -75,8 +75,9 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     """A denoiser of the layouts of `vdit.models.layouts`."""
     del workdir
     params = traverse_util.flatten_dict(made.params["dit"], sep="/")
-    # What reads the text's features: stacked or not, the last axis but one is theirs.
-    readers = [v for k, v in params.items() if k.endswith(("text_in/kernel", "/text/k/kernel"))]
+    # The first to read the text's features: stacked or not, the last axis but one is theirs.
+    first = ("text_in/kernel", "/text/k/kernel")
+    readers = [v for end in first for k, v in params.items() if k.endswith(end)]
     latent = build.vae(config).latent_shape(config.data.frames, *config.data.size)
     sizes = layouts.Sizes(latent, readers[0].shape[-2] if readers else 1)
     found = layouts.to_layout(flat(config), sizes, flat(default()))
