@@ -249,7 +249,8 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     def line(title: str, rows: Sequence[dict[str, Any]], told: Sequence[str]) -> list[str]:
         return [title, str(len(rows)), *told, *(mean_row(rows, name) for name in scores)]
 
-    lines, decoders = [], []
+    lines: list[list[str]] = []
+    decoders: list[list[str]] = []
     for name, variant in VARIANTS.items():
         if by[name]:
             made = score_rows(by[name], "generated")

@@ -35,6 +35,7 @@ from vdit import build
 from vdit.config import default
 from vdit.errors import UserError
 from vdit.models import layouts, vae_folder, vivit, weights
+from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
 from vdit.runtime.files import write_text
 from vdit.sample import read_config
@@ -75,8 +76,9 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     """A denoiser of the layouts of `vdit.models.layouts`."""
     del workdir
     params = traverse_util.flatten_dict(made.params["dit"], sep="/")
-    # What reads the text's features: stacked or not, the last axis but one is theirs.
-    readers = [v for k, v in params.items() if k.endswith(("text_in/kernel", "/text/k/kernel"))]
+    # The first to read the text's features: stacked or not, the last axis but one is theirs.
+    first = ("text_in/kernel", "/text/k/kernel")
+    readers = [v for end in first for k, v in params.items() if k.endswith(end)]
     latent = build.vae(config).latent_shape(config.data.frames, *config.data.size)
     sizes = layouts.Sizes(latent, readers[0].shape[-2] if readers else 1)
     found = layouts.to_layout(flat(config), sizes, flat(default()))
@@ -89,12 +91,13 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
 
 def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     """A convolutional autoencoder, with the latents' statistics where a denoiser knows them."""
-    if config.vae.model == "vivit":
+    model = build.vae(config)
+    if not isinstance(model, ConvVAE):
         return None
     directory = workdir / "checkpoints" / "dit"
     step = newest_good_step(directory)
     statistics = None if step is None else load_meta(directory, step)["latents"]
-    found = vae_folder.to_folder(build.vae(config), statistics)
+    found = vae_folder.to_folder(model, statistics)
     if found is None:
         return None
     return Folder(found[0], vae_folder.STEM, made.params["vae"], found[1])

@@ -208,6 +208,12 @@ def _check_window(config: ConfigDict) -> None:
 def _check_text(config: ConfigDict) -> None:
     """Refuses rows that hold their text where they cannot."""
     choose(dict.fromkeys(TEXTS), "dit.text", config.dit.text)
+    read_by = config.text.encoder, config.dit.model
+    if config.text.padding and read_by != ("clip", "unet"):
+        raise UserError(
+            f"text.padding=True with text.encoder={read_by[0]} and dit.model={read_by[1]}: clip and"
+            " unet are allowed"
+        )
     where = config.dit.model, config.dit.axes
     if config.dit.text == "context" and (where != ("vdit", "joint") or most_shots(config)):
         raise UserError(
@@ -688,7 +694,7 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
         return text.Tokenizer(text.no_tokenizer(), 1)
     if name in text_folder.FAMILIES:
         read = text_folder.read_tokenizer(name, config.text.path)
-        return text.Tokenizer(read, config.text.length)
+        return text.Tokenizer(read, config.text.length, config.text.padding)
     path = workdir / "tokenizer.json"
     if not path.exists():
         if captions is None:

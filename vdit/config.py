@@ -49,6 +49,7 @@ def default() -> ConfigDict:
     text.encoder = "learned"
     text.path = ""  # t5, umt5, clip: folder with config.json, tokenizer.json and safetensors
     text.length = 40  # budget of a caption in tokens; a longer one is refused
+    text.padding = False  # clip, dit.model=unet: padding is attended to, as in Stable Diffusion
     text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
     text.width = 128  # learned: width of the encoder
     text.depth = 2  # learned: layers
@@ -227,7 +228,7 @@ LATER: dict[str, Any] = {
     "data.shapes": (), "dit.pack": (0, 0, 0), "dit.learned_variance": False,
     "data.shots": (1, 1), "data.detail": 3, "dit.caption_drop": 0.0, "dit.model": "vdit",
     "dit.paper.conditioning": "adaln_zero", "dit.paper.classes": 1000, "dit.paper.text": False,
-    "dit.window": (4, 8, 8), "dit.text": "cross",
+    "dit.window": (4, 8, 8), "dit.text": "cross", "text.padding": False,
     "dit.paper.span": 0.0, "dit.paper.level_theta": 10_000.0, "dit.paper.epsilons": (1e-6, 1e-6),
     "data.name": "", "data.native_fps": 0.0, "data.template": "a video of {label}",
     "data.video_field": "", "data.caption_field": "", "data.label": "",

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import base
+from experiments import base, unet
 from vdit import build, sample, stages
 from vdit.config import differences
 from vdit.errors import UserError
@@ -63,6 +63,28 @@ def test_ids_are_those_of_transformers(expected: Any, folder: str, length: int) 
     np.testing.assert_array_equal(ids[told], wanted[told])
     np.testing.assert_array_equal(mask[told], filled[told])
     assert not mask[~told].any() and (length != LONG or mask.sum() > LONG - 8)
+
+
+@pytest.mark.parametrize("folder", ["clip_quick", "clip_gelu"])
+def test_padded_texts_are_those_of_stable_diffusion(folder: str) -> None:
+    """No mask: padding has features and is seen, by a text and by the text without words."""
+    golden = np.load(GOLDEN.parent / "text_padding.npz")
+    wanted, ids = golden[f"{folder}/features"], golden[f"{folder}/ids"]
+    config = unet.get_config()
+    config.text.encoder, config.text.path = "clip", str(GOLDEN / folder)
+    config.text.length, config.text.padding = ids.shape[1], True
+    build.check(config)
+    tokenizer = build.tokenizer(config, Path())
+    encoder = build.text_encoder(config, tokenizer)
+    made, mask = tokenizer.encode(["a small red ball falls", "ball"])
+    empty, all_of_it = tokenizer.empty()
+    np.testing.assert_array_equal(np.concatenate([made, empty]), ids)
+    assert mask.all() and all_of_it.all()
+    features = jax.jit(encoder.apply)(parameters(encoder), ids, np.ones(ids.shape, bool))
+    assert np.abs(features - wanted).max() / np.abs(wanted).max() < 2e-5
+    config.dit.model = "vdit"
+    with pytest.raises(UserError, match="clip and unet are allowed"):
+        build.check(config)
 
 
 @pytest.mark.parametrize("folder, length", CASES)

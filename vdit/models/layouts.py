@@ -286,6 +286,7 @@ def _unet_to_vdit(config: Config) -> dict[str, Any]:
         "sample.batch": 4,
         "text.encoder": "clip",
         "text.length": 77,
+        "text.padding": True,  # its pipeline tells the U-Net of no mask
     }
 
 

@@ -49,10 +49,10 @@ class Tokenizer:
 
     `json` is the text of a tokenizer.json of the library `tokenizers` (`learned_tokenizer`,
     `minilm.minilm_tokenizer`, `text_folder.read_tokenizer`); `length` is the budget S in tokens,
-    special ones included.
+    special ones included. With `padding` what fills a text up to S counts as its tokens.
     """
 
-    def __init__(self, json: str, length: int) -> None:
+    def __init__(self, json: str, length: int, padding: bool = False) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
         except Exception as error:  # the library raises bare Exception
@@ -60,7 +60,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True  # a prompt that says "[PAD]" is only text
         self._pad = (self._tokenizer.padding or {"pad_id": 0})["pad_id"]
         self._tokenizer.no_padding()
-        self.length = length
+        self.length, self.padding = length, padding
         self.vocab: int = 1 + max(self._tokenizer.get_vocab().values())
 
     def encode(
@@ -88,7 +88,7 @@ class Tokenizer:
                 line = f"is {count} tokens long; allowed: {self.length}"
                 raise UserError(f"{name} {_shortened(text)} {line}")
             ids_NS[row, :count] = tokens.ids
-            mask_NS[row, :count] = True
+            mask_NS[row, : None if self.padding else count] = True
         return ids_NS, mask_NS
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:
@@ -96,7 +96,7 @@ class Tokenizer:
         ids = self._tokenizer.encode("").ids[: self.length]
         ids_1S = np.full((1, self.length), self._pad, np.int32)
         ids_1S[0, : len(ids)] = ids
-        return ids_1S, np.arange(self.length)[None] < len(ids)
+        return ids_1S, np.arange(self.length)[None] < (self.length if self.padding else len(ids))
 
     def decode(self, ids_S: Sequence[int] | np.ndarray) -> str:
         """The text of one row's ids, without padding and other special tokens."""
