@@ -135,6 +135,19 @@ def test_a_missing_shot_list_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "text",
+    ['["a\\nb"]', f'[{{"start": 1{"0" * 400}, "caption": "a"}}]',
+     '[{"start": 0, "caption": "\\ud800"}]', "[" * 100_000],
+)  # fmt: skip
+def test_what_no_shot_can_be_is_one_line(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "shots.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match="shot 1 is|not JSON") as raised:
+        read_shots(str(path))
+    assert len(str(raised.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("field", "value", "words"),
     [
         ("data.shots", (1, 9), "shots"),

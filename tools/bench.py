@@ -735,7 +735,7 @@ def bench_loader_part(options: argparse.Namespace, report: Report) -> None:
     rows = bench_loader.measure(options.torch_python, say)
     print(f"\n{bench_loader.table(rows)}")
     if not any(row["source"].startswith("PyTorch") for row in rows):
-        print("no PyTorch with PyAV there: its lines are left out")
+        print("no DataLoader of PyTorch with PyAV there: its lines are left out")
     report.rows += [{"part": "loader", **row} for row in rows]
     say(f"loader: memory over {bench_loader.FLAT:,} clips")
     held, more = bench_loader.growth(bench_loader.World(0), bench_loader.FLAT)

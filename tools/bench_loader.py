@@ -102,8 +102,9 @@ def growth(source: Any, clips: int) -> tuple[float, float]:
         stream.close()
 
 
-def torch_rates(python: str, films: Path, sizes: Sequence[int]) -> list[Measured]:
-    """Rows of PyTorch's DataLoader; none where that Python has no torch or no PyAV."""
+def torch_rates(python: str, films: Path, sizes: Sequence[int], say: Say) -> list[Measured]:
+    """Rows of PyTorch's DataLoader; none where that Python cannot run it, as where it has no torch
+    or no PyAV: then its last line is said."""
     asked = {
         "films": str(films), "frames": FRAMES, "fps": FPS, "sizes": list(sizes), "batch": BATCH,
         "workers": [0, *WORKERS], "seconds": MEASURED,
@@ -113,6 +114,7 @@ def torch_rates(python: str, films: Path, sizes: Sequence[int]) -> list[Measured
         [python, str(script), json.dumps(asked)], capture_output=True, text=True, check=False
     )
     if made.returncode:
+        say(f"loader: no PyTorch: {(made.stderr.strip().splitlines() or ['no answer'])[-1]}")
         return []
     return [json.loads(line) for line in made.stdout.splitlines()]
 
@@ -149,7 +151,7 @@ def measure(python: str, say: Say) -> list[Measured]:
             rows.append({"source": "decoding once", "size": size, "film_seconds": seconds})
             add("vdit folder", size, folder)
         say("loader: PyTorch's DataLoader with PyAV")
-        rows += torch_rates(python, films, (32, 64))
+        rows += torch_rates(python, films, (32, 64), say)
     return rows
 
 

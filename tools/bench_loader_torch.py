@@ -53,7 +53,8 @@ class Films(Dataset):
             begun = [at for at, _ in shown]
             for wanted in times:
                 at = max(bisect.bisect_right(begun, wanted + 1e-6) - 1, 0)
-                scaled = shown[at][1].reformat(self.side, self.side, "rgb24", "AREA")
+                frame = shown[at][1]
+                scaled = frame.reformat(self.side, self.side, "rgb24", interpolation="AREA")
                 found.append(scaled.to_ndarray())
         return torch.from_numpy(np.stack(found))
 

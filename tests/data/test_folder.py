@@ -354,6 +354,8 @@ def test_wrong_csv(root: Path, make: Callable[..., Folder], text: str, words: st
         ('{"file": "a.mp4", "caption": "a", "end": "1"}', "line 4: end '1' is not a number"),
         ('{"file": "a.mp4", "caption": "a", "end": Infinity}', "line 4: end inf is not a number"),
         ('{"file": "a.mp4", "caption": "a", "end": 1e999}', "line 4: end inf is not a number"),
+        (f'{{"file": "a.mp4", "caption": "a", "end": 1{"0" * 400}}}', "line 4: end 10.* is not"),
+        ('{"file": "a.mp4", "caption": "\\ud800"}', "line 4: the caption is empty or no text"),
         ("[" * 100000, "line 4: not JSON"),
     ],
 )
