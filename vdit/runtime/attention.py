@@ -42,9 +42,11 @@ def auto(
     """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing.
 
     On a TPU splash, xla for rows that would not fill one of its blocks (text, few frames), and
-    chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head, and chunked from there on.
+    chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head, and chunked
+    from there on.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
+    attend: Attend
     if (platform or jax.default_backend()) == "tpu":
         attend = chunked.attend if length * keys >= TABLES else splash.attend
         attend = attend if min(length, keys) >= splash.LANES else xla.attend
