@@ -4,9 +4,9 @@ python -m vdit.main --config=experiments/minute.py          hours; has not been 
 python -m vdit.main --config=experiments/minute.py:smoke    moments: every stage, no quality
 
 301 frames of 32x32 at 5 a second: low enough a rate that a minute is a few thousand tokens, high
-enough that a fall is seen. Beside base's scores `eval` makes the same held-out clips in one pass and
-six seconds at a time, each chunk given the later half of the one before, and says for both how long
-bodies stay whole and what the picture drifts by in a second (rows "length" of metrics.jsonl;
+enough that a fall is seen. Beside base's scores `eval` makes the same held-out clips in one pass
+and six seconds at a time, each chunk given the later half of the one before, and says for both how
+long bodies stay whole and what the picture drifts by in a second (rows "length" of metrics.jsonl;
 length.png shows them).
 """
 

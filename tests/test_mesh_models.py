@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh
 
-from experiments import unet
+from experiments import dit_paper, unet
 from experiments.base import get_config
 from tools.planning.hlo import COLLECTIVE, axes_of, groups_of, size_of
 from tools.planning.step import lower_training, sampling, text_encoder, token_grid, training
@@ -33,17 +33,21 @@ MESHES = [
     {"data": 1, "fsdp": 2, "tensor": 2, "sequence": 2},
 ]
 
-GIVEN = {"dit": {"text": 0.6, "prefix": 0.2, "last": 0.2}, "unet": {"text": 1.0}}
+GIVEN: dict[str, dict[str, float]] = {
+    "dit": {"text": 0.6, "prefix": 0.2, "last": 0.2}, "unet": {"text": 1.0}, "paper": {"text": 1.0},
+}  # fmt: skip
 # The U-Net's steps are many to compile: the mesh of all axes, and one where no batch is split.
 CASES = [(stage, axes) for stage in ("vae", "dit", "classify") for axes in MESHES]
 CASES += [("unet", axes) for axes in (MESHES[-1], {"tensor": 2, "sequence": 4})]
+CASES += [("paper", MESHES[-1])]
 
 
 def made(
     stage: str, mesh: Mesh | None = None, how: str = "auto", side: int = 4
 ) -> tuple[Objective, Any, Any]:
     """The smoke experiment's objective, frozen arrays and a batch (of side x side places)."""
-    config = unet.get_config("smoke") if stage == "unet" else get_config("smoke")
+    of = {"unet": unet.get_config, "paper": dit_paper.get_config}.get(stage, get_config)
+    config = of("smoke")
     config.run.dtype = "float32"
     config.run.sequence = how
     rng = np.random.default_rng(0)
@@ -79,6 +83,8 @@ def made(
         "mask": np.ones((8, 12), bool),
         "ordinal": ordinal,
     }
+    if config.data.label:
+        batch["label"] = (ordinal % 3).astype(np.int32)
     frozen = {"mean": np.zeros(8, np.float32), "std": np.ones(8, np.float32)}
     return objective, frozen, batch
 

@@ -96,6 +96,13 @@ def test_the_steps_trace_from_shapes_alone(experiment: ModuleType) -> None:
     assert "stablehlo" in lower_sampling(config, mesh).as_text()
 
 
+def test_a_torus_is_cut_as_a_mesh_asks() -> None:
+    """2 x 8 of 4 x 4 chips, which JAX refuses at first."""
+    pytest.importorskip("libtpu")
+    mesh = make_mesh({"fsdp": 2, "sequence": 8}, plan.devices_of("v6e:4x4"))
+    assert mesh.shape["sequence"] == 8 and len({d.id for d in mesh.devices.flat}) == 16
+
+
 def test_without_libtpu_it_says_what_to_install(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

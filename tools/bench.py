@@ -711,7 +711,7 @@ def bench_attention(options: argparse.Namespace, report: Report) -> None:
             for length, case in cases.items()
         }  # a long clip is slower, not to be left out
         report.table("attention", axes, seconds, None)
-        of_each = {
+        of_each: dict[str, list[float]] = {
             "time": [statistics.median(values) for values in seconds.values()],
             "FLOPs": [case.flops for case in cases.values()],
             "temporaries": [case.temporaries for case in cases.values()],

@@ -228,7 +228,7 @@ def print_estimate(plan: Plan, mode: str, stage: str, kind: str) -> None:
     )
     times_of(plan, mode, stage, kind, made.seconds, made.most)
     print(f"\nGiB on a device      estimate   of {chip.hbm / GIB:.0f} ({kind}, {chip.source})")
-    for name in ("params", "optimizer", "ema", "temporaries", "total"):
+    for name in ("params", "optimizer", "ema", "inputs", "temporaries", "total"):
         print(f"  {name:18} {getattr(made, name) / GIB:9.3f}")
 
 
@@ -272,11 +272,10 @@ def compile_plan(plan: Plan, mode: str, stage: str, name: str) -> Compiled:
 def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, kind: str) -> None:
     """The compiler's memory beside the estimate, the collectives, and the times with these."""
     made, chip = plan.made, device(kind)
-    kept = made.params + made.optimizer + made.ema
     print(f"\ncompiled in {got.seconds:.0f} s")
     print("GiB on a device      compiler   estimate")
     for name, real, guess in (
-        ("arguments", got.state, kept), ("temporaries", got.temporaries, made.temporaries),
+        ("arguments", got.state, made.kept), ("temporaries", got.temporaries, made.temporaries),
     ):  # fmt: skip
         print(f"  {name:18} {real / GIB:9.3f} {guess / GIB:10.3f}")
     print(

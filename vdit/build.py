@@ -618,19 +618,15 @@ def discriminator(
     return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, dtype)
 
 
-def _paper(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiTPaper:
-    del mesh  # its blocks take parameters as the compiler places them
+def _paper(config: ConfigDict, **options: Any) -> DiTPaper:
     return DiTPaper(patch=tuple(config.dit.patch), **config.dit.paper, **options)
 
 
-def _vdit(config: ConfigDict, mesh: Mesh | None, **options: Any) -> DiT:
-    return DiT(
-        window=tuple(config.dit.window), text=config.dit.text, gather=gather(mesh), **options
-    )
+def _vdit(config: ConfigDict, **options: Any) -> DiT:
+    return DiT(window=tuple(config.dit.window), text=config.dit.text, **options)
 
 
-def _unet(config: ConfigDict, mesh: Mesh | None, **options: Any) -> unet.UNet:
-    del mesh  # as the paper's
+def _unet(config: ConfigDict, **options: Any) -> unet.UNet:
     shared = ("learned_variance", "attend", "unroll", "remat", "dtype")
     return unet.UNet(**config.dit.unet, **{name: options[name] for name in shared})
 
@@ -642,7 +638,6 @@ def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = Non
     """The denoiser, for one device or for steps on a mesh."""
     return choose(DITS, "dit.model", config.dit.model)(
         config,
-        mesh,
         **preset(config.dit.preset),
         axes=config.dit.axes,
         learned_variance=config.dit.learned_variance,
@@ -650,6 +645,7 @@ def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = Non
         unroll=config.run.unroll,
         remat=config.run.remat,
         dtype=operand_dtype(config.run.dtype, mesh, platform),
+        gather=gather(mesh),
     )
 
 

@@ -230,6 +230,7 @@ class Model:
             clean2, known2, layout2, told = double((clean, known, layout, told))
         else:
             clean2, known2, layout2 = clean, known, layout
+        layout2 = jax.tree.map(constrain, layout2)
         rows = len(clean2)
         features, mask, label = told
         condition = conditioned(

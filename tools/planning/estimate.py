@@ -39,6 +39,7 @@ class Model(NamedTuple):
     layers: int
     layer_params: float  # elements of one layer's parameters
     passes: int  # through the layers, forward and backward
+    inputs: float = 0.0  # bytes of a batch's data
     stream: float = 0.0  # elements between two of the denoiser's layers; 0: not of a denoiser
     heads: int = 1
 
@@ -50,6 +51,7 @@ class Estimate(NamedTuple):
     params: float
     optimizer: float
     ema: float
+    inputs: float  # its share of a batch
     temporaries: float
     compute: float
     hbm: float
@@ -58,7 +60,12 @@ class Estimate(NamedTuple):
     @property
     def total(self) -> float:
         """Bytes."""
-        return self.params + self.optimizer + self.ema + self.temporaries
+        return self.kept + self.temporaries
+
+    @property
+    def kept(self) -> float:
+        """Bytes that the step is given."""
+        return self.params + self.optimizer + self.ema + self.inputs
 
     @property
     def seconds(self) -> float:
@@ -194,6 +201,7 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
         layers=layers,
         layer_params=layer_params,
         passes=3 if again else 2,
+        inputs=nbytes(made.batch) / made.options.batch,
         stream=stream,
         heads=heads,
     )
@@ -276,6 +284,7 @@ def estimate(
     parts = options.accumulate
     # Samples at a time (a guided video's two rows may lie on two devices).
     share = options.batch / (sizes["data"] * sizes["fsdp"] * parts * sizes["sequence"])
+    inputs = options.batch / (sizes["data"] * sizes["fsdp"]) * model.inputs
     temporaries = share * (model.saved + model.working)
     if training:
         temporaries += params * (2 if parts > 1 else 1)  # gradients
@@ -295,6 +304,6 @@ def estimate(
         traffic += 2 * share * model.working * model.layers * model.passes
     sent += parts * sent_between(model, share, sizes, how, training)
     return Estimate(
-        params, optimizer, ema, temporaries,
+        params, optimizer, ema, inputs, temporaries,
         total / devices / chip.flops, traffic / chip.hbm_rate, sent / chip.ici,
     )  # fmt: skip

@@ -21,6 +21,7 @@ from vdit.kernels import xla
 from vdit.models.dit import AXES, FOLDS, REMAT, Modulation, modulate
 from vdit.nn.attention import Attend, Attention
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.stack import Gather, gathered
 from vdit.tokens import Condition, Layout
 
 Grid = tuple[int, int, int]
@@ -147,7 +148,8 @@ class DiTPaper(nn.Module):
         "factorised" ones meet them before the first block over time, as Latte's do.
       level_theta: the longest period of the time's features, over 2 pi.
       epsilons: those of a block's norms, before attention and before the MLP.
-      unroll, remat: choices of the run; parameters are the same.
+      unroll, remat, gather (of a layer's parameters): choices of the run; parameters are the
+        same.
 
     Raises `UserError` for given tokens (it knows one time for all), packed rows, and combinations
     that no such model has.
@@ -172,6 +174,7 @@ class DiTPaper(nn.Module):
     unroll: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
+    gather: Gather = None
 
     @nn.compact
     def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
@@ -217,9 +220,9 @@ class DiTPaper(nn.Module):
         if self.conditioning == "in_context":
             x = jnp.concatenate([x, told.tokens], axis=1)
 
-        layer = Layer
+        layer = gathered(Layer, self.gather)
         if self.remat != "none":
-            layer = nn.remat(Layer, prevent_cse=False, policy=REMAT[self.remat])
+            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
         steps = self.depth // len(blocks)
         stack = nn.scan(
             layer,

@@ -155,6 +155,8 @@ def denoising(
         layout: Layout,
         condition: Condition,
     ) -> tuple[jax.Array, jax.Array]:
+        # All that has tokens is split as they are: positions alone are as large as activations are.
+        x0, eps, wanted_BL, layout = jax.tree.map(constrain, (x0, eps, wanted_BL, layout))
         wanted = wanted_BL[..., None]
         # Given tokens are kept out of the algebra: they are clean, and have no loss.
         x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t), x0))

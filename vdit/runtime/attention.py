@@ -25,6 +25,10 @@ from vdit.runtime.mesh import BATCH, platform_of
 # on its gradient is as fast and its forward pass faster, and memory no longer grows by the square.
 LONG = 1024 * 1024
 
+# Logits of one head from which `auto` leaves splash: its tables, an entry for each pair of blocks,
+# have to fit into a TPU's scalar memory. Those of 166,912 x 166,912 do (compiled for v5p).
+TABLES = 2**35
+
 
 def auto(
     q_BLNK: jax.Array,
@@ -37,12 +41,15 @@ def auto(
 ) -> jax.Array:
     """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing.
 
-    On a TPU splash, and xla for rows that would not fill one of its blocks (text, few frames).
-    Elsewhere xla below `LONG` logits a head, and chunked from there on.
+    On a TPU splash, xla for rows that would not fill one of its blocks (text, few frames), and
+    chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head, and chunked
+    from there on.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
+    attend: Attend
     if (platform or jax.default_backend()) == "tpu":
-        attend = splash.attend if min(length, keys) >= splash.LANES else xla.attend
+        attend = chunked.attend if length * keys >= TABLES else splash.attend
+        attend = attend if min(length, keys) >= splash.LANES else xla.attend
     else:
         attend = chunked.attend if length * keys >= LONG else xla.attend
     return attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)

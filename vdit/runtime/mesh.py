@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdit.errors import UserError
@@ -38,8 +39,12 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     """A mesh over all devices (or `devices`) with the axes of `AXES`, as `mesh_sizes` has them."""
     devices = jax.devices() if devices is None else list(devices)
     sizes = mesh_sizes(axes, len(devices))
-    kinds = (AxisType.Auto,) * len(AXES)
-    return jax.make_mesh(tuple(sizes.values()), AXES, axis_types=kinds, devices=devices)
+    kinds, shape = (AxisType.Auto,) * len(AXES), tuple(sizes.values())
+    try:
+        return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
+    except NotImplementedError:  # a TPU's torus that has to be cut along the way: 2 x 8 of 4 x 4
+        grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
+        return Mesh(grid, AXES, axis_types=kinds)
 
 
 def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
