@@ -79,8 +79,8 @@ VARIANTS = {
     "context": Variant("DiT, text in context", {"dit.text": "context"}),
     "unet": Variant(
         "U-Net",
-        overrides(unet.get_config("flow"), base.get_config()),
-        overrides(unet.get_config("flow+smoke"), base.get_config("smoke")),
+        overrides(unet.get_config("flow"), base.begin()),
+        overrides(unet.get_config("flow+smoke"), base.begin("smoke")),
     ),
     "factorised": Variant("DiT, factorised attention", {"dit.axes": "factorised"}),
     "conv": Variant("DiT, convolutional autoencoder", {}, vae="conv"),
@@ -286,7 +286,7 @@ def publish(options: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -
     at += f" --seeds={options.seeds}" + " --smoke" * options.smoke
     machine = ", ".join(f"{results[-1][name]}" for name in ("device", "python", "jax"))
     text = f"```bash\npython -m tools.compare {at}\n```\n\n{tables(results)}\n\n"
-    text += f"On {os.cpu_count()} cores: {machine} (device, Python, JAX).\n"
+    text += f"On {len(os.sched_getaffinity(0))} core(s): {machine} (device, Python, JAX).\n"
     write_text(options.page, f"{before}{MARKERS[0]}\n{text}{MARKERS[1]}{after}")
 
 
