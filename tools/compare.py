@@ -67,7 +67,7 @@ class Variant(NamedTuple):
 
 
 _CONV = {
-    "vae.model": "causal", "vae.width": 16, "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 1,
+    "vae.model": "causal", "vae.width": 16, "vae.multipliers": (1, 2, 4), "vae.blocks": 1,
     "vae.train.adam_learning_rate": 1e-3,
 }  # fmt: skip
 AUTOENCODERS = {
@@ -169,13 +169,18 @@ def parameters(workdir: Path, stage: str) -> dict[str, int]:
     return {name: sum(x.size for x in jax.tree.leaves(tree)) for name, tree in groups.items()}
 
 
+def lasts(train: ConfigDict, steps: int) -> None:
+    """A stage of so many steps, half of which may be its warmup."""
+    train.steps, train.warmup = steps, min(train.warmup, steps // 2)
+
+
 def learn(name: str, seed: int, out: Path, minutes: float, smoke: bool) -> dict[str, Any]:
     """Runs an autoencoder or a variant, unless it is finished; its figures, result.json."""
     workdir, config = out / f"{name}-{seed}", configured(name, seed, smoke)
     path, stage = workdir / "result.json", config.stages[0]
     first = out / f"vae-{VARIANTS[name].vae}-{seed}" if stage == "dit" else None
     if first is not None:  # which is finished
-        config.vae.train.steps = read_plan(first)["steps"]
+        lasts(config.vae.train, read_plan(first)["steps"])
     if not (workdir / "plan.json").exists():
         shutil.rmtree(workdir, ignore_errors=True)
         if first is not None:
@@ -183,8 +188,7 @@ def learn(name: str, seed: int, out: Path, minutes: float, smoke: bool) -> dict[
     plan = planned(config, stage, workdir, minutes)
     if not path.exists():
         train = config[stage].train
-        train.steps = plan["steps"]
-        train.warmup = min(train.warmup, train.steps // 2)
+        lasts(train, plan["steps"])
         config.run.log_every = min(config.run.log_every, max(train.steps // 4, 1))
         run(config, workdir)
         rows = rows_of(workdir, stage)
