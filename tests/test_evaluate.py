@@ -1,17 +1,33 @@
-"""Scores of pixels against their definitions."""
+"""Scores of pixels against their definitions; what is asked in other words."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from experiments import minute
+from experiments import base, minute, shots
 from vdit import build
 from vdit.data.world.oracle import room
+from vdit.data.world.reword import paraphrase
 from vdit.data.world.simulate import View
 from vdit.data.world.source import World
 from vdit.errors import UserError
-from vdit.evaluate import drifts, gain, in_chunks, psnr, ssim, there
+from vdit.evaluate import (
+    OBJECTS,
+    drifts,
+    gain,
+    in_chunks,
+    psnr,
+    score_shots,
+    score_world,
+    ssim,
+    there,
+)
+from vdit.models.text import Tokenizer, learned_tokenizer
 from vdit.sample import Result
 
 
@@ -106,3 +122,53 @@ def test_a_chunk_that_is_none_is_refused(field: str, value: float) -> None:
     config.eval[field] = value
     with pytest.raises(UserError, match="eval.chunk is"):
         build.check(config)
+
+
+class Perfect:
+    """Stands in for a model: it knows every held-out clip by its caption, in any wording."""
+
+    def __init__(self, config: Any, clips: Sequence[Mapping[str, Any]]) -> None:
+        self.config, self.asked = config, Counter[str]()
+        json = learned_tokenizer([clip["caption"] for clip in clips], 320)
+        self.tokenizer, self.encoder = Tokenizer(json, 160), SimpleNamespace(frozen=False)
+        self.known = {paraphrase(clip["caption"]): clip for clip in clips}
+        self.lengths = set[int]()
+
+    def encode(self, videos: np.ndarray) -> np.ndarray:
+        return videos
+
+    def decode(self, videos: np.ndarray, height: int, width: int) -> np.ndarray:
+        return videos
+
+    def generate(self, prompts: Sequence[str], seed: int, shots: Any = ()) -> list[Any]:
+        self.lengths.add(self.tokenizer.length)
+        made = []
+        for number, prompt in enumerate(prompts):
+            clip = self.known[paraphrase(prompt)]
+            told = [(at, paraphrase(text)) for at, text in shots[number]] if shots else []
+            assert told == [(at, paraphrase(text)) for at, text in clip.get("shots", ())]
+            self.asked["seen" if prompt == clip["caption"] else "unseen"] += 1
+            made.append(SimpleNamespace(video=clip["video"]))
+        return made
+
+
+@pytest.mark.parametrize("source", ["world", "shots"])
+def test_paraphrases_are_scored_beside_the_seen_wording(source: str, tmp_path: Path) -> None:
+    config = (base if source == "world" else shots).get_config("smoke")
+    config.eval.captions, config.eval.paraphrases = 8, 4
+    counts = OBJECTS.values() if source == "world" else [tuple(config.data.objects)]
+    clips = []
+    for count in counts:
+        held = build.source(config, "heldout", tmp_path, objects=count)
+        clips += [held[i] for i in range(8)]
+    model: Any = Perfect(config, clips)
+    score = score_world if source == "world" else score_shots
+    rows = {row["split"]: row for row in score(model, tmp_path, 1) if row["objects"] == "all"}
+    assert [row["clips"] for row in rows.values()] == [8, 8, 8, 4]
+    assert model.asked == {"seen": 8, "unseen": 4} and model.lengths <= {160, 320}
+    assert model.tokenizer.length == 160
+    for split in ("reconstructed", "generated"):
+        assert rows[split]["colour"] == rows["real"]["colour"] == 1.0
+    assert rows["paraphrased"]["colour"] == 1.0 and rows["paraphrased"]["captions"] <= 4
+    config.eval.paraphrases = 0
+    assert "paraphrased" not in {row["split"] for row in score(model, tmp_path, 1)}

@@ -85,15 +85,16 @@ def _bounce(
     clip ends too soon.
     """
     high, fall = track[:, 1] - floor, gravity / fps**2
-    if not 2 <= landing < len(high) - 2 or not free[landing - 2 : landing + 3].all():
+    if not 3 <= landing < len(high) - 2 or not free[landing - 3 : landing + 3].all():
         return math.nan
     if 2 * high[landing - 1] - high[landing - 2] - fall > SLACK / 2:
         return math.nan  # the floor was not reached yet
     speed = np.diff(high) * fps
     energy = np.square(speed) / 2 + gravity * ((high[1:] + high[:-1]) / 2 + fall / 8)
-    # Two steps, for a low bounce may end within the first.
+    # Two steps, for a low bounce may end within the first. A landing that is hardly seen at its own
+    # frame is found at the next: the step before is sure to be flight.
     after = max(float(energy[landing : landing + 2].max()), 0.0)
-    return math.sqrt(after / float(energy[landing - 2]))
+    return math.sqrt(after / float(energy[landing - 3]))
 
 
 def _energy(
