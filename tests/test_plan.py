@@ -1,5 +1,6 @@
 """The planner: exact bytes, FLOPs against hand counts, collectives it reads, wrong flags."""
 
+import functools
 import re
 from types import ModuleType
 
@@ -8,10 +9,12 @@ import pytest
 
 from experiments import base, shots
 from tools import plan
-from tools.planning.estimate import model_of, state_bytes
+from tools.planning.chips import device
+from tools.planning.estimate import abstract_mesh, device_bytes
 from tools.planning.hlo import collectives
-from tools.planning.step import lower_sampling, lower_training
+from tools.planning.step import lower_sampling, lower_training, training
 from vdit.runtime.mesh import make_mesh, mesh_sizes
+from vdit.train import init_state
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}
 HLO = """
@@ -66,24 +69,39 @@ def test_wrong_input_is_one_line(
 
 def test_state_falls_with_the_chips() -> None:
     """The whole of XL's state, from 4 to 128: by 1/N within 5%, what is too small to split too."""
-    model = model_of(plan.read_config("experiments/xl.py"), "dit")
-    bytes_of = {
-        count: sum(state_bytes(model, mesh_sizes({"fsdp": count}, count))) for count in (4, 32, 128)
+    made = training(plan.read_config("experiments/xl.py"), "dit", None, "tpu")
+    begin = functools.partial(init_state, made.objective, made.options, seed=0)
+    state, ema = jax.eval_shape(begin, made.batch)
+    kept = {
+        count: device_bytes(
+            abstract_mesh(mesh_sizes({"fsdp": count}, count)), (state["params"], state["opt"], ema)
+        )
+        for count in (4, 32, 128)
     }
-    for count, kept in bytes_of.items():
-        assert 1.0 <= kept * count / (bytes_of[4] * 4) < 1.05
+    for count, size in kept.items():
+        assert 1.0 <= size * count / (kept[4] * 4) < 1.05
 
 
-def test_the_search_prefers_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
-    """Training and sampling, by estimate; flags of what it found are a plan of their own."""
+def test_what_the_search_finds_is_a_plan_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """Its flags give the same row again."""
     flags = ["--config=experiments/base.py:smoke", "--topology=v5e:2x2", "--fast", "--row"]
-    for mode in ("train", "sample"):
-        assert plan.main([*flags, f"--mode={mode}"]) == 0
-        said = capsys.readouterr().out
-        assert said.count("--mesh=") == 6 and said.rstrip().endswith("|")
-        again = re.search(r"^dit on v5e:2x2, (.*)$", said, re.M)
-        assert again and plan.main([*flags, f"--mode={mode}", *again[1].split()]) == 0
-        assert capsys.readouterr().out.rstrip().splitlines()[-1] == said.rstrip().splitlines()[-1]
+    flags.append("--mode=sample")
+    assert plan.main(flags) == 0
+    said = capsys.readouterr().out
+    assert said.count("--mesh=") == 6 and said.rstrip().endswith("|")
+    again = re.search(r"^dit on v5e:2x2, (.*)$", said, re.M)
+    assert again and plan.main([*flags, *again[1].split()]) == 0
+    assert capsys.readouterr().out.rstrip().splitlines()[-1] == said.rstrip().splitlines()[-1]
+
+
+def test_a_search_tries_remats_batches_and_parts() -> None:
+    config = base.get_config("smoke")
+    found = plan.search(config, "train", "dit", 4, device("v5e"))
+    for field in ("batch", "accumulate"):
+        assert len({one.config.dit.train[field] for one in found}) > 2
+    assert {one.config.run.remat for one in found} == {"none", "dots", "full"}
+    per_sample = [one.made.seconds / one.config.dit.train.batch for one in found]
+    assert per_sample[0] <= 1.02 * min(per_sample)
 
 
 @pytest.mark.parametrize("experiment", [base, shots])

@@ -23,7 +23,7 @@ from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
 
-WORKING = 1.6  # residuals of a layer that its backward pass holds at a time
+WORKING = 1.4  # residuals of a layer that its backward pass holds at a time
 FORWARD = 0.5  # residuals of a layer that sampling holds at a time
 
 
