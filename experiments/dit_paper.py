@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if unknown := [name for name in names if name not in (*VARIANTS, "smoke")]:
         known = sorted([*VARIANTS, "smoke"])
         raise UserError(f"experiments/dit_paper.py:{unknown[0]}: known variants are {known}")
-    config = base.begin("smoke" if "smoke" in names else "")
+    config = base.get_config("smoke" if "smoke" in names else "")
     base.ddpm(config)
     config.dit.model = "paper"
     config.dit.axes = "factorised"

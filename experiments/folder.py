@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base experiment on a folder; "smoke" trains for a moment only."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/folder.py:{variant}: known variants are ['smoke']")
-    config = base.begin(variant)
+    config = base.get_config(variant)
     config.data.source = "folder"
     config.data.path = ""  # give it with --config.data.path=FOLDER
     config.data.stride = 0.1

@@ -54,7 +54,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 def smoke() -> ConfigDict:
     """base's, with strides as strong: eight frames, and rows that do not divide."""
-    config = base.begin("smoke")
+    config = base.get_config("smoke")
     config.data.size = (40, 64)
     config.vae.patch = (8, 32, 32)
     config.vae.channels = 32

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base experiment on long clips; "smoke" has clips of six seconds in chunks of two."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/minute.py:{variant}: known variants are ['smoke']")
-    config = base.begin(variant)
+    config = base.get_config(variant)
     config.data.fps = 5.0
     config.vae.patch = (2, 8, 8)
     if variant == "smoke":

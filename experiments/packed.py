@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base experiment on packed rows; variant "smoke" at its size."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/packed.py:{variant}: the known variant is smoke")
-    config = base.begin(variant)
+    config = base.get_config(variant)
     config.data.shapes = (
         (17, 32, 32, 10.0), (1, 32, 32, 10.0), (9, 24, 40, 10.0), (17, 40, 24, 10.0),
         (13, 32, 32, 5.0),

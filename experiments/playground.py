@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base experiment on playgrounds; variant "smoke" at its size, of two seconds."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/playground.py:{variant}: the known variant is smoke")
-    config = base.begin(variant)
+    config = base.get_config(variant)
     config.data.source = "playground"
     config.data.objects = (1, 6)
     config.data.size = (64, 64)

@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base experiment on clips of one to three shots; variant "smoke" at its size."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/shots.py:{variant}: the known variant is smoke")
-    config = base.begin(variant)
+    config = base.get_config(variant)
     config.data.source = "shots"
     config.data.shots = (1, 3)
     config.data.frames = 33

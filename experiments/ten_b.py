@@ -14,7 +14,7 @@ from vdit.errors import UserError
 def get_config(variant: str = "") -> ConfigDict:
     """The two-billion experiment with a larger denoiser and larger clips; "smoke" is base's."""
     if variant == "smoke":
-        return base.begin("smoke")
+        return base.get_config("smoke")
     if variant:
         raise UserError(f"experiments/ten_b.py:{variant}: known variants are ['smoke']")
     config = two_b.get_config()

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     names = variant.split("+") if variant else []
     if unknown := [name for name in names if name not in ("flow", "smoke")]:
         raise UserError(f"experiments/unet.py:{unknown[0]}: known variants are ['flow', 'smoke']")
-    config = base.begin("smoke" if "smoke" in names else "")
+    config = base.get_config("smoke" if "smoke" in names else "")
     dit = config.dit
     dit.model = "unet"
     dit.preset = "nano"  # of transformers alone

@@ -16,7 +16,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The base experiment with DiT-XL, on a folder of films."""
     if variant:
         raise UserError(f"experiments/xl.py:{variant}: it has no variants")
-    config = base.begin()
+    config = base.get_config()
     config.data.source = "folder"  # give it with --config.data.path=FOLDER
     config.data.frames = 65
     config.data.size = (256, 256)

@@ -1,8 +1,18 @@
 """Test settings: eight fake CPU devices, strict rank promotion, one compilation cache."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # Workers and the programs that tests start inherit it: runs that stop and go on, and tests of
+    # one road, compile the same steps again and again.
+    CACHE = tempfile.mkdtemp(prefix="vdit-compiled-")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
 os.environ["XLA_FLAGS"] = (
     os.environ.get("XLA_FLAGS", "")
     + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"

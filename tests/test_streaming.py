@@ -176,3 +176,20 @@ def test_what_is_no_chunk_or_tile_is_refused() -> None:
         config.vae[name] = value
         with pytest.raises(UserError, match=f"vae.{name}"):
             build.check(config)
+
+
+def test_any_size_goes_with_any_patch_of_the_denoiser() -> None:
+    """Places of 4x4 pixels, two by two in a token: 10x13 pixels are 16x16 to the denoiser."""
+    model = small_model()
+    model.config.dit.patch = (2, 2)
+    assert build.token_pixels(model.config) == (8, 8)
+    assert build.latent_shape(model.config, 3, 10, 13) == (2, 4, 4, 3)
+    video = np.random.default_rng(0).integers(0, 255, (1, 3, 10, 13, 3), np.uint8)
+    latent = model.encode(video)
+    assert latent.shape == (1, 2, 4, 4, 3)
+    # The last row and column stand for the picture's edges.
+    edged = np.pad(video, ((0, 0), (0, 0), (0, 6), (0, 3), (0, 0)), mode="edge")
+    np.testing.assert_array_equal(latent, model.encode(edged))
+    assert model.decode(latent, 10, 13).shape == video.shape
+    model.config.dit.patch = (1, 1)
+    assert build.latent_shape(model.config, 3, 10, 13) == (2, 3, 4, 3)

@@ -67,7 +67,7 @@ class Variant(NamedTuple):
 
 
 _CONV = {
-    "vae.model": "causal", "vae.width": 16, "vae.multipliers": (1, 2, 4), "vae.blocks": 1,
+    "vae.model": "causal", "vae.width": 16, "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 1,
     "vae.train.adam_learning_rate": 1e-3,
 }  # fmt: skip
 AUTOENCODERS = {
@@ -79,8 +79,8 @@ VARIANTS = {
     "context": Variant("DiT, text in context", {"dit.text": "context"}),
     "unet": Variant(
         "U-Net",
-        overrides(unet.get_config("flow"), base.begin()),
-        overrides(unet.get_config("flow+smoke"), base.begin("smoke")),
+        overrides(unet.get_config("flow"), base.get_config()),
+        overrides(unet.get_config("flow+smoke"), base.get_config("smoke")),
     ),
     "factorised": Variant("DiT, factorised attention", {"dit.axes": "factorised"}),
     "conv": Variant("DiT, convolutional autoencoder", {}, vae="conv"),

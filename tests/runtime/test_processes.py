@@ -1,5 +1,6 @@
 """Several processes: the numbers of one; who is gone, stuck or broken is named, and all end."""
 
+import re
 import signal
 import threading
 import time
@@ -63,7 +64,8 @@ def test_stopped_by_one_signal_and_gone_on_with_by_more_they_are_one_process(
     stopped = newest_good_step(workdir / "checkpoints" / "toy")
     assert stopped is not None
     assert all(f"stopped and saved at step {stopped}; run again" in err for _, _, err in ended)
-    said = [line for line in ended[1][1].splitlines() if not line.startswith("[Gloo]")]
+    # Gloo writes from threads of its own, now and then a number on a line by itself.
+    said = [line for line in ended[1][1].splitlines() if not re.match(r"\[Gloo\]|[\d\s]*$", line)]
     assert len(said) == 1 and "process 1 of 2" in said[0]  # all else is said by process 0
     assert "process 0 of 2" in ended[0][1] and "loss" in ended[0][1]
 
