@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
@@ -21,3 +22,15 @@ os.environ["XLA_FLAGS"] = (
 import jax  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# What takes longest begins first, so that no worker is left alone with it at the end.
+LONG = (
+    "test_road.py", "test_notebook.py", "test_shots_road.py", "test_paper_road.py",
+    "test_processes_road.py", "test_mesh_models.py", "test_style.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[Any]) -> None:
+    """The files of `LONG`, then the others in their order (`--no-loadscope-reorder` keeps it)."""
+    ranks = {name: rank for rank, name in enumerate(LONG)}
+    items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))

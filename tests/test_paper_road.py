@@ -148,7 +148,14 @@ def test_only_the_classes_that_are_shown_learn(drop: float, rows: list[int]) -> 
     assert jnp.flatnonzero(moved).tolist() == rows
 
 
-@pytest.mark.parametrize("conditioning", [name for name in CONDITIONINGS if name != "adaln_single"])
+@pytest.mark.parametrize(
+    "conditioning",
+    [
+        pytest.param(name, marks=() if name == "adaln_zero" else pytest.mark.slow)
+        for name in CONDITIONINGS
+        if name != "adaln_single"
+    ],
+)
 def test_a_batch_is_the_sum_of_its_samples_alone(conditioning: str) -> None:
     axes = "joint" if conditioning == "in_context" else "factorised"
     made, data = objective(0.5, conditioning, axes), batch(3)
