@@ -2,7 +2,7 @@
 
 python -m vdit.main --config=experiments/base.py            15 to 22 minutes with AVX512-BF16
 python -m vdit.main --config=experiments/base.py:long       about an hour on the same
-python -m vdit.main --config=experiments/base.py:fine       latents of 4x4 pixels, 2.3 dB nearer
+python -m vdit.main --config=experiments/base.py:fine       latents of 4x4 pixels, see README
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
 python -m vdit.main --config=experiments/base.py:iddpm      its variance learned, 100 steps
 python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
