@@ -67,8 +67,8 @@ class Variant(NamedTuple):
 
 
 _CONV = {
-    "vae.model": "causal", "vae.width": 16, "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 1,
-    "vae.train.adam_learning_rate": 1e-3,
+    "vae.model": "causal", "vae.width": 16, "vae.pixels": 2, "vae.multipliers": (1, 2, 4),
+    "vae.blocks": 1, "vae.train.adam_learning_rate": 1e-3,
 }  # fmt: skip
 AUTOENCODERS = {
     "vivit": Variant("ViViT", {}),

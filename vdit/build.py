@@ -544,17 +544,19 @@ def _attend(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Atte
 def _check_conv(config: ConfigDict) -> None:
     """Refuses sizes that no convolutional autoencoder has."""
     levels, (p, q, r) = tuple(config.vae.multipliers), config.vae.patch
-    side = 2 ** max(len(levels) - 1, 0)
+    side = max(config.vae.pixels, 1) * 2 ** max(len(levels) - 1, 0)
     times = (1,) if config.vae.model == "kl" else tuple(2**i for i in range(len(levels)))
     if not levels or min(levels) < 1 or (q, r) != (side, side) or p not in times:
         raise UserError(
-            f"vae.patch is {(p, q, r)} with {len(levels)} vae.multipliers and vae.model="
-            f"{config.vae.model}: {side} rows and columns are allowed, and {times} frames"
+            f"vae.patch is {(p, q, r)} with {len(levels)} vae.multipliers, vae.pixels="
+            f"{config.vae.pixels} and vae.model={config.vae.model}: {side} rows and columns are"
+            f" allowed, and {times} frames"
         )
-    if config.vae.blocks < 1 or config.vae.width < 1:
-        raise UserError(
-            f"vae.blocks, vae.width are {config.vae.blocks}, {config.vae.width}: numbers above 0"
-        )
+    for name in ("blocks", "width", "pixels"):
+        if config.vae[name] < 1:
+            raise UserError(f"vae.{name} is {config.vae[name]}: numbers above 0 are allowed")
+    if config.vae.model == "kl" and config.vae.pixels > 1:
+        raise UserError(f"vae.pixels is {config.vae.pixels}: 1 is allowed with vae.model=kl")
     widths = [config.vae.width * m for m in levels]
     if config.vae.model == "kl" and (
         config.vae.groups < 1 or any(width % config.vae.groups for width in widths)
@@ -575,6 +577,7 @@ def _conv(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> ConvVA
         blocks=config.vae.blocks,
         causal=causal,
         groups=0 if causal else config.vae.groups,
+        pixels=config.vae.pixels,
         attend=_attend(config, mesh, platform),
         dtype=operand_dtype(config.run.dtype, mesh, platform),
     )

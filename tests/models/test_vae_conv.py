@@ -127,15 +127,35 @@ def test_statistics_are_those_of_the_config() -> None:
 def test_fields_of_the_convolutions_change_no_older_digest() -> None:
     config = default()
     old = stage_fields(config, "vae")
-    assert not {"vae.model", "vae.multipliers", "vae.blocks", "vae.groups"} & set(old)
+    own = {"vae.model", "vae.multipliers", "vae.blocks", "vae.groups", "vae.pixels"}
+    assert not own & set(old)
     config.vae.model = "causal"
     assert stage_fields(config, "vae") == old | {"vae.model": "causal"}
 
 
-@pytest.mark.parametrize("model, patch", [("kl", (4, 8, 8)), ("causal", (4, 8, 4)), ("cnn", (1,))])
-def test_a_model_that_is_not_there_is_refused(model: str, patch: tuple[int, ...]) -> None:
+def test_squares_of_pixels_stand_for_a_level() -> None:
     config = default()
-    config.vae.model = model
+    config.vae.model, config.vae.pixels, config.vae.multipliers = "causal", 2, (1, 2, 4)
+    build.check(config)
+    model = build.vae(config)
+    assert model.patch == (4, 8, 8) and model.pixels == 2
+    video, noise = jnp.zeros((1, 5, 16, 8, 3)), jnp.zeros((1, 2, 2, 1, model.channels))
+    (out, mean, _), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), video, noise)
+    assert out.shape == video.shape and mean.shape == noise.shape
+
+
+@pytest.mark.parametrize(
+    "model, patch, pixels",
+    [
+        ("kl", (4, 8, 8), 1), ("kl", (1, 16, 16), 2), ("causal", (4, 8, 4), 1),
+        ("causal", (4, 8, 8), 2), ("causal", (4, 8, 8), 0), ("cnn", (1,), 1),
+    ],
+)  # fmt: skip
+def test_a_model_that_is_not_there_is_refused(
+    model: str, patch: tuple[int, ...], pixels: int
+) -> None:
+    config = default()
+    config.vae.model, config.vae.pixels = model, pixels
     if len(patch) == 3:
         config.vae.patch = patch
     with pytest.raises(UserError, match="vae"):

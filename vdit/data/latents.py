@@ -92,7 +92,7 @@ class Latents:
         return Sizes(shapes.prod(1) // (patch[0] * patch[1]), text)
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Mean and standard deviation (Z,) of the clips' latents."""
+        """Mean (Z,) of the clips' latents, and the deviation (Z,) that they are divided by."""
         assert self.manifest is not None
         return {name: np.asarray(self.manifest[name], np.float32) for name in ("mean", "std")}
 
@@ -261,10 +261,14 @@ def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[s
     number = sum(row["number"] for row in sums)
     mean = np.sum([row["sum"] for row in sums], axis=0) / number
     variance = np.sum([row["square"] for row in sums], axis=0) / number - mean**2
+    # One deviation for all channels, as latent diffusion scales them (Rombach et al. 2022, section
+    # 4.3.2): what the KL has switched off stays near zero. With its own deviation such a channel
+    # would be noise that counts as much as any other.
+    std = np.full_like(mean, np.sqrt(max(variance.mean(), 1e-12)))
     return {
         "digest": digest,
         "count": count,
         "shards": names,
         "mean": list(mean),
-        "std": list(np.sqrt(np.maximum(variance, 1e-12))),
+        "std": list(std),
     }
