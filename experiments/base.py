@@ -19,6 +19,7 @@ from vdit.errors import UserError
 def long(config: ConfigDict) -> None:
     """About an hour: a DiT three times as large for twice the steps; a VAE for twice the steps."""
     config.vae.train.steps = 6000
+    config.vae.kl_weight = 1e-4
     config.latents.clips = 30_000
     config.dit.preset = "micro"
     config.dit.train.steps = 5500
@@ -36,6 +37,7 @@ def fine(config: ConfigDict) -> None:
     config.vae.width = 64
     config.vae.heads = 2
     config.vae.detail = 256
+    config.vae.kl_weight = 1e-4
     config.dit.patch = (2, 2)
 
 
@@ -45,6 +47,7 @@ def ddpm(config: ConfigDict) -> None:
     config.dit.prediction = "eps"
     config.dit.logit_normal = ()
     config.dit.shift = 1.0
+    config.sample.shift = 0.0
     config.sample.sampler = "ddpm"
     config.sample.steps = 1000
     config.sample.clips = 8
@@ -99,8 +102,9 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The defaults, and what the variant changes."""
+    """The defaults, times of sampling nearer to noise, and what the variant changes."""
     config = default()
+    config.sample.shift = 8.0
     if variant:
         if variant not in VARIANTS:
             raise UserError(f"experiments/base.py:{variant}: known variants are {sorted(VARIANTS)}")

@@ -167,7 +167,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     )
     # Traced, so that no device is touched: these refuse what does not fit the process.
     jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
-    steps = config.sample.steps, dit.shift, config.sample.spacing
+    sample = config.sample
+    steps = sample.steps, sample.shift or dit.shift, sample.spacing
     jax.eval_shape(lambda: schedule.timesteps(process(config), *steps))
 
 

@@ -74,7 +74,7 @@ def default() -> ConfigDict:
     vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
     vae.chunk = 16  # latent frames that are encoded or decoded at a time
     vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
-    vae.kl_weight = 1e-4  # weight of the KL, a mean over latent elements
+    vae.kl_weight = 1e-3  # weight of the KL, a mean over latent elements
     vae.l1_weight = 0.0  # weight of the absolute error beside the squared
     vae.lpips_weight = 0.0  # weight of LPIPS beside them; needs pip install 'vdit[lpips]'
     vae.lpips_net = "alex"  # its network: alex or vgg
@@ -157,6 +157,7 @@ def default() -> ConfigDict:
     sample = config.sample = ConfigDict()
     sample.sampler = "ddim"  # ddpm, ddim, euler or dpmpp_2m
     sample.steps = 25
+    sample.shift = 0.0  # as dit.shift, of the sampling times alone; 0: dit.shift
     sample.spacing = "trailing"  # of a table's points: trailing (from the last), leading (to first)
     sample.eta = 1.0  # ddim: share of noise; fresh noise mends what an earlier step got wrong
     sample.variance = "posterior"  # ddpm: posterior, beta or learned

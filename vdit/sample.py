@@ -94,6 +94,7 @@ class Settings:
     eta: float
     variance: str
     spacing: str
+    shift: float
 
     def make(self) -> Any:
         """The sampler; only the options that it has."""
@@ -152,8 +153,13 @@ class Model:
         base |= {name: value for name, value in changes.items() if value is not None}
         made = Settings(**base)
         made.make()  # refuses unknown names and options at once
-        timesteps(self.process, made.steps, self.config.dit.shift, made.spacing)
+        self.times(made)
         return made
+
+    def times(self, settings: Settings) -> jax.Array:
+        """The times t_0 > .. > t_n between which it samples."""
+        shift = settings.shift or self.config.dit.shift
+        return timesteps(self.process, settings.steps, shift, settings.spacing)
 
     def denoiser(self, mesh: Mesh | None, platform: str | None = None) -> Any:
         """`_sample` compiled for a mesh, or for one device of `platform` (by default this one)."""
@@ -250,12 +256,10 @@ class Model:
             x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
             return jnp.where(known2, clean2, x0), share
 
-        shift = self.config.dit.shift
-        times = timesteps(self.process, settings.steps, shift, settings.spacing)
         x, _ = sample(
             guided(denoise, settings.guidance) if use_guidance else denoise,
             initial_noise(keys_B, clean.shape[1:]),
-            times,
+            self.times(settings),
             self.process,
             settings.make(),
             keys_B,
