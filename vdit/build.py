@@ -30,7 +30,7 @@ from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset
 from vdit.models.dit_paper import DiTPaper
-from vdit.models.minilm import minilm_tokenizer
+from vdit.models.minilm import POSITIONS, minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.models.vae_conv import ConvVAE
 from vdit.nn.attention import Attend
@@ -690,7 +690,13 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
         return text.Tokenizer(text.no_tokenizer(), 1)
     if name in text_folder.FAMILIES:
         read = text_folder.read_tokenizer(name, config.text.path)
-        return text.Tokenizer(read, config.text.length, config.text.padding)
+        chunk = text_folder.positions(name, config.text.path)
+        if config.text.padding and chunk is not None and config.text.length > chunk:
+            raise UserError(
+                f"text.length is {config.text.length} with text.padding: {chunk}, the positions of"
+                f" text.path={config.text.path}, are allowed"
+            )
+        return text.Tokenizer(read, config.text.length, config.text.padding, chunk)
     path = workdir / "tokenizer.json"
     if not path.exists():
         if captions is None:
@@ -700,7 +706,8 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
         else:
             made = text.learned_tokenizer(captions(), config.text.vocab)
         write_text(path, made)
-    return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length)
+    chunk = POSITIONS if name == "minilm" else None
+    return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length, chunk=chunk)
 
 
 CLASSES = "classes.json"
@@ -733,10 +740,9 @@ def read_classes(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 class Vocabulary(NamedTuple):
-    """What a text encoder's shapes follow from: tokens that a tokenizer knows, and of a caption."""
+    """What a text encoder's shapes follow from: the tokens that a tokenizer knows."""
 
     vocab: int
-    length: int
 
 
 def text_encoder(
@@ -758,7 +764,7 @@ def text_encoder(
             "gather": gather(mesh),
         }
     if config.text.encoder in text_folder.FAMILIES:
-        options = {"path": config.text.path, "length": tokens.length, "vocab": tokens.vocab}
+        options = {"path": config.text.path, "vocab": tokens.vocab}
     return text.encoder(config.text.encoder, **options)
 
 

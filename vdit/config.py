@@ -48,7 +48,9 @@ def default() -> ConfigDict:
     # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen; none: no text
     text.encoder = "learned"
     text.path = ""  # t5, umt5, clip: folder with config.json, tokenizer.json and safetensors
-    text.length = 40  # budget of a caption in tokens; a longer one is refused
+    # Budget of a caption in tokens; a longer one is refused. Where it is more than minilm or clip
+    # have positions for, captions that need it are encoded in chunks.
+    text.length = 40
     text.padding = False  # clip, dit.model=unet: padding is attended to, as in Stable Diffusion
     text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
     text.width = 128  # learned: width of the encoder

@@ -20,6 +20,7 @@ from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
 from vdit.models.autoencoder import encode_in_chunks
+from vdit.models.chunks import row_places
 from vdit.models.lpips import read_weights
 from vdit.models.text import TextEncoder, encode_features
 from vdit.nn.patch import pad_to_multiple
@@ -379,8 +380,9 @@ def packed_rows(
         element = latents[clip]
         frames = int(element.get("frames", len(element["latent"])))
         table = table_of(frames, p, float(element["fps"]))
-        words = element[text][element["mask"]]
-        return draw_sample(element, words, ordinal, table, shares, config.seed + 1)
+        told = element["mask"][: row_places(element["mask"])]
+        words = element[text][: len(told)]
+        return draw_sample(element, words, told, ordinal, table, shares, config.seed + 1)
 
     stream = PackedBatches(
         read,

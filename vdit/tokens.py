@@ -153,10 +153,12 @@ def of_segment(values_BM: jax.Array, segment_BL: jax.Array) -> jax.Array:
 
 
 def segment_bounds(segment_BL: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:
-    """First token and number of tokens (B, M) of each sample of packed rows."""
+    """First place and number of places (B, M) of each sample of packed rows, gaps of captions
+    (`packing.pack`) included."""
     same = segment_BL[:, None] == jnp.arange(1, samples + 1)[None, :, None]
-    count = same.sum(-1)
-    return jnp.cumsum(count, 1) - count, count
+    start = same.argmax(-1)
+    end = same.shape[-1] - same[..., ::-1].argmax(-1)
+    return start, jnp.where(same.any(-1), end - start, 0)
 
 
 def segment_index(segment_BL: jax.Array, samples: int) -> jax.Array:
@@ -170,13 +172,15 @@ def split_segments(
 ) -> tuple[jax.Array, jax.Array]:
     """A row of samples (B, L, ...) to samples in rows of their own (B·M, size, ...), and a mask.
 
-    Zero behind a sample's end; no sample may have more than `size` tokens.
+    Zero behind a sample's end and in its gaps; no sample may have more than `size` places.
     """
     start, count = segment_bounds(segment_BL, samples)
     at = start[..., None] + jnp.arange(size)[None, None]
     at = jnp.minimum(at, x_BL.shape[1] - 1)
-    mask = (jnp.arange(size)[None, None] < count[..., None]).reshape(-1, size)
-    x = jax.vmap(lambda row, at: row[at])(x_BL, at).reshape(*mask.shape, *x_BL.shape[2:])
+    take = jax.vmap(lambda row, at: row[at])
+    real = (jnp.arange(size)[None, None] < count[..., None]) & (take(segment_BL, at) > 0)
+    mask = real.reshape(-1, size)
+    x = take(x_BL, at).reshape(*mask.shape, *x_BL.shape[2:])
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0), mask
 
 

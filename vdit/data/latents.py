@@ -20,6 +20,7 @@ from grain.sources import ArrayRecordDataSource
 
 from vdit.data.packing import Sizes
 from vdit.errors import UserError
+from vdit.models.chunks import row_places
 from vdit.runtime.files import appears, atomic_path, write_text
 
 MANIFEST = "manifest.json"
@@ -246,7 +247,7 @@ def _write_shard(
             number += len(flat)
             shapes.append(list(element["latent"].shape[:3]))
             frames.append(int(element.get("frames", len(element["latent"]))))
-            text.append(int(element["mask"].sum()) if "mask" in element else 0)
+            text.append(int(row_places(element["mask"]).sum()) if "mask" in element else 0)
         writer.close()
         told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
