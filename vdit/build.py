@@ -290,11 +290,6 @@ def _check_shapes(config: ConfigDict) -> None:
     p = config.vae.patch[0]
     if config.data.source == "shots":
         raise UserError("data.shapes with data.source=shots: packed rows know one caption a clip")
-    if config.data.source == "folder":
-        raise UserError(
-            "data.shapes with data.source=folder: what is held out of a folder depends on the"
-            " clips' length and rate, so a shape would train on another's held-out clips"
-        )
     for shape in config.data.shapes:
         if not _is_shape(shape, p):
             raise UserError(
@@ -447,7 +442,7 @@ def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -
     return Playground(config.seed, split, detail=config.data.detail, **options)
 
 
-def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
+def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
     from vdit.data.folder import Folder
 
     return Folder(
@@ -459,6 +454,36 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
         cache=workdir / "clips",
         skipped_path=workdir / "skipped.jsonl",
     )
+
+
+def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
+    """Of the films that train clips of the base shape, each at those shapes that suit its aspect.
+
+    Raises `UserError` for a shape that suits none.
+    """
+    from vdit.data.folder import fitting, write_skipped
+
+    base = source(config, "train", workdir)
+    shapes, root = config.data.shapes, Path(config.data.path)
+    sizes = [(int(height), int(width)) for _, height, width, _ in shapes]
+    files = [row.file for row in base.rows]
+    shown = fitting(root, files, sizes, workdir / "clips" / "aspects.json")
+    sources, skipped = [], list(base.skipped)
+    for i, (frames, _, _, fps) in enumerate(shapes):
+        parts = [row for row in base.rows if i in shown[row.file]]
+        if not parts:
+            raise UserError(
+                f"data.shapes has {tuple(shapes[i])!r}: every film of {root} has an aspect that"
+                " another shape suits better; leave it out"
+            )
+        options = {"frames": int(frames), "size": sizes[i], "fps": fps, "parts": parts}
+        sources.append(source(config, "train", workdir, **options))
+        skipped += sources[-1].skipped
+    write_skipped(workdir / "skipped.jsonl", skipped)
+    rates = [float(shape[3]) for shape in shapes]
+    mixture = Mixture(sources, rates, endless=False, to_the_end=True)
+    mixture.skipped = list(dict.fromkeys(skipped))
+    return mixture
 
 
 def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
@@ -522,6 +547,8 @@ def training_clips(config: ConfigDict, workdir: Path) -> Any:
     """The clips that are encoded for the DiT: the train split, or its mixture of data.shapes."""
     if not config.data.shapes:
         return source(config, "train", workdir)
+    if config.data.source == "folder":
+        return _folder_shapes(config, workdir)
     sources = [
         source(
             config, "train", workdir, frames=int(frames), size=(int(height), int(width)), fps=fps

@@ -41,7 +41,8 @@ def default() -> ConfigDict:
     data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
     data.threads = 1  # threads that read ahead
     # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
-    # width, fps), which the clips have in turn and which are packed into rows of one length.
+    # width, fps), which the clips have in turn and which are packed into rows of one length. Films
+    # of a folder have only those that suit their aspect.
     data.shapes = ()
 
     text = config.text = ConfigDict()

@@ -158,6 +158,13 @@ def classification(
     return classify_objective(model, build.questions(config), config.classify.smoothing)
 
 
+def tell_skipped(clips: Any) -> None:
+    """One line of the files that a source could not use, if there are any."""
+    if skipped := getattr(clips, "skipped", None):
+        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
+        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
+
+
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
     refuse_other(config, "vae", runtime)
@@ -165,9 +172,7 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
         clips = build.source(config, "train", runtime.workdir)
-    if skipped := getattr(clips, "skipped", None):
-        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
-        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
+    tell_skipped(clips)
     stream = batches(
         clips,
         options.batch,
@@ -205,6 +210,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     folder = latents_folder(runtime)
     with zero_first("clips"):
         clips = build.training_clips(config, runtime.workdir)
+    if config.data.shapes:  # else the stage vae has said it
+        tell_skipped(clips)
     # A folder's clips can change under the same config: their digest is part of the cache's.
     content = {"content": getattr(clips, "digest", "")}
     fields = all_fields(config, "latents") | content
