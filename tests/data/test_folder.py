@@ -438,6 +438,44 @@ def test_other_wrong_captions(root: Path, make: Callable[..., Folder]) -> None:
     refused(r"file name 'a\\nb.mp4' has a line break")
     os.rename(root / "a\nb.mp4", os.fsencode(root) + b"/\xff.mp4")
     refused("bytes that are not UTF-8")
+    os.rename(os.fsencode(root) + b"/\xff.mp4", root / "a.mp4")
+    for name, shown in (("\x1b[31m", r"\\x1b\[31m"), ("\x7f", r"\\x7f"), ("\u2028", r"\\u2028")):
+        (root / f"{name}.mp4").write_bytes(b"")
+        refused(f"file name '{shown}.mp4' has a line break, a control character or")
+        (root / f"{name}.mp4").unlink()
+
+
+def test_links_in_circles_end(root: Path, make: Callable[..., Folder]) -> None:
+    beside(root)
+    want = items(make())
+    (root / "more" / "again").symlink_to(root)
+    (root / "more" / "up.mp4").symlink_to("..")
+    (root / "more" / "again.txt").symlink_to("again.txt")
+    assert items(make()) == want
+    (root / "round.mp4").symlink_to("round.mp4")
+    (root / "there.mp4").symlink_to("back.mp4")
+    (root / "back.mp4").symlink_to("there.mp4")
+    for name in ("round", "there", "back"):
+        (root / f"{name}.txt").write_text(name)
+    source = make()
+    assert items(source) == want
+    assert [name for name, _ in source.skipped] == ["back.mp4", "round.mp4", "there.mp4"]
+    assert all("symbolic links" in why for _, why in source.skipped)
+    (root / "round.txt").unlink()
+    (root / "round.txt").symlink_to("round.txt")
+    with pytest.raises(UserError, match="round.mp4: no caption; write round.txt"):
+        make()
+
+
+def test_markup_in_a_caption_is_text(root: Path, make: Callable[..., Folder]) -> None:
+    odd = ["<b>red</b> &amp; </p><script>x</script>", "**a** _b_ [x](y) {z} %s", "=1+1 $HOME `id`"]
+    rows = dict(zip(CAPTIONS, odd, strict=True))
+    table(root, "file,caption\n" + "".join(f'{name},"{text}"\n' for name, text in rows.items()))
+    assert make().captions == odd
+    (root / "captions.csv").unlink()
+    lines = [json.dumps({"file": name, "caption": text}) for name, text in rows.items()]
+    (root / "captions.jsonl").write_text("\n".join(lines))
+    assert make().captions == odd
 
 
 def test_a_place_that_cannot_be_written_is_one_line(root: Path) -> None:
