@@ -125,8 +125,12 @@ def denoising(
     encoder: TextEncoder,
     mesh: Mesh | None = None,
     platform: str | None = None,
+    longest: tuple[int, int] | None = None,
 ) -> Objective:
-    """What stage dit learns of clips that are all alike: every pattern of given spans."""
+    """What stage dit learns of clips that are all alike: every pattern of given spans.
+
+    `longest`: tokens of their longest captions, if they are known (see `diffusion_objective`).
+    """
     table = pattern_table(config)
     shares = {name: config.dit.given[name] for name in config.dit.given}
     return diffusion_objective(
@@ -136,6 +140,7 @@ def denoising(
         patch=tuple(config.dit.patch),
         caption_drop=config.dit.caption_drop,
         multiple=build.token_shards(config, mesh),
+        longest=longest,
     )
 
 
@@ -365,7 +370,9 @@ def dense_batches(
     given = config.dit.given
     if short := [name for name in given if given[name] > 0 and name not in there]:
         say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
-    objective = denoising(config, encoder, runtime.mesh)
+    # Published models see a text without words as well, which has a length of its own.
+    longest = latents.longest() if config.dit.model == "vdit" else None
+    objective = denoising(config, encoder, runtime.mesh, longest=longest)
     more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
     fields = ("latent", "ids", "mask", *more)
     batch, threads = config.dit.train.batch, config.data.threads

@@ -54,9 +54,15 @@ class Condition:
 
 
 def text_condition(
-    features_BJSE: jax.Array, mask_BJS: jax.Array, pooled_BJE: jax.Array, level_BK: jax.Array
+    features_BJSE: jax.Array,
+    mask_BJS: jax.Array,
+    pooled_BJE: jax.Array,
+    level_BK: jax.Array,
+    own: int | None = None,
 ) -> Condition:
     """The condition of a dense batch: caption 0 is that of the whole clip, 1 .. J - 1 its shots'.
+
+    No shot's own caption has more than `own` tokens, where that is given.
 
     A shot (the one shot, where J is 1) has the clip's caption and its own behind a null key, and
     two slots, whose pooled vector is the mean of those captions' that are not empty. `level_BK`
@@ -66,9 +72,9 @@ def text_condition(
     shots = max(captions - 1, 1)
 
     def told(x_BJS: jax.Array) -> jax.Array:
-        """What each shot is told (B, shots, S or 2 S, ...): the clip's, and its own behind it."""
+        """What each shot is told (B, shots, S or more, ...): the clip's, and its own behind it."""
         clip = jnp.broadcast_to(x_BJS[:, :1], (batch, shots, *x_BJS.shape[2:]))
-        return clip if captions == 1 else jnp.concatenate([clip, x_BJS[:, 1:]], axis=2)
+        return clip if captions == 1 else jnp.concatenate([clip, x_BJS[:, 1:, :own]], axis=2)
 
     text = jnp.pad(told(features_BJSE), ((0, 0), (0, 0), (1, 0), (0, 0)))
     real = jnp.pad(told(mask_BJS), ((0, 0), (0, 0), (1, 0)), constant_values=True)
