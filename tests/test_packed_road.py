@@ -27,6 +27,7 @@ from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, read
 from vdit.runtime.preemption import Preemption
+from vdit.runtime.video import write_mp4
 from vdit.tokens import extra_spans
 from vdit.train import Interrupted, Runtime
 
@@ -198,6 +199,11 @@ def test_a_mixture_takes_turns() -> None:
     assert [finite[i]["clip"] for i in range(len(finite))] == [(0, 0), (1, 0), (0, 1), (1, 1)]
     with pytest.raises(IndexError):
         finite[4]
+    sources = [Numbers(1, 0), Numbers(3, 1), Numbers(2, 2)]
+    whole = Mixture(sources, (10.0, 5.0, 1.0), False, to_the_end=True)
+    turns = [(0, 0), (1, 0), (2, 0), (1, 1), (2, 1), (1, 2)]
+    assert [whole[i]["clip"] for i in range(len(whole))] == turns
+    assert [whole.kind(i) for i in range(len(whole))] == [kind for kind, _ in turns]
     with pytest.raises(UserError, match="0 sources"):
         Mixture([], (), True)
 
@@ -211,7 +217,6 @@ def test_a_mixture_takes_turns() -> None:
         ({"data.shapes": ((17, "32", 32, 10.0),)}, "height, width, fps"),
         ({"data.shapes": ((17, 32, 32, float("nan")),)}, "height, width, fps"),
         ({"data.shapes": ((17, 3, 32, 10.0),)}, "each 4 or more"),
-        ({"data.source": "folder"}, "data.shapes with data.source=folder"),
         ({"dit.given.last": -0.1}, "dit.given is .*shares of 0 and more"),
         ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "text and prefix not both 0"),
         ({"dit.axes": "factorised"}, "packed rows go joint"),
@@ -224,6 +229,42 @@ def test_what_cannot_be_packed_is_refused(changes: dict[str, Any], words: str) -
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
         build.check(config)
+
+
+def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
+    vae: Any, tmp_path: Path
+) -> None:
+    config, root = small(), tmp_path / "films"
+    root.mkdir()
+    for number, (height, width) in enumerate([(64, 64), (64, 64), (40, 72), (40, 72)]):
+        video = np.full((40, height, width, 3), 60 * number, np.uint8)
+        video += np.arange(40, dtype=np.uint8)[:, None, None, None]
+        write_mp4(root / f"{number}.mp4", video, fps=10)
+        (root / f"{number}.txt").write_text(f"film {number}")
+    config.data.source, config.data.path = "folder", str(root)
+    config.latents.shard, config.dit.train.steps, config.dit.train.warmup = 100, 2, 0
+    build.check(config)
+    clips = build.training_clips(config, tmp_path)
+    held = build.source(config, "heldout", tmp_path)
+    kinds: dict[str, set[tuple[int, ...]]] = {}
+    for i in range(len(clips)):
+        shape = tuple(config.data.shapes[clips.kind(i)][:3])
+        assert clips[i]["video"].shape == (*shape, 3)
+        kinds.setdefault(clips[i]["caption"], set()).add(shape)
+    assert len(kinds) == 3 and not kinds.keys() & set(held.captions)
+    square, wide = {(17, 32, 32), (1, 32, 32)}, {(9, 20, 36)}
+    want = {f"film {k}": square if k < 2 else wide for k in range(4)}
+    assert kinds == {caption: want[caption] for caption in kinds}
+    with runtime(config, tmp_path) as made:
+        cache = stages.cache_latents(config, made, vae)
+        assert len(cache) == min(len(clips), CLIPS)
+        assert [cache[i]["fps"] for i in range(4)] == [clips[i]["fps"] for i in range(4)]
+        stages.train_dit(config, made, cache)
+    losses = [row["loss"] for row in read(tmp_path) if "loss" in row]
+    assert len(losses) == 2 and np.isfinite(losses).all()
+    config.data.shapes = (*config.data.shapes, (17, 40, 24, 10.0))
+    with pytest.raises(UserError, match=r"\(17, 40, 24, 10.0\): every film .* suits better"):
+        build.training_clips(config, tmp_path)
 
 
 def test_a_row_that_is_too_short_for_a_clip_is_refused(cached: Path) -> None:

@@ -72,6 +72,15 @@ def test_the_cache_holds_every_caption_and_when_it_begins(trained: Path) -> None
         np.testing.assert_allclose(starts[1 : 1 + len(cuts)], cuts, atol=1e-6)
         counts.add(len(clip["shots"]))
     assert counts == {1, 2}
+    words = np.max([cache[i]["mask"].sum(1) for i in range(len(cache))], axis=0)
+    longest = cache.longest()
+    assert longest is not None and longest[0] % 8 == longest[1] % 8 == 0
+    assert 0 <= longest[0] - words[0] < 8 and 0 <= longest[1] - words[1:].max() < 8
+    for summary in (trained / "latents").glob("*.array_record.json"):  # of an older cache
+        before = json.loads(summary.read_text())
+        summary.write_text(json.dumps({k: v for k, v in before.items() if k != "longest"}))
+        assert Latents(trained / "latents").longest() is None
+        summary.write_text(json.dumps(before))
 
 
 SHOTS = [(0.0, "a small red ball falls"), (0.9, "at night: a small red ball lies still")]

@@ -111,6 +111,13 @@ def test_samples_leave_a_row_and_come_back() -> None:
     np.testing.assert_array_equal(mask, own > 0)
     back = join_segments(own, SEGMENT, 4)
     np.testing.assert_array_equal(back, jnp.where(SEGMENT > 0, x, 0.0))
+    # A caption of several chunks has gaps, which stay where they are.
+    gaps = jnp.array([[1, 0, 1, 2, 2, 0, 2], [3, 3, 0, 3, 0, 0, 0]])
+    own, mask = split_segments(x, gaps, 4, 4)
+    assert own.reshape(2, 4, 4)[0, :2].tolist() == [[1, 0, 3, 0], [4, 5, 0, 7]]
+    assert own.reshape(2, 4, 4)[1, 2].tolist() == [8, 9, 0, 11]
+    np.testing.assert_array_equal(mask, own > 0)
+    np.testing.assert_array_equal(join_segments(own, gaps, 4), jnp.where(gaps > 0, x, 0.0))
 
 
 def test_every_token_of_a_packed_row_has_a_null_key_and_only_its_own_text() -> None:

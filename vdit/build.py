@@ -30,7 +30,7 @@ from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset
 from vdit.models.dit_paper import DiTPaper
-from vdit.models.minilm import minilm_tokenizer
+from vdit.models.minilm import POSITIONS, minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.models.vae_conv import ConvVAE
 from vdit.nn.attention import Attend
@@ -291,11 +291,6 @@ def _check_shapes(config: ConfigDict) -> None:
     p = config.vae.patch[0]
     if config.data.source == "shots":
         raise UserError("data.shapes with data.source=shots: packed rows know one caption a clip")
-    if config.data.source == "folder":
-        raise UserError(
-            "data.shapes with data.source=folder: what is held out of a folder depends on the"
-            " clips' length and rate, so a shape would train on another's held-out clips"
-        )
     for shape in config.data.shapes:
         if not _is_shape(shape, p):
             raise UserError(
@@ -448,7 +443,7 @@ def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -
     return Playground(config.seed, split, detail=config.data.detail, **options)
 
 
-def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
+def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
     from vdit.data.folder import Folder
 
     return Folder(
@@ -460,6 +455,36 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
         cache=workdir / "clips",
         skipped_path=workdir / "skipped.jsonl",
     )
+
+
+def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
+    """Of the films that train clips of the base shape, each at those shapes that suit its aspect.
+
+    Raises `UserError` for a shape that suits none.
+    """
+    from vdit.data.folder import fitting, write_skipped
+
+    base = source(config, "train", workdir)
+    shapes, root = config.data.shapes, Path(config.data.path)
+    sizes = [(int(height), int(width)) for _, height, width, _ in shapes]
+    files = [row.file for row in base.rows]
+    shown = fitting(root, files, sizes, workdir / "clips" / "aspects.json")
+    sources, skipped = [], list(base.skipped)
+    for i, (frames, _, _, fps) in enumerate(shapes):
+        parts = [row for row in base.rows if i in shown[row.file]]
+        if not parts:
+            raise UserError(
+                f"data.shapes has {tuple(shapes[i])!r}: every film of {root} has an aspect that"
+                " another shape suits better; leave it out"
+            )
+        options = {"frames": int(frames), "size": sizes[i], "fps": fps, "parts": parts}
+        sources.append(source(config, "train", workdir, **options))
+        skipped += sources[-1].skipped
+    write_skipped(workdir / "skipped.jsonl", skipped)
+    rates = [float(shape[3]) for shape in shapes]
+    mixture = Mixture(sources, rates, endless=False, to_the_end=True)
+    mixture.skipped = list(dict.fromkeys(skipped))
+    return mixture
 
 
 def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
@@ -523,6 +548,8 @@ def training_clips(config: ConfigDict, workdir: Path) -> Any:
     """The clips that are encoded for the DiT: the train split, or its mixture of data.shapes."""
     if not config.data.shapes:
         return source(config, "train", workdir)
+    if config.data.source == "folder":
+        return _folder_shapes(config, workdir)
     sources = [
         source(
             config, "train", workdir, frames=int(frames), size=(int(height), int(width)), fps=fps
@@ -694,7 +721,13 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
         return text.Tokenizer(text.no_tokenizer(), 1)
     if name in text_folder.FAMILIES:
         read = text_folder.read_tokenizer(name, config.text.path)
-        return text.Tokenizer(read, config.text.length, config.text.padding)
+        chunk = text_folder.positions(name, config.text.path)
+        if config.text.padding and chunk is not None and config.text.length > chunk:
+            raise UserError(
+                f"text.length is {config.text.length} with text.padding: {chunk}, the positions of"
+                f" text.path={config.text.path}, are allowed"
+            )
+        return text.Tokenizer(read, config.text.length, config.text.padding, chunk)
     path = workdir / "tokenizer.json"
     if not path.exists():
         if captions is None:
@@ -704,7 +737,8 @@ def tokenizer(config: ConfigDict, workdir: Path, captions: Any = None) -> text.T
         else:
             made = text.learned_tokenizer(captions(), config.text.vocab)
         write_text(path, made)
-    return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length)
+    chunk = POSITIONS if name == "minilm" else None
+    return text.Tokenizer(path.read_text(encoding="utf-8"), config.text.length, chunk=chunk)
 
 
 CLASSES = "classes.json"
@@ -737,10 +771,9 @@ def read_classes(config: ConfigDict, workdir: Path) -> list[str]:
 
 
 class Vocabulary(NamedTuple):
-    """What a text encoder's shapes follow from: tokens that a tokenizer knows, and of a caption."""
+    """What a text encoder's shapes follow from: the tokens that a tokenizer knows."""
 
     vocab: int
-    length: int
 
 
 def text_encoder(
@@ -762,7 +795,7 @@ def text_encoder(
             "gather": gather(mesh),
         }
     if config.text.encoder in text_folder.FAMILIES:
-        options = {"path": config.text.path, "length": tokens.length, "vocab": tokens.vocab}
+        options = {"path": config.text.path, "vocab": tokens.vocab}
     return text.encoder(config.text.encoder, **options)
 
 

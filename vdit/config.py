@@ -41,14 +41,17 @@ def default() -> ConfigDict:
     data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
     data.threads = 1  # threads that read ahead
     # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
-    # width, fps), which the clips have in turn and which are packed into rows of one length.
+    # width, fps), which the clips have in turn and which are packed into rows of one length. Films
+    # of a folder have only those that suit their aspect.
     data.shapes = ()
 
     text = config.text = ConfigDict()
     # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen; none: no text
     text.encoder = "learned"
     text.path = ""  # t5, umt5, clip: folder with config.json, tokenizer.json and safetensors
-    text.length = 40  # budget of a caption in tokens; a longer one is refused
+    # Budget of a caption in tokens; a longer one is refused. Where it is more than minilm or clip
+    # have positions for, captions that need it are encoded in chunks.
+    text.length = 40
     text.padding = False  # clip, dit.model=unet: padding is attended to, as in Stable Diffusion
     text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
     text.width = 128  # learned: width of the encoder

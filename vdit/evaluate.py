@@ -118,13 +118,13 @@ def evaluate(model: Model, workdir: Path, metrics: Metrics, seed: int = 1) -> li
 
 @contextlib.contextmanager
 def longer_texts(model: Model, texts: Sequence[str]) -> Iterator[None]:
-    """Meanwhile twice the budget of tokens, if some text needs it and the encoder is a learned one,
-    which takes any number. (What its tokenizer was not made from falls into more tokens.)"""
+    """Meanwhile twice the budget of tokens, if some text needs it: encoders take any number, but
+    where padding is text. (What a tokenizer was not made from falls into more tokens.)"""
     tokenizer = model.tokenizer
     try:
         tokenizer.encode(texts)
     except UserError:
-        if not model.encoder.frozen:
+        if not tokenizer.padding:
             model.tokenizer = copy.copy(tokenizer)
             model.tokenizer.length = 2 * tokenizer.length
     try:

@@ -20,6 +20,7 @@ from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
 from vdit.models.autoencoder import encode_in_chunks
+from vdit.models.chunks import row_places
 from vdit.models.lpips import read_weights
 from vdit.models.text import TextEncoder, encode_features
 from vdit.nn.patch import pad_to_multiple
@@ -124,8 +125,12 @@ def denoising(
     encoder: TextEncoder,
     mesh: Mesh | None = None,
     platform: str | None = None,
+    longest: tuple[int, int] | None = None,
 ) -> Objective:
-    """What stage dit learns of clips that are all alike: every pattern of given spans."""
+    """What stage dit learns of clips that are all alike: every pattern of given spans.
+
+    `longest`: tokens of their longest captions, if they are known (see `diffusion_objective`).
+    """
     table = pattern_table(config)
     shares = {name: config.dit.given[name] for name in config.dit.given}
     return diffusion_objective(
@@ -135,6 +140,7 @@ def denoising(
         patch=tuple(config.dit.patch),
         caption_drop=config.dit.caption_drop,
         multiple=build.token_shards(config, mesh),
+        longest=longest,
     )
 
 
@@ -157,6 +163,13 @@ def classification(
     return classify_objective(model, build.questions(config), config.classify.smoothing)
 
 
+def tell_skipped(clips: Any) -> None:
+    """One line of the files that a source could not use, if there are any."""
+    if skipped := getattr(clips, "skipped", None):
+        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
+        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
+
+
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
     refuse_other(config, "vae", runtime)
@@ -164,9 +177,7 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
         clips = build.source(config, "train", runtime.workdir)
-    if skipped := getattr(clips, "skipped", None):
-        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
-        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
+    tell_skipped(clips)
     stream = batches(
         clips,
         options.batch,
@@ -204,6 +215,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     folder = latents_folder(runtime)
     with zero_first("clips"):
         clips = build.training_clips(config, runtime.workdir)
+    if config.data.shapes:  # else the stage vae has said it
+        tell_skipped(clips)
     # A folder's clips can change under the same config: their digest is part of the cache's.
     content = {"content": getattr(clips, "digest", "")}
     fields = all_fields(config, "latents") | content
@@ -357,7 +370,9 @@ def dense_batches(
     given = config.dit.given
     if short := [name for name in given if given[name] > 0 and name not in there]:
         say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
-    objective = denoising(config, encoder, runtime.mesh)
+    # Published models see a text without words as well, which has a length of its own.
+    longest = latents.longest() if config.dit.model == "vdit" else None
+    objective = denoising(config, encoder, runtime.mesh, longest=longest)
     more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
     fields = ("latent", "ids", "mask", *more)
     batch, threads = config.dit.train.batch, config.data.threads
@@ -379,8 +394,9 @@ def packed_rows(
         element = latents[clip]
         frames = int(element.get("frames", len(element["latent"])))
         table = table_of(frames, p, float(element["fps"]))
-        words = element[text][element["mask"]]
-        return draw_sample(element, words, ordinal, table, shares, config.seed + 1)
+        told = element["mask"][: row_places(element["mask"])]
+        words = element[text][: len(told)]
+        return draw_sample(element, words, told, ordinal, table, shares, config.seed + 1)
 
     stream = PackedBatches(
         read,

@@ -54,9 +54,15 @@ class Condition:
 
 
 def text_condition(
-    features_BJSE: jax.Array, mask_BJS: jax.Array, pooled_BJE: jax.Array, level_BK: jax.Array
+    features_BJSE: jax.Array,
+    mask_BJS: jax.Array,
+    pooled_BJE: jax.Array,
+    level_BK: jax.Array,
+    own: int | None = None,
 ) -> Condition:
     """The condition of a dense batch: caption 0 is that of the whole clip, 1 .. J - 1 its shots'.
+
+    No shot's own caption has more than `own` tokens, where that is given.
 
     A shot (the one shot, where J is 1) has the clip's caption and its own behind a null key, and
     two slots, whose pooled vector is the mean of those captions' that are not empty. `level_BK`
@@ -66,9 +72,9 @@ def text_condition(
     shots = max(captions - 1, 1)
 
     def told(x_BJS: jax.Array) -> jax.Array:
-        """What each shot is told (B, shots, S or 2 S, ...): the clip's, and its own behind it."""
+        """What each shot is told (B, shots, S or more, ...): the clip's, and its own behind it."""
         clip = jnp.broadcast_to(x_BJS[:, :1], (batch, shots, *x_BJS.shape[2:]))
-        return clip if captions == 1 else jnp.concatenate([clip, x_BJS[:, 1:]], axis=2)
+        return clip if captions == 1 else jnp.concatenate([clip, x_BJS[:, 1:, :own]], axis=2)
 
     text = jnp.pad(told(features_BJSE), ((0, 0), (0, 0), (1, 0), (0, 0)))
     real = jnp.pad(told(mask_BJS), ((0, 0), (0, 0), (1, 0)), constant_values=True)
@@ -153,10 +159,12 @@ def of_segment(values_BM: jax.Array, segment_BL: jax.Array) -> jax.Array:
 
 
 def segment_bounds(segment_BL: jax.Array, samples: int) -> tuple[jax.Array, jax.Array]:
-    """First token and number of tokens (B, M) of each sample of packed rows."""
+    """First place and number of places (B, M) of each sample of packed rows, gaps of captions
+    (`packing.pack`) included."""
     same = segment_BL[:, None] == jnp.arange(1, samples + 1)[None, :, None]
-    count = same.sum(-1)
-    return jnp.cumsum(count, 1) - count, count
+    start = same.argmax(-1)
+    end = same.shape[-1] - same[..., ::-1].argmax(-1)
+    return start, jnp.where(same.any(-1), end - start, 0)
 
 
 def segment_index(segment_BL: jax.Array, samples: int) -> jax.Array:
@@ -170,13 +178,15 @@ def split_segments(
 ) -> tuple[jax.Array, jax.Array]:
     """A row of samples (B, L, ...) to samples in rows of their own (B·M, size, ...), and a mask.
 
-    Zero behind a sample's end; no sample may have more than `size` tokens.
+    Zero behind a sample's end and in its gaps; no sample may have more than `size` places.
     """
     start, count = segment_bounds(segment_BL, samples)
     at = start[..., None] + jnp.arange(size)[None, None]
     at = jnp.minimum(at, x_BL.shape[1] - 1)
-    mask = (jnp.arange(size)[None, None] < count[..., None]).reshape(-1, size)
-    x = jax.vmap(lambda row, at: row[at])(x_BL, at).reshape(*mask.shape, *x_BL.shape[2:])
+    take = jax.vmap(lambda row, at: row[at])
+    real = (jnp.arange(size)[None, None] < count[..., None]) & (take(segment_BL, at) > 0)
+    mask = real.reshape(-1, size)
+    x = take(x_BL, at).reshape(*mask.shape, *x_BL.shape[2:])
     return jnp.where(mask.reshape(*mask.shape, *(1,) * (x.ndim - 2)), x, 0), mask
 
 

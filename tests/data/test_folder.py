@@ -13,7 +13,7 @@ import pytest
 
 from vdit.data import folder as room
 from vdit.data.decode import Decoder
-from vdit.data.folder import Folder
+from vdit.data.folder import Folder, fitting
 from vdit.errors import UserError
 from vdit.runtime.video import write_gif, write_mp4
 
@@ -197,6 +197,47 @@ def test_no_frame_is_in_both_splits(root: Path, make: Callable[..., Folder]) -> 
         make(split="train", heldout=0.5, frames=30)
     with pytest.raises(UserError, match="nothing is held out"):
         make(split="heldout", heldout=0)
+
+
+def test_clips_of_another_shape_share_the_split(root: Path, make: Callable[..., Folder]) -> None:
+    def seen(source: Folder) -> set[int]:
+        return {k for i in range(len(source)) for k in level(source[i]["video"])}
+
+    def check(**options: Any) -> None:
+        train, held = (make(split=split, stride=0.1, **options) for split in ("train", "heldout"))
+        for frames, fps in ((1, 10.0), (9, 20.0), (5, 10.0)):
+            for own, other in ((train, held), (held, train)):
+                shaped = make(frames=frames, fps=fps, stride=0.1, parts=own.rows)
+                assert seen(shaped) == seen(own) and not seen(shaped) & seen(other)
+
+    beside(root)
+    for seed in range(3):
+        check(heldout=0.3, seed=seed)
+    for name in ("b", "more/c"):
+        (root / f"{name}.txt").unlink()
+    (root / "b.mp4").unlink()
+    (root / "more" / "c.gif").unlink()
+    check(heldout=0.25)  # of one film the end
+    (root / "a.txt").unlink()
+    table(root, "file,caption,start,end\na.mp4,early,0,2\na.mp4,late,1,3.1\n")
+    check(heldout=0.25)
+
+
+def test_films_are_shown_at_the_sizes_that_suit_their_aspect(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_mp4(root / "tall.mp4", np.zeros((2, 32, 24, 3), np.uint8), fps=10)
+    sizes = [(8, 8), (12, 16), (16, 12), (13, 16)]
+    want = {"a.mp4": {1}, "tall.mp4": {2}}
+    memory = tmp_path / "aspects.json"
+    assert fitting(root, want, sizes[:3], memory) == want
+    monkeypatch.setattr(Decoder, "probe", None)  # what was measured is remembered
+    assert fitting(root, want, sizes[:3], memory) == want
+    assert fitting(root, ["a.mp4"], [*sizes, (37, 48)], memory) == {"a.mp4": {1, 4}}
+    assert fitting(root, ["a.mp4"], [(8, 8)], memory) == {"a.mp4": {0}}
+    monkeypatch.undo()
+    memory.write_text("[3]")
+    assert fitting(root, want, sizes[:3], memory) == want
 
 
 def test_bad_films_are_skipped_counted_and_named(
@@ -397,6 +438,44 @@ def test_other_wrong_captions(root: Path, make: Callable[..., Folder]) -> None:
     refused(r"file name 'a\\nb.mp4' has a line break")
     os.rename(root / "a\nb.mp4", os.fsencode(root) + b"/\xff.mp4")
     refused("bytes that are not UTF-8")
+    os.rename(os.fsencode(root) + b"/\xff.mp4", root / "a.mp4")
+    for name, shown in (("\x1b[31m", r"\\x1b\[31m"), ("\x7f", r"\\x7f"), ("\u2028", r"\\u2028")):
+        (root / f"{name}.mp4").write_bytes(b"")
+        refused(f"file name '{shown}.mp4' has a line break, a control character or")
+        (root / f"{name}.mp4").unlink()
+
+
+def test_links_in_circles_end(root: Path, make: Callable[..., Folder]) -> None:
+    beside(root)
+    want = items(make())
+    (root / "more" / "again").symlink_to(root)
+    (root / "more" / "up.mp4").symlink_to("..")
+    (root / "more" / "again.txt").symlink_to("again.txt")
+    assert items(make()) == want
+    (root / "round.mp4").symlink_to("round.mp4")
+    (root / "there.mp4").symlink_to("back.mp4")
+    (root / "back.mp4").symlink_to("there.mp4")
+    for name in ("round", "there", "back"):
+        (root / f"{name}.txt").write_text(name)
+    source = make()
+    assert items(source) == want
+    assert [name for name, _ in source.skipped] == ["back.mp4", "round.mp4", "there.mp4"]
+    assert all("symbolic links" in why for _, why in source.skipped)
+    (root / "round.txt").unlink()
+    (root / "round.txt").symlink_to("round.txt")
+    with pytest.raises(UserError, match="round.mp4: no caption; write round.txt"):
+        make()
+
+
+def test_markup_in_a_caption_is_text(root: Path, make: Callable[..., Folder]) -> None:
+    odd = ["<b>red</b> &amp; </p><script>x</script>", "**a** _b_ [x](y) {z} %s", "=1+1 $HOME `id`"]
+    rows = dict(zip(CAPTIONS, odd, strict=True))
+    table(root, "file,caption\n" + "".join(f'{name},"{text}"\n' for name, text in rows.items()))
+    assert make().captions == odd
+    (root / "captions.csv").unlink()
+    lines = [json.dumps({"file": name, "caption": text}) for name, text in rows.items()]
+    (root / "captions.jsonl").write_text("\n".join(lines))
+    assert make().captions == odd
 
 
 def test_a_place_that_cannot_be_written_is_one_line(root: Path) -> None:

@@ -129,7 +129,7 @@ def test_a_packed_stream_that_its_own_thread_forgets_ends_quietly(
             began.set()
             assert go.wait(10)
         latent = np.zeros((1, 2, 2, 4), np.float16)
-        return Sample(latent, np.zeros(1), np.ones(3), ordinal, np.zeros(1, bool))
+        return Sample(latent, np.zeros(1), np.ones(3), np.ones(3, bool), ordinal, np.zeros(1, bool))
 
     sizes = Sizes(np.full(20, 4), np.full(20, 3))
     stream = PackedBatches(read, sizes, Budget(4, 1, 8, 8), 2, 0, (1, 1))

@@ -100,13 +100,16 @@ def sample(clip: int, ordinal: int) -> Sample:
     height, width = ((2, 4), (4, 2), (2, 2), (2, 6), (6, 2))[clip % 5]
     latent = rng.normal(size=(frames, height, width, 3)).astype(np.float16)
     words = np.full(clip % 4, clip + 1)
-    return Sample(latent, latent_times(frames, 4, fps), words, ordinal, np.arange(frames) < 1)
+    told = np.arange(len(words)) != (1 if len(words) == 3 else -1)  # in two chunks, or in one
+    given = np.arange(frames) < 1
+    return Sample(latent, latent_times(frames, 4, fps), words, told, ordinal, given)
 
 
 def test_a_row_holds_its_samples_and_nothing_else() -> None:
     samples = [sample(clip, 70 + clip) for clip in (1, 2, 8)]  # 2, 3 and 3 latent frames
     budget = Budget(36, 4, 6, 3)
     row = pack(samples, budget, (1, 2))
+    assert pack([sample(3, 0), sample(1, 0)], budget, (1, 2))["text"].tolist() == [1, 0, 1, 2, 0, 0]
     counts = [2 * 4 * 1, 3 * 2 * 1, 3 * 2 * 3]
     assert row["segment"].tolist() == np.repeat([1, 2, 3, 0], [*counts, 4]).tolist()
     assert row["given"][: sum(counts)].tolist() == np.repeat(

@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vdit.errors import UserError
-from vdit.models import minilm, text
+from vdit.models import chunks, minilm, text
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "minilm.npz"
 CAPTIONS = [
@@ -78,15 +78,61 @@ def test_minilm_equals_transformers(pretrained: tuple[text.TextEncoder, dict]) -
 
 
 @needs_minilm
-def test_minilm_refuses_what_does_not_fit(
-    pretrained: tuple[text.TextEncoder, dict], tmp_path: Path
+def test_a_text_in_chunks_has_the_features_of_each_chunk_alone(
+    pretrained: tuple[text.TextEncoder, dict],
 ) -> None:
+    encoder, params = pretrained
+    json = minilm.minilm_tokenizer()
+    tokenizer, alone = text.Tokenizer(json, 60, chunk=20), text.Tokenizer(json, 60)
+    parts = ["A red ball falls to the floor and lies still there. It is night!", "(So dark.)",
+             "And then" + " one more" * 8, "one more ball comes."]  # fmt: skip
+    ids, mask = tokenizer.encode([" ".join(parts), "a red ball", ""])
+    ids_of, mask_of = alone.encode(parts)
+    features = text.encode_features(encoder, params, ids, mask)
+    wanted = text.encode_features(encoder, params, ids_of, mask_of)
+    np.testing.assert_array_equal(ids[0][mask[0]], ids_of[mask_of])
+    np.testing.assert_allclose(features[0][mask[0]], wanted[mask_of], atol=1e-5)
+    assert chunks.row_places(mask).tolist() == [mask_of.sum() + 3, 5, 0]
+    np.testing.assert_allclose(encoder.pool(features, mask)[0], wanted[mask_of].mean(0), atol=1e-5)
+    # A text that fits is as it was without chunks, to the bit.
+    for before, now in zip(alone.encode(["a red ball"]), (ids[1:2], mask[1:2]), strict=True):
+        np.testing.assert_array_equal(before, now)
+    with pytest.raises(UserError, match=r"is 61 tokens long in 3 chunks; allowed: 60"):
+        tokenizer.encode(["It is. " * 17 + "Yes."])
+
+
+def test_a_chunk_ends_with_a_sentence_or_else_with_a_word() -> None:
+    cut = chunks.cut_before
+    assert cut("It is 3.5 m. So. No", 15) == len("It is 3.5 m.")
+    assert cut("It is 3.5 m. So. No", 16) == len("It is 3.5 m. So.")
+    assert cut('He says "no." and goes', 17) == len('He says "no."')
+    assert cut("one two three", 7) == cut("one two three", 12) == len("one two")
+    assert cut("abcdefgh ij", 5) == 5 and cut("漢字。漢字漢字", 5) == 3
+
+
+@needs_minilm
+def test_any_text_falls_into_chunks_that_fit() -> None:
+    """No sentence ends, words longer than a chunk, characters of several tokens: all is told."""
+    json = minilm.minilm_tokenizer()
+    tokenizer, alone = text.Tokenizer(json, 4000, chunk=9), text.Tokenizer(json, 4000)
+    rng = random.Random(0)
+    words = ["ball", "x" * 300, "漢字" * 20, "👩‍👩‍👧‍👦", "e\u0301" * 9, "3.5m/s²;", "end.",
+             "#" * 50]  # fmt: skip
+    for _ in range(20):
+        told = " ".join(rng.choices(words, k=12))
+        ids, mask = tokenizer.encode([told])
+        of, _ = chunks.chunk_places(mask)
+        sizes = np.bincount(np.asarray(of)[0])[1:]
+        assert sizes.max() <= 9 and sizes.sum() == mask.sum() and len(sizes) > 2
+        again, whole = tokenizer.decode(ids[0][mask[0]]), alone.encode([told])
+        plain = alone.decode(whole[0][0][whole[1][0]])
+        assert again.replace("#", "").replace(" ", "") == plain.replace("#", "").replace(" ", "")
+
+
+@needs_minilm
+def test_minilm_refuses_what_does_not_fit(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"prompt 'aaa.*\.\.\.' is \d{4} tokens long; allowed: 48"):
         text.Tokenizer(minilm.minilm_tokenizer(), 48).encode(["a" * 10_000])
-    encoder, params = pretrained
-    with pytest.raises(UserError, match="600.*512"):
-        encoder.apply(params, np.zeros((1, 600), np.int32), np.ones((1, 600), bool))
-
     weights = load_file(minilm.folder() / "model.safetensors")
     name = "encoder.layer.3.attention.self.key.weight"
     kept = weights.pop(name)

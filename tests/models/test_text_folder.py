@@ -16,6 +16,7 @@ from vdit import build, sample, stages
 from vdit.config import differences
 from vdit.errors import UserError
 from vdit.models import text, text_folder
+from vdit.models.chunks import chunk_places, row_places
 from vdit.models.t5 import position_buckets
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics
@@ -36,8 +37,11 @@ def expected() -> Any:
 
 def opened(folder: Path, name: str, length: int) -> tuple[text.Tokenizer, text.TextEncoder]:
     """As `vdit.build` opens a folder."""
-    tokenizer = text.Tokenizer(text_folder.read_tokenizer(name, str(folder)), length)
-    options = {"path": str(folder), "length": length, "vocab": tokenizer.vocab}
+    positions = text_folder.positions(name, str(folder))
+    tokenizer = text.Tokenizer(
+        text_folder.read_tokenizer(name, str(folder)), length, chunk=positions
+    )
+    options = {"path": str(folder), "vocab": tokenizer.vocab}
     return tokenizer, text.encoder(name, **options)
 
 
@@ -167,12 +171,58 @@ def test_an_end_token_in_a_prompt_of_clip_is_only_text() -> None:
     assert (ids[0][mask[0]] == end).sum() == 1 and ids[0, mask[0].sum() - 1] == end
 
 
-def test_more_text_than_clip_has_positions_is_refused() -> None:
-    with pytest.raises(UserError, match="text.length is 78; allowed by text.path=.*: 77"):
-        opened(GOLDEN / "clip_gelu", "clip", 78)
-    _, encoder = opened(GOLDEN / "clip_gelu", "clip", 77)
-    with pytest.raises(UserError, match="text length 80 given; allowed by clip: 77"):
-        encoder.apply(parameters(encoder), np.zeros((1, 80), np.int32), np.ones((1, 80), bool))
+def test_more_text_than_clip_has_positions_is_in_chunks() -> None:
+    """Each is as if it were alone; the pooled text is the mean of theirs, by their tokens."""
+    tokenizer, encoder = opened(GOLDEN / "clip_gelu", "clip", 400)
+    params = parameters(encoder)
+    parts = ["a small red ball falls to the floor, " * 4 + "and it rolls.", "the ball is blue."]
+    ids, mask = tokenizer.encode([" ".join(parts), *parts])
+    assert mask[0].sum() == mask[1:].sum() > 77 and 20 < mask[1].sum() <= 77
+    features = text.encode_features(encoder, params, ids, mask)
+    alone = text.encode_features(encoder, params, ids[1:], mask[1:])
+    np.testing.assert_allclose(features[0][mask[0]], alone[mask[1:]], atol=1e-5)
+    pooled, count = encoder.pool(alone, mask[1:]), mask[1:].sum(1)
+    wanted = np.average(pooled, axis=0, weights=count)
+    np.testing.assert_allclose(encoder.pool(features, mask)[0], wanted, atol=1e-5)
+    np.testing.assert_array_equal(pooled[1], alone[1][count[1] - 1])  # of one chunk exactly its end
+    config = unet.get_config()
+    config.text.encoder, config.text.path = "clip", str(GOLDEN / "clip_gelu")
+    config.text.length, config.text.padding = 78, True
+    with pytest.raises(UserError, match="text.length is 78 with text.padding: 77, the positions"):
+        build.check(config)
+
+
+def test_a_prompt_of_many_words_goes_the_whole_road_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = base.get_config("smoke")
+    config.latents.clips = config.latents.batch = config.latents.shard = 8
+    config.data.frames, config.text.length = 5, 1200
+    config.text.encoder, config.text.path = "clip", str(GOLDEN / "clip_gelu")
+    config.dit.train.steps, config.dit.train.warmup, config.dit.train.optimizer = 1, 0, "adamw"
+    config.sample.steps, config.sample.batch = 1, 2
+    vae = build.vae(config)
+    video, noise = np.zeros((1, 5, 32, 32, 3)), np.zeros((1, *vae.latent_shape(5, 32, 32)))
+    params = {"vae": jax.jit(vae.init)(jax.random.key(0), video, noise)["params"]}
+    with Preemption() as preemption, Metrics(tmp_path) as metrics:
+        runtime = Runtime(tmp_path, make_mesh({"data": -1}), metrics, preemption, config.run)
+        with monkeypatch.context() as patch:  # so that the world's captions need some too
+            patch.setattr(text_folder, "positions", lambda name, path: 20)
+            build.check(config)
+            cache = stages.cache_latents(config, runtime, params)
+            assert (row_places(cache[3]["mask"]) - cache[3]["mask"].sum()) in range(1, 9)
+            params |= stages.train_dit(config, runtime, cache)
+    tokenizer = build.tokenizer(config, tmp_path)
+    encoder = build.text_encoder(config, tokenizer)
+    params |= {"text": parameters(encoder)}
+    model = sample.Model(config, tokenizer, encoder, params, cache.statistics())
+    prompt = "a small red ball falls to the floor, and then it rolls away. " * 18
+    assert len(prompt.split()) > 200
+    mask, features = model.text([[prompt]])
+    assert chunk_places(mask[0])[0].max() > 7 and np.isfinite(features).all()
+    assert model.generate([prompt, prompt + "it is blue."])[1].video.shape == (5, 32, 32, 3)
+    with pytest.raises(UserError, match=r"is \d{4} tokens long; allowed: 1200"):
+        model.generate(prompt * 3)
 
 
 @pytest.fixture

@@ -34,6 +34,7 @@ def diffusion(
     text: TextEncoder = TEXT,
     learned: bool = False,
     caption_drop: float = 0.0,
+    longest: tuple[int, int] | None = None,
 ) -> Objective:
     table = patterns(N, P, FPS)
     made = process(name)
@@ -47,6 +48,7 @@ def diffusion(
         patch=(1, 1),
         text_drop=0.5,
         caption_drop=caption_drop,
+        longest=longest,
         sample_times=lambda u: sample_times(made, u),
     )
 
@@ -176,6 +178,21 @@ def test_captions_of_shots_that_never_begin_change_nothing() -> None:
     assert before == after
     other["ids"][:, 1] = 7
     assert abs(float(loss(params, FROZEN, other, key)[0]) - before) > 1e-4
+
+
+def test_padding_behind_the_longest_captions_is_left_out() -> None:
+    """Four tokens of the clip and two of a shot are all there are; with one something is lost."""
+    data = shots(batch(3))
+    data["mask"] &= np.arange(5) < np.array([4, 2, 2])[:, None]
+    params = perturbed(diffusion({"text": 1.0}), data)
+
+    def value(longest: tuple[int, int] | None) -> float:
+        loss = jax.jit(diffusion({"text": 1.0}, longest=longest).loss)
+        return float(loss(params, FROZEN, data, jax.random.key(1))[0])
+
+    whole = value(None)
+    assert abs(value((4, 2)) - whole) < 1e-6 * whole
+    assert abs(value((4, 1)) - whole) > 1e-3
 
 
 def test_dropping_every_caption_is_dropping_the_text() -> None:

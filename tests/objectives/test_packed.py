@@ -58,8 +58,9 @@ def sample(
     stored = frames + sum(1 + count // 4 for _, count in extra_spans(frames, 4))
     latent = rng.normal(size=(stored, height, width, 3)).astype(np.float32)
     text = rng.integers(1, 300, words).astype(np.int32)
+    told = np.arange(words) != (2 if words == 5 else -1)  # in two chunks, or in one
     table = patterns(frames, 4, fps)
-    return draw_sample({"latent": latent}, text, ordinal, table, {pattern: 1.0}, 0)
+    return draw_sample({"latent": latent}, text, told, ordinal, table, {pattern: 1.0}, 0)
 
 
 # Images and videos of several aspects, lengths and frame rates, of every pattern of given spans;
@@ -193,7 +194,7 @@ def test_only_wanted_real_tokens_weigh(made: Any) -> None:
         assert value(params, batch(row))[0][1] == want
 
 
-@pytest.mark.parametrize("number", [2, 4, 6])
+@pytest.mark.parametrize("number", [0, 2, 4, 6])
 def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any, number: int) -> None:
     """Worked out from the dense layout, with the sample's random numbers spelled out here."""
     value, params = made
@@ -211,7 +212,7 @@ def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any, number: int) -> 
     wanted = ~np.repeat(given, x0.shape[1] // frames, axis=1)[..., None]
     x_t = jnp.where(wanted, (1 - t) * x0 + t * eps, x0)
     ids = jnp.zeros((1, 5), jnp.int32).at[0, : len(own.text)].set(own.text)
-    mask = jnp.arange(5)[None] < len(own.text)
+    mask = jnp.zeros((1, 5), bool).at[0, : len(own.text)].set(own.told)
     features = TEXT.apply(params["text"], ids, mask)
     level = 1000.0 * jnp.stack([t, 0.0 * t])[None]
     pooled = TEXT.pool(features, mask)
@@ -239,10 +240,10 @@ def test_cached_features_serve_as_ids_do(made: Any) -> None:
     mask = np.zeros((4, 5), bool)
     for place, number in enumerate(ROWS[0]):
         words = SAMPLES[number].text
-        ids[place, : len(words)], mask[place, : len(words)] = words, True
+        ids[place, : len(words)], mask[place, : len(words)] = words, SAMPLES[number].told
     features = np.asarray(TEXT.apply(params["text"], ids, mask))
     samples = [
-        SAMPLES[number]._replace(text=features[place][mask[place]])
+        SAMPLES[number]._replace(text=features[place, : len(SAMPLES[number].text)])
         for place, number in enumerate(ROWS[0])
     ]
     cached = {name: value[None] for name, value in pack(samples, BUDGET, PATCH).items()}
@@ -275,8 +276,8 @@ def test_patterns_are_drawn_by_their_shares_and_hold_what_the_dense_table_says()
     element, words = {"latent": np.arange(7.0)[:, None, None, None]}, np.ones(1, np.int32)
     count = dict.fromkeys(table.names, 0)
     for ordinal in range(2000):
-        got = draw_sample(element, words, ordinal, table, shares, 5)
-        again = draw_sample(element, words, ordinal, table, shares, 5)
+        got = draw_sample(element, words, words > 0, ordinal, table, shares, 5)
+        again = draw_sample(element, words, words > 0, ordinal, table, shares, 5)
         np.testing.assert_array_equal(got.latent, again.latent)
         source = got.latent[:, 0, 0, 0].astype(int)
         rows = (table.source == source).all(1) & (table.given == got.given).all(1)
@@ -286,7 +287,9 @@ def test_patterns_are_drawn_by_their_shares_and_hold_what_the_dense_table_says()
     for name, share in zip(table.names, pattern_shares(table, shares), strict=True):
         off = abs(count[name] - 2000 * share)
         assert off <= 4 * np.sqrt(2000 * share * (1 - share)), name
-    image = draw_sample(element, words, 3, patterns(1, 4, 10.0), {"text": 0.0, "prefix": 1.0}, 5)
+    prefix = {"text": 0.0, "prefix": 1.0}
+    image = draw_sample(element, words, words > 0, 3, patterns(1, 4, 10.0), prefix, 5)
     assert len(image.latent) == 1 and not image.given.any()
     with pytest.raises(UserError, match="encoded without the spans"):
-        draw_sample({"latent": element["latent"][:4]}, words, 0, table, {"suffix": 1.0}, 5)
+        element["latent"] = element["latent"][:4]
+        draw_sample(element, words, words > 0, 0, table, {"suffix": 1.0}, 5)

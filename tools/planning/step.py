@@ -42,7 +42,7 @@ def shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> TextEncoder:
     """The text encoder; a learned one's vocabulary is as large as the configuration allows."""
-    tokens: Any = build.Vocabulary(config.text.vocab, config.text.length)
+    tokens: Any = build.Vocabulary(config.text.vocab)
     if config.text.encoder in FAMILIES:
         tokens = build.tokenizer(config, Path())  # the folder's own
     return build.text_encoder(config, tokens, mesh, platform)

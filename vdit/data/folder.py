@@ -22,7 +22,7 @@ import operator
 import os
 import threading
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -66,7 +66,8 @@ class Folder:
     every `stride` seconds (so a long film gives many, which may overlap). The share `heldout` of
     the rows, at least one, chosen by `seed`, is the split "heldout", the rest is "train"; rows of
     one film that overlap in time stay together, and of a single row the end is held out. So no
-    frame is in both splits.
+    frame is in both splits. With `parts`, the `rows` of another source of this folder, it is cut
+    from all of these instead, and so has that one's split, whatever its clips' own length is.
 
     `cache` is a folder for the decoded films (their size and what is asked of them makes the name:
     a film that changes is decoded anew). Films that cannot be decoded, or are shorter than a clip,
@@ -90,6 +91,7 @@ class Folder:
         split: str = "train",
         heldout: float = 0.1,
         seed: int = 0,
+        parts: Sequence[Row] | None = None,
         max_bytes: int = 16 * 2**30,
         skipped_path: str | os.PathLike[str] | None = None,
         limits: Limits | None = None,
@@ -102,16 +104,16 @@ class Folder:
         if not os.fspath(path):
             raise UserError("no folder of clips is given: its path is empty")
         root = Path(path)
-        captioned = rows(root)
+        captioned = rows(root) if parts is None else parts
         films = self._decode(root, captioned, Path(cache), max_bytes, limits, workers, progress)
         spans = self._spans(root, captioned, films)
         if skipped_path is not None:
-            lines = (json.dumps({"file": name, "reason": why}) for name, why in self.skipped)
-            write_text(skipped_path, "".join(line + "\n" for line in lines))
+            write_skipped(skipped_path, self.skipped)
         if not spans:
             first = "; ".join(f"{name}: {why}" for name, why in self.skipped[:1])
             raise UserError(f"{one_line(str(root))}: none of its clips can be used ({first})")
-        spans = _split(spans, split, heldout, seed, frames)
+        if parts is None:
+            spans = _split(spans, split, heldout, seed, frames, fps)
         if not spans:
             raise UserError(
                 f"{one_line(str(root))}: no clip is left for {split} of {len(captioned)} rows with "
@@ -193,13 +195,8 @@ class Folder:
 
     def _key(self, path: Path, until: float | None) -> str:
         """Names a decoded film by the file as it is now and by what is asked of it."""
-        try:
-            status = os.stat(path)
-            file = (os.path.realpath(path), status.st_size, status.st_mtime_ns)
-        except OSError:  # the decoder will say it
-            file = (os.path.realpath(path), 0, 0)
         asked = (self.size, self.fps, until, CACHE_FORMAT, importlib.metadata.version("av"))
-        return hashlib.sha256(repr((file, asked)).encode()).hexdigest()[:32]
+        return hashlib.sha256(repr((_file(path), asked)).encode()).hexdigest()[:32]
 
     def _spans(
         self, root: Path, rows: Sequence[Row], films: Mapping[str, _Film]
@@ -234,7 +231,7 @@ class Folder:
         spans: Sequence[tuple[Row, int, int]],
         stride: float,
     ) -> None:
-        self._rows = [row for row, _, _ in spans]
+        self.rows = [row for row, _, _ in spans]
         self._films = [films[row.file] for row, _, _ in spans]
         step = max(1, round(stride * self.fps))
         starts = [np.arange(first, last - self.frames + 1, step) for _, first, last in spans]
@@ -246,17 +243,17 @@ class Folder:
         self._name = f"Folder({root.name!r}, {self.split}, {self.digest[:16]})"
 
     def _with_films(self) -> Iterator[tuple[Row, _Film]]:
-        return zip(self._rows, self._films, strict=True)
+        return zip(self.rows, self._films, strict=True)
 
     @property
     def captions(self) -> list[str]:
         """The split's different captions, in order."""
-        return list(dict.fromkeys(row.caption for row in self._rows))
+        return list(dict.fromkeys(row.caption for row in self.rows))
 
     def origin(self, index: SupportsIndex) -> tuple[str, float]:
         """(file, second at which it begins) of a clip."""
         index = self._checked(index)
-        return self._rows[self._row[index]].file, float(self._start[index] / self.fps)
+        return self.rows[self._row[index]].file, float(self._start[index] / self.fps)
 
     def __len__(self) -> int:
         return len(self._start)
@@ -280,13 +277,21 @@ class Folder:
             video_THW3 = data.reshape(self.frames, height, width, 3)
         except (OSError, ValueError) as error:
             raise UserError(f"{film.path}: damaged cache ({error}); delete it and rerun") from None
-        return {"video": video_THW3, "caption": self._rows[row].caption}
+        return {"video": video_THW3, "caption": self.rows[row].caption}
 
     def _checked(self, index: SupportsIndex) -> int:
         number = operator.index(index)
         if not 0 <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
         return number
+
+
+def write_skipped(
+    path: str | os.PathLike[str], skipped: Iterable[tuple[str, str]]
+) -> None:
+    """What was left out, (name, reason) each, as one JSON object a line."""
+    lines = (json.dumps({"file": name, "reason": why}) for name, why in dict.fromkeys(skipped))
+    write_text(path, "".join(line + "\n" for line in lines))
 
 
 def _check(
@@ -492,6 +497,15 @@ def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int]) -> _
     return _Film(path, frames, begin)
 
 
+def _file(path: Path) -> tuple[str, int, int]:
+    """A file as it is now: where, how long, and from when."""
+    try:
+        status = os.stat(path)
+    except OSError:  # the decoder will say it
+        return os.path.realpath(path), 0, 0
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns
+
+
 def _film(path: Path, size: tuple[int, int]) -> _Film | None:
     """A film that is in the cache whole; else None."""
     try:
@@ -518,10 +532,43 @@ def _each(
             raise
 
 
+def fitting(
+    root: Path, files: Iterable[str], sizes: Sequence[tuple[int, int]], remembered: Path
+) -> dict[str, set[int]]:
+    """Which of the sizes (height, width) each film is shown at: those that its aspect suits best.
+
+    Of a film's picture such a size shows as much as any does, or less by a twentieth at most (see
+    `decode.fit`). What films measure is kept in the file `remembered`.
+    """
+    try:
+        known = dict(json.loads(remembered.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}
+    aspects, found = {}, {}
+    with Decoder() as decoder:
+        for name in sorted(set(files)):
+            key = repr(_file(root / name))
+            aspect: Any = known.get(key)
+            if not is_time(aspect) or aspect <= 0:
+                info = decoder.probe(root / name)
+                aspect = info.height / info.width
+            aspects[key] = aspect
+            ratios = [height / width / aspect for height, width in sizes]
+            shown = [min(ratio, 1 / ratio) for ratio in ratios]
+            found[name] = {i for i, share in enumerate(shown) if share >= max(shown) - 0.05}
+    write_text(remembered, json.dumps(aspects))
+    return found
+
+
 def _split(
-    spans: Sequence[tuple[Row, int, int]], split: str, heldout: float, seed: int, frames: int
+    spans: Sequence[tuple[Row, int, int]],
+    split: str,
+    heldout: float,
+    seed: int,
+    frames: int,
+    fps: float,
 ) -> list[tuple[Row, int, int]]:
-    """The spans of one split. No frame is in both."""
+    """The spans of one split, and their rows as they are cut for it. No frame is in both."""
     if not heldout:
         if split == "heldout":
             raise UserError("folder heldout=0: nothing is held out to make the split of")
@@ -545,8 +592,13 @@ def _split(
                 "train and one to hold out; give more clips, or heldout=0"
             )
         cut = first + have - tail
-        low, high = (first, cut) if split == "train" else (cut, end)
-        inside = [(row, max(a, low), min(b, high)) for row, a, b in units[0]]
+        inside = []
+        for row, a, b in units[0]:
+            if split == "train" and b > cut:
+                row, b = dataclasses.replace(row, end=cut / fps), cut
+            elif split == "heldout" and a < cut:
+                row, a = dataclasses.replace(row, start=cut / fps), cut
+            inside.append((row, a, b))
         return [(row, a, b) for row, a, b in inside if b - a >= frames]
 
     def rank(unit: list[tuple[Row, int, int]]) -> bytes:

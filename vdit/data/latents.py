@@ -20,6 +20,7 @@ from grain.sources import ArrayRecordDataSource
 
 from vdit.data.packing import Sizes
 from vdit.errors import UserError
+from vdit.models.chunks import row_places
 from vdit.runtime.files import appears, atomic_path, write_text
 
 MANIFEST = "manifest.json"
@@ -91,6 +92,18 @@ class Latents:
         text = np.array([count for row in rows for count in row["text"]])
         return Sizes(shapes.prod(1) // (patch[0] * patch[1]), text)
 
+    def longest(self) -> tuple[int, int] | None:
+        """Places of the longest caption of a clip, and of a shot, rounded up to a multiple of 8, in
+        those that are stored; None of a cache that does not tell."""
+        assert self.manifest is not None
+        rows = [_summary(self.folder, name) for name in self.manifest["shards"]]
+        if not all("longest" in row for row in rows):
+            return None
+        told = [row["longest"] for row in rows]
+        stored = self[0]["mask"].shape[-1]
+        clip, shot = (min(-(-max(of, 1) // 8) * 8, stored) for of in np.max(told, axis=0).tolist())
+        return clip, shot
+
     def statistics(self) -> dict[str, np.ndarray]:
         """Mean (Z,) of the clips' latents, and the deviation (Z,) that they are divided by."""
         assert self.manifest is not None
@@ -137,6 +150,8 @@ def _is_summary(value: Any) -> bool:
         _are_numbers(value.get("sum"), float)
         and _are_numbers(value.get("square"), float)
         and _are_numbers([value["number"], value.get("bytes", 0)], int)
+        and _are_numbers(value.get("longest", [0, 0]), int)
+        and len(value.get("longest", [0, 0])) == 2
         and isinstance(shapes, list)
         and all(_are_numbers(shape, int) and len(shape) == 3 for shape in shapes)
         and all(
@@ -235,7 +250,7 @@ def _write_shard(
     if summary.exists() and (folder / name).exists():
         return
     total, square, number = np.zeros(()), np.zeros(()), 0
-    shapes, frames, text = [], [], []
+    shapes, frames, text, longest = [], [], [], np.zeros(2, int)
     with atomic_path(folder / name) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for element in encode(indices):
@@ -246,11 +261,14 @@ def _write_shard(
             number += len(flat)
             shapes.append(list(element["latent"].shape[:3]))
             frames.append(int(element.get("frames", len(element["latent"]))))
-            text.append(int(element["mask"].sum()) if "mask" in element else 0)
+            places = np.atleast_1d(row_places(element.get("mask", np.zeros(1, bool))))
+            text.append(int(places.sum()))
+            longest = np.maximum(longest, [places[0], places[1:].max(initial=0)])
         writer.close()
         told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
-    write_text(summary, json.dumps(told | {"shapes": shapes, "frames": frames, "text": text}))
+    told |= {"shapes": shapes, "frames": frames, "text": text, "longest": longest.tolist()}
+    write_text(summary, json.dumps(told))
 
 
 def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:

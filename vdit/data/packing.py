@@ -24,7 +24,7 @@ class Sizes(NamedTuple):
     """What a plan needs to know of every clip."""
 
     tokens: np.ndarray  # (N,) tokens of its latents
-    text: np.ndarray  # (N,) tokens of its caption
+    text: np.ndarray  # (N,) tokens of its caption, gaps between chunks included
 
 
 class Plan(NamedTuple):
@@ -48,6 +48,7 @@ class Sample(NamedTuple):
     latent: np.ndarray  # (n, h, w, Z)
     times: np.ndarray  # (n,) seconds, see tokens.latent_times
     text: np.ndarray  # (s,) ids of its caption's tokens, or (s, E) their features; no padding
+    told: np.ndarray  # (s,) bool: tokens, not the gaps between a caption's chunks
     ordinal: int  # its number in the stream
     given: np.ndarray  # (n,) bool: latent frames that are told, and not learned
 
@@ -55,6 +56,7 @@ class Sample(NamedTuple):
 def draw_sample(
     element: Mapping[str, Any],
     text: np.ndarray,
+    told: np.ndarray,
     ordinal: int,
     table: Patterns,
     shares: Mapping[str, float],
@@ -75,7 +77,8 @@ def draw_sample(
             f"dit.given asks for {table.names[pattern]}, and the latents were encoded without the"
             " spans for it; delete their folder, or allow text and prefix alone"
         )
-    return Sample(latent[source], table.times[source], text, ordinal, table.given[pattern])
+    given = table.given[pattern]
+    return Sample(latent[source], table.times[source], text, told, ordinal, given)
 
 
 def budget_of(sizes: Sizes, wanted: tuple[int, int, int], caption: int) -> Budget:
@@ -173,8 +176,8 @@ def pack(
     "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
     padding, "given" (L,) bool; "ordinal" (M,) of each sample, 0 where there is none; all captions
     one after another as "ids" (S,) or "features" (S, E), and "text" (S,), the segment of each of
-    their tokens. Slots and null keys follow from these (`tokens.packed_layout`,
-    `tokens.packed_condition`).
+    their tokens and 0 for a gap between two chunks. Slots and null keys follow from these
+    (`tokens.packed_layout`, `tokens.packed_condition`).
 
     Raises `UserError` if a latent does not divide into patches or the samples exceed the budget.
     """
@@ -215,5 +218,5 @@ def pack(
         row["given"][here] = np.repeat(sample.given, count // frames)
         row["ordinal"][number] = sample.ordinal % 2**32
         row[name][there] = sample.text
-        row["text"][there] = number + 1
+        row["text"][there] = np.where(sample.told, number + 1, 0)
     return row

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from vdit.errors import UserError
 from vdit.kernels.xla import attend_biased
+from vdit.models.chunks import chunk_places
 from vdit.models.weights import TRANSPOSED, Row, fields
 from vdit.nn.linear import LayerNorm, Linear
 
@@ -70,7 +71,7 @@ OTHERS = (
 
 
 class Block(nn.Module):
-    """Pre-norm attention over the tokens up to one's own, and an MLP."""
+    """Pre-norm attention over the tokens of a chunk up to one's own, and an MLP."""
 
     heads: int
     hidden: int
@@ -78,18 +79,18 @@ class Block(nn.Module):
     epsilon: float
 
     @nn.compact
-    def __call__(self, x_NSD: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x_NSD: jax.Array, chunk_NS: jax.Array) -> tuple[jax.Array, None]:
         batch, length, width = x_NSD.shape
 
         def heads(name: str) -> jax.Array:
             return Linear(width, name=name)(normed).reshape(batch, length, self.heads, -1)
 
         normed = LayerNorm(self.epsilon, name="attention_norm")(x_NSD)
-        # Padding comes after the text, so a text's tokens do not see it either.
         past_LS = jnp.tri(length, dtype=jnp.bool_)
-        bias_11LS = jnp.where(past_LS, 0.0, jnp.finfo(jnp.float32).min)[None, None]
+        seen_NLS = past_LS[None] & (chunk_NS[:, :, None] == chunk_NS[:, None])
+        bias_N1LS = jnp.where(seen_NLS, 0.0, jnp.finfo(jnp.float32).min)[:, None]
         scale = (width // self.heads) ** -0.5
-        out = attend_biased(heads("q"), heads("k"), heads("v"), bias_11LS, scale)
+        out = attend_biased(heads("q"), heads("k"), heads("v"), bias_N1LS, scale)
         x_NSD = x_NSD + Linear(width, name="o")(out.reshape(x_NSD.shape))
         normed = LayerNorm(self.epsilon, name="mlp_norm")(x_NSD)
         hidden = ACTIVATIONS[self.activation](Linear(self.hidden, name="up")(normed))
@@ -99,7 +100,7 @@ class Block(nn.Module):
 class CLIPText(nn.Module):
     """Token ids (N, S) and their mask to the last hidden state (N, S, D), zero where masked.
 
-    S is at most `positions`. A mask's tokens must come before its padding.
+    No chunk of a row (`chunks.chunk_places`) may be longer than `positions`.
     """
 
     vocab: int
@@ -113,30 +114,35 @@ class CLIPText(nn.Module):
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
-        length = ids_NS.shape[1]
-        if length > self.positions:
-            raise UserError(f"text length {length} given; allowed by clip: {self.positions}")
+        chunk_NS, at_NS = chunk_places(mask_NS)
         stack = nn.scan(
             Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
+            in_axes=nn.broadcast,
             length=self.depth,
         )
         blocks = stack(self.heads, self.hidden, self.activation, self.epsilon, name="blocks")
         tokens = nn.Embed(self.vocab, self.width, name="tokens")
         positions = nn.Embed(self.positions, self.width, name="positions")
-        place_1SD = positions(jnp.arange(length))[None].astype(jnp.float32)
+        place_NSD = positions(at_NS).astype(jnp.float32)
         # A prompt's features are made once and are a cache's contents: exact on every platform.
         with jax.default_matmul_precision("highest"):
-            x_NSD, _ = blocks(tokens(ids_NS).astype(jnp.float32) + place_1SD)
+            x_NSD, _ = blocks(tokens(ids_NS).astype(jnp.float32) + place_NSD, chunk_NS)
             x_NSD = LayerNorm(self.epsilon, name="norm")(x_NSD)
         return jnp.where(mask_NS[..., None], x_NSD, 0.0)
 
 
 def pool_last(features_NSD: jax.Array, mask_NS: jax.Array) -> jax.Array:
-    """The features of each caption's last token (N, D), its end token; zero for a null text."""
-    last_N11 = jnp.maximum(mask_NS.sum(1) - 1, 0)[:, None, None]
-    return jnp.take_along_axis(features_NSD, last_N11, axis=1)[:, 0]
+    """The features of each caption's last token (N, D), its end token; zero for a null text.
+
+    Of several chunks it is the mean of each one's last, weighted by their tokens.
+    """
+    _, at_NS = chunk_places(mask_NS)
+    ends_NS = mask_NS & ~jnp.pad(mask_NS, ((0, 0), (0, 1)))[:, 1:]
+    count_NS = jnp.where(ends_NS, at_NS + 1, 0).astype(features_NSD.dtype)
+    share_NS = count_NS / jnp.maximum(count_NS.sum(1, keepdims=True), 1)  # of one chunk exactly 1
+    return (features_NSD * share_NS[..., None]).sum(1)
 
 
 def from_config(config: Mapping[str, Any], folder: Path) -> CLIPText:

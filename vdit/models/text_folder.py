@@ -84,6 +84,13 @@ def read_module(name: str, path: str) -> tuple[nn.Module, weights.Plan]:
     return module, weights.plan(tensors, shapes, family.rows, family.others, folder)
 
 
+def positions(name: str, path: str) -> int | None:
+    """How many tokens a folder's encoder takes at once; None where its positions have no end."""
+    folder, family = _folder(name, path), FAMILIES[name]
+    module = family.module(weights.read_config(folder, family.types), folder)
+    return getattr(module, "positions", None)
+
+
 def _words(folder: Path) -> Path:
     """Where a folder's tokenizer is: inside, or beside it in "tokenizer", as pipelines have it."""
     beside = folder.absolute().parent / "tokenizer"

@@ -41,25 +41,38 @@ def text_features(
     params: Mapping[str, Any],
     frozen: Mapping[str, Any],
     batch: Mapping[str, jax.Array],
+    own: int | None = None,
 ) -> jax.Array:
     """Features (..., S, E): cached ones if the batch carries them, else encoded from token ids.
 
-    A pretrained encoder's parameters are frozen["text"], a learned one's params["text"].
+    A pretrained encoder's parameters are frozen["text"], a learned one's params["text"]. Captions
+    (B, J, S) of which all but the first have at most `own` tokens are encoded at those lengths.
     """
     if "features" in batch:
         return batch["features"].astype(jnp.float32)
     weights = frozen["text"] if encoder.frozen else params["text"]
+
+    def encode(ids: jax.Array, mask: jax.Array) -> jax.Array:
+        flat = encoder.apply(weights, *(x.reshape(-1, x.shape[-1]) for x in (ids, mask)))
+        return flat.reshape(*ids.shape, -1)
+
     ids, mask = batch["ids"], batch["mask"]
-    flat = encoder.apply(weights, *(x.reshape(-1, x.shape[-1]) for x in (ids, mask)))
-    return flat.reshape(*ids.shape, -1)
+    if own is None or ids.shape[1] == 1:
+        return encode(ids, mask)
+    shots = encode(ids[:, 1:, :own], mask[:, 1:, :own])
+    shots = jnp.pad(shots, ((0, 0), (0, 0), (0, ids.shape[2] - own), (0, 0)))
+    return jnp.concatenate([encode(ids[:, :1], mask[:, :1]), shots], axis=1)
 
 
-def captions_of(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-    """The captions of a dense batch as (B, J, S, ...), also where they come as (B, S, ...)."""
+def captions_of(
+    batch: Mapping[str, jax.Array], longest: int | None = None
+) -> dict[str, jax.Array]:
+    """The captions of a dense batch as (B, J, S, ...), also where they come as (B, S, ...); of no
+    more than `longest` tokens, where that is given."""
     captions = {name: batch[name] for name in ("ids", "mask", "features") if name in batch}
     if batch["mask"].ndim == 2:
         captions = {name: value[:, None] for name, value in captions.items()}
-    return captions
+    return {name: value[:, :, :longest] for name, value in captions.items()}
 
 
 def pool_captions(encoder: TextEncoder, features_BJSE: jax.Array, mask_BJS: jax.Array) -> jax.Array:
@@ -76,11 +89,12 @@ def conditioned(
     drop_B: jax.Array,
     label_B: jax.Array | None = None,
     empty: Mapping[str, jax.Array] | None = None,
+    own: int | None = None,
 ) -> Condition:
     """The condition of a dense batch of captions and classes; nothing where `drop_B` is true.
 
     `empty`: "features" (S, E) and "mask" (S,) of the text without words, which then stands for
-    nothing instead of a null key, as published models have it.
+    nothing instead of a null key, as published models have it. `own`: see `text_condition`.
     """
     if empty is not None:
         mask_BJS = mask_BJS & ~drop_B[:, None, None]
@@ -90,7 +104,7 @@ def conditioned(
             wordless[..., None], empty["features"][None, None], features_BJSE
         )
     pooled = pool_captions(encoder, features_BJSE, mask_BJS)
-    condition = text_condition(features_BJSE, mask_BJS, pooled, level_BK)
+    condition = text_condition(features_BJSE, mask_BJS, pooled, level_BK, own)
     if label_B is not None:
         condition = drop_label(dataclasses.replace(condition, label=label_B), drop_B)
     return condition if empty is not None else drop_text(condition, drop_B)
@@ -255,6 +269,7 @@ def diffusion_objective(
     sample_times: Callable[[jax.Array], jax.Array],
     constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
     multiple: int = 1,
+    longest: tuple[int, int] | None = None,
 ) -> Objective:
     """The mean squared error of the prediction over wanted tokens.
 
@@ -266,10 +281,13 @@ def diffusion_objective(
     `frozen` holds the latents' "mean" and "std" (Z,), a pretrained encoder's "text" where features
     are not in the batch, and "empty" as in `conditioned`, if it is there. `constrain` places
     (B, L, ...) arrays on a mesh, whose shards of tokens `multiple` is: rows are filled up to it.
+    `longest`, where it is known, are the most tokens of a clip's caption and of a shot's: what is
+    behind them is padding, which then costs nothing.
     """
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
     denoise = denoising(model, process, prediction, loss_weight, constrain)
+    words, own = longest or (None, None)
     # The last edge is left open, so that rounding cannot choose a pattern that is not there.
     cumulative = jnp.asarray(np.cumsum(shares)[:-1], jnp.float32)
 
@@ -321,11 +339,11 @@ def diffusion_objective(
         x0, layout = dense_tokens(clean, patch, seconds, known, batch.get("starts"))
         eps, _ = dense_tokens(noise, patch, seconds, known)
         x0, eps, layout = fill(x0, multiple), fill(eps, multiple), filled(layout, multiple)
-        captions = captions_of(batch)
-        features = text_features(encoder, params, frozen, captions)
+        captions = captions_of(batch, words)
+        features = text_features(encoder, params, frozen, captions, own)
         mask, level = captions["mask"] & ~drop_BJ[..., None], levels(model, process, t_B)
         asked = batch.get("label"), frozen.get("empty")
-        condition = conditioned(encoder, features, mask, level, drop, *asked)
+        condition = conditioned(encoder, features, mask, level, drop, *asked, own)
         total, count = denoise(params["dit"], x0, eps, t_B, ~layout.given(), layout, condition)
         return total, count, {}
 
