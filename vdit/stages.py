@@ -255,19 +255,22 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     def chunk(video: jax.Array, state: Any, params: Any) -> tuple[jax.Array, Any]:
         video = to_float(pad_to_multiple(video, build.token_pixels(config)))
         made: Any = model.apply({"params": params}, video, state, method=model.encode)
-        return made[::2]
+        mean, log_variance, state = made
+        return jnp.concatenate([mean, jnp.exp(log_variance)], axis=-1), state
 
     def own(frames: int) -> int:
         """Latent frames of a clip, without its spans."""
         return model.latent_shape(frames, 1, 1)[0]
 
-    def encode(video: jax.Array) -> np.ndarray:
-        """Latents of clips and, behind them, of their spans, each by itself."""
+    def encode(video: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+        """Latents of clips and, behind them, of their spans, each by itself; and the posterior's
+        variance (B, Z), a mean over a clip's places."""
         run = functools.partial(chunk, params=vae_params["vae"])
         spans = extra_spans(own(video.shape[1]), p)
         parts = [video, *(video[:, first : first + n] for first, n in spans)]
         made = [encode_in_chunks(run, part, p, config.vae.chunk) for part in parts]
-        return np.asarray(jnp.concatenate(made, axis=1).astype(jnp.float16))
+        latent, variance = jnp.split(jnp.concatenate(made, axis=1), 2, axis=-1)
+        return np.asarray(latent.astype(jnp.float16)), np.asarray(variance.mean((1, 2, 3)))
 
     def alike(indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
         """Elements of clips of one shape: the longer they are, the fewer at once."""
@@ -282,7 +285,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
             video = jax.device_put(video, batch_sharding(here))
             with jax.set_mesh(here):
-                latent = encode(video)
+                latent, variance = encode(video)
             told = [shot_list(row, shots) for row in rows]
             ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
             text = {"ids": ids, "mask": mask}
@@ -292,7 +295,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
             if shots:
                 text = {n: v.reshape(len(rows), 1 + shots, *v.shape[1:]) for n, v in text.items()}
             for row, clip in enumerate(rows):
-                element = {"latent": latent[row], **{name: v[row] for name, v in text.items()}}
+                element = {"latent": latent[row], "variance": variance[row]}
+                element |= {name: v[row] for name, v in text.items()}
                 if shots:
                     element["starts"] = told[row][1]
                 if "fps" in clip:  # of several shapes

@@ -37,6 +37,25 @@ def test_elements_and_statistics_come_back(tmp_path: Path) -> None:
     np.testing.assert_allclose(made["std"], np.full(want.shape[-1], std), rtol=1e-5)
 
 
+def test_equal_errors_of_channels_cost_alike(tmp_path: Path) -> None:
+    variance = np.array([0.01, 0.2, 0.5, 1.0])  # the posterior's; the last is switched off
+
+    def noisy(indices: range) -> Iterator[dict[str, np.ndarray]]:
+        for element in encode(indices):
+            yield element | {"variance": variance.astype(np.float32)}
+
+    assert write_cache(tmp_path, "d" * 64, 10, 4, noisy)
+    cache = Latents(tmp_path)
+    assert "variance" not in cache[0]
+    want = np.stack([e["latent"].astype(np.float64) for e in encode(range(10))])
+    std = cache.statistics()["std"].astype(np.float64)
+    np.testing.assert_allclose((want.var((0, 1, 2, 3)) / std**2).mean(), 1.0, rtol=1e-5)
+    # By the definition: a unit of each costs (1 / variance - 1) of its square.
+    cost = std[:3] ** 2 * (1 / variance[:3] - 1)
+    np.testing.assert_allclose(cost, cost[0], rtol=1e-5)
+    assert std[3] > std[2]
+
+
 def test_an_interrupted_encoding_goes_on_with_the_next_shard(tmp_path: Path) -> None:
     asked: list[int] = []
 

@@ -23,6 +23,7 @@ from vdit.errors import UserError
 from vdit.models.chunks import row_places
 from vdit.runtime.files import appears, atomic_path, write_text
 
+LEAST = 0.05  # of a channel that is switched off, beside a precision of some 1 to 100
 MANIFEST = "manifest.json"
 SHARD = re.compile(r"[\w.-]+\.array_record")
 
@@ -110,6 +111,24 @@ class Latents:
         return {name: np.asarray(self.manifest[name], np.float32) for name in ("mean", "std")}
 
 
+def units(variance_Z: np.ndarray, noise_Z: np.ndarray | None) -> np.ndarray:
+    """What each channel of latents is divided by: deviations (Z,), so that the mean variance is 1.
+
+    `variance_Z` is that of the latents, `noise_Z` that of the autoencoder's posterior. Where the
+    error of a reconstruction and its KL are balanced, an error in channel c costs as many pixels as
+    1 / noise - 1 of it (the derivative by the noise, Kingma and Welling 2014, Appendix B, is zero).
+    In these units equal errors cost alike, precise channels stand out of a sampler's noise first,
+    and a channel that the KL has switched off stays near zero: with a deviation of one it would be
+    noise that counts as much as any other. Without `noise_Z` all channels have one deviation, as
+    in latent diffusion (Rombach et al. 2022).
+    """
+    precision = np.ones_like(variance_Z)
+    if noise_Z is not None:
+        precision = np.maximum(1.0 / np.maximum(noise_Z, 1e-8) - 1.0, LEAST)
+    scale = np.sqrt(max(float((variance_Z * precision).mean()), 1e-12))
+    return scale / np.sqrt(precision)
+
+
 def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
     """The manifest of a finished cache, or None."""
     path = Path(folder) / MANIFEST
@@ -149,6 +168,7 @@ def _is_summary(value: Any) -> bool:
     return (
         _are_numbers(value.get("sum"), float)
         and _are_numbers(value.get("square"), float)
+        and _are_numbers(value.get("noise", []), float)
         and _are_numbers([value["number"], value.get("bytes", 0)], int)
         and _are_numbers(value.get("longest", [0, 0]), int)
         and len(value.get("longest", [0, 0])) == 2
@@ -212,9 +232,9 @@ def write_cache(
 
     `encode(indices)` yields the elements of one shard, in order; each has "latent"
     (stored, h, w, Z) and may have "mask", the caption's, and "frames", how many of the stored are
-    the clip's own; shapes may differ. Mean and deviation are
-    taken over the shards' stored sums, so a resumed encoding ends with the same manifest as one
-    that was never stopped.
+    the clip's own; shapes may differ. "variance" (Z,), the posterior's, is not stored: with it
+    channels are measured in `units`. Mean and deviation are taken over the shards' stored sums, so
+    a resumed encoding ends with the same manifest as one that was never stopped.
 
     `process` is (index, count): of several, each writes every count-th shard and asks `stop` as
     often as the others do; `together` waits for all of them, and process 0 writes the manifest.
@@ -249,16 +269,20 @@ def _write_shard(
     summary = folder / f"{name}.json"
     if summary.exists() and (folder / name).exists():
         return
-    total, square, number = np.zeros(()), np.zeros(()), 0
+    total, square, noise, number = np.zeros(()), np.zeros(()), np.zeros(0), 0
     shapes, frames, text, longest = [], [], [], np.zeros(2, int)
     with atomic_path(folder / name) as temporary:
         writer = ArrayRecordWriter(str(temporary), "group_size:1")
         for element in encode(indices):
-            writer.write(serialization.msgpack_serialize(dict(element)))
+            stored = {key: value for key, value in element.items() if key != "variance"}
+            writer.write(serialization.msgpack_serialize(stored))
             flat = np.asarray(element["latent"], np.float64)
             flat = flat.reshape(-1, flat.shape[-1])
             total, square = total + flat.sum(0), square + np.square(flat).sum(0)
             number += len(flat)
+            if "variance" in element:
+                each = len(flat) * np.asarray(element["variance"], np.float64)
+                noise = noise + each if noise.size else each
             shapes.append(list(element["latent"].shape[:3]))
             frames.append(int(element.get("frames", len(element["latent"]))))
             places = np.atleast_1d(row_places(element.get("mask", np.zeros(1, bool))))
@@ -267,6 +291,7 @@ def _write_shard(
         writer.close()
         told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
+    told |= {"noise": noise.tolist()}
     told |= {"shapes": shapes, "frames": frames, "text": text, "longest": longest.tolist()}
     write_text(summary, json.dumps(told))
 
@@ -279,10 +304,10 @@ def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[s
     number = sum(row["number"] for row in sums)
     mean = np.sum([row["sum"] for row in sums], axis=0) / number
     variance = np.sum([row["square"] for row in sums], axis=0) / number - mean**2
-    # One deviation for all channels, as latent diffusion scales them (Rombach et al. 2022, section
-    # 4.3.2): what the KL has switched off stays near zero. With its own deviation such a channel
-    # would be noise that counts as much as any other.
-    std = np.full_like(mean, np.sqrt(max(variance.mean(), 1e-12)))
+    told = [row for row in sums if row.get("noise")]  # shards of before tell none
+    places = sum(row["number"] for row in told)
+    noise = np.sum([row["noise"] for row in told], axis=0) / places if told else None
+    std = units(np.maximum(variance, 0.0), noise)
     return {
         "digest": digest,
         "count": count,
