@@ -124,8 +124,8 @@ def _unet(model: UNet, given: Given) -> list[Call]:
 def _autoencoder(model: ConvVAE, given: Given) -> list[Call]:
     """video (B, T, H, W, 3) and latent (B, t, h, w, Z)."""
     del model
-    given = {name: jnp.asarray(given[name]) for name in ("video", "latent")}
-    return [("encode", (given["video"],)), ("decode", (given["latent"],))]
+    video, latent = (jnp.asarray(given[name]) for name in ("video", "latent"))
+    return [("encode", (video,)), ("decode", (latent,))]
 
 
 def _classifier(model: ViViT, given: Given) -> list[Call]:

@@ -222,7 +222,8 @@ def fit(
         begin = functools.partial(init_state, objective, options, seed=seed)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         state, ema = jax.jit(begin, out_shardings=shardings)(first)
-    start, batch = 0, first
+    start = 0
+    batch: dict[str, jax.Array] | None = first
     if restored is not None:
         if "opt" not in restored.state:  # an imported checkpoint, or a copy without
             say(f"{stage}: step {restored.step} has weights alone: its optimizer begins anew")

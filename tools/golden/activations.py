@@ -147,10 +147,10 @@ def main(folder: str, target: str, side: str = "") -> None:
     with torch.no_grad():
         given = RUNS[name](model, int(side) if side else None)
     # A causal autoencoder makes a clip in chunks.
-    blocks = {f"out/{path}": last(torch.cat(parts, dim=2 if parts[0].ndim == 5 else 0))
-              for path, parts in found.items()}  # fmt: skip
-    inputs = {f"in/{key}": value.contiguous().numpy() for key, value in given.items()}
-    np.savez_compressed(target, **inputs, **blocks)
+    arrays: dict[str, Any] = {f"in/{k}": v.contiguous().numpy() for k, v in given.items()}
+    for path, parts in found.items():
+        arrays[f"out/{path}"] = last(torch.cat(parts, dim=2 if parts[0].ndim == 5 else 0))
+    np.savez_compressed(target, **arrays)
 
 
 if __name__ == "__main__":

@@ -186,8 +186,9 @@ def read_module(folder: str | Path) -> Found:
         del shapes["head"]
     plan = weights.plan(tensors, shapes, rows(kind), OTHERS, folder)
     named = config.get("id2label")
-    known = isinstance(named, dict) and set(named) == {str(i) for i in range(classes)}
-    names = [str(named[str(i)]) for i in range(classes)] if known else []
+    names = []
+    if isinstance(named, dict) and set(named) == {str(i) for i in range(classes)}:
+        names = [str(named[str(i)]) for i in range(classes)]
     return Found(model, frames, (height, across), plan, names)
 
 
