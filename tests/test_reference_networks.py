@@ -26,7 +26,8 @@ AUTOENCODERS: dict[str, tuple[str, dict[str, Any]]] = {
     }),
     "wan 2.1": ("AutoencoderKLWan", WAN | {"latents_mean": [0.0] * 8, "latents_std": [1.0] * 8}),
     "wan 2.2": ("AutoencoderKLWan", WAN | {
-        "dim_mult": [1, 2, 2], "decoder_base_dim": 24, "is_residual": True, "patch_size": 2, "in_channels": 12,
+        "dim_mult": [1, 2, 2],
+        "decoder_base_dim": 24, "is_residual": True, "patch_size": 2, "in_channels": 12,
         "out_channels": 12, "latents_mean": [0.0] * 8, "latents_std": [1.0] * 8,
     }),
 }  # fmt: skip
