@@ -4,6 +4,7 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +21,8 @@ os.environ["XLA_FLAGS"] = (
 )
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -34,3 +37,37 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
     """The files of `LONG`, then the others in their order (`--no-loadscope-reorder` keeps it)."""
     ranks = {name: rank for rank, name in enumerate(LONG)}
     items.sort(key=lambda item: ranks.get(item.path.name, len(LONG)))
+
+
+# --------------------------------------------------------------------------------------------------
+# Beside other implementations, live: `pytest -m reference` ends in a table of differences
+
+
+@pytest.fixture
+def near(record_property: Any) -> Callable[..., None]:
+    """near(name, got, want, most=2e-5) bounds the largest difference, relative to the largest
+    number of `want`, and keeps it for the table."""
+
+    def check(name: str, got: Any, want: Any, most: float = 2e-5) -> None:
+        got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
+        assert got.shape == want.shape
+        difference = float(np.abs(got - want).max() / np.abs(want).max())
+        record_property("difference", (name, difference, most))
+        assert difference < most
+
+    return check
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """The table: largest relative difference, what is allowed, of what."""
+    rows = [
+        value
+        for outcome in ("passed", "failed")
+        for report in terminalreporter.getreports(outcome)
+        for name, value in report.user_properties
+        if name == "difference" and report.when == "call"
+    ]
+    if rows:
+        terminalreporter.section("largest relative differences")
+    for name, difference, most in sorted(rows):
+        terminalreporter.write_line(f"{difference:.1e} of {most:.0e} allowed: {name}")

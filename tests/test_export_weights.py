@@ -13,7 +13,7 @@ from experiments import base, dit_paper, unet
 from tools import export_weights, import_weights
 from tools.import_weights import groups_of, own_shapes
 from vdit import build
-from vdit.models import vae_folder, vivit, weights
+from vdit.models import vae_folder, vivit_folder, weights
 from vdit.runtime.checkpoint import Checkpoints, restore_ema
 from vdit.runtime.files import write_text
 from vdit.sample import load, read_config
@@ -221,26 +221,15 @@ def test_autoencoders_go_back_to_the_bit(name: str) -> None:
 
 
 def test_a_vivit_trained_here_is_transformers_one(tmp_path: Path) -> None:
-    """Names, shapes and numbers are those of a state dict of VivitForVideoClassification."""
-    from tests.models.test_vivit import converted
-
-    golden = np.load(GOLDEN / "vivit.npz")
-    t, h, w, width, depth, heads, mlp = golden["vivit_plain/case"].tolist()
-    params = vivit.unfolded(converted("vivit_plain", depth), (t, h, w))
-    new = {key: make() for key, make in weights.unload(params, vivit.ROWS)}
-    names = [str(name) for name in golden["vivit_plain/names"]]
-    assert sorted(names) == sorted(new)
-    shapes = [",".join(map(str, new[name].shape)) for name in names]
-    assert shapes == golden["vivit_plain/shapes"].tolist()
-    flat = np.concatenate([new[name].ravel() for name in names])
-    np.testing.assert_array_equal(flat, golden["vivit_plain/values"])
-
+    """As tests/test_import_vivit.py has it for folders, to the bit."""
     config = base.get_config("smoke")
     config.stages, config.data.objects = ("classify",), (1, 1)
     config.classify.preset = "smoke/8x4"
     work, out = tmp_path / "work", tmp_path / "out"
-    trained(config, work, "classify")
+    made = trained(config, work, "classify")
     assert export_weights.main([f"--workdir={work}", f"--out={out}", "--stage=classify"]) == 0
     said = json.loads((out / "config.json").read_text())
     assert (said["tubelet_size"], said["id2label"]["0"]) == ([4, 8, 8], "motion: falls")
-    assert load_file(out / "model.safetensors")["vivit.embeddings.cls_token"].shape == (1, 1, 32)
+    found = vivit_folder.read_module(out)
+    assert found.classes == [said["id2label"][str(i)] for i in range(10)]
+    same(vivit_folder.folded(weights.load(found.plan)), made["classify"]["ema"]["vivit"])

@@ -26,6 +26,7 @@ LAYERS = {
     "stages": 10,
     "sample": 10,
     "show": 11,
+    "classify": 11,
     "evaluate": 11,
     "report": 11,
     "main": 12,

@@ -6,7 +6,8 @@
 transformers reads them, where the network exists there: DiTTransformer2DModel,
 LatteTransformer3DModel, UNet2DConditionModel (a denoiser trained here too, with the noise of its
 own process: its scheduler has to be made to match), AutoencoderKL, AutoencoderKLWan,
-VivitForVideoClassification. Sizes of frames are those of training.
+VivitForVideoClassification (of one frame ViTForImageClassification). Sizes of frames are those of
+training.
 
 Networks that exist nowhere else (vdit's own DiT, the ViViT autoencoder, a learned text encoder) go
 with --own: FOLDER gets all of the workdir that samples are made from, under vdit's names:
@@ -34,7 +35,7 @@ from tools.import_weights import COPIED, OWN, groups_of
 from vdit import build
 from vdit.config import default
 from vdit.errors import UserError
-from vdit.models import layouts, vae_folder, vivit, weights
+from vdit.models import layouts, vae_folder, vivit_folder, weights
 from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
 from vdit.runtime.files import write_text
@@ -104,20 +105,20 @@ def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None
 
 
 def classifier(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
-    """A ViViT whose tokens are tubelets and attend to all."""
-    del workdir
-    model, data = build.classifier(config), config.data
-    said = vivit.to_config(model, data.frames, tuple(data.size))
-    if said is None:
+    """A ViViT whose tokens are tubelets and attend to all; of one frame a ViT."""
+    found = vivit_folder.to_folder(
+        build.classifier(config), config.data.frames, tuple(config.data.size)
+    )
+    if found is None:
         return None
-    params = vivit.unfolded(made.params["vivit"], model.patch)
+    said, rows, patch = found
     answers = [
-        f"{question}: {name}"
-        for question in config.classify.questions
-        for name in build.QUESTIONS[question].classes
+        name if question == "class" else f"{question}: {name}"
+        for question, names in build.answers(config, workdir).items()
+        for name in names
     ]
     said |= {"id2label": {str(i): name for i, name in enumerate(answers)}}
-    return Folder(said, "model", params, vivit.ROWS)
+    return Folder(said, vivit_folder.STEM, vivit_folder.unfolded(made.params["vivit"], patch), rows)
 
 
 STAGES = {"dit": denoiser, "vae": autoencoder, "classify": classifier}

@@ -8,10 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.data.decode import one_line
 from vdit.errors import UserError
+from vdit.runtime.mesh import AXES, make_mesh
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,6 +21,22 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{one_line(message)}; see --help")
+
+
+def read_mesh(text: str) -> dict[str, int]:
+    """{"data": 2, "fsdp": 64} of data:2,fsdp:64."""
+    made = {}
+    for part in text.split(","):
+        name, _, size = part.partition(":")
+        if name not in AXES or not size.lstrip("-").isdigit():
+            raise UserError(f"--mesh={text}: AXIS:SIZE,... is allowed, with {', '.join(AXES)}")
+        made[name] = int(size)
+    return made
+
+
+def mesh_of(text: str) -> Mesh | None:
+    """The mesh of --mesh=AXIS:SIZE,... over all devices that are here; None without the flag."""
+    return make_mesh(read_mesh(text)) if text else None
 
 
 def read_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:

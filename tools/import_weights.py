@@ -9,7 +9,17 @@ text_encoder/ and tokenizer/ are read, or a denoiser's alone (config.json and sa
 shards of them) with --vae and --text beside it. Known are the layouts of `vdit/models/layouts.py`
 (facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2), the
 autoencoder of stabilityai/sd-vae-ft-mse, T5 and CLIP. A text encoder is not copied: DIR refers to
-its folder. FOLDER may also be what `tools.export_weights --own` wrote.
+its folder. FOLDER may also be what `tools.export_weights --own` wrote, or an autoencoder's alone
+(AutoencoderKL, AutoencoderKLWan), which becomes the stage vae.
+
+FOLDER may be transformers' ViT or ViViT, with a head or without: it becomes the stage classify.
+
+    python -m tools.import_weights --source=FOLDER --workdir=DIR [--start=central|inflate]
+        --config=experiments/vivit.py --config.classify.preset=B/16x2 ...
+
+makes of it the start of the network that the configuration names, any of the four models (ViViT,
+section 3.4): tubelets read their central frame, or all of theirs alike (--start=inflate); the head
+is new. `python -m vdit.main` with the same flags and --workdir=DIR trains it.
 
 DIR gets checkpoints with digests, split for --mesh, and config.json; it is written under another
 name and renamed when it is whole. All of FOLDER is checked first; what does not fit is named.
@@ -23,10 +33,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -36,18 +46,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from tools import parity
-from tools.flags import Parser
-from tools.plan import read_mesh
+from tools.flags import Parser, mesh_of
+from tools.flags import read_config as read_experiment
 from tools.planning.step import text_params, training
 from vdit import build, stages
 from vdit.config import default
 from vdit.errors import UserError
-from vdit.models import layouts, vae_folder, weights
+from vdit.models import layouts, vae_folder, vivit, vivit_folder, weights
 from vdit.models.text_folder import TOKENIZER_BYTES
 from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
-from vdit.runtime.mesh import make_mesh, param_sharding
+from vdit.runtime.mesh import param_sharding
 from vdit.runtime.progress import say
 from vdit.sample import read_config
 from vdit.tokens import Condition, Layout
@@ -81,14 +91,15 @@ def shapes(config: ConfigDict, text: int) -> Any:
 class Part:
     """What a stage is imported from: a folder, the plan of its parameters, what is said of it.
 
-    The plan's paths begin with the stage's groups of parameters if it has `groups`; else there is
-    one, of the stage's name.
+    The plan's paths begin with the stage's groups of parameters if it has `groups`; else they are
+    of its first. `finish` makes the stage's parameters of those that are read.
     """
 
     folder: Path
     plan: weights.Plan
     meta: dict[str, Any]
     groups: bool = False
+    finish: Callable[[Any], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -98,6 +109,16 @@ class Import:
     config: ConfigDict
     parts: dict[str, Part]  # by stage
     files: dict[str, str]  # others of the workdir: name, content
+
+
+class Target(NamedTuple):
+    """The classifier that an image model's weights are the start of."""
+
+    config: ConfigDict
+    start: Callable[[jax.Array, int], jax.Array]  # of a tubelet's kernel
+
+
+STARTS = {"central": vivit.central_frame, "inflate": vivit.inflate}
 
 
 def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
@@ -160,12 +181,13 @@ def class_names(source: Path, count: int) -> list[str]:
 
 
 def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
-    """The configuration of an image autoencoder; `UserError` for one that has none."""
+    """The configuration of an autoencoder; `UserError` for one that has none."""
     width = module.widths[0]
     fields: dict[str, Any] = {
-        "vae.model": "kl", "vae.patch": module.patch, "vae.channels": module.channels,
-        "vae.width": width, "vae.multipliers": tuple(w // width for w in module.widths),
-        "vae.blocks": module.blocks, "vae.groups": module.groups,
+        "vae.model": "causal" if module.causal else "kl", "vae.patch": module.patch,
+        "vae.channels": module.channels, "vae.width": width,
+        "vae.multipliers": tuple(w // width for w in module.widths),
+        "vae.blocks": module.blocks, "vae.groups": module.groups or 32,
     }  # fmt: skip
     made = build.vae(configured(fields))
     for name in vae_folder.FIELDS:
@@ -175,11 +197,122 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
     return fields
 
 
-def planned(source: Path, vae: Path | None, text: Path | None) -> Import:
+def planned(
+    source: Path, vae: Path | None = None, text: Path | None = None, target: Target | None = None
+) -> Import:
     """What is to be imported, checked by headers; no tensor is read."""
     found = folders(source, vae, text)
     folder = found["denoiser"]
-    name, numbers = layouts.read_layout(folder)
+    said = weights.read_json(folder / "config.json", weights.CONFIG_BYTES)
+    kind = str(said.get("_class_name") or said.get("model_type"))
+    alone = kind in vae_folder.FAMILIES or kind in vivit_folder.FAMILIES
+    if target is not None and kind not in vivit_folder.FAMILIES:
+        raise UserError(f"--config with {folder}: only a ViT's or ViViT's folder takes it")
+    if alone and len(found) > 1:
+        raise UserError(f"--vae or --text with {folder} of {kind}: only a denoiser takes them")
+    if not alone:
+        return denoiser(source, found)
+    return classifier(folder, target) if kind in vivit_folder.FAMILIES else autoencoder(folder)
+
+
+def part_of(
+    config: ConfigDict, stage: str, folder: Path, plan: weights.Plan, **more: Any
+) -> Part:
+    """A part whose checkpoint says what one that was trained here would."""
+    fields = stages.all_fields(config, stage)
+    meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
+    return Part(folder, plan, meta, **more)
+
+
+def autoencoder(folder: Path) -> Import:
+    """An autoencoder alone."""
+    module, plan = vae_folder.read_module(folder)
+    config = configured({"stages": ("vae",), **vae_fields(folder, module)})
+    if not module.causal:
+        config.data.frames = 1
+    return Import(config, {"vae": part_of(config, "vae", folder, plan)}, {})
+
+
+def classifier(folder: Path, target: Target | None) -> Import:
+    """A ViT or ViViT as it is, or as the start of another network."""
+    found = vivit_folder.read_module(folder)
+    model = found.model
+    if target is not None:
+        config = target.config
+        finish = started(folder, found, target)
+        return Import(
+            config, {"classify": part_of(config, "classify", folder, found.plan, finish=finish)}, {}
+        )
+    config = configured({
+        "stages": ("classify",), "data.objects": (1, 1), "data.frames": found.frames,
+        "data.size": found.size, "vae.patch": layouts.ROOM,
+        "classify.preset": vivit.preset_name(model), "classify.activation": model.activation,
+        "classify.mlp_ratio": model.mlp_ratio, "classify.epsilon": model.epsilon,
+        "classify.classes": model.classes,
+    })  # fmt: skip
+    answers = sum(build.questions(config).values())
+
+    def with_head(params: Any) -> Any:
+        made = vivit_folder.folded(params)
+        if not model.classes:  # as a new network has it
+            zeros = jnp.zeros((model.width, answers))
+            made["head"] = {"kernel": zeros, "bias": zeros[0]}
+        return made
+
+    part = part_of(config, "classify", folder, found.plan, finish=with_head)
+    names = {build.CLASSES: build.to_json(found.classes)} if found.classes else {}
+    return Import(config, {"classify": part}, names)
+
+
+def started(folder: Path, found: vivit_folder.Found, target: Target) -> Callable[[Any], Any]:
+    """From a folder's parameters to those of a network that starts from them.
+
+    `UserError` for one that cannot.
+    """
+    config, theirs = target.config, found.model
+    build.check(config)
+    ours = build.classifier(config)
+
+    def places(model: vivit.ViViT, size: Sequence[int]) -> tuple[int, ...]:
+        return tuple(n // p for n, p in zip(size, model.patch[1:], strict=True))
+
+    def times(model: vivit.ViViT, frames: int) -> tuple[int, int]:
+        return model.patch[0], frames // model.patch[0]
+
+    alike: dict[str, tuple[Any, Any]] = {
+        "width of classify.preset": (ours.width, theirs.width),
+        "depth of classify.preset": (ours.depth, theirs.depth),
+        "heads of classify.preset": (ours.heads, theirs.heads),
+        "rows and columns of classify.preset's tubelet": (ours.patch[1:], theirs.patch[1:]),
+        "tubelets along a frame of data.size": (
+            places(ours, config.data.size), places(theirs, found.size)
+        ),
+        "classify.activation": (ours.activation, theirs.activation),
+        "classify.mlp_ratio": (ours.mlp_ratio, theirs.mlp_ratio),
+        "classify.epsilon": (ours.epsilon, theirs.epsilon),
+    }  # fmt: skip
+    if found.frames > 1:
+        alike["frames of a tubelet, and tubelets in data.frames"] = (
+            times(ours, config.data.frames), times(theirs, found.frames)
+        )  # fmt: skip
+    for name, (mine, other) in alike.items():
+        if mine != other:
+            raise UserError(f"--config: {name} is {mine}; allowed by {folder}: {other}")
+
+    def finish(params: Any) -> Any:
+        video = jnp.zeros((1, config.data.frames, *config.data.size, 3))
+        new = ours.init(jax.random.key(config.seed), video)["params"]
+        image = jax.tree.map(lambda x: x.astype(jnp.float32), vivit_folder.folded(params))
+        return vivit.from_image(image, new, ours.patch[0], target.start)
+
+    return finish
+
+
+def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
+    """A denoiser and what a pipeline's folder has beside it."""
+    folder = found["denoiser"]
+    others = (*vae_folder.FAMILIES, *(f"model_type {kind}" for kind in vivit_folder.FAMILIES))
+    name, numbers = layouts.read_layout(folder, others)
     layout = layouts.LAYOUTS[name]
     told = "cross_attention_dim" if name == "unet" else "caption_channels"  # width of its text
     try:
@@ -192,6 +325,8 @@ def planned(source: Path, vae: Path | None, text: Path | None) -> Import:
     statistics = {"mean": [0.0] * len(scale), "std": scale}
     if "vae" in found:
         module, plan = vae_folder.read_module(found["vae"])
+        if module.causal:
+            raise UserError(f"{found['vae']} is causal in time; allowed by {folder}: AutoencoderKL")
         changes |= vae_fields(found["vae"], module)
         if module.channels != numbers["in_channels"]:
             raise UserError(
@@ -251,11 +386,9 @@ def own(source: Path) -> Import:
         file = source / f"{stage}.safetensors"
         made = own_shapes(config, stage, source)
         plan = weights.plan(weights.read_header(file), made, [(r"(.*)", r"\1", None)], (), file)
-        fields = stages.all_fields(config, stage)
-        meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
+        part = parts[stage] = part_of(config, stage, file, plan, groups=True)
         if stage == "dit":
-            meta |= {"latents": own_statistics(told, config.vae.channels, source / OWN)}
-        parts[stage] = Part(file, plan, meta, groups=True)
+            part.meta["latents"] = own_statistics(told, config.vae.channels, source / OWN)
     there = [source / name for name in COPIED if (source / name).exists()]
     files = {f.name: weights.read_bytes(f, TOKENIZER_BYTES).decode() for f in there}
     return Import(config, parts, files)
@@ -289,15 +422,24 @@ def own_statistics(told: Any, channels: int, path: Path) -> dict[str, list[float
 
 def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     """Reads one network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
-    def named(tree: Any) -> Any:
-        return tree if part.groups else {stage: tree}
+    group = groups_of(stage)[0]
 
-    placed = None
-    if mesh is not None:
-        flat = {key: jax.ShapeDtypeStruct(s.shape, jnp.float32) for key, s in part.plan.items()}
-        tree = param_sharding(mesh, named(traverse_util.unflatten_dict(flat)))
-        placed = traverse_util.flatten_dict(tree if part.groups else tree[stage])
-    params = weights.load(part.plan, placed)
+    def named(tree: Any) -> Any:
+        return tree if part.groups else {group: tree}
+
+    def split(tree: Any) -> Any:
+        """The shardings of a tree as `part.plan` has it."""
+        if mesh is None:
+            return None
+        made = param_sharding(mesh, named(tree))
+        return made if part.groups else made[group]
+
+    flat = {key: jax.ShapeDtypeStruct(s.shape, jnp.float32) for key, s in part.plan.items()}
+    placed = split(traverse_util.unflatten_dict(flat))
+    params = weights.load(part.plan, None if mesh is None else traverse_util.flatten_dict(placed))
+    if part.finish is not None:
+        shapes = jax.eval_shape(part.finish, params)
+        params = jax.jit(part.finish, out_shardings=split(shapes))(params)
     # There is nothing to resume: the weights are the EMA, and the state is a step.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(workdir / "checkpoints" / stage, keep=1, in_flight=largest)
@@ -309,7 +451,9 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     return params
 
 
-def write(made: Import, workdir: Path, mesh: Mesh | None, stored: Path | None) -> None:
+def write(
+    made: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None
+) -> None:
     """The workdir, whole or not at all."""
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} is there already; choose another --workdir")
@@ -320,8 +464,8 @@ def write(made: Import, workdir: Path, mesh: Mesh | None, stored: Path | None) -
             write_text(temporary / name, text)
         for stage, part in made.parts.items():
             params = write_part(stage, part, mesh, temporary)
-            if stage == "dit" and stored is not None:
-                report(made.config, params, stored)
+            if stored is not None and parity.fits(stored, part.plan):
+                report(MODELS[stage](exact(made.config)), params, part.plan, stored)
             del params
         os.replace(temporary, workdir)
     except OSError as error:
@@ -330,13 +474,53 @@ def write(made: Import, workdir: Path, mesh: Mesh | None, stored: Path | None) -
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def report(config: ConfigDict, params: Any, stored: Path) -> None:
+MODELS: dict[str, Callable[[ConfigDict], Any]] = {
+    "dit": build.dit, "vae": build.vae, "classify": build.classifier
+}  # fmt: skip
+
+
+def exact(config: ConfigDict) -> ConfigDict:
+    """The configuration with operands in float32."""
+    made = config.copy_and_resolve_references()
+    made.run.dtype = "float32"
+    return made
+
+
+def report(model: Any, params: Any, plan: weights.Plan, stored: parity.Stored) -> None:
     """Prints the differences from stored activations, block by block."""
-    exact = config.copy_and_resolve_references()
-    exact.run.dtype = "float32"
-    say(f"{'block':12} {'largest':>10} {'mean':>10} {'of at most':>12}")
-    for row in parity.compare(build.dit(exact), params, stored):
-        say(f"{row.name:12} {row.largest:10.2e} {row.mean:10.2e} {row.reference:12.2e}")
+    wide = max(map(len, (*stored.blocks, "block")))
+    say(f"{'block':{wide}} {'largest':>10} {'mean':>10} {'of at most':>12}")
+    for row in parity.compare(model, params, plan, stored):
+        say(f"{row.name:{wide}} {row.largest:10.2e} {row.mean:10.2e} {row.reference:12.2e}")
+
+
+def made_of(options: argparse.Namespace, changes: Sequence[str]) -> Import:
+    """What the flags ask for, checked by headers."""
+    given = {name: getattr(options, name) for name in ("vae", "text", "parity", "config", "start")}
+    if (options.source / OWN).exists():
+        if wrong := [name for name, value in given.items() if value is not None]:
+            raise UserError(f"--{wrong[0]} with {options.source}, which holds all: not allowed")
+        return own(options.source)
+    target = None
+    if options.config is not None:
+        if options.parity is not None:
+            raise UserError("--parity with --config: weights that start another network have none")
+        start = STARTS[options.start or "central"]
+        target = Target(read_experiment(options.config, changes), start)
+    elif changes or options.start:
+        raise UserError(f"{(*changes, '--start')[0]} is allowed with --config=FILE")
+    return planned(options.source, options.vae, options.text, target)
+
+
+def activations(path: Path | None, made: Import) -> parity.Stored | None:
+    """Stored activations of one of the networks."""
+    if path is None:
+        return None
+    stored = parity.read(path)
+    if not any(parity.fits(stored, part.plan) for part in made.parts.values()):
+        names = ", ".join([*stored.blocks][:3])
+        raise UserError(f"{path}: its blocks ({names}, ...) are of another network")
+    return stored
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -352,21 +536,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--text", type=Path, help="folder of the text encoder")
     parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are split for")
     parser.add_argument("--parity", type=Path, help="stored activations to compare with")
+    parser.add_argument("--config", help="a ViT's or ViViT's: the network that it is the start of")
+    parser.add_argument("--start", choices=sorted(STARTS), help="with --config: of tubelets")
     try:
-        options = parser.parse_args(arguments)
-        mesh = make_mesh(read_mesh(options.mesh)) if options.mesh else None
-        if (options.source / OWN).exists():
-            alone = ("vae", "text", "parity")
-            if given := [name for name in alone if getattr(options, name) is not None]:
-                raise UserError(f"--{given[0]} with {options.source}, which holds all: not allowed")
-            made = own(options.source)
-        else:
-            made = planned(options.source, options.vae, options.text)
-        write(made, options.workdir, mesh, options.parity)
+        options, changes = parser.parse_known_args(arguments)
+        mesh = mesh_of(options.mesh)
+        made = made_of(options, changes)
+        write(made, options.workdir, mesh, activations(options.parity, made))
     except UserError as error:
         print(f"import_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    say(f"{options.workdir}: {', '.join(made.parts)}; dit.preset={made.config.dit.preset}")
+    said = {"dit": "dit.preset", "vae": "vae.model", "classify": "classify.preset"}
+    flat = ((said[stage], said[stage].split(".")) for stage in made.parts)
+    sizes = [f"{name}={made.config[section][field]}" for name, (section, field) in flat]
+    say(f"{options.workdir}: {', '.join(sizes)}")
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tools.flags import Parser, read_config
+from tools.flags import Parser, read_config, read_mesh
 from tools.planning.chips import CORES, GIB, Chip, device, topology
 from tools.planning.estimate import (
     Estimate,
@@ -40,22 +40,11 @@ from tools.planning.estimate import (
 from tools.planning.hlo import collectives
 from vdit import build
 from vdit.errors import UserError
-from vdit.runtime.mesh import AXES, make_mesh, mesh_sizes
+from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import check_batch
 
 ROOM = 0.9  # share of a device's memory that a plan may fill
 NEEDS = "libtpu is missing: pip install libtpu beside jax (pip install -e '.[tpu]'), or give --fast"
-
-
-def read_mesh(text: str) -> dict[str, int]:
-    """{"data": 2, "fsdp": 64} of data:2,fsdp:64."""
-    made = {}
-    for part in text.split(","):
-        name, _, size = part.partition(":")
-        if name not in AXES or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh={text}: AXIS:SIZE,... is allowed, with {', '.join(AXES)}")
-        made[name] = int(size)
-    return made
 
 
 def meshes(count: int) -> Iterator[dict[str, int]]:

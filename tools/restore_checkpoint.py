@@ -4,13 +4,19 @@
     python -m tools.restore_checkpoint inspect WORKDIR [--stage S] [--step N]
     python -m tools.restore_checkpoint verify  WORKDIR [--stage S] [--step N]
     python -m tools.restore_checkpoint copy    WORKDIR --to DIR [--stage S] [--step N]
+        [--mesh AXIS:SIZE,...] [--drop optimizer]
 
 Without --stage: all stages (copy: the only one). Without --step: list and verify take all steps,
 inspect the newest finished one, copy the newest good one. `copy` writes DIR/checkpoints/STAGE/STEP,
-verified. Exit status: 0, 1 if a file is damaged (it is named), 2 for wrong arguments.
+verified. With --mesh its arrays are split for that mesh, over all devices that are here (a CPU is N
+of them with XLA_FLAGS=--xla_force_host_platform_device_count=N). With --drop optimizer its state is
+left out, two thirds of the bytes and more: the copy samples and is evaluated as the original;
+training goes on from its weights and step, and the optimizer (moments, warm-up, schedule) begins
+anew. Exit status: 0, 1 if a file is damaged (it is named), 2 for wrong arguments.
 """
 
 import argparse
+import functools
 import json
 import math
 import os
@@ -20,15 +26,17 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.flags import Parser
+from tools.flags import Parser, mesh_of
 from vdit.errors import UserError
 from vdit.runtime.checkpoint import (
     all_steps,
     damage,
     is_finished,
     load_meta,
+    rewrite,
     saved_shapes,
 )
+from vdit.runtime.mesh import param_sharding
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -43,10 +51,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", help="a stage's name, such as vae or dit")
     parser.add_argument("--step", type=int)
     parser.add_argument("--to", type=Path, help="copy: the workdir to copy to")
+    parser.add_argument("--mesh", default="", help="copy: AXIS:SIZE,... to split the arrays for")
+    parser.add_argument("--drop", choices=sorted(DROPPED), help="copy: what to leave out")
     try:
         options = parser.parse_args(arguments)
         if (options.to is not None) != (options.command == "copy"):
             raise UserError("copy needs --to DIR; the other commands do not take it; see --help")
+        if options.command != "copy" and (options.mesh or options.drop):
+            raise UserError("--mesh and --drop are allowed with copy alone; see --help")
         return COMMANDS[options.command](options)
     except (UserError, OSError) as error:  # OSError: a folder that a running job has just deleted
         print(f"restore_checkpoint: {error}", file=sys.stderr)
@@ -137,11 +149,16 @@ def copy(options: argparse.Namespace) -> int:
     target = options.to / "checkpoints" / stage.name / str(step)
     if target.exists():
         raise UserError(f"{target} is there already; choose another --to")
+    mesh = mesh_of(options.mesh)
     temporary = target.with_name(f".{step}.{os.getpid()}.tmp")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copytree(stage / str(step), temporary)
-        os.replace(temporary, target)
+        temporary.mkdir(parents=True)
+        if mesh is None and options.drop is None:
+            shutil.copytree(stage / str(step), temporary / str(step))
+        else:
+            place = None if mesh is None else functools.partial(param_sharding, mesh)
+            rewrite(stage, step, temporary, place, DROPPED.get(options.drop, ()))
+        os.replace(temporary / str(step), target)
     except OSError as error:  # shutil.Error lists the files
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"cannot write {target}: {reason}") from error
@@ -152,6 +169,7 @@ def copy(options: argparse.Namespace) -> int:
     return 0 if wrong is None else 1
 
 
+DROPPED = {"optimizer": ("opt",)}  # entries of the state that --drop leaves out
 COMMANDS = {"list": list_steps, "inspect": inspect, "verify": verify, "copy": copy}
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from vdit.models.minilm import POSITIONS, minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.models.vae_conv import ConvVAE
 from vdit.nn.attention import Attend
+from vdit.nn.linear import ACTIVATIONS
 from vdit.nn.patch import padded
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
@@ -74,7 +75,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     choose(PREDICTIONS, "dit.prediction", config.dit.prediction)
     choose(WEIGHTS, "dit.loss_weight", config.dit.loss_weight)
     choose(SAMPLERS, "sample.sampler", config.sample.sampler)
-    choose(vivit.PRESETS, "classify.preset", config.classify.preset)
+    vivit.preset(config.classify.preset)
+    choose(ACTIVATIONS, "classify.activation", config.classify.activation)
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
@@ -682,6 +684,8 @@ def dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = Non
 
 def questions(config: ConfigDict) -> dict[str, int]:
     """What the classifier is asked, and how many answers there are to each."""
+    if config.classify.classes:
+        return {"class": config.classify.classes}
     return {
         name: len(choose(QUESTIONS, "classify.questions", name).classes)
         for name in config.classify.questions
@@ -694,9 +698,12 @@ def classifier(
     """The ViViT that answers all questions by one head, for one device or for steps on a mesh."""
     return vivit.ViViT(
         sum(questions(config).values()),
-        **choose(vivit.PRESETS, "classify.preset", config.classify.preset),
+        **vivit.preset(config.classify.preset),
         model=config.classify.model,
         pool=config.classify.pool,
+        activation=config.classify.activation,
+        mlp_ratio=config.classify.mlp_ratio,
+        epsilon=config.classify.epsilon,
         attend=_attend(config, mesh, platform),
         samples=config.classify.samples,
         unroll=config.run.unroll,
@@ -758,7 +765,17 @@ def to_json(classes: Sequence[str]) -> str:
 def read_classes(config: ConfigDict, workdir: Path) -> list[str]:
     """The names of a model's classes; numbers where it has none, nothing if it has no classes."""
     count = config.dit.paper.classes if config.dit.model == "paper" else 0
-    path = workdir / CLASSES
+    return _read_names(count, workdir / CLASSES)
+
+
+def answers(config: ConfigDict, workdir: Path) -> dict[str, list[str]]:
+    """The names of the answers to each question of the classifier in a workdir."""
+    if config.classify.classes:
+        return {"class": _read_names(config.classify.classes, workdir / CLASSES)}
+    return {name: list(QUESTIONS[name].classes) for name in questions(config)}
+
+
+def _read_names(count: int, path: Path) -> list[str]:
     if not count or not path.exists():
         return [str(i) for i in range(count)]
     try:

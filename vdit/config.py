@@ -148,10 +148,15 @@ def default() -> ConfigDict:
     dit.train.accumulate = 4  # a part's activations stay in a CPU's cache: less time a step
 
     classify = config.classify = ConfigDict()  # ViViT
-    classify.preset = "nano/8x4"  # SIZE/TUBELET: nano, S, B, L or H; side x frames, as 16x2
+    # SIZE/TUBELET: nano, S, B, L, H or WIDTHxDEPTHxHEADS; side x frames, as 16x2
+    classify.preset = "nano/8x4"
     classify.model = "joint"  # or factorised_: encoder, self_attention, dot_product
     classify.pool = "token"  # what the head reads: token or mean
     classify.samples = 0  # 0: tubelets; else so many frames, sampled uniformly (tubelets of x1)
+    classify.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
+    classify.mlp_ratio = 4.0
+    classify.epsilon = 1e-6  # of the norms
+    classify.classes = 0  # of an imported head (classes.json names them); 0: the questions' answers
     classify.questions = ("motion", "impacts")  # also shape, colour and size
     classify.smoothing = 0.1  # share of the target that is spread over all answers
     classify.heldout = 512  # clips that the accuracy is of
@@ -245,6 +250,8 @@ LATER: dict[str, Any] = {
     "vae.lpips_weight": 0.0, "vae.lpips_net": "alex", "vae.adversarial_weight": 0.0,
     "vae.adversarial_start": 1000, "vae.adversarial_width": 32, "vae.adversarial_levels": 3,
     "vae.train.discriminator.adam_learning_rate": 2e-4,
+    "classify.activation": "gelu", "classify.mlp_ratio": 4.0, "classify.epsilon": 1e-6,
+    "classify.classes": 0,
 }  # fmt: skip
 
 

@@ -1,9 +1,10 @@
 """The command: `python -m vdit.main --config=FILE[:ARG] [--workdir=DIR] [--config.field=value]`.
 
 --mode=run walks the config's stages, --mode=sample makes videos from a trained workdir, --mode=eval
-scores it. What a user gave wrong is one line and exit status 2; a run that a signal stopped exits
-with 143 and the same command goes on; a loss that is not finite exits with 1, and so does a run of
-several processes (docs/pods.md) of which one is gone or stuck.
+scores it, --mode=features says what a classifier sees in videos. What a user gave wrong is one line
+and exit status 2; a run that a signal stopped exits with 143 and the same command goes on; a loss
+that is not finite exits with 1, and so does a run of several processes (docs/pods.md) of which one
+is gone or stuck.
 """
 
 import contextlib
@@ -35,7 +36,7 @@ from vdit.runtime.processes import (
 )
 
 FLAGS = flags.FLAGS
-MODES = ("run", "sample", "eval")
+MODES = ("run", "sample", "eval", "features")
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/NAME.py[:ARGUMENT]")
 _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written (runs/NAME)")
@@ -48,7 +49,10 @@ _NUM = flags.DEFINE_integer("num", 1, "sample: videos a prompt")
 _SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the first video")
 _GIVEN = flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames that it must contain")
 _SHOTS = flags.DEFINE_string("shots", None, "sample: JSON file, captions with the times they start")
-_OUT = flags.DEFINE_string("out", None, "sample: folder for the videos (WORKDIR/samples)")
+_VIDEO = flags.DEFINE_multi_string("video", [], "features: a video's file; may be given again")
+_OUT = flags.DEFINE_string(
+    "out", None, "sample, features: folder for what is made (WORKDIR/samples, WORKDIR/features)"
+)
 # Of several processes, where JAX does not find them itself (a TPU pod, Slurm, Open MPI).
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT on which process 0 listens")
 _PROCESSES = flags.DEFINE_integer("processes", None, "how many; 1: alone, whatever JAX finds")
@@ -197,16 +201,32 @@ def sample(workdir: Path) -> None:
 
 def evaluate(workdir: Path) -> None:
     """--mode=eval."""
-    from vdit import report
+    from vdit import classify, report
     from vdit.evaluate import evaluate as score
     from vdit.runtime.metrics import Metrics
     from vdit.runtime.progress import say
-    from vdit.sample import load
+    from vdit.sample import load, read_config
 
     with Metrics(workdir) as metrics:
-        for row in score(load(workdir), workdir, metrics):
-            say(json.dumps(row))
+        if read_config(workdir).stages == ("classify",):
+            say(json.dumps(classify.evaluate(workdir, metrics)))
+        else:
+            for row in score(load(workdir), workdir, metrics):
+                say(json.dumps(row))
     say(f"open {report.write_report(workdir)}")
+
+
+def features(workdir: Path) -> None:
+    """--mode=features."""
+    from vdit import classify
+
+    if not _VIDEO.value:
+        raise UserError("--mode=features needs --video=FILE")
+    out = Path(_OUT.value) if _OUT.value else workdir / "features"
+    classify.write_features(workdir, out, _VIDEO.value)
+
+
+ASKED = {"sample": sample, "eval": evaluate, "features": features}
 
 
 def work(path: str | None, workdir: Path, who: Told | None) -> int:
@@ -225,7 +245,7 @@ def work(path: str | None, workdir: Path, who: Told | None) -> int:
             else:
                 with zero_alone(_MODE.value) as zero:
                     if zero:
-                        {"sample": sample, "eval": evaluate}[_MODE.value](workdir)
+                        ASKED[_MODE.value](workdir)
         except Interrupted as error:
             stopped = error
         except (UserError, Diverged) as error:

@@ -1,7 +1,7 @@
 """The training stages: compress (vae), encode once (latents), denoise (dit); name (classify)."""
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -425,6 +425,39 @@ def packed_rows(
     return packed_denoising(config, encoder, budget, runtime.mesh), stream
 
 
+def refuse_foreign_head(config: ConfigDict) -> None:
+    """A head of other classes than the world's questions can be neither trained nor scored."""
+    if config.classify.classes:
+        raise UserError(
+            f"classify.classes is {config.classify.classes}, of an imported head: 0 is allowed"
+            " where clips have labels; tools.import_weights --config=FILE makes a new head"
+        )
+
+
+def accuracy(
+    config: ConfigDict, clips: Labelled, guess: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Any]:
+    """How often guess(video (B, T, H, W, 3)) -> (B, Q) is right on the first clips, by question.
+
+    Beside it the share of the commonest answer, which is what one reaches without looking.
+    """
+    count, batch = config.classify.heldout, config.classify.train.batch
+    guesses, labels = [], []
+    for start in range(0, count, batch):
+        rows = [clips[i] for i in range(start, min(start + batch, count))]
+        video = np.stack([row["video"] for row in rows])
+        video = np.resize(video, (batch, *video.shape[1:]))  # one shape, one compilation
+        guesses.append(guess(video)[: len(rows)])
+        labels += [row["label"] for row in rows]
+    told = np.stack(labels)
+    right = (np.concatenate(guesses) == told).mean(0)
+    row: dict[str, Any] = {"heldout_clips": count}
+    for i, name in enumerate(config.classify.questions):
+        row[f"heldout_accuracy_{name}"] = float(right[i])
+        row[f"heldout_commonest_{name}"] = float(np.bincount(told[:, i]).max() / count)
+    return row
+
+
 def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage classify: the EMA parameters of the ViViT.
 
@@ -432,6 +465,7 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     it the share of the commonest answer, which is what one reaches without looking.
     """
     refuse_other(config, "classify", runtime)
+    refuse_foreign_head(config)
     options = config.classify.train
     questions = build.questions(config)
     model = build.classifier(config, runtime.mesh)
@@ -446,29 +480,16 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
         config.data.threads,
         process=data_process(runtime.mesh),
     )
-    count = config.classify.heldout
-    labels = np.stack([heldout[i]["label"] for i in range(count)])
-
     @functools.partial(jax.jit, out_shardings=replicated(runtime.mesh))
     def guess(params: Any, video: jax.Array) -> list[jax.Array]:
         logits: Any = model.apply({"params": params["vivit"]}, to_float(video))
         return [part.argmax(-1) for part in answers(logits, questions).values()]
 
     def score(params: Params, step: int) -> None:
-        guesses = []
-        for start in range(0, count, options.batch):
-            rows = [heldout[i]["video"] for i in range(start, min(start + options.batch, count))]
-            video = np.resize(np.stack(rows), (options.batch, *rows[0].shape))  # one compilation
-            with jax.set_mesh(runtime.mesh):
-                made = np.stack(guess(params, video), axis=-1)
-            guesses.append(made[: len(rows)])
-        right = (np.concatenate(guesses) == labels).mean(0)
-        row = {}
-        for i, name in enumerate(questions):
-            row[f"heldout_accuracy_{name}"] = float(right[i])
-            row[f"heldout_commonest_{name}"] = float(np.bincount(labels[:, i]).max() / count)
-        runtime.metrics.write("classify", step, {"heldout_clips": count, **row})
-        say(f"classify: step {step}, {count} held-out clips: " + ", ".join(
+        with jax.set_mesh(runtime.mesh):
+            row = accuracy(config, heldout, lambda video: np.stack(guess(params, video), axis=-1))
+        runtime.metrics.write("classify", step, row)
+        say(f"classify: step {step}, {config.classify.heldout} held-out clips: " + ", ".join(
             f"{name} {row[f'heldout_accuracy_{name}']:.2f}"
             f" (commonest {row[f'heldout_commonest_{name}']:.2f})"
             for name in questions

@@ -26,7 +26,7 @@ from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
 from vdit.runtime.preemption import Preemption
 from vdit.runtime.processes import Watch
-from vdit.runtime.progress import Progress
+from vdit.runtime.progress import Progress, say
 
 State = dict[str, Any]  # "params" and "opt" by group, "step", "key"
 
@@ -217,13 +217,20 @@ def fit(
     checkpoints = runtime.checkpoints(stage)
     first = place(mesh, next(batches))
     abstract = abstract_state(objective, options, first, mesh, seed)
-    restored = checkpoints.restore(*abstract, batches)
-    if restored is None:
+    restored = checkpoints.restore(*abstract, batches, spare=("params", "opt", "key"))
+    if restored is None or "opt" not in restored.state:
         begin = functools.partial(init_state, objective, options, seed=seed)
         shardings = jax.tree.map(lambda x: x.sharding, abstract)
         state, ema = jax.jit(begin, out_shardings=shardings)(first)
-        start, batch = 0, first
-    else:
+    start = 0
+    batch: dict[str, jax.Array] | None = first
+    if restored is not None:
+        if "opt" not in restored.state:  # an imported checkpoint, or a copy without
+            say(f"{stage}: step {restored.step} has weights alone: its optimizer begins anew")
+            state |= restored.state
+            if "params" not in restored.state:
+                state["params"] = jax.tree.map(lambda x: x + 0, restored.ema)  # both are donated
+            restored = restored._replace(state=state)
         state, ema, start = restored.state, restored.ema, restored.step
         batch = None
     runtime.metrics.truncate(stage, start)

@@ -1,18 +1,15 @@
 """The U-Net beside diffusers' own, live: `pytest -m reference`, with the extra of that name."""
 
 from pathlib import Path
+from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
 import pytest
 
+from tests.reference import answer
 from tools import import_weights
 from vdit import build
-from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.sample import read_config
-from vdit.tokens import text_condition
 
 pytestmark = pytest.mark.reference
 
@@ -27,7 +24,9 @@ SHAPES = ((2, 16, 11, 77), (1, 9, 16, 300))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_medium_model_is_diffusers(shape: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_medium_model_is_diffusers(
+    shape: tuple[int, ...], tmp_path: Path, near: Any
+) -> None:
     import torch
 
     from tools.golden import unet as golden
@@ -44,12 +43,5 @@ def test_a_medium_model_is_diffusers(shape: tuple[int, ...], tmp_path: Path) -> 
     step = newest_good_step(work / "checkpoints" / "dit")
     assert step is not None
     params, model = restore_ema(work / "checkpoints" / "dit", step)["dit"], build.dit(config)
-    seconds = jnp.zeros(x.shape[:2])
-    tokens, layout = dense_tokens(jnp.asarray(x.numpy()), (1, 1), seconds, seconds > 0)
-    caption = jnp.asarray(text.numpy())[:, None], jnp.asarray(mask.numpy())[:, None]
-    level = jnp.asarray(golden.TIMES, jnp.float32)[:, None]
-    told = text_condition(*caption, jnp.zeros((len(x), 1, 1)), level)
-    got = np.asarray(jax.jit(model.apply)({"params": params}, tokens, layout, told))
-    difference = np.abs(got.reshape(want.shape) - want).max() / np.abs(want).max()
-    print(f"{shape}: {difference:.1e} of the largest number")
-    assert difference < 2e-5
+    given = {"x": x.numpy(), "text": text.numpy(), "mask": mask.numpy(), "time": golden.TIMES}
+    near(f"UNet2DConditionModel, {shape}", answer(model, params, given), want)

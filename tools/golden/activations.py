@@ -1,68 +1,156 @@
-"""Stores what diffusers' DiT or Latte makes of random inputs, block by block, for a parity report.
+"""Stores what a network of diffusers or transformers makes of random inputs, block by block, for a
+parity report.
 
-Run where torch and diffusers are installed, on a folder of the network (of a pipeline,
-transformer/); then give the file to `python -m tools.import_weights --parity=FILE`:
+Run where torch, diffusers and transformers are installed, on a folder of the network (of a
+pipeline: transformer/, unet/ or vae/); then give the file to
+`python -m tools.import_weights --parity=FILE`:
 
-    python tools/golden/activations.py FOLDER FILE.npz
+    python tools/golden/activations.py FOLDER FILE.npz [SIDE]
+
+SIDE: rows and columns of the latents, or of the pixels; those of config.json without it. (A ViT's
+and a ViViT's are always those, a DiT's as well.)
 """
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DiTTransformer2DModel, LatteTransformer3DModel
+import transformers
+from safetensors import safe_open
 
-BATCH, TEXT = 2, 7
+BATCH, TEXT, FRAMES = 2, 7, 5
 TIMES = (17, 801)
-KINDS = {kind.__name__: kind for kind in (DiTTransformer2DModel, LatteTransformer3DModel)}
+# The modules that are stored, by class or by name; nothing inside of one of them.
+BLOCKS = {
+    "BasicTransformerBlock", "ResnetBlock2D", "Transformer2DModel", "Attention", "Downsample2D",
+    "Upsample2D", "WanResidualBlock", "WanAttentionBlock", "WanResample", "ViTLayer", "VivitLayer",
+}  # fmt: skip
+ENDS = re.compile(r"(.*\.)?(conv_in|conv_out|(post_)?quant_conv|proj_out(_2)?|classifier)")
+
+Tensors = dict[str, torch.Tensor]
 
 
-def main(folder: str, target: str) -> None:
+def last(x: torch.Tensor) -> np.ndarray:
+    """Channels last: of images (B, C, H, W), of videos (B, C, T, H, W)."""
+    order = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}.get(x.ndim)
+    return (x if order is None else x.permute(*order)).contiguous().numpy()
+
+
+def text_of(width: int) -> Tensors:
+    """A text and its mask, in which one row is shorter."""
+    mask = torch.arange(TEXT)[None] < torch.tensor([TEXT, 3])[:, None]
+    return {"text": torch.randn(BATCH, TEXT, width), "mask": mask}
+
+
+def dit(model: Any, side: int | None) -> Tensors:
+    """An image DiT; the second label is none."""
+    config = model.config
+    classes = config.num_embeds_ada_norm
+    x = torch.randn(BATCH, config.in_channels, config.sample_size, config.sample_size)
+    given = {"time": torch.tensor(TIMES), "label": torch.tensor([classes // 2, classes])}
+    model(x, timestep=given["time"], class_labels=given["label"])
+    return given | {"x": x[:, :, None].permute(0, 2, 3, 4, 1)}
+
+
+def latte(model: Any, side: int | None) -> Tensors:
+    """Latte, its text masked by a bias."""
+    config = model.config
+    shape = config.in_channels, config.video_length, config.sample_size, config.sample_size
+    x, time = torch.randn(BATCH, *shape), torch.tensor(TIMES)
+    text = text_of(config.caption_channels)
+    bias = (1.0 - text["mask"].float())[:, None].repeat_interleave(shape[1], dim=0) * -1e9
+    model(x, timestep=time, encoder_hidden_states=text["text"], encoder_attention_mask=bias)
+    return text | {"time": time, "x": x.permute(0, 2, 3, 4, 1)}
+
+
+def unet(model: Any, side: int | None) -> Tensors:
+    """The U-Net on one frame."""
+    config = model.config
+    side = side or config.sample_size
+    x = torch.randn(BATCH, config.in_channels, side, side)
+    time, text = torch.tensor(TIMES), text_of(config.cross_attention_dim)
+    model(x, time, text["text"], encoder_attention_mask=text["mask"])
+    return text | {"time": time, "x": x.permute(0, 2, 3, 1)[:, None]}
+
+
+def autoencoder(model: Any, side: int | None) -> Tensors:
+    """An image autoencoder on images, a causal one on a clip; both ways."""
+    images = isinstance(model, diffusers.AutoencoderKL)
+    shape = (1 if images else FRAMES), side or 64, side or 64
+    video = torch.rand(1, 3, *shape) * 2 - 1
+    latent = model.encode(video[:, :, 0] if images else video).latent_dist.mean
+    model.decode(latent)
+    latent = latent[:, :, None] if images else latent
+    return {"video": video.permute(0, 2, 3, 4, 1), "latent": latent.permute(0, 2, 3, 4, 1)}
+
+
+def classifier(model: Any, side: int | None) -> Tensors:
+    """A ViT on an image, a ViViT on a clip."""
+    size = model.config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+    frames = getattr(model.config, "num_frames", 0)
+    pixels = torch.randn(1, frames or 1, 3, height, width)
+    model(pixels if frames else pixels[:, 0])
+    return {"video": pixels.permute(0, 1, 3, 4, 2)}
+
+
+RUNS = {
+    "DiTTransformer2DModel": dit, "Transformer2DModel": dit, "LatteTransformer3DModel": latte,
+    "UNet2DConditionModel": unet, "AutoencoderKL": autoencoder, "AutoencoderKLWan": autoencoder,
+    "ViTForImageClassification": classifier, "VivitForVideoClassification": classifier,
+    "ViTModel": classifier, "VivitModel": classifier,
+}  # fmt: skip
+
+
+def tensor_names(folder: Path) -> list[str]:
+    """The names in a folder's files, which are not always those in memory."""
+    found: list[str] = []
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, framework="pt") as file:
+            found += file.keys()
+    return found
+
+
+def main(folder: str, target: str, side: str = "") -> None:
     """Runs the network once, in float32."""
-    name = json.loads((Path(folder) / "config.json").read_text())["_class_name"]
-    kind = KINDS["DiTTransformer2DModel" if name == "Transformer2DModel" else name]
-    model = kind.from_pretrained(folder, torch_dtype=torch.float32).eval()
-    latte, config = kind is LatteTransformer3DModel, model.config
-    frames = config.video_length if latte else 1
-    side, patch = config.sample_size, config.patch_size
-    torch.manual_seed(0)
-    x = torch.randn(BATCH, config.in_channels, frames, side, side)
-    found: dict[str, Any] = {"time": np.array(TIMES), "x": x.permute(0, 2, 3, 4, 1).numpy()}
-    given: dict[str, Any] = {"timestep": torch.tensor(TIMES)}
-    if latte:
-        text = torch.randn(BATCH, TEXT, config.caption_channels)
-        mask = torch.arange(TEXT)[None] < torch.tensor([TEXT, 3])[:, None]
-        found |= {"text": text.numpy(), "mask": mask.numpy()}
-        bias = (1.0 - mask.float())[:, None].repeat_interleave(frames, dim=0) * -1e9
-        given |= {"encoder_hidden_states": text, "encoder_attention_mask": bias}
-    else:
-        classes = config.num_embeds_ada_norm
-        given["class_labels"] = torch.tensor([classes // 2, classes])  # the last is none
-        found["label"] = given["class_labels"].numpy()
-        x = x[:, :, 0]
-    places = (side // patch) ** 2
+    config = json.loads((Path(folder) / "config.json").read_text())
+    name = config.get("_class_name") or config["architectures"][0]
+    kind = "DiTTransformer2DModel" if name == "Transformer2DModel" else name
+    library: Any = diffusers if "_class_name" in config else transformers
+    model = getattr(library, kind).from_pretrained(folder).float().eval()
+    there = tensor_names(Path(folder))
+    found: dict[str, list[torch.Tensor]] = {}
 
     def store(name: str) -> Any:
-        def hook(module: Any, inputs: Any, out: torch.Tensor) -> None:
-            if name.startswith("time"):  # rows are places
-                out = out.reshape(BATCH, places, frames, -1).transpose(1, 2)
-            found[name] = out.reshape(BATCH, frames * places, -1).numpy()
+        def hook(module: Any, inputs: Any, out: Any) -> None:
+            out = out[0] if isinstance(out, tuple) else out
+            if name.startswith("temporal_"):  # rows are places
+                out = out.unflatten(0, (BATCH, -1)).transpose(1, 2).flatten(0, 1)
+            found.setdefault(name, []).append(out)
 
         return hook
 
-    stacks = {"space" if latte else "joint": model.transformer_blocks}
-    stacks |= {"time": model.temporal_transformer_blocks} if latte else {}
-    for axes, blocks in stacks.items():
-        for i, block in enumerate(blocks):
-            block.register_forward_hook(store(f"{axes}/{i}"))
+    taken = ""
+    for path, module in model.named_modules():
+        inside = taken and path.startswith(f"{taken}.")
+        if not inside and (type(module).__name__ in BLOCKS or ENDS.fullmatch(path)):
+            taken = path
+            if not any(tensor.startswith(f"{path}.") for tensor in there):
+                path = path.replace("layers.", "encoder.layer.")
+            module.register_forward_hook(store(path))
+    torch.manual_seed(0)
     with torch.no_grad():
-        out = model(x, **given).sample
-    out = out if latte else out[:, :, None]
-    found["out"] = out.permute(0, 2, 3, 4, 1).numpy()
-    np.savez_compressed(target, **found)
+        given = RUNS[name](model, int(side) if side else None)
+    # A causal autoencoder makes a clip in chunks.
+    arrays: dict[str, Any] = {f"in/{k}": v.contiguous().numpy() for k, v in given.items()}
+    for path, parts in found.items():
+        arrays[f"out/{path}"] = last(torch.cat(parts, dim=2 if parts[0].ndim == 5 else 0))
+    np.savez_compressed(target, **arrays)
 
 
 if __name__ == "__main__":

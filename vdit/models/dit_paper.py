@@ -129,7 +129,6 @@ class Layer(nn.Module):
                 places = x_BLD.shape[1] // told.time.shape[0]
                 x_BLD = x_BLD + first * jnp.repeat(told.time, places, axis=0)[None]
             x_BLD = Block(axes, *self.options, name=axes)(x_BLD, told)
-            self.sow("intermediates", f"{axes}_out", x_BLD)  # kept where one asks for it
         return x_BLD, None
 
 

@@ -390,17 +390,19 @@ LAYOUTS: dict[str, Layout] = {
 }
 
 
-def read_layout(folder: Path) -> tuple[str, dict[str, Any]]:
+def read_layout(folder: Path, others: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:
     """The name of a folder's layout, and the numbers of its config.json.
 
-    `UserError` for a class that is not known, or a variant of it that is not.
+    `UserError` for a class that is not known, or a variant of it that is not; it names `others` too
+    as allowed.
     """
     path = folder / "config.json"
     config = read_json(path, CONFIG_BYTES)
     name = config.get("_class_name")
     found = [key for key, layout in LAYOUTS.items() if name in layout.classes]
     if not found:
-        known = " or ".join(c for layout in LAYOUTS.values() for c in layout.classes)
+        names = [c for layout in LAYOUTS.values() for c in layout.classes]
+        known = " or ".join([*names, *others])
         raise UserError(f"{path}: _class_name is {str(name)[:100]!r}; allowed: {known}")
     layout = LAYOUTS[found[0]]
     for field, value in layout.fixed.items():

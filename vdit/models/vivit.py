@@ -9,6 +9,7 @@ Dimension key: B batch, T frames, H height, W width, C colours; t h w tokens alo
 L tokens (a class token is the first), D width, N heads, K head dim, E values of a tubelet.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -21,7 +22,6 @@ from flax import traverse_util
 from vdit.errors import UserError
 from vdit.kernels import xla
 from vdit.models.dit import REMAT
-from vdit.models.weights import TRANSPOSED, Row
 from vdit.nn.attention import Attend
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.patch import patchify
@@ -50,6 +50,32 @@ PRESETS: dict[str, dict[str, Any]] = {
     for size in SIZES
     for tubelet in TUBELETS
 }
+
+
+
+def preset(name: str) -> dict[str, Any]:
+    """Width, depth, heads and patch of a row of `PRESETS`, or of WIDTHxDEPTHxHEADS/SIDExFRAMES."""
+    if name in PRESETS:
+        return PRESETS[name]
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,4})x(\d{1,4})/(\d{1,4})x(\d{1,4})", name)
+    numbers = [int(n) for n in match.groups()] if match else [0]
+    if min(numbers) < 1 or numbers[0] % numbers[2]:
+        known = ", ".join(sorted(PRESETS))
+        raise UserError(
+            f"classify.preset={name!r}: known are {known}, and WIDTHxDEPTHxHEADS/SIDExFRAMES with"
+            " heads that cut the width"
+        )
+    width, depth, heads, side, frames = numbers
+    return {"width": width, "depth": depth, "heads": heads, "patch": (frames, side, side)}
+
+
+def preset_name(model: "ViViT") -> str:
+    """What `preset` takes for a model whose tubelets are square."""
+    sizes = {"width": model.width, "depth": model.depth, "heads": model.heads}
+    named = [name for name, row in SIZES.items() if sizes.items() <= row.items()]
+    size = named[0] if named else "x".join(map(str, sizes.values()))
+    return f"{size}/{model.patch[1]}x{model.patch[0]}"
+
 
 # The attentions of a block, in turn; each splits its heads evenly over the axes that it names.
 ATTENTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
@@ -106,22 +132,27 @@ def from_image(
     """Parameters of a ViViT like `video`, its own where an image model (Model 1) has none (3.4).
 
     Args:
-      image: the image model's parameters, of the same width, depth, patch and pooling.
+      image: the image model's parameters, of the same width, depth and patch. (A class token that
+        `video` has not is left out, and so is its position.)
       video: parameters of any of the four models, as `init` made them; its head is kept.
       frames: those of a tubelet.
-      start: `central_frame` or `inflate`.
+      start: `central_frame` or `inflate`. An image model that has such tubelets itself keeps them.
 
     The time attention of Model 3 starts as nothing: its output is zero, so that a block is at
     first the image model's. (The paper sets all its weights to zero; where all are, none learns.)
     """
     theirs = traverse_util.flatten_dict(dict(image))
     made = traverse_util.flatten_dict(dict(video))
+    place = ("encoder", "position")
+    if ("encoder", "token") in theirs.keys() - made.keys():
+        theirs[place] = theirs[place][1:]
     for path, value in made.items():
         if path[0] == "head" or path[0] == "temporal":
             continue
         if path == ("embed_video", "kernel"):
-            made[path] = start(theirs[path], frames)
-        elif path == ("encoder", "position"):
+            kept = theirs[path].shape == value.shape
+            made[path] = theirs[path] if kept else start(theirs[path], frames)
+        elif path == place:
             token = ("encoder", "token") in made
             times = (len(value) - token) // (len(theirs[path]) - token)
             made[path] = repeat_positions(theirs[path], times, token)
@@ -179,6 +210,7 @@ class Block(nn.Module):
     heads: int
     mlp_ratio: float
     activation: str
+    epsilon: float
     attend: Attend
     dtype: Any
 
@@ -191,10 +223,10 @@ class Block(nn.Module):
             attention = SelfAttention(
                 axes, self.grid, self.heads, self.attend, self.dtype, name=name
             )
-            x_BLD = x_BLD + attention(LayerNorm(name=f"{name}_norm")(x_BLD))
+            x_BLD = x_BLD + attention(LayerNorm(self.epsilon, name=f"{name}_norm")(x_BLD))
         hidden = int(x_BLD.shape[-1] * self.mlp_ratio)
         mlp = MLP(hidden, self.activation, dtype=self.dtype, name="mlp")
-        return x_BLD + mlp(LayerNorm(name="mlp_norm")(x_BLD)), None
+        return x_BLD + mlp(LayerNorm(self.epsilon, name="mlp_norm")(x_BLD)), None
 
 
 class Encoder(nn.Module):
@@ -209,6 +241,7 @@ class Encoder(nn.Module):
     heads: int
     mlp_ratio: float
     activation: str
+    epsilon: float
     token: bool
     attend: Attend
     unroll: int
@@ -230,16 +263,16 @@ class Encoder(nn.Module):
             block = nn.remat(block, prevent_cse=False, policy=REMAT[self.remat])
         stack = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )(
-            self.attentions, grid, self.heads, self.mlp_ratio, self.activation, self.attend,
-            self.dtype, name="blocks",
+            self.attentions, grid, self.heads, self.mlp_ratio, self.activation, self.epsilon,
+            self.attend, self.dtype, name="blocks",
         )  # fmt: skip
         x_BLD, _ = stack(x_BLD)
-        x_BLD = LayerNorm(name="norm")(x_BLD)
+        x_BLD = LayerNorm(self.epsilon, name="norm")(x_BLD)
         if self.token:
             return x_BLD[:, 1:], x_BLD[:, 0]
         return x_BLD, x_BLD.mean(axis=1)
@@ -263,6 +296,7 @@ class ViViT(nn.Module):
       model: a row of `ATTENTIONS`.
       temporal_depth: layers of the factorised encoder's second transformer.
       pool: "token" or "mean". Models 3 and 4 have no class token (section 3.3).
+      epsilon: of the norms.
       unroll, remat, gather: choices of the run; parameters are the same.
 
     Raises `UserError` for a model, pool or video that is not possible.
@@ -279,6 +313,7 @@ class ViViT(nn.Module):
     pool: str = "token"
     mlp_ratio: float = 4.0
     activation: str = "gelu"
+    epsilon: float = 1e-6
     attend: Attend = xla.attend
     unroll: int = 1
     remat: str = "none"
@@ -289,7 +324,7 @@ class ViViT(nn.Module):
         check(self.model, self.pool, self.patch, self.samples)
         common = {
             "attentions": ATTENTIONS[self.model], "heads": self.heads,
-            "mlp_ratio": self.mlp_ratio, "activation": self.activation,
+            "mlp_ratio": self.mlp_ratio, "activation": self.activation, "epsilon": self.epsilon,
             "token": self.pool == "token", "attend": self.attend, "unroll": self.unroll,
             "remat": self.remat, "dtype": self.dtype, "gather": self.gather,
         }  # fmt: skip
@@ -339,73 +374,3 @@ def check(model: str, pool: str, patch: tuple[int, int, int], samples: int) -> N
             f"vivit tubelets of {patch[0]} frames, {samples} sampled frames: sampled frames go"
             " with tubelets of one frame (such as 8x1), tubelets with samples 0"
         )
-
-
-# --------------------------------------------------------------------------------------------------
-# Model 1 as transformers' VivitForVideoClassification has it
-
-_PROJECTION = "vivit.embeddings.patch_embeddings.projection"
-_LAYERS = {
-    "attention_norm": "layernorm_before", "attention/q": "attention.q_proj",
-    "attention/k": "attention.k_proj", "attention/v": "attention.v_proj",
-    "attention/o": "attention.o_proj", "mlp_norm": "layernorm_after", "mlp/up": "mlp.fc1",
-    "mlp/down": "mlp.fc2",
-}  # fmt: skip
-
-
-def _row(ours: str, theirs: str) -> tuple[Row, ...]:
-    return (
-        (f"{ours}/kernel", f"{theirs}.weight", TRANSPOSED),
-        (f"{ours}/scale", f"{theirs}.weight", None),
-        (f"{ours}/bias", f"{theirs}.bias", None),
-    )
-
-
-# Of `unfolded` parameters.
-ROWS: tuple[Row, ...] = (
-    ("embed_video/kernel", f"{_PROJECTION}.weight", (2, 3, 4, 1, 0)),
-    ("embed_video/bias", f"{_PROJECTION}.bias", None),
-    ("encoder/token", "vivit.embeddings.cls_token", None),
-    ("encoder/position", "vivit.embeddings.position_embeddings", None),
-    *(
-        row
-        for ours, theirs in _LAYERS.items()
-        for row in _row(f"encoder/blocks/{ours}", f"vivit.layers.{{}}.{theirs}")
-    ),
-    *_row("encoder/norm", "vivit.layernorm"),
-    *_row("head", "classifier"),
-)
-
-
-def unfolded(params: Mapping[str, Any], patch: tuple[int, int, int]) -> dict[str, Any]:
-    """Parameters with the tubelets' kernel as a convolution's, and axes of one as there."""
-    made = traverse_util.flatten_dict(dict(params), sep="/")
-    kernel = made["embed_video/kernel"]
-    made["embed_video/kernel"] = kernel.reshape(*patch, -1, kernel.shape[-1])
-    for name, axes in (("encoder/token", (0, 1)), ("encoder/position", (0,))):
-        made[name] = jnp.expand_dims(made[name], axes)
-    return traverse_util.unflatten_dict(made, sep="/")
-
-
-def to_config(model: ViViT, frames: int, size: tuple[int, int]) -> dict[str, Any] | None:
-    """The config.json of a model for clips of that size; None for one that is not there."""
-    kinds = model.model, model.pool, model.samples, model.activation
-    if kinds != ("joint", "token", 0, "gelu"):
-        return None
-    return {
-        "architectures": ["VivitForVideoClassification"],
-        "model_type": "vivit",
-        "image_size": list(size),
-        "num_frames": frames,
-        "tubelet_size": list(model.patch),
-        "num_channels": 3,
-        "hidden_size": model.width,
-        "num_hidden_layers": model.depth,
-        "num_attention_heads": model.heads,
-        "intermediate_size": int(model.width * model.mlp_ratio),
-        "hidden_act": "gelu_fast",  # by tanh, as here
-        "layer_norm_eps": 1e-6,
-        "qkv_bias": True,
-        "hidden_dropout_prob": 0.0,
-        "attention_probs_dropout_prob": 0.0,
-    }

@@ -18,7 +18,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -39,7 +39,10 @@ log = logging.getLogger("vdit")
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found; the iterator, if one was given, stands where it was."""
+    """What `Checkpoints.restore` found; the iterator, if one was given, stands where it was.
+
+    The state is without the entries that were allowed to be missing and are.
+    """
 
     step: int
     state: Any
@@ -344,11 +347,13 @@ class Checkpoints:
         abstract_ema: Any,
         iterator: Any = None,
         check: Callable[[dict[str, Any]], None] | None = None,
+        spare: Collection[str] = (),
     ) -> Restored | None:
         """The newest good step, placed by the shardings of the abstract trees; None if no step is.
 
         The topology may be another than at the save. `check(meta)` is called before arrays are read
-        and may raise. `iterator` (grain's, or None) is moved to where it was. Raises `UserError` if
+        and may raise. `iterator` (grain's, or None) is moved to where it was. Entries of the state
+        that are named in `spare` may be missing; then so may the iterator. Raises `UserError` if
         every step is damaged, or holds another model's arrays.
         """
         import orbax.checkpoint as ocp
@@ -361,6 +366,10 @@ class Checkpoints:
         meta = load_meta(self.directory, step)
         if check is not None:
             check(meta)
+        there = {name.split("/")[0] for name in saved_shapes(self.directory, step, "state")}
+        lacking = set(spare) - there
+        if lacking:
+            abstract_state = {k: v for k, v in abstract_state.items() if k not in lacking}
         abstract = {"state": _placed(abstract_state), "ema": _placed(abstract_ema)}
         for item, tree in abstract.items():
             _check_shapes(self.directory, step, item, tree)
@@ -368,10 +377,11 @@ class Checkpoints:
         if iterator is not None:
             # Positions in the stream of all processes: each one's file says the same.
             folder = self.directory / str(step) / "iterator"
-            there = sorted(folder.glob("process_*.json"))
-            if not there:
+            files = sorted(folder.glob("process_*.json"))
+            if not files and not lacking:
                 raise UserError(f"{folder} has no process_*.json to resume from")
-            iterator.set_state(json.loads(there[0].read_text(encoding="utf-8")))
+            if files:
+                iterator.set_state(json.loads(files[0].read_text(encoding="utf-8")))
         read = _read(self.directory, step, **items)
         return Restored(step, read["state"], read["ema"], meta)
 
@@ -452,12 +462,46 @@ class Checkpoints:
         raise error
 
 
+def rewrite(
+    directory: str | os.PathLike[str],
+    step: int,
+    to: Path,
+    place: Callable[[Any], Any] | None = None,
+    drop: Collection[str] = (),
+) -> None:
+    """Saves a good step again as `to`/STEP, with the same numbers and digests of its own.
+
+    `place` gives a tree's shardings, by which its arrays are cut into files; without it they are
+    whole. Entries of the state that `drop` names are left out.
+    """
+    trees = {}
+    for item in ("state", "ema"):
+        shapes = _saved_tree(directory, step, item)
+        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
+        if place is not None:
+            shapes = jax.tree.map(
+                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+                shapes,
+                place(shapes),
+            )
+        trees[item] = _restore(directory, step, item, shapes)
+        if item == "state":
+            trees[item] = {name: v for name, v in trees[item].items() if name not in drop}
+    checkpoints = Checkpoints(to)
+    checkpoints.save(step, trees["state"], trees["ema"], None, load_meta(directory, step))
+    checkpoints.close()
+    position = Path(directory) / str(step) / "iterator"  # of the data: small files, as they are
+    if position.is_dir():
+        shutil.copytree(position, to / str(step) / "iterator")
+        write_digests(to / str(step))
+
+
 def write_digests(folder: Path) -> None:
-    """Writes size and SHA-256 of every file in a step's folder to `DIGESTS` inside it."""
+    """Writes size and SHA-256 of every other file in a step's folder to `DIGESTS` inside it."""
     files = {
         path.relative_to(folder).as_posix(): (path.stat().st_size, _sha256(path))
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path != folder / DIGESTS
     }
     write_text(folder / DIGESTS, json.dumps({"format": FORMAT, "files": files}, indent=1))
 
