@@ -187,7 +187,7 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
         "vae.model": "causal" if module.causal else "kl", "vae.patch": module.patch,
         "vae.channels": module.channels, "vae.width": width,
         "vae.multipliers": tuple(w // width for w in module.widths),
-        "vae.blocks": module.blocks, "vae.groups": module.groups or 32,
+        "vae.blocks": module.blocks, "vae.groups": module.groups or 32, "vae.pixels": module.pixels,
     }  # fmt: skip
     made = build.vae(configured(fields))
     for name in vae_folder.FIELDS:
