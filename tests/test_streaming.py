@@ -34,7 +34,7 @@ def small_model(kind: str = "vivit") -> Model:
     shape = vae.latent_shape(1, 8, 8)
     args = jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, *shape))
     params = {"vae": jax.jit(vae.init)(jax.random.key(0), *args)["params"]}
-    encoder = build.text_encoder(config, build.Vocabulary(300, 8))
+    encoder = build.text_encoder(config, build.Vocabulary(300))
     statistics = {"mean": np.full(3, 0.1, np.float32), "std": np.full(3, 2.0, np.float32)}
     return Model(config, None, encoder, params, statistics)  # type: ignore[arg-type]
 
