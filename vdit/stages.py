@@ -480,6 +480,7 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
         config.data.threads,
         process=data_process(runtime.mesh),
     )
+
     @functools.partial(jax.jit, out_shardings=replicated(runtime.mesh))
     def guess(params: Any, video: jax.Array) -> list[jax.Array]:
         logits: Any = model.apply({"params": params["vivit"]}, to_float(video))

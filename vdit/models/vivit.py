@@ -52,7 +52,6 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
-
 def preset(name: str) -> dict[str, Any]:
     """Width, depth, heads and patch of a row of `PRESETS`, or of WIDTHxDEPTHxHEADS/SIDExFRAMES."""
     if name in PRESETS:
