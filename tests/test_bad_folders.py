@@ -10,8 +10,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from experiments import base
 from tests.test_import_vivit import write_folder
 from tools import import_weights
+from vdit import main
+from vdit.errors import UserError
+from vdit.models import weights
 
 GOLDEN = Path(__file__).parent / "golden"
 # A folder to import, and the network in it that is damaged.
@@ -118,12 +122,26 @@ def test_what_is_damaged_is_one_line_and_nothing_is_written(
 ) -> None:
     make, part = SOURCES[kind]
     for damage in DAMAGES:
-        if kind == "text encoder" and damage is not_finite:
-            continue  # its weights stay where they are: they are read when it is used
         source = tmp_path / damage.__name__
         make(source)
         (path,) = (source / part).glob("*.safetensors")
         refused(source, damage(path), tmp_path, capsys)
+
+
+def test_a_text_encoder_that_is_not_finite_is_refused_before_anything_is_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever the number is: tensors are looked through in pieces, here of two or four numbers."""
+    monkeypatch.setattr(weights, "PIECE_BYTES", 8)
+    make, part = SOURCES["text encoder"]
+    make(tmp_path / "source")
+    folder, work = tmp_path / "source" / part, tmp_path / "work"
+    words = not_finite(next(folder.glob("*.safetensors")))
+    config = base.get_config("smoke")
+    config.text.encoder, config.text.path = "t5", str(folder)
+    with pytest.raises(UserError, match=words):
+        main.run(config, work)
+    assert not work.exists()
 
 
 @pytest.mark.parametrize("token, words", [("</s>", "'</s>'"), ("<pad>", "'<pad>'")])

@@ -183,14 +183,21 @@ def test_a_denoiser_that_is_none_of_diffusers_is_told(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind, patch", [("kl", (1, 4, 4)), ("causal", (4, 4, 4))])
+@pytest.mark.parametrize(
+    "kind, patch, more",
+    [
+        ("kl", (1, 4, 4), {}),
+        ("causal", (4, 4, 4), {}),
+        ("causal", (4, 8, 8), {"vae.pixels": 2, "vae.residual": True, "vae.decoder_width": 6}),
+    ],
+)
 def test_an_autoencoder_trained_here_is_one_of_diffusers(
-    kind: str, patch: tuple[int, int, int], tmp_path: Path
+    kind: str, patch: tuple[int, int, int], more: dict[str, Any], tmp_path: Path
 ) -> None:
     config = base.get_config("smoke")
     config.update_from_flattened_dict({
         "vae.model": kind, "vae.patch": patch, "vae.width": 4, "vae.multipliers": (1, 2, 2),
-        "vae.groups": 2, "vae.blocks": 1,
+        "vae.groups": 2, "vae.blocks": 1, **more,
     })  # fmt: skip
     work, out = tmp_path / "work", tmp_path / "out"
     made = trained(config, work, "vae", "dit")
@@ -199,25 +206,26 @@ def test_an_autoencoder_trained_here_is_one_of_diffusers(
     mine = build.vae(config)
     assert all(getattr(module, name) == getattr(mine, name) for name in vae_folder.FIELDS)
     same(weights.load(plan), made["vae"]["ema"]["vae"])
-    statistics = vae_folder.read_statistics(out)
+    statistics = vae_folder.read_statistics(out) or {}
     np.testing.assert_array_equal(statistics["std"], [1 + i / 8 for i in range(8)])
     np.testing.assert_array_equal(statistics["mean"], np.full(8, 0.25))
 
 
 @pytest.mark.parametrize("name", ["kl", "wan21", "wan22"])
-def test_autoencoders_go_back_to_the_bit(name: str) -> None:
-    module, plan = vae_folder.read_module(GOLDEN / "vae" / name)
-    statistics = vae_folder.read_statistics(GOLDEN / "vae" / name)
-    found = vae_folder.to_folder(
-        module, {key: [float(x) for x in value] for key, value in statistics.items()}
-    )
-    assert found is not None
-    new = {key: make() for key, make in weights.unload(weights.load(plan), found[1])}
-    old = load_file(GOLDEN / "vae" / name / "diffusion_pytorch_model.safetensors")
+def test_autoencoders_go_back_to_the_bit(name: str, tmp_path: Path) -> None:
+    """By the commands: weights, and what the configuration says of latents too."""
+    source, work, out = GOLDEN / "vae" / name, tmp_path / "work", tmp_path / "out"
+    assert import_weights.main([f"--source={source}", f"--workdir={work}"]) == 0
+    build.check(read_config(work))
+    assert export_weights.main([f"--workdir={work}", f"--out={out}", "--stage=vae"]) == 0
+    old, new = (load_file(f / f"{vae_folder.STEM}.safetensors") for f in (source, out))
     assert old.keys() == new.keys()
     for key, value in old.items():
         assert value.shape == new[key].shape and value.dtype == new[key].dtype
         np.testing.assert_array_equal(value, new[key])
+    assert vae_folder.read_module(out)[0] == vae_folder.read_module(source)[0]
+    said, theirs = (vae_folder.read_statistics(folder) for folder in (out, source))
+    jax.tree.map(np.testing.assert_array_equal, said, theirs)
 
 
 def test_a_vivit_trained_here_is_transformers_one(tmp_path: Path) -> None:

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from tests.test_import_vivit import write_folder
-from tools import import_weights, parity
-from vdit.models import vae_folder, weights
+from tools import import_weights
 
 GOLDEN = Path(__file__).parent / "golden"
 STORED = GOLDEN / "activations"
@@ -18,6 +17,7 @@ FOLDERS = {
     "unet": GOLDEN / "unet" / "sd1",
     "kl": GOLDEN / "vae" / "kl",
     "wan21": GOLDEN / "vae" / "wan21",
+    "wan22": GOLDEN / "vae" / "wan22",
 }
 VIT = {"vit": "vit_plain", "vivit": "vivit_plain"}
 
@@ -43,15 +43,6 @@ def test_each_block_is_the_reference_s(
     assert list(rows) == there and len(there) > 2
     for largest, mean, reference in rows.values():
         assert mean <= largest < 2e-5 * reference
-
-
-def test_blocks_of_wan_2_2_are_the_reference_s() -> None:
-    """Whose sizes a configuration does not have: by the report itself."""
-    module, plan = vae_folder.read_module(GOLDEN / "vae" / "wan22")
-    stored = parity.read(STORED / "wan22.npz")
-    rows = list(parity.compare(module, weights.load(plan), plan, stored))
-    assert {row.name for row in rows} > {"encoder.conv_in", "decoder.conv_out"}
-    assert all(row.largest < 2e-5 * row.reference for row in rows)
 
 
 def test_an_activation_that_is_off_shows_in_its_own_row(

@@ -91,14 +91,14 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
 
 
 def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
-    """A convolutional autoencoder, with the latents' statistics where a denoiser knows them."""
+    """A convolutional autoencoder, with the latents' statistics of its denoiser or its folder."""
     model = build.vae(config)
     if not isinstance(model, ConvVAE):
         return None
     directory = workdir / "checkpoints" / "dit"
     step = newest_good_step(directory)
-    statistics = None if step is None else load_meta(directory, step)["latents"]
-    found = vae_folder.to_folder(model, statistics)
+    meta = made.meta if step is None else load_meta(directory, step)
+    found = vae_folder.to_folder(model, meta.get("latents"))
     if found is None:
         return None
     return Folder(found[0], vae_folder.STEM, made.params["vae"], found[1])

@@ -182,12 +182,14 @@ def class_names(source: Path, count: int) -> list[str]:
 
 def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
     """The configuration of an autoencoder; `UserError` for one that has none."""
-    width = module.widths[0]
+    width, decoder_width = module.widths[0], module.decoder_widths[0]
     fields: dict[str, Any] = {
         "vae.model": "causal" if module.causal else "kl", "vae.patch": module.patch,
         "vae.channels": module.channels, "vae.width": width,
         "vae.multipliers": tuple(w // width for w in module.widths),
         "vae.blocks": module.blocks, "vae.groups": module.groups or 32, "vae.pixels": module.pixels,
+        "vae.residual": module.residual,
+        "vae.decoder_width": 0 if decoder_width == width else decoder_width,
     }  # fmt: skip
     made = build.vae(configured(fields))
     for name in vae_folder.FIELDS:
@@ -195,6 +197,12 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
         if ours != theirs:
             raise UserError(f"{folder}: its autoencoder has {name} {theirs}; allowed: {ours}")
     return fields
+
+
+def statistics_of(folder: Path) -> dict[str, list[float]]:
+    """The latents' mean and deviation that an autoencoder's folder says; nothing if it does not."""
+    found = vae_folder.read_statistics(folder) or {}
+    return {name: [float(x) for x in values] for name, values in found.items()}
 
 
 def planned(
@@ -230,7 +238,10 @@ def autoencoder(folder: Path) -> Import:
     config = configured({"stages": ("vae",), **vae_fields(folder, module)})
     if not module.causal:
         config.data.frames = 1
-    return Import(config, {"vae": part_of(config, "vae", folder, plan)}, {})
+    part = part_of(config, "vae", folder, plan)
+    if spread := statistics_of(folder):
+        part.meta["latents"] = spread
+    return Import(config, {"vae": part}, {})
 
 
 def classifier(folder: Path, target: Target | None) -> Import:
@@ -335,14 +346,14 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
             )
         pixels = numbers["sample_size"] * module.patch[1]
         changes |= {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
-        spread = vae_folder.read_statistics(found["vae"])
-        statistics = {k: [float(x) for x in values] for k, values in spread.items()}
+        statistics = statistics_of(found["vae"])
         plans["vae"] = found["vae"], plan
     if changes.get("text.encoder") in ("t5", "clip") and "text_encoder" in found:
         changes["text.path"] = str(found["text_encoder"].absolute())
     config = configured(changes)
     if config.text.path:
         encoder = build.text_encoder(config, build.tokenizer(config, Path()))
+        build.look_through_text(config)
         if encoder.dim != numbers[told]:
             raise UserError(
                 f"{config.text.path} has features of {encoder.dim} numbers; allowed by {folder}:"
@@ -378,6 +389,7 @@ def own(source: Path) -> Import:
     """A workdir that was exported under vdit's own names, checked by headers."""
     config = read_config(source)
     build.check(config)
+    build.look_through_text(config)
     said = weights.read_json(source / OWN, weights.CONFIG_BYTES).get("stages")
     if not isinstance(said, dict) or not said or said.keys() - {"vae", "dit", "classify"}:
         raise UserError(f"{source / OWN} names no stages of vdit")
@@ -387,7 +399,7 @@ def own(source: Path) -> Import:
         made = own_shapes(config, stage, source)
         plan = weights.plan(weights.read_header(file), made, [(r"(.*)", r"\1", None)], (), file)
         part = parts[stage] = part_of(config, stage, file, plan, groups=True)
-        if stage == "dit":
+        if stage == "dit" or (isinstance(told, dict) and "latents" in told):
             part.meta["latents"] = own_statistics(told, config.vae.channels, source / OWN)
     there = [source / name for name in COPIED if (source / name).exists()]
     files = {f.name: weights.read_bytes(f, TOKENIZER_BYTES).decode() for f in there}

@@ -25,7 +25,7 @@ from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import dit_paper, lpips, text, text_folder, unet, vivit
+from vdit.models import dit_paper, lpips, text, text_folder, unet, vivit, weights
 from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset
@@ -89,6 +89,12 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         if len(value) != size or min(value) < 1:
             raise UserError(f"{name} is {value}: {size} numbers of at least 1 are allowed")
     choose(VAES, "vae.model", config.vae.model)
+    for name in ("pixels", "residual", "decoder_width"):
+        value = config.vae[name]
+        if config.vae.model != "causal" and value != LATER[f"vae.{name}"]:
+            raise UserError(
+                f"vae.{name} is {value} with vae.model={config.vae.model}: only causal takes it"
+            )
     if config.vae.model != "vivit":
         _check_conv(config)
     least = 4 * max(config.vae.patch[1:])
@@ -585,29 +591,42 @@ def _check_conv(config: ConfigDict) -> None:
     for name in ("blocks", "width", "pixels"):
         if config.vae[name] < 1:
             raise UserError(f"vae.{name} is {config.vae[name]}: numbers above 0 are allowed")
-    if config.vae.model == "kl" and config.vae.pixels > 1:
-        raise UserError(f"vae.pixels is {config.vae.pixels}: 1 is allowed with vae.model=kl")
-    widths = [config.vae.width * m for m in levels]
+    if config.vae.decoder_width < 0:
+        raise UserError(f"vae.decoder_width is {config.vae.decoder_width}: 0 or more is allowed")
+    widths, decoder_widths = _widths(config)
     if config.vae.model == "kl" and (
         config.vae.groups < 1 or any(width % config.vae.groups for width in widths)
     ):
         raise UserError(f"vae.groups is {config.vae.groups}: it must divide widths {widths}")
-    if config.vae.model == "causal" and any(width % 2 for width in widths):
-        raise UserError(f"vae.width times vae.multipliers is {widths}: even numbers are allowed")
+    if config.vae.residual:
+        _conv(config, None, None).check()
+    elif config.vae.model == "causal" and any(width % 2 for width in decoder_widths):
+        raise UserError(
+            f"the decoder's width times vae.multipliers is {decoder_widths}: even numbers are"
+            " allowed"
+        )
+
+
+def _widths(config: ConfigDict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Those of a convolutional autoencoder's levels, in the encoder and in the decoder."""
+    vae, both = config.vae, (config.vae.width, config.vae.decoder_width or config.vae.width)
+    first, second = (tuple(width * m for m in vae.multipliers) for width in both)
+    return first, second
 
 
 def _conv(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> ConvVAE:
-    widths = tuple(config.vae.width * m for m in config.vae.multipliers)
+    widths, decoder_widths = _widths(config)
     causal = config.vae.model == "causal"
     return ConvVAE(
         patch=tuple(config.vae.patch),
         channels=config.vae.channels,
         widths=widths,
-        decoder_widths=widths,
+        decoder_widths=decoder_widths,
         blocks=config.vae.blocks,
         causal=causal,
         groups=0 if causal else config.vae.groups,
         pixels=config.vae.pixels,
+        residual=config.vae.residual,
         attend=_attend(config, mesh, platform),
         dtype=operand_dtype(config.run.dtype, mesh, platform),
     )
@@ -814,6 +833,13 @@ def text_encoder(
     if config.text.encoder in text_folder.FAMILIES:
         options = {"path": config.text.path, "vocab": tokens.vocab}
     return text.encoder(config.text.encoder, **options)
+
+
+def look_through_text(config: ConfigDict) -> None:
+    """Reads the folder of a text encoder; `UserError` for a number that is not finite."""
+    if config.text.encoder in text_folder.FAMILIES:
+        _, plan = text_folder.read_module(config.text.encoder, config.text.path)
+        weights.look_through(plan)
 
 
 def text_content(config: ConfigDict) -> dict[str, str]:

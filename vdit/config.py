@@ -68,6 +68,8 @@ def default() -> ConfigDict:
     vae.blocks = 2  # kl, causal: residual blocks of a level; the decoder has one more
     vae.groups = 32  # kl: of the group norm
     vae.pixels = 1  # causal: side of squares of pixels that are folded into channels first
+    vae.residual = False  # causal: levels beside averages and duplicates of their input (Wan 2.2's)
+    vae.decoder_width = 0  # causal: in place of vae.width in the decoder; 0: the same
     vae.encoder_depth = 2  # vivit, as those below: layers
     vae.decoder_depth = 2
     vae.heads = 4
@@ -246,7 +248,7 @@ LATER: dict[str, Any] = {
     "dit.unet.heads": (8, 8, 8, 8), "dit.unet.depths": (1, 1, 1, 0), "dit.unet.middle": 1,
     "dit.unet.groups": 32, "dit.unet.linear": False, "dit.unet.temporal": True,
     "vae.model": "vivit", "vae.multipliers": (1, 2, 4, 4), "vae.blocks": 2, "vae.groups": 32,
-    "vae.detail": 0, "vae.pixels": 1,
+    "vae.detail": 0, "vae.pixels": 1, "vae.residual": False, "vae.decoder_width": 0,
     "vae.lpips_weight": 0.0, "vae.lpips_net": "alex", "vae.adversarial_weight": 0.0,
     "vae.adversarial_start": 1000, "vae.adversarial_width": 32, "vae.adversarial_levels": 3,
     "vae.train.discriminator.adam_learning_rate": 2e-4,

@@ -90,6 +90,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     from vdit.train import Interrupted, Runtime
 
     build.check(config)
+    build.look_through_text(config)
     mesh = make_mesh(dict(config.mesh))
     build.check_mesh(config, mesh.shape)
     began = time.monotonic()

@@ -1,6 +1,7 @@
 """Convolutional autoencoders: against diffusers, causal, in chunks, in tiles, from folders."""
 
 import functools
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,9 @@ def test_a_folder_that_does_not_fit_is_refused(name: str, tmp_path: Path) -> Non
 
 
 def test_statistics_are_those_of_the_config() -> None:
-    kl = vae_folder.read_statistics(GOLDEN / "kl")
+    kl, wan = (vae_folder.read_statistics(GOLDEN / name) for name in ("kl", "wan21"))
+    assert kl is not None and wan is not None
     np.testing.assert_allclose(kl["std"], np.full(3, 1 / 0.18215), rtol=1e-6)
-    wan = vae_folder.read_statistics(GOLDEN / "wan21")
     np.testing.assert_allclose(wan["std"], [1.5, 2.0, 0.5])
     np.testing.assert_allclose(wan["mean"], [0.1, -0.2, 0.3], rtol=1e-6)
 
@@ -127,8 +128,8 @@ def test_statistics_are_those_of_the_config() -> None:
 def test_fields_of_the_convolutions_change_no_older_digest() -> None:
     config = default()
     old = stage_fields(config, "vae")
-    own = {"vae.model", "vae.multipliers", "vae.blocks", "vae.groups", "vae.pixels"}
-    assert not own & set(old)
+    own = ("model", "multipliers", "blocks", "groups", "pixels", "residual", "decoder_width")
+    assert not {f"vae.{name}" for name in own} & set(old)
     config.vae.model = "causal"
     assert stage_fields(config, "vae") == old | {"vae.model": "causal"}
 
@@ -145,21 +146,33 @@ def test_squares_of_pixels_stand_for_a_level() -> None:
 
 
 @pytest.mark.parametrize(
-    "model, patch, pixels",
+    "model, changes, words",
     [
-        ("kl", (4, 8, 8), 1), ("kl", (1, 16, 16), 2), ("causal", (4, 8, 4), 1),
-        ("causal", (4, 8, 8), 2), ("causal", (4, 8, 8), 0), ("cnn", (1,), 1),
+        ("kl", {}, "vae.patch is"), ("kl", {"patch": (1, 16, 16), "pixels": 2}, "only causal"),
+        ("vivit", {"pixels": 2}, "only causal"), ("vivit", {"residual": True}, "only causal"),
+        ("causal", {"patch": (4, 8, 4)}, "vae.patch is"), ("causal", {"pixels": 2}, "vae.patch is"),
+        ("causal", {"pixels": 0}, "vae.pixels is 0"), ("cnn", {}, "vae.model='cnn'"),
+        ("causal", {"decoder_width": -2}, "vae.decoder_width is -2"),
+        ("causal", {"decoder_width": 3}, "even numbers"),
+        ("causal", {"residual": True, "multipliers": (1, 2, 4, 8)}, "a multiple of 1024"),
+        ("causal", {"residual": True, "multipliers": (2, 3, 3, 3)}, "a multiple of 384"),
     ],
 )  # fmt: skip
 def test_a_model_that_is_not_there_is_refused(
-    model: str, patch: tuple[int, ...], pixels: int
+    model: str, changes: dict[str, Any], words: str
 ) -> None:
     config = default()
-    config.vae.model, config.vae.pixels = model, pixels
-    if len(patch) == 3:
-        config.vae.patch = patch
-    with pytest.raises(UserError, match="vae"):
+    config.vae.model = model
+    config.vae.update(changes)
+    with pytest.raises(UserError, match=words):
         build.check(config)
+
+
+def test_a_folder_of_levels_without_averages_is_refused(tmp_path: Path) -> None:
+    said = json.loads((GOLDEN / "wan22" / "config.json").read_text()) | {"dim_mult": [1, 2, 4]}
+    (tmp_path / "config.json").write_text(json.dumps(said))
+    with pytest.raises(UserError, match="config.json: residual levels .* a multiple of 16"):
+        vae_folder.read_module(tmp_path)
 
 
 @pytest.mark.parametrize("heads", [0, 3])

@@ -90,7 +90,7 @@ def from_config(config: Mapping[str, Any], folder: Path) -> ConvVAE:
     if multipliers[0] != 1:
         raise UserError(f"{where}: dim_mult begins with {multipliers[0]}; allowed: 1")
     side = pixels * 2**halvings
-    return ConvVAE(
+    model = ConvVAE(
         patch=(2**count, side, side),
         channels=channels,
         widths=tuple(base * m for m in multipliers),
@@ -101,6 +101,11 @@ def from_config(config: Mapping[str, Any], folder: Path) -> ConvVAE:
         pixels=pixels,
         residual=bool(config.get("is_residual", False)),
     )
+    try:
+        model.check()
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return model
 
 
 def to_config(model: ConvVAE) -> dict[str, Any]:

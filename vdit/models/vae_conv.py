@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
+from vdit.errors import UserError
 from vdit.kernels import xla
 from vdit.models.autoencoder import Autoencoder
 from vdit.nn.attention import Attend
@@ -187,10 +188,30 @@ class ConvVAE(Autoencoder):
     attend: Attend = xla.attend
     dtype: Any = jnp.float32
 
-    def setup(self) -> None:
+    def halves(self) -> list[tuple[bool, bool]]:
+        """Whether each level of the encoder halves time, and space."""
         levels = len(self.widths)
         first = levels - 1 - int(math.log2(self.patch[0]))  # the first that halves the rate
-        halves = [(first <= i < levels - 1, i < levels - 1) for i in range(levels)]
+        return [(first <= i < levels - 1, i < levels - 1) for i in range(levels)]
+
+    def check(self) -> None:
+        """Refuses widths of residual levels that cannot be averaged and duplicated."""
+        halves = self.halves()
+        down, up = self.widths, self.decoder_widths[::-1]
+        levels = [*zip((down[0], *down), down, halves, strict=False)]
+        # A level of the decoder is one of the encoder turned round.
+        levels += [*zip(up, (up[0], *up), halves[-2::-1], strict=False)]
+        for more, fewer, (time, space) in levels if self.residual else ():
+            places = 2 ** (time + 2 * space)  # that become one
+            if more * places % fewer:
+                raise UserError(
+                    f"residual levels have {self.widths} channels, {self.decoder_widths} in the"
+                    f" decoder: allowed are those of which {places} times {more} is a multiple of"
+                    f" {fewer}"
+                )
+
+    def setup(self) -> None:
+        halves = self.halves()
         doubles = [*halves[-2::-1], (False, False)]
         options = {"time": 3 if self.causal else 1, "groups": self.groups, "dtype": self.dtype}
         attention = {"fused": self.causal, "attend": self.attend} if self.attention else None

@@ -49,10 +49,11 @@ def read_module(folder: str | Path) -> tuple[ConvVAE, weights.Plan]:
     return module, weights.plan(tensors, shapes, rows(module), (), folder)
 
 
-def read_statistics(folder: str | Path) -> dict[str, np.ndarray]:
+def read_statistics(folder: str | Path) -> dict[str, np.ndarray] | None:
     """Mean and deviation (Z,) by which a denoiser of this autoencoder's latents sees them.
 
-    As `vdit.data.latents.Latents.statistics` gives them; `UserError` for what are no numbers.
+    As `vdit.data.latents.Latents.statistics` gives them; None where a causal one's folder says
+    neither; `UserError` for what are no numbers.
     """
     folder = Path(folder)
     config = weights.read_config(folder, tuple(FAMILIES), "_class_name")
@@ -65,6 +66,8 @@ def read_statistics(folder: str | Path) -> dict[str, np.ndarray]:
         made = config.get("latents_mean") or [shift] * channels, spread
     else:
         made = config.get("latents_mean"), config.get("latents_std")
+        if made == (None, None):
+            return None
     try:
         mean, std = (np.asarray(values, np.float64).reshape(channels) for values in made)
         if config["_class_name"] == "AutoencoderKL":

@@ -28,6 +28,7 @@ from vdit.errors import UserError
 CONFIG_BYTES = 2**20  # a larger config.json is refused
 HEADER_BYTES = 2**24  # so is a longer header or index: 100,000 tensors fit
 SAMPLE_BYTES = 4096  # of each tensor, for the digest
+PIECE_BYTES = 2**24  # of a tensor that is only looked through
 LARGEST = 2**24  # a size in a config.json above this is refused
 
 # The format's names of dtypes with their bytes, and those that a parameter may have.
@@ -222,12 +223,13 @@ def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     return tensors
 
 
-def _read(tensor: Tensor, most: int | None = None) -> bytes:
-    """A tensor's bytes, or the first `most` of them."""
-    size = tensor.size if most is None else min(most, tensor.size)
+def _read(tensor: Tensor, most: int | None = None, start: int = 0) -> bytes:
+    """A tensor's bytes from `start` on, at most `most` of them."""
+    left = tensor.size - start
+    size = left if most is None else min(most, left)
     try:
         with tensor.file.open("rb") as file:
-            file.seek(tensor.begin)
+            file.seek(tensor.begin + start)
             data = file.read(size)
     except OSError as error:
         raise UserError(f"cannot read {tensor.file}: {error.strerror or error}") from error
@@ -352,6 +354,22 @@ def _put(sharding: Any) -> Callable[[jax.Array, np.ndarray, int], jax.Array]:
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 
+def _numbers(tensor: Tensor, name: str, data: bytes) -> np.ndarray:
+    """Bytes of a tensor as its numbers; `UserError` if one of them is not finite."""
+    array = np.frombuffer(data, FLOATS[tensor.dtype])
+    if not np.isfinite(array).all():
+        raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
+    return array
+
+
+def look_through(plan: Plan) -> None:
+    """Reads all tensors of a plan in pieces; a number that is not finite is a `UserError`."""
+    for source in plan.values():
+        for name, tensor in source.tensors:
+            for start in range(0, tensor.size, PIECE_BYTES):
+                _numbers(tensor, name, _read(tensor, PIECE_BYTES, start))
+
+
 def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any:
     """The parameters of a plan, as a tree, in the dtypes of the files.
 
@@ -366,9 +384,7 @@ def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any
         where = placed[parts] if placed is not None else None
         leaf: Any = jnp.zeros(source.shape, dtype, device=where) if source.stacked else None
         for layer, (name, tensor) in enumerate(source.tensors):
-            array = np.frombuffer(_read(tensor), FLOATS[tensor.dtype]).reshape(tensor.shape)
-            if not np.isfinite(array).all():
-                raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
+            array = _numbers(tensor, name, _read(tensor))
             array = array.reshape(tensor.shape[: len(source.shape) - source.stacked])
             ours = array if source.axes is None else array.transpose(source.axes)
             value = ours.astype(dtype)
