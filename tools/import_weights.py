@@ -36,7 +36,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -45,14 +45,15 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tools import parity
+from tools import import_classifier, parity
 from tools.flags import Parser, mesh_of
 from tools.flags import read_config as read_experiment
+from tools.import_classifier import STARTS, Target
 from tools.planning.step import text_params, training
 from vdit import build, stages
 from vdit.config import default
 from vdit.errors import UserError
-from vdit.models import layouts, vae_folder, vivit, vivit_folder, weights
+from vdit.models import layouts, vae_folder, vivit_folder, weights
 from vdit.models.text_folder import TOKENIZER_BYTES
 from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import Checkpoints
@@ -109,16 +110,6 @@ class Import:
     config: ConfigDict
     parts: dict[str, Part]  # by stage
     files: dict[str, str]  # others of the workdir: name, content
-
-
-class Target(NamedTuple):
-    """The classifier that an image model's weights are the start of."""
-
-    config: ConfigDict
-    start: Callable[[jax.Array, int], jax.Array]  # of a tubelet's kernel
-
-
-STARTS = {"central": vivit.central_frame, "inflate": vivit.inflate}
 
 
 def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
@@ -247,76 +238,15 @@ def autoencoder(folder: Path) -> Import:
 def classifier(folder: Path, target: Target | None) -> Import:
     """A ViT or ViViT as it is, or as the start of another network."""
     found = vivit_folder.read_module(folder)
-    model = found.model
     if target is not None:
-        config = target.config
-        finish = started(folder, found, target)
-        return Import(
-            config, {"classify": part_of(config, "classify", folder, found.plan, finish=finish)}, {}
-        )
-    config = configured({
-        "stages": ("classify",), "data.objects": (1, 1), "data.frames": found.frames,
-        "data.size": found.size, "vae.patch": layouts.ROOM,
-        "classify.preset": vivit.preset_name(model), "classify.activation": model.activation,
-        "classify.mlp_ratio": model.mlp_ratio, "classify.epsilon": model.epsilon,
-        "classify.classes": model.classes,
-    })  # fmt: skip
-    answers = sum(build.questions(config).values())
-
-    def with_head(params: Any) -> Any:
-        made = vivit_folder.folded(params)
-        if not model.classes:  # as a new network has it
-            zeros = jnp.zeros((model.width, answers))
-            made["head"] = {"kernel": zeros, "bias": zeros[0]}
-        return made
-
-    part = part_of(config, "classify", folder, found.plan, finish=with_head)
-    names = {build.CLASSES: build.to_json(found.classes)} if found.classes else {}
+        config, names = target.config, {}
+        finish = import_classifier.started(folder, found, target)
+    else:
+        config = configured(import_classifier.fields(found))
+        finish = import_classifier.with_head(found, config)
+        names = {build.CLASSES: build.to_json(found.classes)} if found.classes else {}
+    part = part_of(config, "classify", folder, found.plan, finish=finish)
     return Import(config, {"classify": part}, names)
-
-
-def started(folder: Path, found: vivit_folder.Found, target: Target) -> Callable[[Any], Any]:
-    """From a folder's parameters to those of a network that starts from them.
-
-    `UserError` for one that cannot.
-    """
-    config, theirs = target.config, found.model
-    build.check(config)
-    ours = build.classifier(config)
-
-    def places(model: vivit.ViViT, size: Sequence[int]) -> tuple[int, ...]:
-        return tuple(n // p for n, p in zip(size, model.patch[1:], strict=True))
-
-    def times(model: vivit.ViViT, frames: int) -> tuple[int, int]:
-        return model.patch[0], frames // model.patch[0]
-
-    alike: dict[str, tuple[Any, Any]] = {
-        "width of classify.preset": (ours.width, theirs.width),
-        "depth of classify.preset": (ours.depth, theirs.depth),
-        "heads of classify.preset": (ours.heads, theirs.heads),
-        "rows and columns of classify.preset's tubelet": (ours.patch[1:], theirs.patch[1:]),
-        "tubelets along a frame of data.size": (
-            places(ours, config.data.size), places(theirs, found.size)
-        ),
-        "classify.activation": (ours.activation, theirs.activation),
-        "classify.mlp_ratio": (ours.mlp_ratio, theirs.mlp_ratio),
-        "classify.epsilon": (ours.epsilon, theirs.epsilon),
-    }  # fmt: skip
-    if found.frames > 1:
-        alike["frames of a tubelet, and tubelets in data.frames"] = (
-            times(ours, config.data.frames), times(theirs, found.frames)
-        )  # fmt: skip
-    for name, (mine, other) in alike.items():
-        if mine != other:
-            raise UserError(f"--config: {name} is {mine}; allowed by {folder}: {other}")
-
-    def finish(params: Any) -> Any:
-        video = jnp.zeros((1, config.data.frames, *config.data.size, 3))
-        new = ours.init(jax.random.key(config.seed), video)["params"]
-        image = jax.tree.map(lambda x: x.astype(jnp.float32), vivit_folder.folded(params))
-        return vivit.from_image(image, new, ours.patch[0], target.start)
-
-    return finish
 
 
 def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
