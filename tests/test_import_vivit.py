@@ -14,7 +14,7 @@ from experiments.vivit import get_config
 from tools import export_weights, import_weights
 from vdit import build, classify, main
 from vdit.models import vivit, vivit_folder
-from vdit.models.vivit import central_frame, inflate
+from vdit.models.vivit import central_frame, fit_positions, inflate
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.video import write_mp4
@@ -162,12 +162,13 @@ def flags(changes: dict[str, Any]) -> list[str]:
     return ["--config=experiments/vivit.py:smoke", *made]
 
 
-@pytest.mark.parametrize("start", ["central", "inflate"])
+@pytest.mark.parametrize("start, size", [("central", (8, 12)), ("inflate", (12, 16))])
 def test_a_video_model_starts_from_an_image_model(
-    start: str, folder: Path, tmp_path: Path
+    start: str, size: tuple[int, int], folder: Path, tmp_path: Path
 ) -> None:
     """All that it has of the image model is that model's; the head and the rest are its own."""
-    more = {"classify.model": "factorised_self_attention", "classify.pool": "mean"}
+    more: dict[str, Any] = {"classify.model": "factorised_self_attention", "classify.pool": "mean"}
+    more["data.size"] = size
     work = tmp_path / "work"
     assert run(folder, work, f"--start={start}", *flags(TARGET | more)) == 0
     model, params = model_of(work)
@@ -176,8 +177,9 @@ def test_a_video_model_starts_from_an_image_model(
     image = vivit_folder.folded(import_weights.weights.load(found.plan))
     made = {"central": central_frame, "inflate": inflate}[start](image["embed_video"]["kernel"], 2)
     np.testing.assert_array_equal(params["embed_video"]["kernel"], made)
-    position = np.asarray(image["encoder"]["position"])[1:]  # without the class token's
-    np.testing.assert_array_equal(params["encoder"]["position"], np.concatenate([position] * 2))
+    position = image["encoder"]["position"][1:]  # without the class token's
+    wanted = fit_positions(position, (1, 2, 3), (2, size[0] // 4, size[1] // 4))
+    np.testing.assert_allclose(params["encoder"]["position"], wanted, atol=1e-6)
     blocks, theirs = params["encoder"]["blocks"], image["encoder"]["blocks"]
     jax.tree.map(np.testing.assert_array_equal, {k: blocks[k] for k in theirs}, theirs)
     assert not np.any(blocks["time"]["o"]["kernel"]) and np.any(blocks["time"]["q"]["kernel"])
@@ -215,6 +217,11 @@ def test_a_video_model_starts_from_a_video_model(tmp_path: Path) -> None:
     assert new.pop("head")["kernel"].shape == (16, 10)
     old.pop("head")
     jax.tree.map(np.testing.assert_array_equal, old, new)
+    frames = {"classify.model": "factorised_encoder"}  # whose first transformer sees one at a time
+    assert run(source, tmp_path / "c", *flags(TARGET | more | frames)) == 0
+    mean = old["encoder"]["position"][1:].reshape(2, 6, 16).mean(0)
+    position = model_of(tmp_path / "c")[1]["encoder"]["position"]
+    np.testing.assert_allclose(position[1:], mean, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -263,7 +270,7 @@ def refused(source: Path, work: Path, more: list[str], words: str, capsys: Any) 
         (["--start=half", *flags(TARGET)], "invalid choice: 'half'"),
         (flags(TARGET | {"classify.preset": "16x3x4/2x2"}), "tubelet is (2, 2); allowed by"),
         (flags(TARGET | {"classify.preset": "16x2x4/4x2"}), "depth of classify.preset is 2"),
-        (flags(TARGET | {"data.size": (8, 16)}), "along a frame of data.size is (2, 4); allowed"),
+        (flags(TARGET | {"data.size": (3, 16)}), "is less than a tubelet"),
         (flags(TARGET | {"classify.activation": "gelu"}), "activation is gelu; allowed"),
         (flags(TARGET | {"classify.activation": "elu"}), "known are gelu"),
         (flags(TARGET | {"data.frame": 5}), "is frames meant?"),

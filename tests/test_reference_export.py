@@ -119,29 +119,36 @@ def test_a_unet_runs_in_diffusers(tmp_path: Path, near: Any) -> None:
     near("exported UNet2DConditionModel", got[:, 0], back(made))
 
 
-@pytest.mark.parametrize("kind, patch, frames", [("kl", (1, 4, 4), 1), ("causal", (4, 4, 4), 9)])
-def test_an_autoencoder_runs_in_diffusers(
-    kind: str, patch: tuple[int, int, int], frames: int, tmp_path: Path, near: Any
-) -> None:
+AUTOENCODERS: dict[str, tuple[str, int, dict[str, Any]]] = {
+    "AutoencoderKL": ("AutoencoderKL", 1, {"vae.model": "kl", "vae.patch": (1, 4, 4)}),
+    "Wan 2.1": ("AutoencoderKLWan", 9, {"vae.model": "causal", "vae.patch": (4, 4, 4)}),
+    "Wan 2.2": ("AutoencoderKLWan", 9, {
+        "vae.model": "causal", "vae.patch": (4, 8, 8), "vae.pixels": 2, "vae.residual": True,
+        "vae.decoder_width": 24, "vae.multipliers": (1, 2, 2),
+    }),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("which", AUTOENCODERS)
+def test_an_autoencoder_runs_in_diffusers(which: str, tmp_path: Path, near: Any) -> None:
+    name, frames, changes = AUTOENCODERS[which]
     config = base.get_config("smoke")
     config.update_from_flattened_dict({
-        "vae.model": kind, "vae.patch": patch, "vae.width": 16, "vae.multipliers": (1, 2, 4),
-        "vae.groups": 8, "vae.blocks": 2,
+        "vae.width": 16, "vae.multipliers": (1, 2, 4), "vae.groups": 8, "vae.blocks": 2, **changes
     })  # fmt: skip
     model, params = exported(config, "vae", tmp_path)
-    name = {"kl": "AutoencoderKL", "causal": "AutoencoderKLWan"}[kind]
     theirs = getattr(diffusers, name).from_pretrained(tmp_path / "out").eval()
     video = np.tanh(normal(1, frames, 32, 48, 3))
-    image = kind == "kl"
+    image = frames == 1
     with torch.no_grad():
         made = theirs.encode(rows(video[:, 0] if image else video)).latent_dist
         pixels = theirs.decode(made.mean).sample
     latent = back(made.mean)[:, None] if image else back(made.mean)
     encoded, decoded = reference.called(model, params, {"video": video, "latent": latent})
-    near(f"exported {name}, mean", encoded[0], latent)
+    near(f"exported {which}, mean", encoded[0], latent)
     wanted = back(pixels)[:, None] if image else back(pixels)
     # diffusers' causal one ends in a clip to [-1, 1].
-    near(f"exported {name}, video", decoded[0] if image else np.clip(decoded[0], -1, 1), wanted)
+    near(f"exported {which}, video", decoded[0] if image else np.clip(decoded[0], -1, 1), wanted)
 
 
 @pytest.mark.parametrize("frames, preset", [(1, "96x3x4/8x1"), (9, "96x3x4/8x2")])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import reference
-from vdit.models import text_folder, vae_folder, vivit_folder, weights
+from vdit.models import text_folder, vae_folder, vivit, vivit_folder, weights
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -67,20 +67,32 @@ SIZES = {
 @pytest.mark.parametrize("kind", ["Vit", "Vivit"])
 def test_a_classifier(kind: str, tmp_path: Path, near: Any) -> None:
     """With the folder's own names of tensors, epsilon and activation."""
+    sizes = dict(SIZES)
     if kind == "Vit":
-        config = transformers.ViTConfig(patch_size=16, **SIZES)
+        sizes["image_size"] = (48, 48)  # positions of no other are interpolated there
+        config = transformers.ViTConfig(patch_size=16, **sizes)
         theirs = transformers.ViTForImageClassification(config)
     else:
-        config = transformers.VivitConfig(num_frames=9, tubelet_size=[2, 16, 16], **SIZES)
+        config = transformers.VivitConfig(num_frames=9, tubelet_size=[2, 16, 16], **sizes)
         theirs = transformers.VivitForVideoClassification(config)
     reference.drawn(theirs).save_pretrained(tmp_path)
     found = vivit_folder.read_module(tmp_path)
     params = vivit_folder.folded(weights.load(found.plan))
-    video = torch.randn(2, found.frames, 3, *SIZES["image_size"])
+    video = torch.randn(2, found.frames, 3, *found.size)
     with torch.no_grad():
         want = theirs(video[:, 0] if kind == "Vit" else video).logits.numpy()
     (got,) = reference.called(found.model, params, {"video": np.moveaxis(video.numpy(), 2, -1)})
     near(type(theirs).__name__, got, want)
+    if kind == "Vit":  # images of another size
+        old, size = found.model.position_grid(1, *found.size), (80, 64)
+        pixels = torch.randn(2, 3, *size)
+        with torch.no_grad():
+            want = theirs(pixels, interpolate_pos_encoding=True).logits.numpy()
+        place, new = params["encoder"]["position"], found.model.position_grid(1, *size)
+        params["encoder"]["position"] = vivit.fit_positions(place, old, new)
+        video = np.moveaxis(pixels.numpy(), 1, -1)[:, None]
+        (got,) = reference.called(found.model, params, {"video": video})
+        near(f"{type(theirs).__name__}, another size", got, want)
 
 
 def _t5(kind: str) -> Any:

@@ -3,7 +3,7 @@
 The checks of `tools/import_weights.py`, and how its parameters are made of those in the folder.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from vdit import build
 from vdit.errors import UserError
 from vdit.models import layouts, vivit, vivit_folder
+from vdit.runtime.progress import say
 
 Finish = Callable[[Any], Any]  # from a folder's parameters to a network's
 
@@ -63,20 +64,14 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
     build.check(config)
     ours = build.classifier(config)
 
-    def places(model: vivit.ViViT, size: Sequence[int]) -> tuple[int, ...]:
-        return tuple(n // p for n, p in zip(size, model.patch[1:], strict=True))
-
     def times(model: vivit.ViViT, frames: int) -> tuple[int, int]:
-        return model.patch[0], frames // model.patch[0]
+        return model.patch[0], (model.samples or frames) // model.patch[0]
 
     alike: dict[str, tuple[Any, Any]] = {
         "width of classify.preset": (ours.width, theirs.width),
         "depth of classify.preset": (ours.depth, theirs.depth),
         "heads of classify.preset": (ours.heads, theirs.heads),
         "rows and columns of classify.preset's tubelet": (ours.patch[1:], theirs.patch[1:]),
-        "tubelets along a frame of data.size": (
-            places(ours, config.data.size), places(theirs, found.size)
-        ),
         "classify.activation": (ours.activation, theirs.activation),
         "classify.mlp_ratio": (ours.mlp_ratio, theirs.mlp_ratio),
         "classify.epsilon": (ours.epsilon, theirs.epsilon),
@@ -89,10 +84,15 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
         if mine != other:
             raise UserError(f"--config: {name} is {mine}; allowed by {folder}: {other}")
 
+    old = theirs.position_grid(found.frames, *found.size)
+    new = ours.position_grid(config.data.frames, *config.data.size)
+    if old[1:] != new[1:]:
+        say(f"{folder}: positions of {old[1:]} tubelets are interpolated to {new[1:]}")
+
     def finish(params: Any) -> Any:
         video = jnp.zeros((1, config.data.frames, *config.data.size, 3))
-        new = ours.init(jax.random.key(config.seed), video)["params"]
+        fresh = ours.init(jax.random.key(config.seed), video)["params"]
         image = jax.tree.map(lambda x: x.astype(jnp.float32), vivit_folder.folded(params))
-        return vivit.from_image(image, new, ours.patch[0], target.start)
+        return vivit.from_image(image, fresh, old, new, target.start)
 
     return finish

@@ -18,8 +18,9 @@ FOLDER may be transformers' ViT or ViViT, with a head or without: it becomes the
         --config=experiments/vivit.py --config.classify.preset=B/16x2 ...
 
 makes of it the start of the network that the configuration names, any of the four models (ViViT,
-section 3.4): tubelets read their central frame, or all of theirs alike (--start=inflate); the head
-is new. `python -m vdit.main` with the same flags and --workdir=DIR trains it.
+section 3.4): tubelets read their central frame, or all of theirs alike (--start=inflate); positions
+are interpolated to another data.size; the head is new. `python -m vdit.main` with the same flags
+and --workdir=DIR trains it.
 
 DIR gets checkpoints with digests, split for --mesh, and config.json; it is written under another
 name and renamed when it is whole. All of FOLDER is checked first; what does not fit is named.

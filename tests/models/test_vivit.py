@@ -17,6 +17,7 @@ from vdit.models.vivit import (
     WITHOUT_TOKEN,
     ViViT,
     central_frame,
+    fit_positions,
     from_image,
     inflate,
     sample_frames,
@@ -302,7 +303,7 @@ def test_from_an_image_model_each_frame_of_a_still_video_is_the_image(start: Any
     theirs = random_params(vit, image)
     model = small("factorised_self_attention")
     video = np.repeat(image, 6, axis=1)
-    params = from_image(theirs, random_params(model, video, seed=1), 2, start)
+    params = from_image(theirs, random_params(model, video, seed=1), (1, 2, 2), (3, 2, 2), start)
     time = params["encoder"]["blocks"]["time"]["o"]
     assert not np.any(time["kernel"]) and not np.any(time["bias"])
     still = run(model, "features", params, video)
@@ -318,7 +319,9 @@ def test_from_an_image_model_the_token_s_position_stays_one() -> None:
     video = np.repeat(image, 4, axis=1)
     for name, times in (("joint", 2), ("factorised_encoder", 1)):
         mine = random_params(small(name), video, seed=1)
-        made = from_image(theirs, mine, 2)
+        new = small(name).position_grid(4, 4, 6)
+        assert new == (times, 2, 2)
+        made = from_image(theirs, mine, (1, 2, 2), new)
         position = theirs["encoder"]["position"]
         want = np.concatenate([position[:1], *[position[1:]] * times])
         np.testing.assert_array_equal(made["encoder"]["position"], want)
@@ -329,6 +332,22 @@ def test_from_an_image_model_the_token_s_position_stays_one() -> None:
             strict=True,
         ):
             np.testing.assert_array_equal(a, b)
+
+
+def test_positions_of_other_sizes_are_interpolated() -> None:
+    """By Keys' kernel, a = -3/4, between places and with the last repeated beyond the edge."""
+    taps = np.array([-27, 225, 67, -9]) / 256  # a quarter of the way from one place to the next
+    x = np.random.default_rng(0).normal(size=(1 + 4 * 3, 5)).astype(np.float32)
+    grid = x[1:].reshape(4, 3, 5)
+    made = fit_positions(jnp.asarray(x), (1, 4, 3), (2, 8, 3))
+    np.testing.assert_array_equal(made[0], x[0])
+    first, second = np.asarray(made[1:]).reshape(2, 8, 3, 5)
+    np.testing.assert_array_equal(first, second)
+    np.testing.assert_allclose(first[3], np.tensordot(taps, grid, 1), atol=1e-6)
+    near_edge = np.tensordot(taps[::-1], grid[[0, 0, 0, 1]], 1)
+    np.testing.assert_allclose(first[0], near_edge, atol=1e-6)
+    back = fit_positions(made, (2, 8, 3), (1, 8, 3))  # of frames read one by one: their mean
+    np.testing.assert_array_equal(back[1:], first.reshape(-1, 5))
 
 
 @pytest.mark.parametrize("name", ATTENTIONS)

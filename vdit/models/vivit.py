@@ -9,6 +9,7 @@ Dimension key: B batch, T frames, H height, W width, C colours; t h w tokens alo
 L tokens (a class token is the first), D width, N heads, K head dim, E values of a tubelet.
 """
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import traverse_util
 
@@ -116,26 +118,56 @@ def central_frame(kernel_ED: jax.Array, frames: int) -> jax.Array:
     return (place[:, None, None] * kernel_ED[None]).reshape(-1, kernel_ED.shape[-1])
 
 
-def repeat_positions(position_LD: jax.Array, times: int, token: bool) -> jax.Array:
-    """Positions of an image's patches at each of `times`; a class token's stays one (sec. 3.4)."""
-    first = int(token)
-    return jnp.concatenate([position_LD[:first], jnp.tile(position_LD[first:], (times, 1))])
+def cubic(old: int, new: int) -> np.ndarray:
+    """Weights (new, old) by which `new` places in a row are interpolated from `old`.
+
+    By cubic convolution (Keys 1981, Eq. 15) with a = -3/4, the outermost place repeated: torch's
+    "bicubic", by which transformers' ViT takes images of other sizes.
+    """
+    a, at = -0.75, (np.arange(new) + 0.5) * old / new - 0.5
+    weights = np.zeros((new, old))
+    for tap in range(-1, 3):
+        place = np.floor(at).astype(int) + tap
+        s = np.abs(at - place)
+        near, far = (a + 2) * s**3 - (a + 3) * s**2 + 1, a * (s**3 - 5 * s**2 + 8 * s - 4)
+        weights[np.arange(new), np.clip(place, 0, old - 1)] += np.where(s <= 1, near, far)
+    return weights.astype(np.float32)
+
+
+def fit_positions(position_LD: jax.Array, old: Grid, new: Grid) -> jax.Array:
+    """Learned positions of one grid of tubelets as those of another; a class token's stays.
+
+    An image's are those of each time (section 3.4), a video's of each time are averaged for a grid
+    of one frame. For another number of rows or columns they are interpolated.
+    """
+    first = len(position_LD) - math.prod(old)
+    x_thwD = position_LD[first:].reshape(*old, -1)
+    if old[1:] != new[1:]:
+        rows, columns = (cubic(*sizes) for sizes in zip(old[1:], new[1:], strict=True))
+        exact = jax.lax.Precision.HIGHEST
+        x_thwD = jnp.einsum("thwD,ih,jw->tijD", x_thwD, rows, columns, precision=exact)
+    if old[0] != new[0]:
+        x_thwD = jnp.broadcast_to(x_thwD.mean(0, keepdims=True), (*new, x_thwD.shape[-1]))
+    return jnp.concatenate([position_LD[:first], x_thwD.reshape(-1, x_thwD.shape[-1])])
 
 
 def from_image(
     image: Mapping[str, Any],
     video: Mapping[str, Any],
-    frames: int,
+    old: Grid,
+    new: Grid,
     start: Callable[[jax.Array, int], jax.Array] = central_frame,
 ) -> dict[str, Any]:
     """Parameters of a ViViT like `video`, its own where an image model (Model 1) has none (3.4).
 
     Args:
-      image: the image model's parameters, of the same width, depth and patch. (A class token that
-        `video` has not is left out, and so is its position.)
+      image: the image model's parameters, of the same width, depth and rows and columns of a patch.
+        (A class token that `video` has not is left out, and so is its position.) A video model's
+        (Model 1) tubelets are kept.
       video: parameters of any of the four models, as `init` made them; its head is kept.
-      frames: those of a tubelet.
-      start: `central_frame` or `inflate`. An image model that has such tubelets itself keeps them.
+      old, new: the grids of tubelets that `image` and `video` have positions for
+        (`ViViT.position_grid`).
+      start: `central_frame` or `inflate`.
 
     The time attention of Model 3 starts as nothing: its output is zero, so that a block is at
     first the image model's. (The paper sets all its weights to zero; where all are, none learns.)
@@ -149,12 +181,9 @@ def from_image(
         if path[0] == "head" or path[0] == "temporal":
             continue
         if path == ("embed_video", "kernel"):
-            kept = theirs[path].shape == value.shape
-            made[path] = theirs[path] if kept else start(theirs[path], frames)
+            made[path] = start(theirs[path], len(value) // len(theirs[path]))
         elif path == place:
-            token = ("encoder", "token") in made
-            times = (len(value) - token) // (len(theirs[path]) - token)
-            made[path] = repeat_positions(theirs[path], times, token)
+            made[path] = fit_positions(theirs[path], old, new)
         elif path in theirs:
             made[path] = theirs[path]
         elif path[:4] == ("encoder", "blocks", "time", "o"):
@@ -332,6 +361,13 @@ class ViViT(nn.Module):
         if self.model == "factorised_encoder":
             self.temporal = Encoder(depth=self.temporal_depth, **common)
         self.head = Linear(self.classes, kernel_init=zeros)
+
+    def position_grid(self, frames: int, height: int, width: int) -> Grid:
+        """The tokens that the first transformer has learned positions for."""
+        t, h, w = (
+            n // p for n, p in zip((self.samples or frames, height, width), self.patch, strict=True)
+        )
+        return (1 if self.model == "factorised_encoder" else t), h, w
 
     def features(self, video_BTHWC: jax.Array) -> Features:
         """The tokens and their summary, which the head reads."""
