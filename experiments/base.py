@@ -47,7 +47,7 @@ def ddpm(config: ConfigDict) -> None:
     config.dit.prediction = "eps"
     config.dit.logit_normal = ()
     config.dit.shift = 1.0
-    config.sample.shift = 0.0
+    config.sample.shift = config.sample.push = 0.0
     config.sample.sampler = "ddpm"
     config.sample.steps = 1000
     config.sample.clips = 8
@@ -83,6 +83,7 @@ def smoke(config: ConfigDict) -> None:
     config.text.length = 160
     config.dit.preset = "smoke"
     config.sample.steps = 3
+    config.sample.push = 0.0
     config.sample.clips = 4
     config.sample.batch = 8
     config.eval.captions = 8
@@ -105,6 +106,7 @@ def get_config(variant: str = "") -> ConfigDict:
     """The defaults, times of sampling nearer to noise, and what the variant changes."""
     config = default()
     config.sample.shift = 8.0
+    config.sample.push = 1.0
     if variant:
         if variant not in VARIANTS:
             raise UserError(f"experiments/base.py:{variant}: known variants are {sorted(VARIANTS)}")

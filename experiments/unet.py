@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     dit.train.adam_learning_rate = 1e-3  # of convolutions
     for name in dit.given:
         dit.given[name] = float(name == "text")
+    config.sample.push = 0.0
     if "flow" not in names:
         dit.process = "scaled_linear"
         dit.prediction = "eps"

@@ -17,7 +17,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if variant:
         raise UserError(f"experiments/xl.py:{variant}: it has no variants")
     config = base.get_config()
-    config.sample.shift = 0.0
+    config.sample.shift = config.sample.push = 0.0
     config.data.source = "folder"  # give it with --config.data.path=FOLDER
     config.data.frames = 65
     config.data.size = (256, 256)

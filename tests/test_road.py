@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 import vdit
+from experiments import base
+from vdit import build
 from vdit.errors import UserError
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.metrics import read
@@ -153,6 +155,20 @@ def test_length_rate_size_and_number_are_free(model: Model) -> None:
     made = model.generate("a ball", 0.5, fps=20, size=(24, 40), num=2, steps=2, guidance=1.0)
     assert [r.video.shape for r in made] == [(13, 24, 40, 3)] * 2
     assert made[1].settings["seed"] == made[0].settings["seed"] + 1
+
+
+def test_pushing_away_changes_a_video_and_not_what_is_given(model: Model) -> None:
+    clip = np.random.default_rng(0).integers(0, 255, (5, 32, 32, 3), dtype=np.uint8)
+    plain, pushed = (
+        model.generate("a ball", given=[Given(clip, 0)], push=push)[0] for push in (0.0, 3.0)
+    )
+    assert pushed.settings["push"] == 3.0
+    np.testing.assert_array_equal(pushed.video[:5], clip)
+    assert (pushed.video[5:] != plain.video[5:]).any()
+    config = base.get_config("smoke")
+    config.sample.push, config.sample.skip = 1.0, (0.5, 0.5)
+    with pytest.raises(UserError, match="one of its 2 layers"):
+        build.check(config)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])

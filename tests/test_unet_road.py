@@ -87,6 +87,7 @@ def test_given_frames_are_refused_in_one_line(model: Model) -> None:
         ("dit.unet.depths", (1,), "one number of each"),
         ("data.shapes", ((1, 32, 32, 10.0),), "clips of one shape"),
         ("text.encoder", "none", "none"),
+        ("sample.push", 1.0, "sample.push is 1.0 with dit.model=unet: 0 is allowed"),
     ],
 )
 def test_what_it_cannot_be_trained_for_is_one_line(field: str, value: Any, words: str) -> None:

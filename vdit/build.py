@@ -28,7 +28,7 @@ from vdit.errors import UserError
 from vdit.models import dit_paper, lpips, text, text_folder, unet, vivit, weights
 from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
-from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset
+from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset, skipped
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import POSITIONS, minilm_tokenizer
 from vdit.models.vae import VAE
@@ -178,6 +178,21 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     sample = config.sample
     steps = sample.steps, sample.shift or dit.shift, sample.spacing
     jax.eval_shape(lambda: schedule.timesteps(process(config), *steps))
+    check_push(config, sample.push, sample.skip)
+
+
+def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:
+    """Refuses a weaker answer (sample.push, sample.skip) that a denoiser cannot give."""
+    if not push:
+        return
+    if config.dit.model != "vdit":
+        raise UserError(f"sample.push is {push} with dit.model={config.dit.model}: 0 is allowed")
+    depth = preset(config.dit.preset)["depth"] // len(AXES[config.dit.axes])
+    if len(skip) != 2 or not skipped(depth, (skip[0], skip[1])):
+        raise UserError(
+            f"sample.skip is {tuple(skip)}: two shares of the depth between which one of its"
+            f" {depth} layers has its middle are allowed"
+        )
 
 
 def _check_losses(config: ConfigDict) -> None:

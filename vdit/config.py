@@ -172,6 +172,9 @@ def default() -> ConfigDict:
     sample.eta = 1.0  # ddim: share of noise; fresh noise mends what an earlier step got wrong
     sample.variance = "posterior"  # ddpm: posterior, beta or learned
     sample.guidance = 2.5  # classifier-free guidance; 1 is none
+    sample.push = 0.0  # dit.model=vdit: away from a weaker answer, by so much of the difference
+    sample.push_above = 0.5  # while more noise (sigma) than this is left
+    sample.skip = (0.25, 0.75)  # the weaker one's attention is left out in this part of the depth
     sample.clips = 16  # videos that the stage sample makes
     sample.batch = 64  # at once
     sample.zoom = 8  # pixels are repeated this often in the shown pictures of small videos

@@ -21,12 +21,13 @@ from ml_collections import ConfigDict
 
 from vdit import build
 from vdit.config import LATER, default
-from vdit.diffusion.guidance import guided
+from vdit.diffusion.guidance import guided, pushed
 from vdit.diffusion.prediction import to_x0_eps
-from vdit.diffusion.sampler import initial_noise, sample, sampler
+from vdit.diffusion.sampler import Denoise, initial_noise, sample, sampler
 from vdit.diffusion.schedule import timesteps
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
+from vdit.models.dit import without_attention
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.nn.patch import pad_to_multiple, unpatchify
 from vdit.objectives.diffusion import (
@@ -95,6 +96,9 @@ class Settings:
     variance: str
     spacing: str
     shift: float
+    push: float
+    push_above: float
+    skip: tuple[float, float]
 
     def make(self) -> Any:
         """The sampler; only the options that it has."""
@@ -153,6 +157,7 @@ class Model:
         base |= {name: value for name, value in changes.items() if value is not None}
         made = Settings(**base)
         made.make()  # refuses unknown names and options at once
+        build.check_push(self.config, made.push, made.skip)
         self.times(made)
         return made
 
@@ -245,19 +250,39 @@ class Model:
         )  # fmt: skip
         shots = max(mask_BJS.shape[1] - 1, 1)
 
-        def denoise(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        def denoise(
+            params: Any, x_t: jax.Array, t: jax.Array
+        ) -> tuple[jax.Array, jax.Array | None]:
+            # As many of the rows as x_t has: all of them, or the conditional half.
+            rows = len(x_t)
+            known, clean, layout, told = jax.tree.map(
+                lambda x: x[:rows], (known2, clean2, layout2, condition)
+            )
             # A video's two rows may lie on two devices.
-            x_t = jnp.where(known2, clean2, x_t)
+            x_t = jnp.where(known, clean, x_t)
             level = jnp.tile(levels(dit, self.process, t[None]), (rows, shots))
-            told = dataclasses.replace(condition, level=level)
             tokens = constrain(fill(x_t, multiple))
-            out: Any = dit.apply({"params": params["dit"]}, tokens, layout2, told)
+            out: Any = dit.apply(
+                {"params": params}, tokens, layout, dataclasses.replace(told, level=level)
+            )
             out, share = split_variance(dit, out[:, :length])
             x0, _ = to_x0_eps(self.config.dit.prediction, self.process, t, x_t, out)
-            return jnp.where(known2, clean2, x0), share
+            return jnp.where(known, clean, x0), share
 
+        def push(t: jax.Array) -> jax.Array:
+            return jnp.where(self.process.sigma(t) > settings.push_above, settings.push, 0.0)
+
+        asked: Denoise = functools.partial(denoise, params["dit"])
+        if settings.push:
+            weak = functools.partial(denoise, without_attention(params["dit"], settings.skip))
+            if use_guidance:
+                asked = guided(asked, settings.guidance, weak, push)
+            else:
+                asked = pushed(asked, weak, push)
+        elif use_guidance:
+            asked = guided(asked, settings.guidance)
         x, _ = sample(
-            guided(denoise, settings.guidance) if use_guidance else denoise,
+            asked,
             initial_noise(keys_B, clean.shape[1:]),
             self.times(settings),
             self.process,
@@ -317,6 +342,7 @@ class Model:
         shots: Sequence[Shot] | Sequence[Sequence[Shot]] = (),
         steps: int | None = None,
         guidance: float | None = None,
+        push: float | None = None,
         sampler: str | None = None,
         eta: float | None = None,
         variance: str | None = None,
@@ -332,7 +358,7 @@ class Model:
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = self.settings(
-            sampler=sampler, steps=steps, guidance=guidance, eta=eta, variance=variance
+            sampler=sampler, steps=steps, guidance=guidance, push=push, eta=eta, variance=variance
         )
         fps = self.config.data.fps if fps is None else fps
         height, width = size or tuple(self.config.data.size)

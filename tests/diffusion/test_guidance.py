@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.guidance import guided
+from vdit.diffusion.guidance import guided, pushed
 from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import sample, sampler
 from vdit.diffusion.schedule import process, timesteps
@@ -51,3 +51,25 @@ def test_runs_in_the_scan() -> None:
     x, aux = sample(guided(conditioned, 2.0), x_init, grid, p, sampler("euler"), keys)
     assert x.shape == (2, 3) and aux.shape == (2, 3)
     assert x[0].mean() > x[1].mean()
+
+
+def test_pushes_away_from_a_weaker_answer() -> None:
+    """A denoiser whose error is twice the other's, in the same direction: push 1 is the truth."""
+    x, t, truth = jnp.array([[0.5, 1.0], [2.0, -1.0]]), jnp.float32(0.25), jnp.full((2, 2), 0.7)
+    error = jnp.array([[0.1, -0.2], [0.3, 0.05]])
+
+    def strong(x: jax.Array, t: jax.Array) -> tuple[jax.Array, str]:
+        return truth + error, "aux"
+
+    def weak(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
+        assert x.shape == truth.shape
+        return truth + 2 * error, None
+
+    x0, aux = pushed(strong, weak, jnp.ones_like)(x, t)
+    np.testing.assert_allclose(x0, truth, atol=1e-6)
+    assert aux == "aux"
+    # Beside guidance it is the conditional answer that is pushed.
+    mixed, _ = guided(conditioned, 2.5)(x, t)
+    cond = conditioned(jnp.concatenate([x, x]), t)[0][:2]
+    both, _ = guided(conditioned, 2.5, weak, lambda t: 2 * t)(x, t)
+    np.testing.assert_allclose(both, mixed + 0.5 * (cond - truth - 2 * error), atol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from vdit.errors import UserError
-from vdit.models.dit import FEW, PRESETS, DiT
+from vdit.models.dit import FEW, PRESETS, DiT, skipped, without_attention
 from vdit.tokens import Layout, drop_text, grid_positions, latent_times, text_condition
 
 GRID = (3, 2, 2)
@@ -265,6 +265,24 @@ def test_windows_see_their_neighbourhood_and_the_next_layer_sees_further() -> No
     np.testing.assert_allclose(shares, [near, far])
     with pytest.raises(UserError, match="dense"):
         run(model, params, x, tall.replace(grid=None), condition(1))
+
+
+@pytest.mark.parametrize("part, alone", [((0.0, 1.0), True), ((0.0, 0.5), False)])
+def test_without_attention_a_token_knows_no_other(made, part, alone) -> None:
+    model, params, x = made
+    weak = {"params": without_attention(params["params"], part)}
+    told = layout(2), condition(2)
+    before, after = (run(model, weak, value, *told) for value in (x, x.at[:, 3].add(1.0)))
+    others = np.arange(LENGTH) != 3
+    assert np.array_equal(before[:, others], after[:, others]) == alone
+    assert (before[:, 3] != after[:, 3]).any()
+
+
+def test_the_skipped_part_is_of_any_depth() -> None:
+    middle = 0.25, 0.75
+    assert [skipped(depth, middle) for depth in (1, 2, 4, 6)] == [[0], [0], [1, 2], [1, 2, 3]]
+    assert skipped(28, middle) == list(range(7, 21))
+    assert skipped(4, (0.4, 0.5)) == []
 
 
 @pytest.mark.parametrize(

@@ -218,6 +218,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
     layers, layer_params = layers_of({"dit": params["dit"]})
     stream, heads = stream_of(config, "dit")
     rows = 2 if config.sample.guidance != 1.0 else 1
+    calls = rows + bool(config.sample.push)  # those of the weaker answer come after the others
     return Model(
         state=({"params": params, "opt": ()}, ()),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
@@ -228,7 +229,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
         layers=layers,
         layer_params=layer_params,
         passes=config.sample.steps,
-        stream=rows * stream,
+        stream=calls * stream,
         heads=heads,
     )
 

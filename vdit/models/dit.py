@@ -10,12 +10,15 @@ K slots (distinct noise levels of a row).
 
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
+from flax import traverse_util
 
 from vdit.errors import UserError
 from vdit.kernels import xla
@@ -280,6 +283,27 @@ class DiT(nn.Module):
         shift, scale = Modulation(2, name="final")(condition_BKD, pick_BLK)
         kinds = 2 if self.learned_variance else 1
         return Linear(channels * kinds, kernel_init=zeros, name="out")(modulate(x, shift, scale))
+
+
+def skipped(depth: int, part: tuple[float, float]) -> list[int]:
+    """Those of the stack's steps 0 .. depth - 1 whose middles are in [first, last) of its depth."""
+    first, last = part
+    return [i for i in range(depth) if first <= (i + 0.5) / depth < last]
+
+
+def without_attention(params: Mapping[str, Any], part: tuple[float, float]) -> dict[str, Any]:
+    """A DiT's parameters with which attention among the row's tokens adds nothing in `part` of the
+    depth (see `skipped`).
+
+    (Hyung et al. 2024, section 3.2, skip layers of a video's DiT likewise.)
+    """
+    flat = traverse_util.flatten_dict(dict(params))
+    for path, leaf in flat.items():
+        if path[0] == "blocks" and path[2:4] == ("attention", "o"):
+            kept = np.ones((len(leaf), *[1] * (leaf.ndim - 1)), np.float32)
+            kept[skipped(len(leaf), part)] = 0
+            flat[path] = leaf * kept
+    return traverse_util.unflatten_dict(flat)
 
 
 def _check_context(axes: str, layout: Layout, condition: Condition) -> None:
