@@ -7,18 +7,19 @@ import tempfile
 from collections.abc import Callable
 from typing import Any
 
+from cheap import FLAGS
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     # Workers and the programs that tests start inherit it: runs that stop and go on, and tests of
     # one road, compile the same steps again and again.
     CACHE = tempfile.mkdtemp(prefix="vdit-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-os.environ["XLA_FLAGS"] = (
-    os.environ.get("XLA_FLAGS", "")
-    + " --xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-)
+# Those of the environment come last, so that a run may have others.
+given = os.environ.get("XLA_FLAGS", "")
+os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8 {given}"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
@@ -28,8 +29,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
 LONG = (
-    "test_road.py", "test_notebook.py", "test_shots_road.py", "test_paper_road.py",
-    "test_processes_road.py", "test_mesh_models.py", "test_style.py",
+    "test_road.py", "test_mesh_models.py", "test_notebook.py", "test_style.py",
+    "test_processes_road.py", "test_shots_road.py", "test_paper_road.py",
 )  # fmt: skip
 
 

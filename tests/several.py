@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from cheap import FLAGS
+
 ROOT = Path(__file__).parents[1]
 LIMIT = 3000  # seconds for what takes a few: the machine may be busy
 
@@ -21,7 +23,7 @@ def start(
     program: list[str], count: int, *args: str, devices: int = 1, toy: str = ""
 ) -> list["subprocess.Popen[str]"]:
     """`program` in so many processes of so many devices; one process is told nothing of others."""
-    flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+    flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TOY": toy}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
     port, pipe = free_port(), subprocess.PIPE

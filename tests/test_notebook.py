@@ -8,11 +8,11 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+from cheap import FLAGS
 
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "notebooks" / "vdit_colab.py"
 NOTEBOOK = SOURCE.with_suffix(".ipynb")
-FLAGS = "--xla_backend_optimization_level=0"
 
 
 def test_the_notebook_is_made_from_its_source() -> None:

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
@@ -15,7 +15,7 @@ import pytest
 
 import vdit
 from experiments import base
-from vdit import build
+from vdit import build, main
 from vdit.errors import UserError
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.metrics import read
@@ -39,9 +39,25 @@ def run(*args: str) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def refused(*args: str) -> str:
-    """The one line of a refusal."""
-    status, _, err = run(*args)
+@pytest.fixture
+def refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., str]:
+    """The one line of a refusal, in this process: each of its own would import for seconds."""
+    monkeypatch.chdir(ROOT)
+
+    def ask(*args: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["vdit", *args])
+        try:
+            status = main.main()
+        finally:
+            main.FLAGS.unparse_flags()
+        return one_line(status, capsys.readouterr().err)
+
+    return ask
+
+
+def one_line(status: int, err: str) -> str:
     assert status == 2, err
     assert err.startswith("vdit: ") and err.count("\n") == 1, err
     return err
@@ -210,12 +226,21 @@ def test_sampling_from_the_command_line(road: Path, tmp_path: Path) -> None:
     ],
     ids=lambda value: value if isinstance(value, str) else value[-1].lstrip("-"),
 )
-def test_wrong_flags_are_one_line(args: Sequence[str], words: str, tmp_path: Path) -> None:
+def test_wrong_flags_are_one_line(
+    args: Sequence[str], words: str, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     extra = [] if any("workdir" in arg for arg in args) else [f"--workdir={tmp_path / 'w'}"]
     assert words in refused(*args, *extra)
 
 
-def test_wrong_requests_are_one_line(road: Path, tmp_path: Path) -> None:
+def test_a_process_that_refuses_says_no_more_and_ends_with_2(tmp_path: Path) -> None:
+    status, out, err = run(SMOKE, f"--workdir={tmp_path / 'w'}", "--config.mesh.fsdp=7")
+    assert "device" in one_line(status, err) and not out
+
+
+def test_wrong_requests_are_one_line(
+    road: Path, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     ask = ("--mode=sample", f"--workdir={road}", f"--out={tmp_path}")
     line = refused(*ask, f"--prompt={'ball ' * 2000}")
     assert "4000 tokens" in line and "160" in line
@@ -232,14 +257,16 @@ def test_a_relative_workdir_is_as_good(road: Path, monkeypatch: pytest.MonkeyPat
     assert vdit.load("run").config.vae.width == 32
 
 
-def test_a_workdir_of_another_model_is_refused_by_the_difference(road: Path) -> None:
+def test_a_workdir_of_another_model_is_refused_by_the_difference(
+    road: Path, refused: Callable[..., str]
+) -> None:
     before = (road / "config.json").read_text()
     line = refused(SMOKE, f"--workdir={road}", "--config.vae.channels=4")
     assert "vae.channels was 8, now 4" in line
     assert (road / "config.json").read_text() == before
 
 
-def test_a_read_only_place_is_one_line(tmp_path: Path) -> None:
+def test_a_read_only_place_is_one_line(tmp_path: Path, refused: Callable[..., str]) -> None:
     file = tmp_path / "file"
     file.write_text("in the way")
     assert str(file) in refused(SMOKE, f"--workdir={file / 'run'}")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cheap import FLAGS
 
 from experiments.base import get_config
 from vdit import build, show
@@ -153,7 +154,7 @@ def measured(chunk: int, frames: list[int], folder: Path) -> list[float]:
     """Peak memory in MB of a process that encodes and writes clips, one after another."""
     root = Path(__file__).parents[1]
     env = os.environ | {"JAX_PLATFORMS": "cpu", "PYTHONPATH": f"{root}:{root / 'tests'}"}
-    env["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
+    env["XLA_FLAGS"] = FLAGS
     command = [sys.executable, "-c", MEASURE, json.dumps([chunk, frames, str(folder)])]
     done = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -106,7 +106,8 @@ def test_detail_reaches_more_directions_than_the_width(made) -> None:
     plain, params, _ = made
     model = plain.clone(detail=64)
     latent = 3 * jax.random.normal(jax.random.key(2), (40, 1, 2, 3, 3))
-    added = model.init(jax.random.key(1), latent[:1], method="decode")["params"]["detail_pixels"]
+    init = jax.jit(functools.partial(model.init, method="decode"))
+    added = init(jax.random.key(1), latent[:1])["params"]["detail_pixels"]
     wide = {"params": {**params["params"], "detail_pixels": added}}
 
     def patches(model: VAE, params: dict) -> np.ndarray:
