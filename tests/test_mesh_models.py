@@ -138,18 +138,21 @@ def equal(stage: str, axes: dict[str, int], how: str = "auto", side: int = 4) ->
     placed = jax.device_put(params, param_sharding(mesh, params))
     if axes.get("fsdp", 1) > 1 or axes.get("tensor", 1) > 1:
         assert any(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(placed))
-    many, gradients = value(objective, frozen)(placed, jax.device_put(batch, batch_sharding(mesh)))
+    with jax.set_mesh(mesh):
+        split = jax.device_put(batch, batch_sharding(mesh))
+        many, gradients = value(objective, frozen)(placed, split)
     np.testing.assert_allclose(many, loss, rtol=1e-5)
     for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(gradients), strict=True):
         scale = float(np.linalg.norm(a)) + 1e-3
         assert float(np.linalg.norm(np.asarray(a) - np.asarray(b))) / scale < 1e-5
 
 
-def test_under_fsdp_only_parameters_and_gradients_travel() -> None:
-    """The compiled train step, with more numbers in a device's tokens than in any parameter."""
+def test_what_travels_in_a_step() -> None:
+    """Parameters and gradients, and heads for tokens: no tokens are gathered, though a device has
+    several rows, and more numbers in its tokens than in any parameter."""
     config = get_config("smoke")
     config.dit.train.batch, config.dit.train.accumulate, config.run.unroll = 64, 1, 1
-    mesh = make_mesh({"fsdp": 8})
+    mesh = make_mesh({"fsdp": 4, "sequence": 2})
     step = training(config, "dit", mesh)
     abstract = jax.eval_shape(step.objective.init, jax.random.key(0), step.batch)
     layers = jax.tree_util.tree_map_with_path(
@@ -161,13 +164,15 @@ def test_under_fsdp_only_parameters_and_gradients_travel() -> None:
     assert largest < 64 // 8 * math.prod(token_grid(config)) * width
     text = lower_training(config, "dit", mesh).compile().as_text()
     sent = [
-        (found[2], max(size_of(found[1])))
+        (found[2], axes, max(size_of(found[1])))
         for line in text.splitlines()
         # Of groups of one device nothing is sent.
-        if (found := COLLECTIVE.search(line)) and axes_of(groups_of(line), mesh.shape)
+        if (found := COLLECTIVE.search(line)) and (axes := axes_of(groups_of(line), mesh.shape))
     ]
-    assert {kind for kind, _ in sent} == {"all-gather", "all-reduce"}
-    assert max(size for _, size in sent) <= 4 * largest
+    # Sums aside, and what is a number of each sample, as its noise level.
+    kinds = {(kind, axes) for kind, axes, size in sent if kind != "all-reduce" and size > 4 * 64}
+    assert kinds == {("all-gather", "fsdp"), ("all-to-all", "sequence")}
+    assert max(size for kind, _, size in sent if kind != "all-to-all") <= 4 * largest
 
 
 @pytest.mark.parametrize("side", [32, 24])

@@ -14,20 +14,30 @@ KERNEL = jax.random.normal(jax.random.key(1), (16, 40))
 COTANGENT = jax.random.normal(jax.random.key(2), (24, 40))
 
 
-def pulled(dtype: jnp.dtype) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    out, back = jax.vjp(lambda x, kernel: product(x, kernel, dtype), X, KERNEL)
+FLAT_AND_NOT = pytest.mark.parametrize("axes", [(24,), (2, 3, 4)], ids=str)
+
+
+def pulled(
+    dtype: jnp.dtype, axes: tuple[int, ...]
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    def one(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        return product(x.reshape(*axes, 16), kernel, dtype).reshape(24, 40)
+
+    out, back = jax.vjp(one, X, KERNEL)
     return out, back(COTANGENT)
 
 
-def test_in_float32_it_is_the_plain_product_and_its_gradient() -> None:
-    out, (to_x, to_kernel) = pulled(jnp.float32)
+@FLAT_AND_NOT
+def test_in_float32_it_is_the_plain_product_and_its_gradient(axes: tuple[int, ...]) -> None:
+    out, (to_x, to_kernel) = pulled(jnp.float32, axes)
     np.testing.assert_allclose(out, X @ KERNEL, rtol=1e-6)
     np.testing.assert_allclose(to_x, COTANGENT @ KERNEL.T, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(to_kernel, X.T @ COTANGENT, rtol=1e-5, atol=1e-5)
 
 
-def test_narrow_operands_are_rounded_once_and_sums_not_at_all() -> None:
-    out, (to_x, to_kernel) = pulled(jnp.bfloat16)
+@FLAT_AND_NOT
+def test_narrow_operands_are_rounded_once_and_sums_not_at_all(axes: tuple[int, ...]) -> None:
+    out, (to_x, to_kernel) = pulled(jnp.bfloat16, axes)
     x, kernel, cotangent = (
         np.asarray(a.astype(jnp.bfloat16), np.float64) for a in (X, KERNEL, COTANGENT)
     )

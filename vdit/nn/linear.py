@@ -10,7 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdit.nn.product import product
+from vdit.nn.product import product, rows
 
 Initializer = Callable[..., jax.Array]
 xavier = nn.initializers.xavier_uniform()
@@ -18,8 +18,7 @@ zeros = nn.initializers.zeros_init()
 
 
 class Linear(nn.Module):
-    """x_D @ kernel_DF + bias_F, over flattened leading axes (a two-dimensional product is the
-    fast path of XLA's CPU backend and no loss elsewhere).
+    """x_D @ kernel_DF + bias_F, over flattened leading axes where that is fast (`product.rows`).
 
     Operands are cast to `dtype`; the product accumulates in float32 and leaves as `result_dtype`.
     `window`: the axes that D is stored as, for patches: (q, r, C), a convolution's kernel.
@@ -42,10 +41,10 @@ class Linear(nn.Module):
             return kernel.reshape(*(self.window or shape[:1]), self.features)
 
         kernel = self.param("kernel", init).reshape(shape)
-        out = product(x.reshape(-1, x.shape[-1]), kernel, self.dtype)
+        out = product(rows(x), kernel, self.dtype)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
-            out = out + bias[None]
+            out = out + bias.reshape((1,) * (out.ndim - 1) + (-1,))
         return out.astype(self.result_dtype).reshape(*x.shape[:-1], self.features)
 
 
@@ -114,10 +113,8 @@ class MLP(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
         features = self.features or x.shape[-1]
-        # Flattened from here on: the backward pass of an activation on three axes is much
-        # slower on CPU than on two.
         inner = 2 * self.hidden if self.gated else self.hidden
-        hidden = Linear(inner, name="up", **kinds)(x.reshape(-1, x.shape[-1]))
+        hidden = Linear(inner, name="up", **kinds)(rows(x))
         activation = ACTIVATIONS[self.activation]
         if self.gated:
             value, gate = jnp.split(hidden, 2, axis=-1)
