@@ -5,10 +5,10 @@
 A mutation is a good file of a kind with one to four changes: bits, bytes and numbers, parts that
 are cut out, doubled or moved, words that readers stumble over. It is read as the program reads it:
 media by the decoding processes under limits, tables as a folder's captions, shot lists as --shots,
-shards and manifests as the latent cache and as a TensorFlow Datasets set. What may come of it is
-what was read, or a refusal of one line. Everything else is a failure: another exception, a line
-break in a refusal, a process that ends or says nothing for a minute. (A decoding process may end:
-that is what it is for. Those are counted apart.)
+shards and manifests as the latent cache and as a TensorFlow Datasets set, weights as an imported
+autoencoder's. What may come of it is what was read, or a refusal of one line. Everything else is a
+failure: another exception, a line break in a refusal, a process that ends or says nothing for a
+minute. (A decoding process may end: that is what it is for. Those are counted apart.)
 
 Prints a table, and of each failure its kind and number: `--only=KIND --seed=S --at=NUMBER` does
 that one again. Exit status 1 where something failed, 2 for wrong arguments.
@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from tools.flags import Parser
@@ -246,6 +247,30 @@ def _read_set(folder: Path) -> None:
         _plain(clip["caption"])
 
 
+def _make_weights(folder: Path, name: str) -> list[Path]:
+    from vdit.models import vae_folder, weights
+    from vdit.models.vae_conv import ConvVAE
+
+    widths = {"widths": (4, 4), "decoder_widths": (4, 4)}
+    model = ConvVAE(patch=(1, 2, 2), channels=2, blocks=1, causal=False, groups=2, **widths)
+    video, latent = (jax.ShapeDtypeStruct((1, 1, n, n, c), "float32") for n, c in ((4, 3), (2, 2)))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), video, latent)["params"]
+    params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
+    made = vae_folder.to_folder(model, None)
+    assert made is not None
+    weights.write(folder / f"{vae_folder.STEM}.safetensors", weights.unload(params, made[1]))
+    (folder / "config.json").write_text(json.dumps(made[0]), encoding="utf-8")
+    return [folder / name]
+
+
+def _read_weights(folder: Path) -> None:
+    from vdit.models import vae_folder, weights
+
+    _, plan = vae_folder.read_module(folder)
+    vae_folder.read_statistics(folder)
+    weights.load(plan)
+
+
 def _csv() -> str:
     rows = ["file,caption,start,end", 'one.mp4,"a red ball, small",0,1.5', "one.mp4,it rolls,1.5,3"]
     return "\n".join([*rows, "films/two.webm,“snow” falls,,"]) + "\n"
@@ -273,8 +298,12 @@ KINDS = {
     "cache_json": Kind(lambda folder: _make_cache(folder, (".json",)), _read_cache),
     "tfds": Kind(lambda folder: _make_set(folder, (".array_record-",)), _read_set),
     "tfds_json": Kind(lambda folder: _make_set(folder, (".json",)), _read_set),
+    "weights": Kind(
+        lambda folder: _make_weights(folder, "diffusion_pytorch_model.safetensors"), _read_weights
+    ),
+    "weights_json": Kind(lambda folder: _make_weights(folder, "config.json"), _read_weights),
 }
-TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json")
+TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json")
 
 
 # --------------------------------------------------------------------------------------------------
