@@ -2,7 +2,7 @@
 
 Parameters, optimizer and EMA are counted exactly. Activations are the residuals of the gradient,
 traced; what a layer's backward pass works with is `WORKING` times its own residuals, as measured
-against XLA's TPU compiler (docs/scale.md).
+against XLA's TPU compiler (docs/scale.md). Sampling's are what that compiler's report lists.
 """
 
 import functools
@@ -16,15 +16,16 @@ from ml_collections import ConfigDict
 
 from tools.planning import step
 from tools.planning.chips import Chip
-from tools.planning.products import flops
+from tools.planning.products import flops, widest
 from vdit import build
 from vdit.models.dit import preset
 from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
 
-WORKING = 1.4  # residuals of a layer that its backward pass holds at a time
-FORWARD = 0.5  # residuals of a layer that sampling holds at a time
+WORKING = 1.2  # residuals of a layer that its backward pass holds at a time
+STREAMS = 3  # float32 arrays, each as large as a layer's input, that sampling holds beside an MLP's
+FORWARD = 0.5  # residuals of a layer that sampling writes and reads
 
 
 class Model(NamedTuple):
@@ -35,7 +36,8 @@ class Model(NamedTuple):
     model_flops: float  # forward and backward, nothing twice; of sampling all its steps
     again_flops: float  # rematerialisation
     saved: float  # bytes that the forward pass leaves to the backward pass
-    working: float  # bytes of one layer's backward pass; of sampling of a layer
+    working: float  # bytes that one layer's backward pass holds at a time; of sampling a layer
+    moved: float  # bytes that this layer writes and reads
     layers: int
     layer_params: float  # elements of one layer's parameters
     passes: int  # through the layers, forward and backward
@@ -191,13 +193,15 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     group = {"vae": "vae", "dit": "dit", "classify": "vivit"}[stage]
     layers, layer_params = layers_of({group: state["params"][group]})
     stream, heads = stream_of(config, stage)
+    working = WORKING * per_sample["none"] / layers if remat != "none" else 0.0
     return Model(
         state=(state, ema),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(state["params"])),
         model_flops=once,
         again_flops=again,
         saved=per_sample[remat],
-        working=WORKING * per_sample["none"] / layers if remat != "none" else 0.0,
+        working=working,
+        moved=working,
         layers=layers,
         layer_params=layer_params,
         passes=3 if again else 2,
@@ -211,21 +215,25 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
     """Traces the denoising scan of a batch of videos; a sample is one video."""
     plain = with_(config, run__attention="xla", run__remat="none")
     made = step.sampling(plain, None, platform)[1]
-    traced = jax.make_jaxpr(functools.partial(made.denoise, settings=made.settings))
+    run = functools.partial(made.denoise, settings=made.settings)
+    traced = jax.make_jaxpr(run)(*made.arguments).jaxpr
     params = made.arguments[0]
-    one = with_(config, run__remat="none")
-    row = residuals(one, "dit", 2, platform) - residuals(one, "dit", 1, platform)
     layers, layer_params = layers_of({"dit": params["dit"]})
     stream, heads = stream_of(config, "dit")
     rows = 2 if config.sample.guidance != 1.0 else 1
     calls = rows + bool(config.sample.push)  # those of the weaker answer come after the others
+    one = with_(config, run__remat="none")
+    row = residuals(one, "dit", 2, platform) - residuals(one, "dit", 1, platform)
+    moved = FORWARD * rows * row / layers
+    held = 4 * (widest(traced) / config.sample.batch + STREAMS * rows * stream)
     return Model(
         state=({"params": params, "opt": ()}, ()),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
-        model_flops=flops(traced(*made.arguments).jaxpr) / config.sample.batch,
+        model_flops=flops(traced) / config.sample.batch,
         again_flops=0.0,
         saved=0.0,
-        working=FORWARD * rows * row / layers,
+        working=held if stream else moved,
+        moved=moved,
         layers=layers,
         layer_params=layer_params,
         passes=config.sample.steps,
@@ -287,6 +295,7 @@ def estimate(
     share = options.batch / (sizes["data"] * sizes["fsdp"] * parts * sizes["sequence"])
     inputs = options.batch / (sizes["data"] * sizes["fsdp"]) * model.inputs
     temporaries = share * (model.saved + model.working)
+    temporaries += params / 2  # in bfloat16, once, before the layers run
     if training:
         temporaries += params * (2 if parts > 1 else 1)  # gradients
     if sizes["fsdp"] > 1:  # a layer, whole: bfloat16 to use, and its gradient
@@ -299,10 +308,10 @@ def estimate(
     sent = parts * model.passes * whole / 2 * around["fsdp"]
     if training:
         traffic += 2 * (2 * params + optimizer)
-        traffic += 2 * parts * share * (model.saved + model.working * model.layers)
+        traffic += 2 * parts * share * (model.saved + model.moved * model.layers)
         sent += parts * whole * around["fsdp"] + 2 * params * around["data"]
     else:
-        traffic += 2 * share * model.working * model.layers * model.passes
+        traffic += 2 * share * model.moved * model.layers * model.passes
     sent += parts * sent_between(model, share, sizes, how, training)
     return Estimate(
         params, optimizer, ema, inputs, temporaries,

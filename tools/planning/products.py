@@ -52,6 +52,12 @@ def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
     return found
 
 
+def widest(jaxpr: Any) -> int:
+    """Elements of the largest result of one matrix product (attention's are batches of them)."""
+    sizes = (product.sizes() for product in products(jaxpr))
+    return max((rows * columns for batch, rows, _, columns in sizes if batch == 1), default=0)
+
+
 def inner_jaxprs(values: Any) -> Iterator[Any]:
     """The jaxprs among an equation's parameters."""
     for value in values:
