@@ -52,6 +52,8 @@ def refused(
             status = main.main()
         finally:
             main.FLAGS.unparse_flags()
+            for name in [name for name in main.FLAGS if name.startswith("config.")]:
+                delattr(main.FLAGS, name)  # defined by its use
         return one_line(status, capsys.readouterr().err)
 
     return ask
