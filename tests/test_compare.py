@@ -17,13 +17,14 @@ FIGURES = {
 
 @pytest.mark.parametrize("smoke", [False, True])
 def test_every_variant_is_base_with_what_it_changes(smoke: bool) -> None:
-    """All can be trained, learn the same task and, where they share it, one autoencoder."""
+    """All can be trained, learn and sample alike, and share one autoencoder where they can."""
     made = {name: compare.configured(name, 3, smoke) for name in compare.VARIANTS}
     for name, config in made.items():
         build.check(config)
         assert config.seed == 3 and dict(config.dit.given)["text"] == 1.0
         first = compare.configured(f"vae-{compare.VARIANTS[name].vae}", 3, smoke)
         assert (config.vae, config.latents, config.data) == (first.vae, first.latents, first.data)
+    assert all(config.sample == made["dit"].sample for config in made.values())
     assert (made["unet"].dit.model, made["unet"].dit.process) == ("unet", "flow")
     assert (made["context"].dit.text, LATER["dit.text"]) == ("context", "cross")
     shapes = {build.vae(config).latent_shape(17, 32, 32) for config in made.values()}

@@ -94,6 +94,7 @@ def configured(name: str, seed: int, smoke: bool) -> ConfigDict:
     for given in config.dit.given:
         config.dit.given[given] = float(given == "text")
     config.eval.given = 0
+    config.sample.push = 0.0  # which a U-Net does not know
     vae = name.removeprefix("vae-") if name.startswith("vae-") else VARIANTS[name].vae
     for row in (AUTOENCODERS[vae], *([VARIANTS[name]] if name in VARIANTS else [])):
         small = smoke and row.small is not None
