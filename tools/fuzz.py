@@ -251,8 +251,8 @@ def _make_weights(folder: Path, name: str) -> list[Path]:
     from vdit.models import vae_folder, weights
     from vdit.models.vae_conv import ConvVAE
 
-    widths = {"widths": (4, 4), "decoder_widths": (4, 4)}
-    model = ConvVAE(patch=(1, 2, 2), channels=2, blocks=1, causal=False, groups=2, **widths)
+    sizes = 2, (4, 4), (4, 4)  # channels, and the levels' widths
+    model = ConvVAE((1, 2, 2), *sizes, blocks=1, causal=False, groups=2)
     video, latent = (jax.ShapeDtypeStruct((1, 1, n, n, c), "float32") for n, c in ((4, 3), (2, 2)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), video, latent)["params"]
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
