@@ -10,6 +10,7 @@ import pickle
 from typing import Any
 
 import numpy as np
+import pymunk
 import pytest
 
 from vdit.data.world.playground import events, oracle
@@ -37,7 +38,9 @@ from vdit.data.world.playground.physics import Actor, Run, Scene, simulate
 from vdit.data.world.playground.render import lit
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.render import PALETTE
+from vdit.data.world.shots import Shots
 from vdit.data.world.simulate import BOX_HALF
+from vdit.data.world.source import World
 from vdit.errors import UserError
 
 Clip = dict[str, Any]
@@ -93,11 +96,10 @@ def test_same_bytes_in_any_order_thread_and_process() -> None:
         Playground(3, length=7)[7]
 
 
-def test_the_digest_names_the_versions_and_is_the_caches() -> None:
-    import pymunk
-
+@pytest.mark.parametrize("source", [World, Shots, Playground])
+def test_the_digest_names_the_versions_and_is_the_caches(source: type) -> None:
     for version in (np.__version__, pymunk.version):
-        assert version in Playground(0).digest
+        assert version in source(0).digest
 
 
 def test_contract() -> None:

@@ -26,8 +26,9 @@ from vdit.data.world.simulate import (
     draw_scene,
     simulate,
 )
-from vdit.data.world.source import SPLITS, check, clip_index, options, truth_of
+from vdit.data.world.source import SPLITS, check, clip_index, options, truth_of, versions
 
+VERSION = 1  # of the clips: another one, other bytes
 MAX_SHOTS = 4
 BACKGROUNDS, CAMERAS = tuple(BACKDROPS), tuple(FRAMINGS)
 GOES_ON = 0.4  # share of cuts after which the take goes on, if another camera sees it
@@ -76,9 +77,13 @@ class Shots:
     "heldout" clips each hold an object of a `RESERVED` kind in one of their takes, "train" clips
     never do.
 
+    `digest` names the versions that the bytes depend on.
+
     Raises:
       UserError: an option that is not possible, or too few frames for so many shots.
     """
+
+    digest = versions("shots", VERSION)
 
     def __init__(
         self,

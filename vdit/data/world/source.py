@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pymunk
 
 from vdit.data.world.caption import caption
 from vdit.data.world.render import render
@@ -20,6 +21,12 @@ from vdit.data.world.simulate import (
 from vdit.errors import UserError
 
 SPLITS = ("train", "heldout")
+VERSION = 1  # of the clips: another one, other bytes
+
+
+def versions(name: str, version: int) -> str:
+    """What the bytes of a source's clips depend on beside its options."""
+    return f"{name} {version}, pymunk {pymunk.version}, numpy {np.__version__}"
 
 
 class Options(NamedTuple):
@@ -92,9 +99,13 @@ class World:
     Falling and thrown objects fly freely for `simulate.FREE` seconds at least: five frames at the
     default rate. "heldout" clips each hold an object of a `RESERVED` kind, "train" clips never do.
 
+    `digest` names the versions that the bytes depend on.
+
     Raises:
       UserError: an unknown split, or a seed, size, frame or object count that is not possible.
     """
+
+    digest = versions("world", VERSION)
 
     def __init__(
         self,

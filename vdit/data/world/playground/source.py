@@ -1,11 +1,9 @@
 """`Playground`: captioned clips of characters with materials and faces, as a source for grain."""
 
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pymunk
 
 from vdit.data.world.playground import events as what
 from vdit.data.world.playground.camera import draw_camera, path
@@ -27,7 +25,7 @@ from vdit.data.world.playground.cast import (
 from vdit.data.world.playground.physics import CROWD, Run, Scene, draw_scene, simulate
 from vdit.data.world.playground.render import has_faces, render
 from vdit.data.world.simulate import Draws
-from vdit.data.world.source import SPLITS, check, clip_index, options
+from vdit.data.world.source import SPLITS, check, clip_index, options, versions
 
 VERSION = 1  # of the clips: another one, other bytes
 MAX_EVENTS = 24
@@ -66,6 +64,8 @@ class Playground:
       UserError: an option that is not possible.
     """
 
+    digest = versions("playground", VERSION)
+
     def __init__(
         self,
         seed: int,
@@ -102,11 +102,6 @@ class Playground:
             f"size={self.size}, fps={self.fps}, objects={self.objects}, length={self.length}, "
             f"built={self.built}, detail={self.detail})"
         )
-
-    @functools.cached_property
-    def digest(self) -> str:
-        """What the bytes depend on beside the options."""
-        return f"playground {VERSION}, pymunk {pymunk.version}, numpy {np.__version__}"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The clip at `index` (negative counts from the end); IndexError outside the source."""
