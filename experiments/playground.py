@@ -26,9 +26,9 @@ def get_config(variant: str = "") -> ConfigDict:
     # In tokens; a small vocabulary takes more, and so do words that no caption has (paraphrases).
     config.text.length = 800 if not variant else 1200
     config.vae.train.batch = 2
-    config.dit.train.batch = 8
-    config.dit.train.accumulate = 4
+    config.latents.clips = 6000
     config.latents.batch = 16
+    config.dit.patch = (2, 2)  # 208 tokens a clip
     config.sample.batch = 8
     config.sample.zoom = 4
     if variant:
