@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tools import compare
-from vdit import build
+from vdit import build, checks
 from vdit.config import LATER
 
 FIGURES = {
@@ -20,7 +20,7 @@ def test_every_variant_is_base_with_what_it_changes(smoke: bool) -> None:
     """All can be trained, learn and sample alike, and share one autoencoder where they can."""
     made = {name: compare.configured(name, 3, smoke) for name in compare.VARIANTS}
     for name, config in made.items():
-        build.check(config)
+        checks.check(config)
         assert config.seed == 3 and dict(config.dit.given)["text"] == 1.0
         first = compare.configured(f"vae-{compare.VARIANTS[name].vae}", 3, smoke)
         assert (config.vae, config.latents, config.data) == (first.vae, first.latents, first.data)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments import base, minute, shots
-from vdit import build
+from vdit import build, checks
 from vdit.data.world.oracle import room
 from vdit.data.world.reword import paraphrase
 from vdit.data.world.simulate import View
@@ -118,10 +118,10 @@ def test_a_chunk_is_given_the_later_half_of_the_one_before() -> None:
 )
 def test_a_chunk_that_is_none_is_refused(field: str, value: float) -> None:
     config = minute.get_config("smoke")
-    build.check(config)
+    checks.check(config)
     config.eval[field] = value
     with pytest.raises(UserError, match="eval.chunk is"):
-        build.check(config)
+        checks.check(config)
 
 
 class Perfect:

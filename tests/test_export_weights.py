@@ -12,7 +12,7 @@ from safetensors.numpy import load_file
 from experiments import base, dit_paper, unet
 from tools import export_weights, import_weights
 from tools.import_weights import groups_of, own_shapes
-from vdit import build
+from vdit import build, checks
 from vdit.models import vae_folder, vivit_folder, weights
 from vdit.runtime.checkpoint import Checkpoints, restore_ema
 from vdit.runtime.files import write_text
@@ -216,7 +216,7 @@ def test_autoencoders_go_back_to_the_bit(name: str, tmp_path: Path) -> None:
     """By the commands: weights, and what the configuration says of latents too."""
     source, work, out = GOLDEN / "vae" / name, tmp_path / "work", tmp_path / "out"
     assert import_weights.main([f"--source={source}", f"--workdir={work}"]) == 0
-    build.check(read_config(work))
+    checks.check(read_config(work))
     assert export_weights.main([f"--workdir={work}", f"--out={out}", "--stage=vae"]) == 0
     old, new = (load_file(f / f"{vae_folder.STEM}.safetensors") for f in (source, out))
     assert old.keys() == new.keys()

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from stopping import StopAt
 
 from experiments.packed import get_config
-from vdit import build, stages
+from vdit import build, checks, stages
 from vdit.data.latents import Latents
 from vdit.data.mixture import Mixture
 from vdit.errors import UserError
@@ -228,7 +228,7 @@ def test_what_cannot_be_packed_is_refused(changes: dict[str, Any], words: str) -
     config = small()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
-        build.check(config)
+        checks.check(config)
 
 
 def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
@@ -243,7 +243,7 @@ def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
         (root / f"{number}.txt").write_text(f"film {number}")
     config.data.source, config.data.path = "folder", str(root)
     config.latents.shard, config.dit.train.steps, config.dit.train.warmup = 100, 2, 0
-    build.check(config)
+    checks.check(config)
     clips = build.training_clips(config, tmp_path)
     held = build.source(config, "heldout", tmp_path)
     kinds: dict[str, set[tuple[int, ...]]] = {}

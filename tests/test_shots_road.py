@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.shots import get_config
-from vdit import build, stages
+from vdit import build, checks, stages
 from vdit.config import digest, stage_fields
 from vdit.data.latents import Latents
 from vdit.errors import UserError
@@ -40,7 +40,7 @@ def small() -> ConfigDict:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir after a few steps of each stage."""
     config, workdir = small(), tmp_path_factory.mktemp("shots")
-    build.check(config)
+    checks.check(config)
     with contextlib.ExitStack() as stack:
         metrics, preemption = stack.enter_context(Metrics(workdir)), Preemption()
         stack.enter_context(preemption)
@@ -172,7 +172,7 @@ def test_wrong_fields_are_refused_before_training(field: str, value: Any, words:
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(UserError, match=words):
-        build.check(config)
+        checks.check(config)
 
 
 def test_older_workdirs_have_the_digests_that_they_had() -> None:

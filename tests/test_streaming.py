@@ -14,7 +14,7 @@ import pytest
 from cheap import FLAGS
 
 from experiments.base import get_config
-from vdit import build, show
+from vdit import build, checks, show
 from vdit.config import default
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
@@ -177,7 +177,7 @@ def test_what_is_no_chunk_or_tile_is_refused() -> None:
         config = default()
         config.vae[name] = value
         with pytest.raises(UserError, match=f"vae.{name}"):
-            build.check(config)
+            checks.check(config)
 
 
 def test_any_size_goes_with_any_patch_of_the_denoiser() -> None:

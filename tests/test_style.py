@@ -22,6 +22,7 @@ LAYERS = {
     "data": 7,
     "config": 8,
     "build": 9,
+    "checks": 10,
     "train": 9,
     "stages": 10,
     "sample": 10,

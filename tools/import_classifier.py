@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vdit import build
+from vdit import build, checks
 from vdit.errors import UserError
 from vdit.models import layouts, vivit, vivit_folder
 from vdit.runtime.progress import say
@@ -61,7 +61,7 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
     `UserError` for one that cannot.
     """
     config, theirs = target.config, found.model
-    build.check(config)
+    checks.check(config)
     ours = build.classifier(config)
 
     def times(model: vivit.ViViT, frames: int) -> tuple[int, int]:

@@ -51,7 +51,7 @@ from tools.flags import Parser, mesh_of
 from tools.flags import read_config as read_experiment
 from tools.import_classifier import STARTS, Target
 from tools.planning.step import text_params, training
-from vdit import build, stages
+from vdit import build, checks, stages
 from vdit.config import default
 from vdit.errors import UserError
 from vdit.models import layouts, vae_folder, vivit_folder, weights
@@ -319,7 +319,7 @@ def groups_of(stage: str) -> tuple[str, ...]:
 def own(source: Path) -> Import:
     """A workdir that was exported under vdit's own names, checked by headers."""
     config = read_config(source)
-    build.check(config)
+    checks.check(config)
     build.look_through_text(config)
     said = weights.read_json(source / OWN, weights.CONFIG_BYTES).get("stages")
     if not isinstance(said, dict) or not said or said.keys() - {"vae", "dit", "classify"}:

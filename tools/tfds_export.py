@@ -34,9 +34,9 @@ _HELDOUT = flags.DEFINE_integer("heldout", None, "held-out clips", flag_values=F
 def export(config: ConfigDict, out: Path, clips: int, heldout: int) -> Path:
     """Writes the set; returns its folder. `UserError` if it is there, or clips are too few."""
     from tools.vdit_clips.vdit_clips_dataset_builder import Builder
-    from vdit import build
+    from vdit import checks
 
-    build.check(config)
+    checks.check(config)
     if config.data.shapes:
         raise UserError("data.shapes: a set has clips of one shape")
     folder = out / "vdit_clips" / str(Builder.VERSION)

@@ -1,44 +1,36 @@
 """From a configuration to the parts that it names: sources, models, processes, text encoders."""
 
-import functools
 import json
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit.config import LATER, STAGES
 from vdit.data.labels import QUESTIONS, by_caption, by_truth
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
-from vdit.data.world.oracle import ATTRIBUTES
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
 from vdit.diffusion import schedule
-from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
-from vdit.diffusion.sampler import SAMPLERS
 from vdit.errors import UserError
-from vdit.models import dit_paper, lpips, text, text_folder, unet, vivit, weights
+from vdit.models import lpips, text, text_folder, unet, vivit, weights
 from vdit.models.autoencoder import Autoencoder
-from vdit.models.discriminator import GROUPS, Discriminator
-from vdit.models.dit import AXES, REMAT, TEXTS, DiT, preset, skipped
+from vdit.models.discriminator import Discriminator
+from vdit.models.dit import DiT, preset
 from vdit.models.dit_paper import DiTPaper
 from vdit.models.minilm import POSITIONS, minilm_tokenizer
 from vdit.models.vae import VAE
 from vdit.models.vae_conv import ConvVAE
 from vdit.nn.attention import Attend
-from vdit.nn.linear import ACTIVATIONS
 from vdit.nn.patch import padded
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
-from vdit.runtime.machine import DTYPES, operand_dtype
+from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import gather
 
 
@@ -49,342 +41,11 @@ def choose(table: Any, what: str, name: str) -> Any:
     return table[name]
 
 
-def check(config: ConfigDict, platform: str | None = None) -> None:
-    """Refuses what the parts would refuse late, or not at all; `platform` as in `runs_here`."""
-    choose(dict.fromkeys(DTYPES), "run.dtype", config.run.dtype)
-    choose(attention.KERNELS, "run.attention", config.run.attention)
-    attention.check(config.run.attention, platform)
-    choose(dict.fromkeys(attention.SEQUENCE), "run.sequence", config.run.sequence)
-    choose(DITS, "dit.model", config.dit.model)
-    preset(config.dit.preset)
-    choose(SOURCES, "data.source", config.data.source)
-    _check_tfds(config)
-    choose(AXES, "dit.axes", config.dit.axes)
-    _check_window(config)
-    _check_text(config)
-    choose(REMAT, "run.remat", config.run.remat)
-    choose(text.ENCODERS, "text.encoder", config.text.encoder)
-    if config.text.encoder in text_folder.FAMILIES:
-        text_encoder(config, tokenizer(config, Path()))  # reads no tensor yet
-    elif config.text.path:
-        known = ", ".join(text_folder.FAMILIES)
-        raise UserError(
-            f"text.path is given with text.encoder={config.text.encoder}: only {known} take it"
-        )
-    choose(schedule.PROCESSES, "dit.process", config.dit.process)
-    choose(PREDICTIONS, "dit.prediction", config.dit.prediction)
-    choose(WEIGHTS, "dit.loss_weight", config.dit.loss_weight)
-    choose(SAMPLERS, "sample.sampler", config.sample.sampler)
-    vivit.preset(config.classify.preset)
-    choose(ACTIVATIONS, "classify.activation", config.classify.activation)
-    for stage in config.stages:
-        if stage not in STAGES:
-            raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
-    sizes = {
-        "vae.patch": 3, "data.size": 2, "data.objects": 2, "data.shots": 2, "dit.patch": 2,
-    }  # fmt: skip
-    for name, size in sizes.items():
-        section, field = name.split(".")
-        value = config[section][field]
-        if len(value) != size or min(value) < 1:
-            raise UserError(f"{name} is {value}: {size} numbers of at least 1 are allowed")
-    choose(VAES, "vae.model", config.vae.model)
-    for name in ("pixels", "residual", "decoder_width"):
-        value = config.vae[name]
-        if config.vae.model != "causal" and value != LATER[f"vae.{name}"]:
-            raise UserError(
-                f"vae.{name} is {value} with vae.model={config.vae.model}: only causal takes it"
-            )
-    if config.vae.model != "vivit":
-        _check_conv(config)
-    least = 4 * max(config.vae.patch[1:])
-    if config.vae.tile and config.vae.tile < least:
-        raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
-    _check_losses(config)
-    p = config.vae.patch[0]
-    _check_chunk(config)
-    if config.data.frames < 1 or (config.data.frames - 1) % p:
-        raise UserError(f"data.frames is {config.data.frames}: 1 + k*{p} is allowed (vae.patch)")
-    heads = config.vae.heads
-    if config.vae.model == "vivit" and (heads < 1 or config.vae.width % (2 * heads)):
-        raise UserError(
-            f"vae.heads {heads} must cut vae.width {config.vae.width} into even shares"
-        )
-    positive = {
-        "data.fps": config.data.fps, "latents.clips": config.latents.clips,
-        "vae.train.batch": config.vae.train.batch, "dit.train.batch": config.dit.train.batch,
-        "vae.train.steps": config.vae.train.steps, "dit.train.steps": config.dit.train.steps,
-        "vae.train.accumulate": config.vae.train.accumulate,
-        "dit.train.accumulate": config.dit.train.accumulate,
-        "vae.window": config.vae.window, "vae.channels": config.vae.channels,
-        "vae.chunk": config.vae.chunk,
-        "sample.steps": config.sample.steps, "sample.batch": config.sample.batch,
-        "sample.zoom": config.sample.zoom, "run.log_every": config.run.log_every,
-        "run.save_every": config.run.save_every, "run.keep": config.run.keep,
-        "run.unroll": config.run.unroll, "run.lost": config.run.lost,
-        "text.length": config.text.length,
-        "classify.train.batch": config.classify.train.batch,
-        "classify.train.steps": config.classify.train.steps,
-        "classify.train.accumulate": config.classify.train.accumulate,
-        "classify.heldout": config.classify.heldout,
-    }  # fmt: skip
-    for name, value in positive.items():
-        if value <= 0:
-            raise UserError(f"{name} is {value}: a number above 0 is allowed")
-    if config.run.stuck < 0:
-        raise UserError(f"run.stuck is {config.run.stuck}: seconds, or 0 for ever, are allowed")
-    if "classify" in config.stages:
-        _check_classify(config)
-    _check_label(config)
-    if config.dit.model == "paper":
-        _check_paper(config)
-    elif config.text.encoder == "none":
-        raise UserError(
-            f"text.encoder=none with dit.model={config.dit.model}: only models of classes go"
-            " without"
-        )
-    if config.dit.model == "unet":
-        _check_unet(config)
-    if config.data.shapes:
-        _check_shapes(config)
-    if config.data.source in ("shots", "playground"):
-        source(config, "train", Path())  # its own limits, before anything is trained
-    if config.data.source != "playground" and config.data.detail != LATER["data.detail"]:
-        raise UserError(
-            f"data.detail with data.source={config.data.source}: only playground takes it"
-        )
-    if config.data.source != "shots" and tuple(config.data.shots) != (1, 1):
-        raise UserError(f"data.shots with data.source={config.data.source}: only shots takes it")
-    if not 0.0 <= config.dit.caption_drop <= 1.0:
-        raise UserError(f"dit.caption_drop is {config.dit.caption_drop}: 0 to 1 is allowed")
-    if config.dit.caption_drop and not most_shots(config):
-        raise UserError("dit.caption_drop needs clips of several captions: data.source=shots")
-    dit = config.dit
-    if dit.learned_variance and process(config).points is None:
-        raise UserError(
-            f"dit.learned_variance needs a table as dit.process=ddpm, not {dit.process}"
-        )
-    learned = config.sample.sampler == "ddpm" and config.sample.variance == "learned"
-    if learned and not dit.learned_variance:
-        raise UserError("sample.variance=learned needs a model with dit.learned_variance=True")
-    times = functools.partial(
-        schedule.sample_times,
-        process(config),
-        logit_normal=dit.logit_normal or None,
-        shift=dit.shift,
-    )
-    # Traced, so that no device is touched: these refuse what does not fit the process.
-    jax.eval_shape(times, jax.ShapeDtypeStruct((1,), jnp.float32))
-    sample = config.sample
-    steps = sample.steps, sample.shift or dit.shift, sample.spacing
-    jax.eval_shape(lambda: schedule.timesteps(process(config), *steps))
-    check_push(config, sample.push, sample.skip)
-
-
-def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:
-    """Refuses a weaker answer (sample.push, sample.skip) that a denoiser cannot give."""
-    if not push:
-        return
-    if config.dit.model != "vdit":
-        raise UserError(f"sample.push is {push} with dit.model={config.dit.model}: 0 is allowed")
-    depth = preset(config.dit.preset)["depth"] // len(AXES[config.dit.axes])
-    if len(skip) != 2 or not skipped(depth, (skip[0], skip[1])):
-        raise UserError(
-            f"sample.skip is {tuple(skip)}: two shares of the depth between which one of its"
-            f" {depth} layers has its middle are allowed"
-        )
-
-
-def _check_losses(config: ConfigDict) -> None:
-    """Refuses losses of the autoencoder that are not possible, or whose weights are not there."""
-    for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
-        if config.vae[name] < 0:
-            raise UserError(f"vae.{name} is {config.vae[name]}: 0 or more is allowed")
-    width, levels = config.vae.adversarial_width, config.vae.adversarial_levels
-    if width < GROUPS or width % GROUPS:
-        raise UserError(f"vae.adversarial_width is {width}: a multiple of {GROUPS} is allowed")
-    if levels < 1 or (config.vae.adversarial_weight and min(config.data.size) < 2**levels):
-        raise UserError(
-            f"vae.adversarial_levels is {levels}: at least 1, and as often as data.size"
-            f" {tuple(config.data.size)} can be halved, is allowed"
-        )
-    net = choose(lpips.NETS, "vae.lpips_net", config.vae.lpips_net)
-    if config.vae.lpips_weight:
-        if min(config.data.size) < net.least:
-            raise UserError(
-                f"data.size is {tuple(config.data.size)}: vae.lpips_net={config.vae.lpips_net}"
-                f" needs {net.least} rows and columns or more"
-            )
-        lpips.weights_file(config.vae.lpips_net)
-
-
-def _check_window(config: ConfigDict) -> None:
-    """Refuses a window that is none, or that nothing reads."""
-    window, axes = tuple(config.dit.window), config.dit.axes
-    if len(window) != 3 or min(window) < 1:
-        raise UserError(f"dit.window is {window}: 3 numbers of at least 1 are allowed")
-    if axes != "windowed" and window != LATER["dit.window"]:
-        raise UserError(f"dit.window is given with dit.axes={axes}: only windowed takes it")
-    if axes == "windowed" and config.dit.model != "vdit":
-        raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
-
-
-def _check_text(config: ConfigDict) -> None:
-    """Refuses rows that hold their text where they cannot."""
-    choose(dict.fromkeys(TEXTS), "dit.text", config.dit.text)
-    read_by = config.text.encoder, config.dit.model
-    if config.text.padding and read_by != ("clip", "unet"):
-        raise UserError(
-            f"text.padding=True with text.encoder={read_by[0]} and dit.model={read_by[1]}: clip and"
-            " unet are allowed"
-        )
-    where = config.dit.model, config.dit.axes
-    if config.dit.text == "context" and (where != ("vdit", "joint") or most_shots(config)):
-        raise UserError(
-            f"dit.text=context with dit.model={where[0]}, dit.axes={where[1]} and data.source="
-            f"{config.data.source}: vdit, joint and sources of one caption a clip are allowed"
-        )
-
-
-def _check_chunk(config: ConfigDict) -> None:
-    """Refuses chunks of a clip that are none, and what cannot be continued or read."""
-    chunk, p = config.eval.chunk, config.vae.patch[0]
-    if not chunk:
-        return
-    low, high = (1 + 2 * p) / config.data.fps, config.data.frames / config.data.fps
-    if config.data.source != "world" or config.dit.model != "vdit":
-        raise UserError(
-            f"eval.chunk is {chunk:g}: 0 is allowed with data.source={config.data.source} and"
-            f" dit.model={config.dit.model}; it needs world and vdit"
-        )
-    if not low <= chunk < high:
-        raise UserError(
-            f"eval.chunk is {chunk:g} seconds: 0 and {low:g} to less than {high:g} are allowed"
-        )
-
-
 def token_shards(config: ConfigDict, mesh: Mesh | None) -> int:
     """What a row's tokens are filled up to a multiple of, so that a mesh can split them; 1 where a
     denoiser's attention needs the clip's grid."""
     joint = config.dit.model == "vdit" and config.dit.axes == "joint"
     return mesh.shape["sequence"] if mesh is not None and joint else 1
-
-
-def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
-    """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
-    if "dit" not in config.stages:
-        return
-    where, all_heads = f"dit.preset={config.dit.preset}", (preset(config.dit.preset)["heads"],)
-    if config.dit.model == "unet":
-        where, all_heads = "dit.unet.heads", tuple(config.dit.unet.heads)
-    try:
-        for heads in all_heads:
-            attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
-    except UserError as error:
-        raise UserError(f"{error} ({where})") from error
-
-
-def _check_tfds(config: ConfigDict) -> None:
-    """Refuses fields of the source tfds that another does not take, or that are not possible."""
-    for name in OF_TFDS:
-        value = config.data[name]
-        if config.data.source != "tfds" and value != LATER[f"data.{name}"]:
-            raise UserError(
-                f"data.{name} is given with data.source={config.data.source}: only tfds takes it"
-            )
-    if "{label}" not in config.data.template:
-        raise UserError(f"data.template is {config.data.template!r}: it has no {{label}}")
-    if not 0 <= config.data.native_fps <= 1000:
-        raise UserError(
-            f"data.native_fps is {config.data.native_fps}: 0 (what the set says) to 1000 is allowed"
-        )
-
-
-def _is_shape(shape: Any, p: int) -> bool:
-    """Whether it is (frames, height, width, fps), with 1 + k·p frames."""
-    if not isinstance(shape, (tuple, list)) or len(shape) != 4:
-        return False
-    if not all(isinstance(x, (int, float)) and 0 < x < math.inf for x in shape):
-        return False
-    return all(int(x) == x for x in shape[:3]) and (shape[0] - 1) % p == 0
-
-
-def _check_shapes(config: ConfigDict) -> None:
-    """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
-    p = config.vae.patch[0]
-    if config.data.source == "shots":
-        raise UserError("data.shapes with data.source=shots: packed rows know one caption a clip")
-    for shape in config.data.shapes:
-        if not _is_shape(shape, p):
-            raise UserError(
-                f"data.shapes has {shape!r}: (1 + k*{p} frames, height, width, fps) is allowed"
-            )
-    if config.data.source in ENDLESS:
-        training_clips(config, Path())  # its own limits, before anything is trained
-    given = config.dit.given
-    if min(given.values()) < 0 or given.text + given.prefix <= 0:
-        raise UserError(
-            f"dit.given is {dict(given)}: shares of 0 and more, text and prefix not both 0, are"
-            " allowed with data.shapes"
-        )
-    if config.dit.axes != "joint":
-        raise UserError(f"data.shapes with dit.axes={config.dit.axes}: packed rows go joint")
-    if len(config.dit.pack) != 3 or min(config.dit.pack) < 0:
-        raise UserError(f"dit.pack is {config.dit.pack}: three numbers of at least 0 are allowed")
-
-
-def _check_one_time(config: ConfigDict) -> None:
-    """Refuses what a model that knows one time for all tokens cannot be trained for."""
-    model, given = config.dit.model, config.dit.given
-    if config.data.shapes or config.data.source == "shots":
-        raise UserError(
-            f"dit.model={model} with data.shapes or data.source=shots: clips of one shape, each"
-            " with one caption or class, are allowed"
-        )
-    if wrong := [name for name in given if name != "text" and given[name] > 0]:
-        raise UserError(
-            f"dit.given.{wrong[0]}={given[wrong[0]]} with dit.model={model}, which knows one time"
-            " for all tokens: 0 is allowed for all but text"
-        )
-
-
-def _check_unet(config: ConfigDict) -> None:
-    """Refuses what no U-Net can be, or can be trained for."""
-    dit = config.dit
-    sizes = {name: value for name, value in dit.unet.items() if name != "linear"}
-    unet.check(**sizes)
-    if (dit.preset, dit.axes) != ("nano", "joint"):
-        raise UserError(
-            f"dit.preset={dit.preset}, dit.axes={dit.axes} with dit.model=unet: its size is"
-            " dit.unet's, and nano and joint, the defaults, are allowed"
-        )
-    _check_one_time(config)
-
-
-def _check_label(config: ConfigDict) -> None:
-    """Refuses classes that a source does not have, or that no model here is told."""
-    label, source, asks = config.data.label, config.data.source, config.dit.paper.classes
-    asks = asks if config.dit.model == "paper" else 0
-    if bool(label) != bool(asks) and "dit" in config.stages:
-        raise UserError(
-            f"data.label={label!r} with {asks} classes of dit.model={config.dit.model}: a model of"
-            " classes (dit.model=paper, dit.paper.classes) needs data.label, and no other takes it"
-        )
-    if not label:
-        return
-    known = {"world": ATTRIBUTES, "folder": ("caption",), "tfds": ("caption",)}.get(source, ())
-    if label not in known:
-        allowed = ", ".join(known) or "none"
-        raise UserError(f"data.label={label!r} with data.source={source}: allowed are {allowed}")
-    if source == "world":
-        if tuple(config.data.objects) != (1, 1):
-            raise UserError(
-                f"data.objects is {tuple(config.data.objects)}: (1, 1) is allowed with data.label,"
-                " which is of one body"
-            )
-        check_classes(config, len(QUESTIONS[label].classes))
-    if source == "tfds" and config.data.template != LATER["data.template"]:
-        raise UserError("data.template with data.label: a class's caption is its name alone")
 
 
 def check_classes(config: ConfigDict, count: int) -> None:
@@ -394,50 +55,6 @@ def check_classes(config: ConfigDict, count: int) -> None:
             f"dit.paper.classes is {config.dit.paper.classes}: {count} is allowed, the number of"
             f" classes of data.source={config.data.source} by data.label={config.data.label}"
         )
-
-
-def _check_paper(config: ConfigDict) -> None:
-    """Refuses what no DiT of the paper can be, or can be trained for."""
-    dit, paper = config.dit, config.dit.paper
-    size = preset(dit.preset)
-    dit_paper.check(paper.conditioning, dit.axes, size["width"], size["depth"], size["heads"])
-    if bool(paper.classes) == paper.text:
-        raise UserError(
-            f"dit.paper.classes={paper.classes} with dit.paper.text={paper.text}: one of both is"
-            " allowed, classes or a text"
-        )
-    if paper.text == (config.text.encoder == "none"):
-        raise UserError(
-            f"text.encoder={config.text.encoder} with dit.paper.text={paper.text}: none is allowed"
-            " where nothing reads a text, and only there"
-        )
-    _check_one_time(config)
-
-
-def _check_classify(config: ConfigDict) -> None:
-    """Refuses a stage classify that has no labels, or no model."""
-    if config.data.source != "world":
-        raise UserError(
-            f"data.source is {config.data.source}: the stage classify needs labels, which only"
-            " world gives"
-        )
-    if tuple(config.data.objects) != (1, 1):
-        raise UserError(
-            f"data.objects is {tuple(config.data.objects)}: (1, 1) is allowed with the stage"
-            " classify, whose labels are of one body"
-        )
-    names = tuple(config.classify.questions)
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"classify.questions is {names}: different names, at least one")
-    if not 0.0 <= config.classify.smoothing < 1.0:
-        raise UserError(
-            f"classify.smoothing is {config.classify.smoothing}: 0 to less than 1 is allowed"
-        )
-    video = (1, config.data.frames, *config.data.size, 3)
-    # Traced, so that nothing is computed: it refuses a model or a size that is not possible.
-    jax.eval_shape(
-        classifier(config).init, jax.random.key(0), jax.ShapeDtypeStruct(video, jnp.float32)
-    )
 
 
 def _shape(config: ConfigDict) -> dict[str, Any]:
@@ -592,45 +209,15 @@ def _attend(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Atte
     return attention.kernel(config.run.attention, mesh, platform, config.run.sequence)
 
 
-def _check_conv(config: ConfigDict) -> None:
-    """Refuses sizes that no convolutional autoencoder has."""
-    levels, (p, q, r) = tuple(config.vae.multipliers), config.vae.patch
-    side = max(config.vae.pixels, 1) * 2 ** max(len(levels) - 1, 0)
-    times = (1,) if config.vae.model == "kl" else tuple(2**i for i in range(len(levels)))
-    if not levels or min(levels) < 1 or (q, r) != (side, side) or p not in times:
-        raise UserError(
-            f"vae.patch is {(p, q, r)} with {len(levels)} vae.multipliers, vae.pixels="
-            f"{config.vae.pixels} and vae.model={config.vae.model}: {side} rows and columns are"
-            f" allowed, and {times} frames"
-        )
-    for name in ("blocks", "width", "pixels"):
-        if config.vae[name] < 1:
-            raise UserError(f"vae.{name} is {config.vae[name]}: numbers above 0 are allowed")
-    if config.vae.decoder_width < 0:
-        raise UserError(f"vae.decoder_width is {config.vae.decoder_width}: 0 or more is allowed")
-    widths, decoder_widths = _widths(config)
-    if config.vae.model == "kl" and (
-        config.vae.groups < 1 or any(width % config.vae.groups for width in widths)
-    ):
-        raise UserError(f"vae.groups is {config.vae.groups}: it must divide widths {widths}")
-    if config.vae.residual:
-        _conv(config, None, None).check()
-    elif config.vae.model == "causal" and any(width % 2 for width in decoder_widths):
-        raise UserError(
-            f"the decoder's width times vae.multipliers is {decoder_widths}: even numbers are"
-            " allowed"
-        )
-
-
-def _widths(config: ConfigDict) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def conv_widths(config: ConfigDict) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Those of a convolutional autoencoder's levels, in the encoder and in the decoder."""
     vae, both = config.vae, (config.vae.width, config.vae.decoder_width or config.vae.width)
     first, second = (tuple(width * m for m in vae.multipliers) for width in both)
     return first, second
 
 
-def _conv(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> ConvVAE:
-    widths, decoder_widths = _widths(config)
+def conv(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> ConvVAE:
+    widths, decoder_widths = conv_widths(config)
     causal = config.vae.model == "causal"
     return ConvVAE(
         patch=tuple(config.vae.patch),
@@ -662,7 +249,7 @@ def _vivit(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> VAE:
     )
 
 
-VAES = {"vivit": _vivit, "kl": _conv, "causal": _conv}
+VAES = {"vivit": _vivit, "kl": conv, "causal": conv}
 
 
 def vae(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Autoencoder:

@@ -15,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdit import build, stages
-from vdit.data.decode import Decoder
+from vdit.data.decode import read_clip
 from vdit.data.labels import Labelled
 from vdit.errors import UserError
 from vdit.models.vivit import ViViT
@@ -88,16 +88,11 @@ def evaluate(workdir: Path, metrics: Metrics) -> dict[str, Any]:
 def read_video(path: str, config: ConfigDict) -> tuple[np.ndarray, str]:
     """A file as uint8 (T, H, W, 3), as the configuration's clips are, and what to say of it."""
     frames, fps, size = config.data.frames, config.data.fps, tuple(config.data.size)
-    with Decoder() as decoder:
-        info = decoder.probe(path)
-        video = np.concatenate(list(decoder.stream(path, fps, size, until=frames / fps)))
-    said = f"{path}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
-    if (info.height, info.width) != size:
-        said += f", resized to {size[1]}x{size[0]}"
+    video, said = read_clip(path, fps, size, frames)
     if len(video) < frames:
         said += f", the last held for {frames - len(video)}"
         video = np.concatenate([video, video[-1:].repeat(frames - len(video), axis=0)])
-    return video[:frames], said
+    return video, said
 
 
 def write_features(workdir: Path, out: Path, videos: Sequence[str]) -> None:

@@ -80,7 +80,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """Walks the stages; a finished one is skipped, an interrupted one goes on where it stopped."""
     import jax
 
-    from vdit import build, report, stages
+    from vdit import build, checks, report, stages
     from vdit.runtime.files import alone, appears
     from vdit.runtime.machine import operand_dtype
     from vdit.runtime.mesh import make_mesh
@@ -89,10 +89,10 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     from vdit.runtime.progress import clock, say
     from vdit.train import Interrupted, Runtime
 
-    build.check(config)
+    checks.check(config)
     build.look_through_text(config)
     mesh = make_mesh(dict(config.mesh))
-    build.check_mesh(config, mesh.shape)
+    checks.check_mesh(config, mesh.shape)
     began = time.monotonic()
     zero = jax.process_index() == 0
     held = alone(workdir) if zero else contextlib.nullcontext()

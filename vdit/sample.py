@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit import build
+from vdit import build, checks
 from vdit.config import LATER, default
 from vdit.diffusion.guidance import guided, pushed
 from vdit.diffusion.prediction import to_x0_eps
@@ -157,7 +157,7 @@ class Model:
         base |= {name: value for name, value in changes.items() if value is not None}
         made = Settings(**base)
         made.make()  # refuses unknown names and options at once
-        build.check_push(self.config, made.push, made.skip)
+        checks.check_push(self.config, made.push, made.skip)
         self.times(made)
         return made
 

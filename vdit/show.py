@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from vdit import build
-from vdit.data.decode import Decoder, is_text, is_time, one_line
+from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
@@ -35,12 +35,7 @@ def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tup
     last = (frames - 1) / fps
     if not 0 <= frame < frames:
         raise UserError(f"--given={text}: the clip lasts from 0 to {last:g} s")
-    with Decoder() as decoder:
-        info = decoder.probe(name)
-        video = np.concatenate(list(decoder.stream(name, fps, size, until=frames / fps)))
-    said = f"{name}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
-    if (info.height, info.width) != size:
-        said += f", resized to {size[1]}x{size[0]}"
+    video, said = read_clip(name, fps, size, frames)
     if len(video) > frames - frame:
         video = video[: frames - frame]
         said += f", cut to {len(video)} frames"

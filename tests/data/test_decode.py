@@ -385,9 +385,9 @@ def test_a_hung_or_crashed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_a_worker_left_alone_ends_itself() -> None:
-    code = "from vdit.data import decode, decode as d; import io, signal\n"
+    code = "from vdit.data import media; import io, signal\n"
     code += "signal.signal(signal.SIGALRM, signal.SIG_DFL)\n"
-    code += "w = d._Watch(io.BytesIO(), -4.9); w.rest()\nwhile True: pass"
+    code += "w = media._Watch(io.BytesIO(), -4.9); w.rest()\nwhile True: pass"
     result = subprocess.run([sys.executable, "-c", code], cwd=Path(decode.__file__).parents[2])
     assert result.returncode == -signal.SIGALRM
 
@@ -409,7 +409,7 @@ def test_threads_share_a_decoder(tmp_path: Path, decoder: Decoder) -> None:
 
 def test_workers_do_not_load_jax() -> None:
     settings = json.dumps({"threads": 1})
-    code = "import sys; from vdit.data import decode; decode.serve(sys.argv[1]); "
+    code = "import sys; from vdit.data import media; media.serve(sys.argv[1]); "
     code += "print(sorted({'jax', 'flax', 'numpy', 'av'} & set(sys.modules)), file=sys.stderr)"
     result = subprocess.run(
         [sys.executable, "-c", code, settings],

@@ -13,6 +13,7 @@ import numpy as np
 import pymunk
 import pytest
 
+from vdit import checks
 from vdit.data.world.playground import events, oracle
 from vdit.data.world.playground.caption import LEXICON, parse, spot
 from vdit.data.world.playground.cast import (
@@ -181,13 +182,13 @@ def test_the_experiment_asks_for_it() -> None:
     from vdit import build
 
     config = get_config("smoke")
-    build.check(config)
+    checks.check(config)
     source = build.source(config, "heldout", Path())
     assert isinstance(source, Playground) and source.objects == (1, 6) and source.size == (64, 64)
     assert source.detail == config.data.detail == 2
     config.data.objects = (1, 7)
     with pytest.raises(UserError, match="objects"):
-        build.check(config)
+        checks.check(config)
 
 
 # ---- captions -------------------------------------------------------------------------------

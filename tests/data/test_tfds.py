@@ -22,7 +22,7 @@ from PIL import Image
 from experiments import base
 from experiments.tfds import get_config
 from tools import tfds_export
-from vdit import build, stages
+from vdit import build, checks, stages
 from vdit.config import stage_fields
 from vdit.data import tfds as room
 from vdit.data.labels import by_caption
@@ -444,7 +444,7 @@ def test_wrong_fields_of_the_configuration(fields: dict[str, Any], words: str) -
     config = get_config("smoke")
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=words):
-        build.check(config)
+        checks.check(config)
 
 
 def test_older_workdirs_keep_their_digests() -> None:
@@ -528,7 +528,7 @@ def test_the_stages_learn_from_a_set(exported: Path, tmp_path: Path) -> None:
     config.vae.train.steps, config.vae.train.batch = 3, 2
     config.vae.train.optimizer = "adamw"
     config.latents.clips, config.latents.batch = 100, 8
-    build.check(config)
+    checks.check(config)
     with Metrics(tmp_path) as metrics, Preemption() as preemption:
         mesh = make_mesh({}, jax.devices()[:1])
         runtime = Runtime(tmp_path, mesh, metrics, preemption, config.run)

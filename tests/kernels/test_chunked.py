@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from reference import beside_xla, difference, inputs
+from beside import beside_xla, difference, inputs
 
 from vdit.kernels import chunked, xla
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import pytest
-from reference import difference, inputs
+from beside import difference, inputs
 
 from vdit.kernels import cudnn, xla
 

@@ -4,7 +4,7 @@ import functools
 
 import jax.numpy as jnp
 import pytest
-from reference import beside_xla, difference
+from beside import beside_xla, difference
 
 from vdit.kernels import splash
 

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import base, unet
-from vdit import build, sample, stages
+from vdit import build, checks, sample, stages
 from vdit.config import differences
 from vdit.errors import UserError
 from vdit.models import text, text_folder
@@ -77,7 +77,7 @@ def test_padded_texts_are_those_of_stable_diffusion(folder: str) -> None:
     config = unet.get_config()
     config.text.encoder, config.text.path = "clip", str(GOLDEN / folder)
     config.text.length, config.text.padding = ids.shape[1], True
-    build.check(config)
+    checks.check(config)
     tokenizer = build.tokenizer(config, Path())
     encoder = build.text_encoder(config, tokenizer)
     made, mask = tokenizer.encode(["a small red ball falls", "ball"])
@@ -88,7 +88,7 @@ def test_padded_texts_are_those_of_stable_diffusion(folder: str) -> None:
     assert np.abs(features - wanted).max() / np.abs(wanted).max() < 2e-5
     config.dit.model = "vdit"
     with pytest.raises(UserError, match="clip and unet are allowed"):
-        build.check(config)
+        checks.check(config)
 
 
 @pytest.mark.parametrize("folder, length", CASES)
@@ -189,7 +189,7 @@ def test_more_text_than_clip_has_positions_is_in_chunks() -> None:
     config.text.encoder, config.text.path = "clip", str(GOLDEN / "clip_gelu")
     config.text.length, config.text.padding = 78, True
     with pytest.raises(UserError, match="text.length is 78 with text.padding: 77, the positions"):
-        build.check(config)
+        checks.check(config)
 
 
 def test_a_prompt_of_many_words_goes_the_whole_road_in_chunks(
@@ -208,7 +208,7 @@ def test_a_prompt_of_many_words_goes_the_whole_road_in_chunks(
         runtime = Runtime(tmp_path, make_mesh({"data": -1}), metrics, preemption, config.run)
         with monkeypatch.context() as patch:  # so that the world's captions need some too
             patch.setattr(text_folder, "positions", lambda name, path: 20)
-            build.check(config)
+            checks.check(config)
             cache = stages.cache_latents(config, runtime, params)
             assert (row_places(cache[3]["mask"]) - cache[3]["mask"].sum()) in range(1, 9)
             params |= stages.train_dit(config, runtime, cache)
@@ -380,7 +380,7 @@ def test_features_are_cached_and_the_encoder_is_known_again(
     config.latents.clips = config.latents.batch = config.latents.shard = 8
     config.data.frames = 5
     config.text.encoder, config.text.path = "umt5", str(folder)
-    build.check(config)
+    checks.check(config)
     vae = build.vae(config)
     video, noise = np.zeros((1, 5, 32, 32, 3)), np.zeros((1, *vae.latent_shape(5, 32, 32)))
     params = {"vae": jax.jit(vae.init)(jax.random.key(0), video, noise)["params"]}

@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.base import get_config
-from vdit import build
+from vdit import build, checks
 from vdit.config import digest, stage_fields
 from vdit.errors import UserError
 from vdit.kernels import chunked, splash, xla
@@ -23,7 +23,7 @@ from vdit.runtime.mesh import make_mesh
 from vdit.sample import read_config
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
-from reference import difference, inputs, pulled  # noqa: E402
+from beside import difference, inputs, pulled  # noqa: E402
 
 CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the choice on a CPU")
 
@@ -69,7 +69,7 @@ def test_it_is_no_field_that_a_stage_depends_on() -> None:
 def test_an_unknown_kernel_is_refused_with_the_known_ones() -> None:
     config = get_config("smoke")
     config.run.attention = "flash"
-    for refuse in (build.check, build.dit):
+    for refuse in (checks.check, build.dit):
         with pytest.raises(UserError, match="known are auto, chunked, cudnn, splash, xla"):
             refuse(config)
 
@@ -80,7 +80,7 @@ def test_a_kernel_of_another_machine_is_refused_with_those_of_this_one(name: str
     config = get_config("smoke")
     config.run.attention = name
     with pytest.raises(UserError, match="has cpu: allowed here are auto, chunked, xla"):
-        build.check(config)
+        checks.check(config)
 
 
 @CPU

@@ -538,7 +538,7 @@ def fitting(
     """Which of the sizes (height, width) each film is shown at: those that its aspect suits best.
 
     Of a film's picture such a size shows as much as any does, or less by a twentieth at most (see
-    `decode.fit`). What films measure is kept in the file `remembered`.
+    `media.fit`). What films measure is kept in the file `remembered`.
     """
     try:
         known = dict(json.loads(remembered.read_text(encoding="utf-8")))

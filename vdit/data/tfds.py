@@ -31,7 +31,8 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 from tensorflow_datasets.core.read_only_builder import builder_from_metadata
 
-from vdit.data.decode import Limits, fit, one_line
+from vdit.data.decode import Limits, one_line
+from vdit.data.media import fit
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.progress import Progress
