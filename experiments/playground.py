@@ -29,6 +29,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.latents.clips = 6000
     config.latents.batch = 16
     config.dit.patch = (2, 2)  # 208 tokens a clip
+    config.dit.train.steps = 1600
     config.sample.batch = 8
     config.sample.zoom = 4
     if variant:

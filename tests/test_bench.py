@@ -1,14 +1,17 @@
 """The benchmark: its table at a tiny size without PyTorch, its list of matmuls, its bad flags."""
 
+import ast
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import pytest
 
 from experiments.base import get_config
-from tools import bench
+from tools import bench, bench_gpu
 
 TINY = ("--width=32", "--depth=1", "--tokens=16", "--batch=2", "--repeats=1", "--steps=2")
 NO_TORCH = f"--torch-python={shutil.which('false')}"
@@ -127,3 +130,23 @@ def test_wrong_flags_are_one_line(
     assert bench.main([flag]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and allowed in said
+
+
+def test_the_gpu_s_programs_run_dry(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench_gpu.main([]) == bench_gpu.main(["--dry", "--only=dit"]) == 2
+    assert "no GPU: this machine has cpu" in capsys.readouterr().err
+    monkeypatch.setattr(bench_gpu, "kernels", lambda: ["chunked"])
+    path = tmp_path / "gpu.jsonl"
+    assert bench_gpu.main(["--dry", "--repeats=1", f"--json={path}"]) == 0
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [row["part"] for row in rows] == ["train"] * 3 + ["attention"] * 2 + ["denoise"]
+    assert all(row["seconds"] > 0 for row in rows)
+
+
+def test_the_gpu_s_bench_needs_no_more_than_jax_flax_optax_and_einops() -> None:
+    code = "import sys, tools.bench_gpu; print({name.split('.')[0] for name in sys.modules})"
+    made = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    foreign = {"ml_collections", "orbax", "grain", "tokenizers", "av", "pymunk", "scipy", "PIL"}
+    assert not foreign & set(ast.literal_eval(made.stdout))

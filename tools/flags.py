@@ -6,14 +6,16 @@ import difflib
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vdit.data.decode import one_line
 from vdit.errors import UserError
 from vdit.runtime.mesh import AXES, make_mesh
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 
 class Parser(argparse.ArgumentParser):
@@ -39,8 +41,10 @@ def mesh_of(text: str) -> Mesh | None:
     return make_mesh(read_mesh(text)) if text else None
 
 
-def read_config(path: str, changes: Sequence[str] = ()) -> ConfigDict:
+def read_config(path: str, changes: Sequence[str] = ()) -> "ConfigDict":
     """get_config of experiments/X.py[:ARGUMENT], with changes "--config.field=value"."""
+    from ml_collections import ConfigDict
+
     file, _, argument = path.partition(":")
     if not Path(file).is_file():
         raise UserError(f"--config={path}: there is no such file")

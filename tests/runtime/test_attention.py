@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from experiments.base import get_config
 from vdit import build, checks
 from vdit.config import digest, stage_fields
 from vdit.errors import UserError
-from vdit.kernels import chunked, splash, xla
+from vdit.kernels import chunked, cudnn, splash, xla
 from vdit.nn.attention import Attend
 from vdit.runtime import attention
 from vdit.runtime.files import write_text
@@ -50,6 +51,23 @@ def test_auto_goes_by_machine_and_length(
     q, k = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32) for n in (length, keys))
     attention.auto(q, k, k)
     assert called == [want]
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype", "length", "want"),
+    [("8.0", "bfloat16", 1024, True), ("8.0", "bfloat16", 1023, False),
+     ("7.5", "bfloat16", 1024, False), ("gfx90a", "bfloat16", 1024, False)],
+)  # fmt: skip
+def test_auto_takes_cudnn_where_a_gpu_has_it(
+    capability: str, dtype: str, length: int, want: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called = []
+    for module in (xla, chunked, cudnn):
+        monkeypatch.setattr(module, "attend", lambda q, *_, module=module: called.append(module))
+    monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    q, k = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.dtype(dtype)) for n in (length, 1024))
+    attention.auto(q, k, k, platform="gpu")
+    assert (called == [cudnn]) == want
 
 
 def test_the_configuration_s_kernel_is_what_the_models_are_given() -> None:

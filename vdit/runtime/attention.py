@@ -42,8 +42,8 @@ def auto(
     """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing.
 
     On a TPU splash, xla for rows that would not fill one of its blocks (text, few frames), and
-    chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head, and chunked
-    from there on.
+    chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head; from there on
+    cuDNN on a GPU that has it, for the rows that it takes, and chunked.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
     attend: Attend
@@ -52,6 +52,9 @@ def auto(
         attend = attend if min(length, keys) >= splash.LANES else xla.attend
     else:
         attend = chunked.attend if length * keys >= LONG else xla.attend
+        on_gpu = (platform or jax.default_backend()) == "gpu"
+        if attend is chunked.attend and on_gpu and cudnn.is_here():
+            attend = cudnn.attend
     return attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)
 
 
