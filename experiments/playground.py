@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dit.train.steps = 1600
     config.sample.batch = 8
     config.sample.zoom = 4
+    config.eval.captions, config.eval.paraphrases, config.eval.given = 128, 64, 32
     if variant:
         config.vae.train.steps = config.dit.train.steps = 8
         config.latents.clips = config.latents.shard = 16
