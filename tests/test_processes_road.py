@@ -5,15 +5,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from several import finish, start
+import toy
+from several import ROOT, finish, start
 
+import vdit
 from vdit.data.latents import Latents
 from vdit.runtime.checkpoint import newest_good_step
 from vdit.runtime.metrics import read
+from vdit.runtime.video import write_png
+from vdit.sample import Given
 
 TINY = {
     "data.frames": 5, "data.size": "(16,16)", "vae.width": 16, "text.width": 16,
-    "dit.preset": "16x1x2", "vae.train.steps": 2, "dit.train.steps": 3,
+    "dit.preset": "32x1x2", "vae.train.steps": 2, "dit.train.steps": 3,
     "vae.train.warmup": 1, "dit.train.warmup": 1, "vae.train.optimizer": "adamw",
     "dit.train.optimizer": "adamw", "latents.clips": 10,
     "latents.shard": 4, "latents.batch": 4, "eval.captions": 2, "sample.clips": 2,
@@ -68,3 +72,37 @@ def test_its_numbers_are_those_of_one_process(roads: dict[int, Ran]) -> None:
         np.testing.assert_allclose(a["latent"], b["latent"], rtol=2e-3, atol=2e-3)  # float16
     for stage, step in (("vae", 2), ("dit", 3)):
         assert newest_good_step(two / "checkpoints" / stage) == step
+
+
+def test_they_sample_what_one_process_samples(
+    roads: dict[int, Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes of two devices, parameters split over two devices and tokens over two."""
+    workdir, _ = roads[2]
+    first = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    write_png(tmp_path / "first.png", first)
+    prompt = "a large red ball falls"
+    request = [
+        "--mode=sample", f"--workdir={workdir}", f"--prompt={prompt}", "--num=2", "--seed=7",
+        f"--given={tmp_path / 'first.png'}@0",
+    ]  # fmt: skip
+    mesh = ["--config=experiments/base.py:smoke", "--config.mesh.data=1"]
+    mesh += ["--config.mesh.fsdp=2", "--config.mesh.sequence=2"]
+    out = tmp_path / "out"
+    program, keep = [str(ROOT / "tests" / "toy.py")], f"latents:{tmp_path}"
+    ended = finish(start(program, 2, *request, *mesh, f"--out={out}", devices=2, toy=keep))
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    got = [np.load(tmp_path / f"{index}.npy") for index in (0, 1)]
+    np.testing.assert_array_equal(got[0], got[1])
+    assert len(list(out.glob("*.mp4"))) == 2 and str(out) not in ended[1][1]
+
+    alone = tmp_path / "alone"
+    alone.mkdir()
+    monkeypatch.setattr("vdit.sample.Model.denoise", vdit.sample.Model.denoise)  # comes back
+    toy.keep_latents(alone)
+    model = vdit.load(workdir)
+    model.generate(prompt, num=2, seed=7, given=[Given(first[None])])
+    want = np.load(alone / "0.npy")
+    np.testing.assert_allclose(got[0], want, rtol=1e-4, atol=1e-4)
+    model.generate("a small blue box rests", num=2, seed=7, given=[Given(first[None])])
+    assert np.abs(np.load(alone / "0.npy") - want)[:, 1:].max() > 5e-3  # it hears of the text

@@ -1,7 +1,9 @@
 """The program `python -m vdit.main` with one small stage, for tests that start several processes.
 
 TOY=stuck:PROCESS:SAMPLE has that process wait for ever at that sample; TOY=slow:SECONDS takes so
-long for each sample; TOY=broken:PROCESS:SAMPLE is a mistake in the code there.
+long for each sample; TOY=broken:PROCESS:SAMPLE is a mistake in the code there, and
+TOY=refused:PROCESS:SAMPLE something that the user gave wrong, which only that process sees.
+TOY=latents:FOLDER, with --mode=sample, has each process keep the latents that it gets.
 """
 
 import os
@@ -15,9 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdit import main
+from vdit import main, sample
 from vdit.config import default
 from vdit.data.loader import batches
+from vdit.errors import UserError
 from vdit.objectives.objective import Objective, sample_keys
 from vdit.runtime.mesh import data_process, make_mesh
 from vdit.runtime.metrics import Metrics
@@ -43,6 +46,8 @@ class Points:
         if self.given == [str(jax.process_index()), str(int(index))]:
             if self.task == "broken":
                 raise KeyError("a mistake")
+            if self.task == "refused":
+                raise UserError("that is wrong")
             time.sleep(3600)
         x = np.random.default_rng(int(index)).normal(size=WIDTH).astype(np.float32)
         return {"x": x}
@@ -80,6 +85,20 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
         train(runtime, config.vae.train.steps)
 
 
+def keep_latents(folder: Path) -> None:
+    """From now on each process writes what it samples to FOLDER/PROCESS.npy."""
+    made = sample.Model.denoise
+
+    def kept(self: Any, *arguments: Any, **settings: Any) -> jax.Array:
+        latent = made(self, *arguments, **settings)
+        np.save(folder / f"{jax.process_index()}.npy", latent)
+        return latent
+
+    sample.Model.denoise = kept  # type: ignore[method-assign]
+
+
 if __name__ == "__main__":
     main.run = run
+    if os.environ.get("TOY", "").startswith("latents:"):
+        keep_latents(Path(os.environ["TOY"].partition(":")[2]))
     sys.exit(main.main())

@@ -21,6 +21,7 @@ from vdit.data.world.playground import oracle as playground_oracle
 from vdit.data.world.reword import paraphrase
 from vdit.errors import UserError
 from vdit.runtime.metrics import Metrics
+from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
 from vdit.runtime.video import contact_sheet, write_webp
 from vdit.sample import Given, Model
@@ -80,12 +81,14 @@ def reconstruct(model: Model, videos: np.ndarray, batch: int = 32) -> np.ndarray
 
 def heldout(model: Model, workdir: Path, count: int, **options: Any) -> list[dict[str, Any]]:
     """The first `count` held-out clips."""
-    source = build.source(model.config, "heldout", workdir, **options)
+    with zero_first("clips"):
+        source = build.source(model.config, "heldout", workdir, **options)
     return [source[i] for i in range(min(count, len(source)))]
 
 
 def evaluate(model: Model, workdir: Path, metrics: Metrics, seed: int = 1) -> list[dict[str, Any]]:
-    """The stage eval: writes and returns its rows."""
+    """The stage eval: writes and returns its rows. Several processes score, each of them, what they
+    make together, and process 0 writes."""
     rows: list[dict[str, Any]] = []
     if model.config.data.source == "world":
         rows += score_world(model, workdir, seed)
@@ -269,8 +272,10 @@ def write_reconstructions(workdir: Path, videos: np.ndarray, config: Any) -> Non
     from vdit.runtime.metrics import tile
 
     zoom = max(config.sample.zoom // 2, 1)
-    big = tile(videos).repeat(zoom, axis=1).repeat(zoom, axis=2)
-    write_webp(workdir / "reconstructions.webp", big, config.data.fps)
+    with zero_alone("reconstructions") as zero:
+        if zero:
+            big = tile(videos).repeat(zoom, axis=1).repeat(zoom, axis=2)
+            write_webp(workdir / "reconstructions.webp", big, config.data.fps)
 
 
 def gain(near_N: np.ndarray, still_N: np.ndarray, draws: int = 1000) -> dict[str, float]:
@@ -422,11 +427,13 @@ def score_length(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]
             },
         })  # fmt: skip
     few = min(len(prompts), 4)
-    contact_sheet(
-        workdir / "length.png",
-        [videos[i] for i in range(few) for videos in ways.values()],
-        [f"{way}: {prompts[i]}" for i in range(few) for way in ways],
-        every=max(frames // 20, 1),
-        scale=max(config.sample.zoom // 4, 1),
-    )
+    with zero_alone("length") as zero:
+        if zero:
+            contact_sheet(
+                workdir / "length.png",
+                [videos[i] for i in range(few) for videos in ways.values()],
+                [f"{way}: {prompts[i]}" for i in range(few) for way in ways],
+                every=max(frames // 20, 1),
+                scale=max(config.sample.zoom // 4, 1),
+            )
     return rows

@@ -150,24 +150,30 @@ def _dit(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
     stages.train_dit(config, runtime, results["latents"])
 
 
-def _sample(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
-    from vdit import show
+def loaded(config: ConfigDict, workdir: Path, mesh: Any, watch: Watch) -> Any:
+    """A trained workdir; of several processes on the mesh, else as is fastest."""
+    import jax
+
     from vdit.sample import load
 
-    with zero_alone("sample") as zero:
-        if zero:
-            results["model"] = load(runtime.workdir, config)
-            show.sample_stage(results["model"], runtime.workdir, runtime.metrics)
+    more = (mesh, watch) if jax.process_count() > 1 else ()
+    return load(workdir, config, *more)
+
+
+def _sample(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
+    from vdit import show
+
+    model = results["model"] = loaded(config, runtime.workdir, runtime.mesh, runtime.watch)
+    show.sample_stage(model, runtime.workdir, runtime.metrics)
 
 
 def _eval(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
     from vdit.evaluate import evaluate
-    from vdit.sample import load
 
-    with zero_alone("eval") as zero:
-        if zero:
-            model = results.get("model") or load(runtime.workdir, config)
-            evaluate(model, runtime.workdir, runtime.metrics)
+    model = results.get("model") or loaded(
+        config, runtime.workdir, runtime.mesh, runtime.watch
+    )
+    evaluate(model, runtime.workdir, runtime.metrics)
 
 
 def _classify(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
@@ -179,15 +185,30 @@ def _classify(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None
 WALKS = dict(zip(STAGES, (_vae, _latents, _dit, _sample, _eval, _classify), strict=True))
 
 
-def sample(workdir: Path) -> None:
+def trained(workdir: Path, watch: Watch) -> Any:
+    """The model of a workdir. The mesh of several processes is that of --config, else that of the
+    workdir's own configuration."""
+    import jax
+
+    from vdit import build
+    from vdit.runtime.mesh import make_mesh
+    from vdit.sample import read_config
+
+    config, mesh = read_config(workdir), None
+    if jax.process_count() > 1:
+        mesh = make_mesh(dict((CONFIG.value or config).mesh))
+        build.check_mesh(config, mesh.shape)
+    return loaded(config, workdir, mesh, watch)
+
+
+def sample(workdir: Path, watch: Watch) -> None:
     """--mode=sample."""
     from vdit import show
-    from vdit.sample import load
 
     if not _PROMPT.value and not _SHOTS.value:
         raise UserError('--mode=sample needs --prompt="what to show", or --shots=FILE')
     show.sample_request(
-        load(workdir),
+        trained(workdir, watch),
         Path(_OUT.value) if _OUT.value else workdir / "samples",
         prompts=_PROMPT.value or [""],
         seconds=_SECONDS.value,
@@ -200,34 +221,44 @@ def sample(workdir: Path) -> None:
     )
 
 
-def evaluate(workdir: Path) -> None:
+def evaluate(workdir: Path, watch: Watch) -> None:
     """--mode=eval."""
+    import jax
+
     from vdit import classify, report
     from vdit.evaluate import evaluate as score
     from vdit.runtime.metrics import Metrics
     from vdit.runtime.progress import say
-    from vdit.sample import load, read_config
+    from vdit.sample import read_config
 
-    with Metrics(workdir) as metrics:
+    with Metrics(workdir, jax.process_index() == 0) as metrics:
         if read_config(workdir).stages == ("classify",):
-            say(json.dumps(classify.evaluate(workdir, metrics)))
+            with zero_alone("classify") as zero:
+                rows = [classify.evaluate(workdir, metrics)] if zero else []
         else:
-            for row in score(load(workdir), workdir, metrics):
-                say(json.dumps(row))
-    say(f"open {report.write_report(workdir)}")
+            rows = score(trained(workdir, watch), workdir, metrics)
+    for row in rows:
+        say(json.dumps(row))
+    with zero_alone("report") as zero:
+        if zero:
+            say(f"open {report.write_report(workdir)}")
 
 
 def features(workdir: Path) -> None:
-    """--mode=features."""
+    """--mode=features, by one process."""
     from vdit import classify
 
     if not _VIDEO.value:
         raise UserError("--mode=features needs --video=FILE")
     out = Path(_OUT.value) if _OUT.value else workdir / "features"
-    classify.write_features(workdir, out, _VIDEO.value)
+    with zero_alone("features") as zero:
+        if zero:
+            classify.write_features(workdir, out, _VIDEO.value)
 
 
-ASKED = {"sample": sample, "eval": evaluate, "features": features}
+ASKED: dict[str, Callable[[Path, Watch], None]] = {
+    "sample": sample, "eval": evaluate, "features": lambda workdir, watch: features(workdir),
+}  # fmt: skip
 
 
 def work(path: str | None, workdir: Path, who: Told | None) -> int:
@@ -244,9 +275,7 @@ def work(path: str | None, workdir: Path, who: Told | None) -> int:
             if _MODE.value == "run":
                 run(config, workdir, watch)
             else:
-                with zero_alone(_MODE.value) as zero:
-                    if zero:
-                        ASKED[_MODE.value](workdir)
+                ASKED[_MODE.value](workdir, watch)
         except Interrupted as error:
             stopped = error
         except (UserError, Diverged) as error:

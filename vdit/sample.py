@@ -5,6 +5,7 @@ channels, L tokens, C token channels, J captions of a video (its own, and its sh
 tokens of a caption, E text width, K shots.
 """
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -40,14 +41,18 @@ from vdit.objectives.diffusion import (
 )
 from vdit.objectives.vae import to_float, to_uint8
 from vdit.runtime import attention
-from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
+from vdit.runtime.checkpoint import load_meta, newest_everywhere, restore_ema
+from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import (
     gather,
     param_sharding,
+    replicate,
     replicated,
     sampling_mesh,
     sequence_constraint,
+    spread,
 )
+from vdit.runtime.processes import Watch
 from vdit.tokens import clip_frames, latent_times, shot_list
 
 Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
@@ -113,7 +118,10 @@ class Settings:
 class Model:
     """A trained workdir, ready to generate. Made by `vdit.load(workdir)`.
 
-    The denoising scan runs on `mesh`, or, where that is not given, on one of `sampling_mesh`.
+    The denoising scan runs on `mesh`, or, where that is not given, on one of `sampling_mesh`. A
+    mesh of several processes has the text encoder, too, and each of them makes the same calls; what
+    is encoded and decoded by the autoencoder is so by each of them, for itself. `watch` expects a
+    batch of videos as it does a step of training.
     """
 
     def __init__(
@@ -125,6 +133,7 @@ class Model:
         statistics: dict[str, np.ndarray],
         mesh: Mesh | None = None,
         classes: Sequence[str] = (),
+        watch: Watch | None = None,
     ) -> None:
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
         self.params = params  # groups vae, dit and text; "empty", if a text without words stands in
@@ -147,9 +156,11 @@ class Model:
         )
         self._pixels = jax.jit(to_uint8)
         self._text = jax.jit(
-            lambda params, ids, mask: self.encoder.apply(params["text"], ids, mask)
+            lambda params, ids, mask: self.encoder.apply(params["text"], ids, mask),
+            out_shardings=self._whole(mesh),
         )
         self._denoisers: dict[Mesh | None, tuple[Any, Any]] = {}
+        self._watch, self._begun = watch or Watch(), list[Any]()
 
     def settings(self, **changes: Any) -> Settings:
         """The config's sampling settings with changes; None means the config's."""
@@ -169,23 +180,32 @@ class Model:
     def denoiser(self, mesh: Mesh | None, platform: str | None = None) -> Any:
         """`_sample` compiled for a mesh, or for one device of `platform` (by default this one)."""
         run = functools.partial(self._sample, mesh, build.dit(self.config, mesh, platform))
-        return jax.jit(run, static_argnames=("settings",))
+        return jax.jit(run, static_argnames=("settings",), out_shardings=self._whole(mesh))
+
+    def _whole(self, mesh: Mesh | None) -> Any:
+        """For results that every process has."""
+        return None if mesh is None else replicated(mesh)
 
     def denoise(self, *arguments: Any, settings: Settings) -> jax.Array:
         """`_sample` of these arguments but the parameters, where it is fastest."""
         rows = arguments[0].shape[0] * (2 if settings.guidance != 1.0 else 1)
         mesh = self.mesh or sampling_mesh(rows)
         if mesh not in self._denoisers:
-            params = self.params
+            params = {name: self.params[name] for name in ("dit", "empty") if name in self.params}
             if mesh is not None:
-                params = jax.device_put(params, param_sharding(mesh, params))
+                params = spread(mesh, params)
             self._denoisers[mesh] = self.denoiser(mesh), params
         run, params = self._denoisers[mesh]
         if mesh is None:
             return run(params, *arguments, settings=settings)
+        asked = settings, [x.shape for x in jax.tree.leaves(arguments)]
+        self._watch.step("sample", len(self._begun) + 1, first=asked not in self._begun)
+        self._begun.append(asked)
         with jax.set_mesh(mesh):
-            placed = jax.device_put(arguments, replicated(mesh))
-            return jnp.asarray(jax.device_get(run(params, *placed, settings=settings)))
+            placed = replicate(mesh, arguments)
+            latent = jax.device_get(run(params, *placed, settings=settings))
+        self._watch.rest()
+        return jnp.asarray(latent)
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
         """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
@@ -219,7 +239,7 @@ class Model:
         clean_BnhwZ: jax.Array,
         given_Bn: jax.Array,
         times_Bn: jax.Array,
-        keys_B: jax.Array,
+        seeds_B: jax.Array,
         label_B: jax.Array | None,
         settings: Settings,
     ) -> jax.Array:
@@ -281,6 +301,7 @@ class Model:
                 asked = pushed(asked, weak, push)
         elif use_guidance:
             asked = guided(asked, settings.guidance)
+        keys_B = jax.vmap(jax.random.key)(seeds_B)
         x, _ = sample(
             asked,
             initial_noise(keys_B, clean.shape[1:]),
@@ -294,7 +315,10 @@ class Model:
     def text(self, captions: Sequence[Sequence[str]]) -> tuple[np.ndarray, jax.Array]:
         """Mask (B, J, S) and features (B, J, S, E) of as many captions for each video."""
         ids, mask = self.tokenizer.encode([text for texts in captions for text in texts])
-        features = self._text(self.params, ids, mask)
+        params, told = {"text": self.params["text"]}, (ids, mask)
+        if self.mesh is not None:
+            params, told = spread(self.mesh, params), replicate(self.mesh, told)
+        features = jnp.asarray(jax.device_get(self._text(params, *told)))
         shape = (len(captions), len(captions[0]))
         return mask.reshape(*shape, -1), features.reshape(*shape, *features.shape[1:])
 
@@ -444,11 +468,10 @@ class Model:
         all_times = np.broadcast_to(np.concatenate(times), (len(rows), clean.shape[1]))
         all_given = np.broadcast_to(np.concatenate(is_given), all_times.shape)
         seeds = jnp.asarray([row.seed for row in rows], jnp.uint32)
-        keys = jax.vmap(jax.random.key)(seeds)
         labels = jnp.asarray([row.label for row in rows], jnp.int32) if self.classes else None
         latent = self.denoise(
             mask, features, starts if starts.size else None, clean, jnp.asarray(all_given),
-            jnp.asarray(all_times, jnp.float32), keys, labels, settings=settings,
+            jnp.asarray(all_times, jnp.float32), seeds, labels, settings=settings,
         )  # fmt: skip
         return latent[:, :count]
 
@@ -507,11 +530,17 @@ def check_shots(shots: Sequence[Shot], seconds: float) -> None:
         before = start
 
 
-def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
+def load(
+    workdir: str | Path,
+    overrides: ConfigDict | None = None,
+    mesh: Mesh | None = None,
+    watch: Watch | None = None,
+) -> Model:
     """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints.
 
-    `overrides` replaces the config's `sample` and `run` (what changes no weight). Raises UserError
-    where a part is missing or damaged.
+    `overrides` replaces the config's `sample` and `run` (what changes no weight). With a `mesh` the
+    denoiser and the text encoder are never whole on one device. Raises UserError where a part is
+    missing or damaged.
     """
     workdir = Path(workdir)
     config = overrides if overrides is not None else read_config(workdir)
@@ -521,10 +550,11 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
     meta: dict[str, Any] = {}
     for stage in ("vae", "dit"):
         directory = workdir / "checkpoints" / stage
-        step = newest_good_step(directory)
+        step = newest_everywhere(directory)
         if step is None:
             raise UserError(f"{directory} holds no checkpoint; train or import it first")
-        params |= restore_ema(directory, step)
+        split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
+        params |= restore_ema(directory, step, split)
         params.pop("discriminator", None)  # which is of use in training alone
         meta = load_meta(directory, step)
     content = build.text_content(config)
@@ -532,14 +562,17 @@ def load(workdir: str | Path, overrides: ConfigDict | None = None) -> Model:
         raise UserError(
             f"text.path={config.text.path} holds another text encoder than that of {workdir}"
         )
-    if encoder.frozen:
-        ids = np.zeros((1, tokenizer.length), np.int32)
-        params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
-    if empty := build.wordless(config, encoder, tokenizer, params.get("text")):
-        params["empty"] = empty
+    with contextlib.nullcontext() if mesh is None else host_memory():
+        if encoder.frozen:
+            ids = np.zeros((1, tokenizer.length), np.int32)
+            params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
+        if empty := build.wordless(config, encoder, tokenizer, params.get("text")):
+            params["empty"] = empty
+    if mesh is not None:
+        params |= spread(mesh, {"text": params["text"]})
     statistics = {name: np.asarray(v, np.float32) for name, v in meta["latents"].items()}
     classes = build.read_classes(config, workdir)
-    return Model(config, tokenizer, encoder, params, statistics, classes=classes)
+    return Model(config, tokenizer, encoder, params, statistics, mesh, classes, watch)
 
 
 def read_config(workdir: Path) -> ConfigDict:

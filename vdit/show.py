@@ -12,6 +12,7 @@ from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
+from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
 from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
@@ -88,7 +89,8 @@ def sample_request(
     given: Sequence[str],
     shots: str | None = None,
 ) -> list[Path]:
-    """--mode=sample: generates and writes videos; returns their paths."""
+    """--mode=sample: generates and writes videos; returns their paths. Of several processes all
+    generate and one writes, as in the stage sample."""
     config = model.config
     if given or shots:
         model.check_parts()
@@ -112,13 +114,15 @@ def sample_request(
         prompts, frames / fps, fps=fps, size=shape, num=num, seed=seed, given=parts, shots=listed
     )
     paths = []
-    for result in results:
-        if given:
-            result.settings["given"] = list(given)
-        path = folder / f"{slug(result.settings['prompt'])}-{result.settings['seed']}.mp4"
-        write_result(path, result, config.sample.zoom)
-        say(str(path))
-        paths.append(path)
+    with zero_alone("samples") as zero:
+        for result in results:
+            if given:
+                result.settings["given"] = list(given)
+            path = folder / f"{slug(result.settings['prompt'])}-{result.settings['seed']}.mp4"
+            if zero:
+                write_result(path, result, config.sample.zoom)
+            say(str(path))
+            paths.append(path)
     return paths
 
 
@@ -157,7 +161,8 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     Beside the videos, a contact sheet of each task, and all tasks in one picture (wall.webp).
     """
     config = model.config
-    clips = build.source(config, "heldout", workdir)
+    with zero_first("clips"):
+        clips = build.source(config, "heldout", workdir)
     count = min(config.sample.clips, len(clips))
     rows = [clips[i] for i in range(count)]
     prompts = [row["caption"] for row in rows]
@@ -172,22 +177,27 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
         say(f"sample: {len(prompts)} videos, {known} frames given")
         given = [[Given(video[:known])] for video in real] if known else []
         results = model.generate(prompts, seed=config.seed, given=given, shots=shots)
-        for number, result in enumerate(results):
-            if known:
-                result.settings["given"] = f"{known} frame{'s' * (known > 1)} of a held-out clip"
-            write_result(folder / f"{task}-{number:02d}.mp4", result, config.sample.zoom)
-        videos = np.stack([result.video for result in results])
-        contact_sheet(
-            folder / f"sheet-{task}.png",
-            videos[:8],
-            prompts[:8],
-            every=2,
-            scale=max(config.sample.zoom // 3, 1),
-        )
-        metrics.video("sample", config.dit.train.steps, task, videos, config.data.fps)
-        wall.append(videos[:8])
-    zoom = max(config.sample.zoom // 2, 1)
-    write_webp(folder / "wall.webp", video_wall(wall), config.data.fps, scale=zoom)
+        with zero_alone("samples") as zero:
+            if not zero:
+                continue
+            for number, result in enumerate(results):
+                if known:
+                    frames = f"{known} frame{'s' * (known > 1)}"
+                    result.settings["given"] = f"{frames} of a held-out clip"
+                write_result(folder / f"{task}-{number:02d}.mp4", result, config.sample.zoom)
+            videos = np.stack([result.video for result in results])
+            contact_sheet(
+                folder / f"sheet-{task}.png",
+                videos[:8],
+                prompts[:8],
+                every=2,
+                scale=max(config.sample.zoom // 3, 1),
+            )
+            metrics.video("sample", config.dit.train.steps, task, videos, config.data.fps)
+            wall.append(videos[:8])
+    if wall:
+        zoom = max(config.sample.zoom // 2, 1)
+        write_webp(folder / "wall.webp", video_wall(wall), config.data.fps, scale=zoom)
 
 
 __all__ = ["read_given", "sample_request", "sample_stage"]

@@ -409,8 +409,8 @@ def test_features_are_cached_and_the_encoder_is_known_again(
     assert differences(meta["fields"], changed["fields"]).startswith("text.content was ")
 
     # A finished workdir's text is that of its encoder, or there is no sample.
-    monkeypatch.setattr(sample, "newest_good_step", lambda directory: 1)
-    monkeypatch.setattr(sample, "restore_ema", lambda directory, step: {})
+    monkeypatch.setattr(sample, "newest_everywhere", lambda directory: 1)
+    monkeypatch.setattr(sample, "restore_ema", lambda directory, step, place: {})
     statistics = {"latents": {"mean": [0.0] * 8, "std": [1.0] * 8}}
     monkeypatch.setattr(sample, "load_meta", lambda directory, step: changed | statistics)
     _, features = sample.load(workdir, config).text([["a red ball"]])

@@ -108,12 +108,13 @@ def ends(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any]
     Process 0 keeps the others' signs of life, and none is left to do so when it is gone.
     """
     folders = {name: tmp_path_factory.mktemp(name) for name in ("killed-0", "killed-1", "stuck")}
-    folders["broken"] = tmp_path_factory.mktemp("broken")
+    folders |= {name: tmp_path_factory.mktemp(name) for name in ("broken", "refused")}
     pairs = {
         "killed-0": begin(folders["killed-0"], 2, *SAVES, toy="slow:0.05"),
         "killed-1": begin(folders["killed-1"], 2, *SAVES, toy="slow:0.05"),
         "stuck": begin(folders["stuck"], 2, "--config.run.stuck=8", toy="stuck:1:33"),
         "broken": begin(folders["broken"], 2, "--config.run.lost=12", toy="broken:1:33"),
+        "refused": begin(folders["refused"], 2, "--config.run.lost=12", toy="refused:1:33"),
     }
     for victim in (0, 1):
         pair, folder = pairs[f"killed-{victim}"], folders[f"killed-{victim}"]
@@ -154,6 +155,14 @@ def test_one_has_a_mistake_and_the_other_tells_of_it(ends: Any) -> None:
     assert [status for status, _, _ in ended] == [1, 1], ended
     assert "KeyError" in ended[1][2] and "Traceback" in ended[1][2]
     assert "ended by KeyError: 'a mistake'" in ended[0][2] and "process 1 of 2" in ended[0][2]
+
+
+def test_what_one_refuses_all_refuse(ends: Any) -> None:
+    _, ended = ends["refused"]
+    assert [status for status, _, _ in ended] == [2, 2], ended
+    assert ended[1][2].splitlines()[-1] == "vdit: that is wrong"
+    line = ended[0][2].splitlines()[-1]
+    assert "process 1 of 2" in line and line.endswith("refused what it was given: that is wrong")
 
 
 # --------------------------------------------------------------------------------------------------

@@ -189,7 +189,7 @@ def sampling(
         shape((rows, count, h, w, channels), jnp.float32),
         shape((rows, count), bool),
         shape((rows, count), jnp.float32),
-        jax.eval_shape(lambda: jax.random.split(jax.random.key(0), rows)),
+        shape((rows,), jnp.uint32),
         shape((rows,), jnp.int32) if build.read_classes(config, Path()) else None,
     )
     return model, Sampling(model.denoiser(mesh, platform), arguments, model.settings())

@@ -122,6 +122,23 @@ def newest_good_step(
     return None
 
 
+def newest_everywhere(directory: Path, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
+    """`newest_good_step`, of several processes: process 0 reads the files and tells the others."""
+    if jax.process_count() == 1:
+        return newest_good_step(directory, items)
+    step, error = -1, UserError(f"no checkpoint in {directory} is good")
+    if jax.process_index() == 0:
+        try:
+            found = newest_good_step(directory, items)
+            step = -1 if found is None else found
+        except UserError as reason:
+            step, error = -2, reason
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    if step == -2:
+        raise error
+    return None if step == -1 else step
+
+
 def load_meta(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
     """The meta data of a step. Raises `UserError` if there is no such step, or a newer format."""
     import orbax.checkpoint as ocp
@@ -137,12 +154,17 @@ def saved_shapes(
     return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
 
-def restore_ema(directory: str | os.PathLike[str], step: int, abstract: Any = None) -> Any:
-    """The EMA of a step, placed by the shardings of `abstract`; without it, on the first device.
+def restore_ema(
+    directory: str | os.PathLike[str],
+    step: int,
+    place: Callable[[Any], Any] | None = None,
+) -> Any:
+    """The EMA of a step, placed by the shardings that `place` gives for its tree of shapes; without
+    it, on the first device.
 
     Does not verify the digests: take the step from `newest_good_step`.
     """
-    return _restore(directory, step, "ema", abstract)
+    return _restore(directory, step, "ema", place)
 
 
 def restore_raw(directory: str | os.PathLike[str], step: int) -> Any:
@@ -156,16 +178,19 @@ def restore_raw(directory: str | os.PathLike[str], step: int) -> Any:
 
 
 def _restore(
-    directory: str | os.PathLike[str], step: int, item: str, abstract: Any = None
+    directory: str | os.PathLike[str],
+    step: int,
+    item: str,
+    place: Callable[[Any], Any] | None = None,
 ) -> Any:
-    """One item of a step, placed by the shardings of `abstract` or on the first device."""
+    """One item of a step; see `restore_ema`."""
     import orbax.checkpoint as ocp
 
-    if abstract is None:
-        abstract = _saved_tree(directory, step, item)
-        abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), abstract)
-    abstract = _placed(abstract)
-    _check_shapes(directory, step, item, abstract)
+    saved = _saved_tree(directory, step, item)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+    if place is not None:
+        shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, place(shapes))
+    abstract = _placed(shapes)
     return _read(directory, step, **{item: ocp.args.StandardRestore(abstract)})[item]
 
 
@@ -359,7 +384,7 @@ class Checkpoints:
         import orbax.checkpoint as ocp
 
         self.wait()
-        step = self._newest_everywhere()
+        step = newest_everywhere(self.directory, ITEMS)
         if step is None:
             return None
         self._bad = {other for other in all_steps(self.directory) if other > step}
@@ -384,22 +409,6 @@ class Checkpoints:
                 iterator.set_state(json.loads(files[0].read_text(encoding="utf-8")))
         read = _read(self.directory, step, **items)
         return Restored(step, read["state"], read["ema"], meta)
-
-    def _newest_everywhere(self) -> int | None:
-        """The newest good step; process 0 reads the files and tells the others."""
-        if jax.process_count() == 1:
-            return newest_good_step(self.directory, ITEMS)
-        step, error = -1, UserError(f"no checkpoint in {self.directory} is good")
-        if jax.process_index() == 0:
-            try:
-                found = newest_good_step(self.directory, ITEMS)
-                step = -1 if found is None else found
-            except UserError as reason:
-                step, error = -2, reason
-        step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-        if step == -2:
-            raise error
-        return None if step == -1 else step
 
     def _make_way(self, step: int, trees: Any) -> None:
         """Before a save, on process 0: a folder that can take it, with nothing in its place."""

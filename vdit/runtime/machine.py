@@ -1,5 +1,7 @@
-"""What this machine multiplies fastest."""
+"""What this machine multiplies fastest, and where it has room."""
 
+import contextlib
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -40,3 +42,12 @@ def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = No
         narrow = multiplies_bfloat16() and not mesh_of_cpus
         return jnp.bfloat16 if narrow else jnp.float32
     return jnp.dtype(name)
+
+
+def host_memory() -> AbstractContextManager[Any]:
+    """A context in which new arrays go to the host's memory, not to a device; where JAX was told
+    not to look for a CPU, to the first device."""
+    try:
+        return jax.default_device(jax.local_devices(backend="cpu")[0])
+    except RuntimeError:
+        return contextlib.nullcontext()

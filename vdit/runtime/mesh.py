@@ -112,6 +112,19 @@ def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
     return jax.tree_util.tree_map_with_path(place, tree)
 
 
+def spread(mesh: Mesh, tree: Any) -> Any:
+    """A tree of parameters that every process has, placed by `param_sharding`; leaves that are
+    placed so already stay."""
+
+    def put(x: Any, where: NamedSharding) -> jax.Array:
+        if jax.process_count() == 1 or getattr(x, "sharding", None) == where:
+            return jax.device_put(x, where)
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(whole.shape, where, lambda part: whole[part])
+
+    return jax.tree.map(put, tree, param_sharding(mesh, tree))
+
+
 def gather(mesh: Mesh | None, rules: Rules = RULES) -> Callable[[Any], Any] | None:
     """A function of a tree of parameters, for use inside jit: what fsdp has split becomes whole.
 

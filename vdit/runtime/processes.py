@@ -32,6 +32,7 @@ FOREVER = 7 * 24 * 3600  # seconds; who waits at a barrier is ended by the watch
 GRACE = 3.0  # seconds that a process has to say its own word when another one has failed
 KEYS = "vdit/processes"  # folder of the keys in the coordination service
 STUCK = "made no step for"  # in verdicts of that kind
+REFUSED = "refused what it was given: "
 
 
 class Told(NamedTuple):
@@ -206,7 +207,8 @@ class Watch:
     Every process counts up a key of its own; process 0 notes whose stands still for `lost` seconds
     and leaves a verdict, which all read. A process without a step for `stuck` seconds (0: for ever)
     prints the stacks of its threads and leaves a verdict itself. Whoever finds a verdict prints it,
-    names the newest checkpoint of `workdir` and ends with status 1.
+    names the newest checkpoint of `workdir` and ends with status 1; or with 2 and the line alone,
+    if it is a refusal.
     """
 
     def __init__(self, workdir: Path = Path(), lost: float = 60.0, stuck: float = 0.0) -> None:
@@ -253,9 +255,10 @@ class Watch:
     def failed(self, error: Exception) -> None:
         """This process ends by an error, of which the others are told in one line."""
         if self._calls is not None:
-            line = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
+            how = REFUSED if isinstance(error, UserError) else f"ended by {type(error).__name__}: "
+            line = f"{self._name} {how}{' '.join(str(error).split())[:500]}"
             with contextlib.suppress(Exception):
-                self._calls.submit(self._verdict, f"{self._name} ended by {line}").result(GRACE)
+                self._calls.submit(self._verdict, line).result(GRACE)
             if self._index == 0:
                 time.sleep(self._period() + 1)  # with it goes where the others read
 
@@ -354,6 +357,9 @@ class Watch:
             _client().key_value_set(f"{KEYS}/verdict/{self._index}", line)
 
     def _give_up(self, line: str) -> None:
+        if REFUSED in line:
+            print(f"vdit: {line}", file=sys.stderr, flush=True)
+            leave(2)
         checkpoint = newest_checkpoint(self._workdir)
         print(f"vdit: {line}; {checkpoint}; run again", file=sys.stderr, flush=True)
         leave(1)
