@@ -8,7 +8,7 @@ tokens of a caption, E text width, K shots.
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -29,6 +30,7 @@ from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.dit import without_attention
 from vdit.models.text import TextEncoder, Tokenizer
+from vdit.nn.narrow import operand_dtypes
 from vdit.nn.patch import pad_to_multiple, unpatchify
 from vdit.objectives.diffusion import (
     conditioned,
@@ -127,7 +129,8 @@ class Model:
         classes: Sequence[str] = (),
     ) -> None:
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
-        self.params = params  # groups vae, dit and text; "empty", if a text without words stands in
+        # Groups vae, dit and text; "empty", if a text without words stands in. See `narrow`.
+        self.params = dict(params)
         self.classes = classes  # names of the classes, if it is told of classes instead of text
         self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
         self.vae, self.dit, self.mesh = build.vae(config), build.dit(config), mesh
@@ -175,17 +178,28 @@ class Model:
         """`_sample` of these arguments but the parameters, where it is fastest."""
         rows = arguments[0].shape[0] * (2 if settings.guidance != 1.0 else 1)
         mesh = self.mesh or sampling_mesh(rows)
+        if mesh is None:
+            run, params = self._placed(mesh, arguments, settings)
+            return run(params, *arguments, settings=settings)
+        with jax.set_mesh(mesh):
+            run, params = self._placed(mesh, arguments, settings)
+            placed = jax.device_put(arguments, replicated(mesh))
+            return jnp.asarray(jax.device_get(run(params, *placed, settings=settings)))
+
+    def _placed(
+        self, mesh: Mesh | None, arguments: tuple[Any, ...], settings: Settings
+    ) -> tuple[Any, dict[str, Any]]:
+        """The denoiser for a mesh, and its parameters there."""
         if mesh not in self._denoisers:
+            run = self.denoiser(mesh)
+            if not self._denoisers:
+                plain = dataclasses.replace(settings, push=0.0)  # the weaker answer's are the same
+                narrow(self.params, operand_dtypes(run, self.params, *arguments, settings=plain))
             params = self.params
             if mesh is not None:
                 params = jax.device_put(params, param_sharding(mesh, params))
-            self._denoisers[mesh] = self.denoiser(mesh), params
-        run, params = self._denoisers[mesh]
-        if mesh is None:
-            return run(params, *arguments, settings=settings)
-        with jax.set_mesh(mesh):
-            placed = jax.device_put(arguments, replicated(mesh))
-            return jnp.asarray(jax.device_get(run(params, *placed, settings=settings)))
+            self._denoisers[mesh] = run, params
+        return self._denoisers[mesh]
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
         """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
@@ -478,6 +492,16 @@ class Model:
             video = video[: 1 + (len(video) - 1) // p * p]
             spans.append(Given(video, part.frame))
         return spans
+
+
+def narrow(params: dict[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same dict, the denoiser's kernels now in `dtypes` (see `operand_dtypes`): what is used
+    in another dtype alone need not be kept. One after another, so that no two copies are of all."""
+    flat = flatten_dict(params.pop("dit"), sep="/")
+    for path in flat:
+        flat[path] = jnp.asarray(flat[path], dtypes.get(path))
+    params["dit"] = unflatten_dict(flat, sep="/")
+    return params
 
 
 def _per_prompt(shots: Any, prompts: Sequence[str]) -> list[Sequence[Shot]]:
