@@ -16,6 +16,7 @@ Exit status 2 for wrong arguments, and without a GPU.
 """
 
 import argparse
+import dataclasses
 import functools
 import itertools
 import json
@@ -221,7 +222,8 @@ def denoise_once(size: Size, attention: str, repeats: int) -> float:
     @jax.jit
     def scan(params: Any, x: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
         def denoised(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-            told = condition.replace(level=jnp.full_like(condition.level, flow.network_time(t)))
+            level = jnp.full_like(condition.level, flow.network_time(t))
+            told = dataclasses.replace(condition, level=level)
             out: Any = net.apply({"params": params}, x_t, layout, told)
             return to_x0_eps("flow", flow, t, x_t, out)[0], None
 

@@ -190,14 +190,14 @@ def trained(workdir: Path, watch: Watch) -> Any:
     workdir's own configuration."""
     import jax
 
-    from vdit import build
+    from vdit import checks
     from vdit.runtime.mesh import make_mesh
     from vdit.sample import read_config
 
     config, mesh = read_config(workdir), None
     if jax.process_count() > 1:
         mesh = make_mesh(dict((CONFIG.value or config).mesh))
-        build.check_mesh(config, mesh.shape)
+        checks.check_mesh(config, mesh.shape)
     return loaded(config, workdir, mesh, watch)
 
 

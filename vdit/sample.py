@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +31,7 @@ from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.dit import without_attention
 from vdit.models.text import TextEncoder, Tokenizer
+from vdit.nn.narrow import operand_dtypes
 from vdit.nn.patch import pad_to_multiple, unpatchify
 from vdit.objectives.diffusion import (
     conditioned,
@@ -136,7 +138,8 @@ class Model:
         watch: Watch | None = None,
     ) -> None:
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
-        self.params = params  # groups vae, dit and text; "empty", if a text without words stands in
+        # Groups vae, dit and text; "empty", if a text without words stands in. See `narrow`.
+        self.params = dict(params)
         self.classes = classes  # names of the classes, if it is told of classes instead of text
         self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
         self.vae, self.dit, self.mesh = build.vae(config), build.dit(config), mesh
@@ -190,22 +193,33 @@ class Model:
         """`_sample` of these arguments but the parameters, where it is fastest."""
         rows = arguments[0].shape[0] * (2 if settings.guidance != 1.0 else 1)
         mesh = self.mesh or sampling_mesh(rows)
-        if mesh not in self._denoisers:
-            params = {name: self.params[name] for name in ("dit", "empty") if name in self.params}
-            if mesh is not None:
-                params = spread(mesh, params)
-            self._denoisers[mesh] = self.denoiser(mesh), params
-        run, params = self._denoisers[mesh]
         if mesh is None:
+            run, params = self._placed(mesh, arguments, settings)
             return run(params, *arguments, settings=settings)
         asked = settings, [x.shape for x in jax.tree.leaves(arguments)]
         self._watch.step("sample", len(self._begun) + 1, first=asked not in self._begun)
         self._begun.append(asked)
         with jax.set_mesh(mesh):
+            run, params = self._placed(mesh, arguments, settings)
             placed = replicate(mesh, arguments)
             latent = jax.device_get(run(params, *placed, settings=settings))
         self._watch.rest()
         return jnp.asarray(latent)
+
+    def _placed(
+        self, mesh: Mesh | None, arguments: tuple[Any, ...], settings: Settings
+    ) -> tuple[Any, dict[str, Any]]:
+        """The denoiser for a mesh, and its parameters there."""
+        if mesh not in self._denoisers:
+            run = self.denoiser(mesh)
+            if not self._denoisers:
+                plain = dataclasses.replace(settings, push=0.0)  # the weaker answer's are the same
+                narrow(self.params, operand_dtypes(run, self.params, *arguments, settings=plain))
+            params = {name: self.params[name] for name in ("dit", "empty") if name in self.params}
+            if mesh is not None:
+                params = spread(mesh, params)
+            self._denoisers[mesh] = run, params
+        return self._denoisers[mesh]
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
         """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
@@ -501,6 +515,16 @@ class Model:
             video = video[: 1 + (len(video) - 1) // p * p]
             spans.append(Given(video, part.frame))
         return spans
+
+
+def narrow(params: dict[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same dict, the denoiser's kernels now in `dtypes` (see `operand_dtypes`): what is used
+    in another dtype alone need not be kept. One after another, so that no two copies are of all."""
+    flat = flatten_dict(params.pop("dit"), sep="/")
+    for path in flat:
+        flat[path] = jnp.asarray(flat[path], dtypes.get(path))
+    params["dit"] = unflatten_dict(flat, sep="/")
+    return params
 
 
 def _per_prompt(shots: Any, prompts: Sequence[str]) -> list[Sequence[Shot]]:

@@ -1,13 +1,17 @@
 """Chunked attention: xla's numbers, in memory that grows as the length does."""
 
 import functools
+from collections.abc import Iterator
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from beside import beside_xla, difference, inputs
 
+from tools.planning.products import inner_jaxprs
 from vdit.kernels import chunked, xla
 
 SMALL = functools.partial(chunked.attend, chunk=8)
@@ -62,3 +66,24 @@ def test_memory_of_the_gradient_is_linear_in_length() -> None:
     half, whole = (temporaries(chunked.attend, length) for length in (2**13, 2**14))
     assert whole < 2.1 * half
     assert whole < 0.02 * temporaries(xla.attend, 2**14)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x: jax.Array, ids: jax.Array) -> tuple[jax.Array, None]:
+        return chunked.attend(x, x, x, ids, ids, chunk=8), None
+
+
+def test_a_stack_of_layers_that_share_ids_has_no_mask_of_all_chunks() -> None:
+    """Linen's scan computes ahead what depends on ids alone."""
+    stack: Any = nn.scan(Layer, {}, {}, in_axes=(nn.broadcast,), length=2)()
+    shapes = jax.ShapeDtypeStruct((1, 64, 1, 4), "float32"), jax.ShapeDtypeStruct((1, 64), "int32")
+    traced = jax.make_jaxpr(jax.grad(lambda x, ids: stack.apply({}, x, ids)[0].sum()))(*shapes)
+
+    def masks(jaxpr: Any) -> Iterator[int]:
+        for equation in jaxpr.eqns:
+            yield from (v.aval.size for v in equation.outvars if v.aval.dtype == bool)
+            for part in inner_jaxprs(equation.params.values()):
+                yield from masks(part)
+
+    assert max(masks(traced.jaxpr)) == 8 * 8

@@ -28,6 +28,20 @@ STREAMS = 3  # float32 arrays, each as large as a layer's input, that sampling h
 FORWARD = 0.5  # residuals of a layer that sampling writes and reads
 
 
+class Bytes(NamedTuple):
+    """Of one sample's activations."""
+
+    all: float
+    split: float  # of them those of heads and of an MLP's inside, which tensor splits
+
+    def times(self, factor: float) -> "Bytes":
+        return Bytes(factor * self.all, factor * self.split)
+
+    def over(self, tensor: int) -> float:
+        """What so many tensor shards have of them, each."""
+        return self.all - self.split + self.split / tensor
+
+
 class Model(NamedTuple):
     """What does not depend on the mesh. Bytes and FLOPs are of one sample, over all devices."""
 
@@ -35,9 +49,9 @@ class Model(NamedTuple):
     params: int
     model_flops: float  # forward and backward, nothing twice; of sampling all its steps
     again_flops: float  # rematerialisation
-    saved: float  # bytes that the forward pass leaves to the backward pass
-    working: float  # bytes that one layer's backward pass holds at a time; of sampling a layer
-    moved: float  # bytes that this layer writes and reads
+    saved: Bytes  # that the forward pass leaves to the backward pass
+    working: Bytes  # that one layer's backward pass holds at a time; of sampling a layer
+    moved: Bytes  # that this layer writes and reads
     layers: int
     layer_params: float  # elements of one layer's parameters
     passes: int  # through the layers, forward and backward
@@ -115,27 +129,55 @@ def device_bytes(mesh: AbstractMesh, tree: Any) -> int:
     return nbytes(shares)
 
 
-def state_bytes(model: Model, sizes: Mapping[str, int]) -> tuple[int, int, int]:
-    """One device's bytes of parameters, moments and EMA."""
+class Kept(NamedTuple):
+    """One device's bytes of a state."""
+
+    params: int
+    wide: int  # of them those of float32
+    optimizer: int
+    ema: int
+
+
+def state_bytes(model: Model, sizes: Mapping[str, int]) -> Kept:
+    """One device's share."""
     mesh, (state, ema) = abstract_mesh(sizes), model.state
-    params, moments = device_bytes(mesh, state["params"]), device_bytes(mesh, state["opt"])
-    return params, moments, device_bytes(mesh, ema)
+    wide = jax.tree.map(lambda x: x if x.dtype == "float32" else None, state["params"])
+    trees = state["params"], wide, state["opt"], ema
+    return Kept(*(device_bytes(mesh, tree) for tree in trees))
 
 
 def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
     return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
 
 
-def residuals(config: ConfigDict, stage: str, batch: int, platform: str) -> int:
-    """Bytes that the gradient of a batch keeps."""
-    made = step.training(with_(config, **{f"{stage}__train__batch": batch}), stage, None, platform)
+def residuals(config: ConfigDict, stage: str, platform: str) -> Bytes:
+    """What the gradient keeps of a sample."""
     key = jax.eval_shape(lambda: jax.random.key(0))
-    params = jax.eval_shape(made.objective.init, key, made.batch)
+    one, two = (
+        step.training(with_(config, **{f"{stage}__train__batch": batch}), stage, None, platform)
+        for batch in (1, 2)
+    )
+    inside = insides(config) if stage == "dit" else ()
 
-    def back(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        return jax.vjp(lambda p: made.objective.loss(p, frozen, batch, key)[0], params)[1]
+    def kept(made: step.Training) -> Bytes:
+        def back(params: Any, frozen: Any, batch: Any, key: Any) -> Any:
+            return jax.vjp(lambda p: made.objective.loss(p, frozen, batch, key)[0], params)[1]
 
-    return nbytes(jax.eval_shape(back, params, made.frozen, made.batch, key))
+        params = jax.eval_shape(made.objective.init, key, made.batch)
+        leaves = jax.tree.leaves(jax.eval_shape(back, params, made.frozen, made.batch, key))
+        split = [x for x in leaves if x.shape[-1:] in inside or x.shape[-2:] in inside]
+        return Bytes(nbytes(leaves), nbytes(split))
+
+    return Bytes(*(b - a for a, b in zip(kept(one), kept(two), strict=True)))
+
+
+def insides(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
+    """How the shapes end that are (heads, head dim), (heads, 1) and an MLP's inside."""
+    if config.dit.model == "unet":
+        return ()
+    size = preset(config.dit.preset)
+    heads, width = size["heads"], size["width"]
+    return (heads, width // heads), (heads, 1), (4 * width,)
 
 
 def gradient_flops(config: ConfigDict, stage: str, platform: str) -> int:
@@ -181,9 +223,8 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     begin = functools.partial(init_state, made.objective, made.options, seed=made.seed)
     state, ema = jax.eval_shape(begin, made.batch)
     per_sample = {
-        remat: residuals(c, stage, 2, platform) - residuals(c, stage, 1, platform)
+        remat: residuals(with_(config, run__remat=remat), stage, platform)
         for remat in {"none", config.run.remat}
-        for c in [with_(config, run__remat=remat)]
     }
     # A Pallas kernel's products are inside of it, a block at a time: count those of plain XLA.
     plain = with_(config, run__attention="xla")
@@ -193,7 +234,7 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     group = {"vae": "vae", "dit": "dit", "classify": "vivit"}[stage]
     layers, layer_params = layers_of({group: state["params"][group]})
     stream, heads = stream_of(config, stage)
-    working = WORKING * per_sample["none"] / layers if remat != "none" else 0.0
+    working = per_sample["none"].times(WORKING / layers if remat != "none" else 0.0)
     return Model(
         state=(state, ema),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(state["params"])),
@@ -222,16 +263,16 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
     stream, heads = stream_of(config, "dit")
     rows = 2 if config.sample.guidance != 1.0 else 1
     calls = rows + bool(config.sample.push)  # those of the weaker answer come after the others
-    one = with_(config, run__remat="none")
-    row = residuals(one, "dit", 2, platform) - residuals(one, "dit", 1, platform)
-    moved = FORWARD * rows * row / layers
-    held = 4 * (widest(traced) / config.sample.batch + STREAMS * rows * stream)
+    row = residuals(with_(config, run__remat="none"), "dit", platform)
+    moved = row.times(FORWARD * rows / layers)
+    inside = 4 * widest(traced) / config.sample.batch
+    held = Bytes(inside + 4 * STREAMS * rows * stream, inside)
     return Model(
         state=({"params": params, "opt": ()}, ()),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(params)),
         model_flops=flops(traced) / config.sample.batch,
         again_flops=0.0,
-        saved=0.0,
+        saved=Bytes(0.0, 0.0),
         working=held if stream else moved,
         moved=moved,
         layers=layers,
@@ -279,39 +320,41 @@ def estimate(
     sizes: Mapping[str, int],
     chip: Chip,
     how: str = "auto",
-    kept: tuple[int, int, int] | None = None,
+    kept: Kept | None = None,
 ) -> Estimate:
     """The step of `options.batch` samples on a mesh of such devices; of sampling, all its steps.
 
     `how` is run.sequence, `kept` the `state_bytes` where they are known. Tokens are split over
-    data, fsdp and sequence; what tensor saves of activations is not counted.
+    data, fsdp and sequence, heads and an MLP's inside over tensor.
     """
-    state, _ = model.state
-    params, optimizer, ema = kept or state_bytes(model, sizes)
+    params, wide, optimizer, ema = kept or state_bytes(model, sizes)
     training = bool(optimizer)
     devices = math.prod(sizes.values())
     parts = options.accumulate
     # Samples at a time (a guided video's two rows may lie on two devices).
     share = options.batch / (sizes["data"] * sizes["fsdp"] * parts * sizes["sequence"])
     inputs = options.batch / (sizes["data"] * sizes["fsdp"]) * model.inputs
-    temporaries = share * (model.saved + model.working)
-    temporaries += params / 2  # in bfloat16, once, before the layers run
+    saved, working, moved = (
+        share * part.over(sizes["tensor"]) for part in (model.saved, model.working, model.moved)
+    )
+    temporaries = saved + working
+    temporaries += wide / 2  # in bfloat16, once, before the layers run
     if training:
         temporaries += params * (2 if parts > 1 else 1)  # gradients
     if sizes["fsdp"] > 1:  # a layer, whole: bfloat16 to use, and its gradient
         temporaries += model.layer_params / sizes["tensor"] * (6 if training else 2)
     total = options.batch * (model.model_flops + model.again_flops)
-    whole = nbytes(state["params"]) / sizes["tensor"]  # of one tensor shard, float32
+    whole = 4 * model.params / sizes["tensor"]  # of one tensor shard, float32
     # State is read and written once; weights by every pass as bfloat16; what is saved, twice.
     traffic = parts * model.passes * whole / 2
     around = {axis: (size - 1) / size for axis, size in sizes.items()}
     sent = parts * model.passes * whole / 2 * around["fsdp"]
     if training:
         traffic += 2 * (2 * params + optimizer)
-        traffic += 2 * parts * share * (model.saved + model.moved * model.layers)
+        traffic += 2 * parts * (saved + moved * model.layers)
         sent += parts * whole * around["fsdp"] + 2 * params * around["data"]
     else:
-        traffic += 2 * share * model.moved * model.layers * model.passes
+        traffic += 2 * moved * model.layers * model.passes
     sent += parts * sent_between(model, share, sizes, how, training)
     return Estimate(
         params, optimizer, ema, inputs, temporaries,

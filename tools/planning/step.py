@@ -4,6 +4,7 @@ Dimension key: B batch, T frames, H height, W width; n latent frames, h w places
 channels, J captions of a clip (its own, and its shots'), S text tokens, E text width.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +17,10 @@ from vdit import build, stages
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder
 from vdit.models.text_folder import FAMILIES
+from vdit.nn.narrow import operand_dtypes
 from vdit.objectives.objective import Objective
 from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
-from vdit.sample import Model
+from vdit.sample import Model, narrow
 from vdit.tokens import Budget
 from vdit.train import abstract_state, compiled_step
 
@@ -192,7 +194,11 @@ def sampling(
         shape((rows,), jnp.uint32),
         shape((rows,), jnp.int32) if build.read_classes(config, Path()) else None,
     )
-    return model, Sampling(model.denoiser(mesh, platform), arguments, model.settings())
+    run, settings = model.denoiser(mesh, platform), model.settings()
+    with nullcontext() if mesh is None else jax.set_mesh(mesh):
+        dtypes = operand_dtypes(run, *arguments, settings=settings)
+    params = jax.eval_shape(lambda params: narrow(params, dtypes), params)
+    return model, Sampling(run, (params, *arguments[1:]), settings)
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:

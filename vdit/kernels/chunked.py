@@ -91,6 +91,15 @@ def _cut_id(id_BL: jax.Array | None, chunk: int) -> jax.Array | None:
     return padded_BL.reshape(id_BL.shape[0], count, size).swapaxes(0, 1)
 
 
+def _tied(q: jax.Array, *ids: jax.Array | None) -> Any:
+    """The ids, known no sooner than q.
+
+    Ids are the same for all layers of a stack, and Linen's scan computes once, ahead, what depends
+    on such inputs alone: that would be which key each query sees, of all chunks, L x S.
+    """
+    return jax.lax.optimization_barrier((q, *ids))[1:]
+
+
 def _logits(
     q_BNCK: jax.Array, k_BNKJ: jax.Array, q_id_BC: jax.Array | None, k_id_BJ: jax.Array | None
 ) -> jax.Array:
@@ -110,6 +119,7 @@ def forward(
     chunk: int,
 ) -> tuple[jax.Array, jax.Array]:
     """The output (B, L, N, K), and the log of the sum of its weights (B, L, N, 1)."""
+    q_id_BL, k_id_BS = _tied(q_BLNK, q_id_BL, k_id_BS)
     scale = q_BLNK.shape[-1] ** -0.5
     keys = (_cut(k_BSNK, chunk), _cut(v_BSNK, chunk), _cut_id(k_id_BS, chunk))
 

@@ -300,7 +300,7 @@ def without_attention(params: Mapping[str, Any], part: tuple[float, float]) -> d
     flat = traverse_util.flatten_dict(dict(params))
     for path, leaf in flat.items():
         if path[0] == "blocks" and path[2:4] == ("attention", "o"):
-            kept = np.ones((len(leaf), *[1] * (leaf.ndim - 1)), np.float32)
+            kept = np.ones((len(leaf), *[1] * (leaf.ndim - 1)), leaf.dtype)
             kept[skipped(len(leaf), part)] = 0
             flat[path] = leaf * kept
     return traverse_util.unflatten_dict(flat)

@@ -1,0 +1,31 @@
+"""Which kernels a computation casts before it multiplies by them, and to what."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from vdit.nn.conv import Conv
+from vdit.nn.linear import Linear
+
+
+def operand_dtypes(run: Callable[..., Any], *arguments: Any, **options: Any) -> dict[str, Any]:
+    """The dtype to which products cast each kernel of the module that `run` applies, by its path
+    ("blocks/joint/mlp/up/kernel").
+
+    Given in that dtype instead, a kernel gives the same result to the bit. `run` is traced, with
+    `arguments` (arrays or their shapes) and `options` that are no arrays.
+    """
+    found: dict[str, Any] = {}
+
+    def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if isinstance(module, Linear | Conv):
+            found["/".join((*module.path, "kernel"))] = module.dtype
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(note):
+        jax.eval_shape(functools.partial(run, **options), *arguments)
+    return found
