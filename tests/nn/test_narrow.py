@@ -24,10 +24,10 @@ def made(dtype: str) -> tuple[Any, Any, Any]:
     config.run.dtype, config.sample.batch, config.sample.steps = dtype, 1, 2
     config.sample.guidance, config.sample.push = 2.0, 0.5
     planned = sampling(config)[1]
-    params, mask, features, starts, clean, given, times, _, label = planned.arguments
+    params, mask, features, starts, clean, given, times, seeds, label = planned.arguments
     arguments = (
         np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),
-        np.arange(times.shape[1], dtype=np.float32)[None], jax.random.split(jax.random.key(0), 1),
+        np.arange(times.shape[1], dtype=np.float32)[None], np.zeros(seeds.shape, seeds.dtype),
         label,
     )  # fmt: skip
     encoder = text_encoder(config, None, None)
