@@ -18,6 +18,7 @@ from vdit.data.labels import QUESTIONS, by_caption, by_truth
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
 from vdit.data.world.oracle import ATTRIBUTES
+from vdit.data.world.playground.shots import PlaygroundShots
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
@@ -147,18 +148,21 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         _check_unet(config)
     if config.data.shapes:
         _check_shapes(config)
-    if config.data.source in ("shots", "playground"):
+    if config.data.source in OF_SHOTS:
         source(config, "train", Path())  # its own limits, before anything is trained
     if config.data.source != "playground" and config.data.detail != LATER["data.detail"]:
         raise UserError(
             f"data.detail with data.source={config.data.source}: only playground takes it"
         )
-    if config.data.source != "shots" and tuple(config.data.shots) != (1, 1):
-        raise UserError(f"data.shots with data.source={config.data.source}: only shots takes it")
+    if config.data.source not in OF_SHOTS and tuple(config.data.shots) != (1, 1):
+        raise UserError(
+            f"data.shots with data.source={config.data.source}: only"
+            f" {' and '.join(OF_SHOTS)} take it"
+        )
     if not 0.0 <= config.dit.caption_drop <= 1.0:
         raise UserError(f"dit.caption_drop is {config.dit.caption_drop}: 0 to 1 is allowed")
     if config.dit.caption_drop and not most_shots(config):
-        raise UserError("dit.caption_drop needs clips of several captions: data.source=shots")
+        raise UserError("dit.caption_drop needs clips of several captions: data.shots")
     dit = config.dit
     if dit.learned_variance and process(config).points is None:
         raise UserError(
@@ -312,8 +316,8 @@ def _is_shape(shape: Any, p: int) -> bool:
 def _check_shapes(config: ConfigDict) -> None:
     """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
     p = config.vae.patch[0]
-    if config.data.source == "shots":
-        raise UserError("data.shapes with data.source=shots: packed rows know one caption a clip")
+    if most_shots(config):
+        raise UserError("data.shapes with data.shots: packed rows know one caption a clip")
     for shape in config.data.shapes:
         if not _is_shape(shape, p):
             raise UserError(
@@ -336,9 +340,9 @@ def _check_shapes(config: ConfigDict) -> None:
 def _check_one_time(config: ConfigDict) -> None:
     """Refuses what a model that knows one time for all tokens cannot be trained for."""
     model, given = config.dit.model, config.dit.given
-    if config.data.shapes or config.data.source == "shots":
+    if config.data.shapes or most_shots(config):
         raise UserError(
-            f"dit.model={model} with data.shapes or data.source=shots: clips of one shape, each"
+            f"dit.model={model} with data.shapes or data.shots: clips of one shape, each"
             " with one caption or class, are allowed"
         )
     if wrong := [name for name in given if name != "text" and given[name] > 0]:
@@ -460,10 +464,14 @@ def _shots(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sho
     )
 
 
-def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Playground:
+def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
     del workdir
     options = {**_shape(config), "objects": tuple(config.data.objects), **options}
-    return Playground(config.seed, split, detail=config.data.detail, **options)
+    options["detail"] = config.data.detail
+    if not most_shots(config):
+        return Playground(config.seed, split, **options)
+    shots, align = tuple(config.data.shots), config.vae.patch[0]
+    return PlaygroundShots(config.seed, split, shots=shots, align=align, **options)
 
 
 def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
@@ -530,12 +538,14 @@ OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
 SOURCES = {
     "world": _world, "shots": _shots, "playground": _playground, "folder": _folder, "tfds": _tfds,
 }  # fmt: skip
+OF_SHOTS = ("shots", "playground")  # sources that take data.shots
 ENDLESS = ("world", "playground")  # sources that simulate clips of one caption
 
 
 def most_shots(config: ConfigDict) -> int:
-    """Shots of a clip at most; 0 where clips have a caption of their own only."""
-    return config.data.shots[1] if config.data.source == "shots" else 0
+    """How many shots a clip has at most; 0 where it has one caption alone."""
+    source, most = config.data.source, config.data.shots[1]
+    return most if source == "shots" or (source == "playground" and most > 1) else 0
 
 
 def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
