@@ -93,7 +93,7 @@ class Figures:
             # Edges between other things may mix to it, in lines one pixel wide.
             wide = on[:, 1:] & on[:, :-1]
             square = (wide[:, :, 1:] & wide[:, :, :-1]).any((1, 2)).mean() > OFTEN / 3
-            if not square and np.mean(on.sum((1, 2)) >= 2 * CORE) >= OFTEN:
+            if not square and np.mean(on.sum((1, 2)) >= CORE) >= OFTEN:
                 # Or it is small and far away, and its face leaves no more of it.
                 mine = self.seen & (self.owner == colour)
                 block = ndimage.minimum_filter(mine, (1, SOLID, SOLID), mode="constant")
