@@ -1,9 +1,12 @@
 """Characters with materials and faces, four places, moving cameras, ramps, towers, springs, pours.
 
 python -m vdit.main --config=experiments/playground.py
-python -m vdit.main --config=experiments/playground.py:smoke    every stage at a size to try
+python -m vdit.main --config=experiments/playground.py:shots          one to three shots a clip
+python -m vdit.main --config=experiments/playground.py:smoke          every stage at a size to try
+python -m vdit.main --config=experiments/playground.py:shots_smoke
 
-Clips of four seconds at 64x64; captions of five words to about two hundred.
+Clips of four seconds at 64x64; captions of five words to about two hundred, of each shot and of the
+clip where there are several.
 """
 
 from ml_collections import ConfigDict
@@ -11,20 +14,24 @@ from ml_collections import ConfigDict
 from experiments import base
 from vdit.errors import UserError
 
+VARIANTS = ("", "shots", "smoke", "shots_smoke")
+
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The base experiment on playgrounds; variant "smoke" at its size, of two seconds."""
-    if variant not in ("", "smoke"):
-        raise UserError(f"experiments/playground.py:{variant}: the known variant is smoke")
-    config = base.get_config(variant)
+    """The base experiment on playgrounds; "shots" with cuts; "smoke" small, of two seconds."""
+    if variant not in VARIANTS:
+        known = ", ".join(VARIANTS[1:])
+        raise UserError(f"experiments/playground.py:{variant}: known variants are {known}")
+    shots, smoke = variant.startswith("shots"), variant.endswith("smoke")
+    config = base.get_config("smoke" if smoke else "")
     config.data.source = "playground"
     config.data.objects = (1, 6)
     config.data.size = (64, 64)
     config.data.fps = 12.0
-    config.data.frames = 49 if not variant else 25
+    config.data.frames = 49 if not smoke else 25
     config.data.detail = 2
     # In tokens; a small vocabulary takes more, and so do words that no caption has (paraphrases).
-    config.text.length = 800 if not variant else 1200
+    config.text.length = 800 if not smoke else 1200
     config.vae.train.batch = 2
     config.latents.clips = 6000
     config.latents.batch = 16
@@ -33,7 +40,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.sample.batch = 8
     config.sample.zoom = 4
     config.eval.captions, config.eval.paraphrases, config.eval.given = 128, 64, 32
-    if variant:
+    if shots:
+        config.data.shots = (1, 3) if not smoke else (1, 2)  # each of a second at least
+        config.dit.caption_drop = 0.1
+    if smoke:
         config.vae.train.steps = config.dit.train.steps = 8
         config.latents.clips = config.latents.shard = 16
         config.dit.train.batch = 4

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments import base, minute, shots
-from vdit import build, checks
+from experiments import base, minute, playground, shots
+from vdit import build, checks, evaluate
 from vdit.data.world.oracle import room
 from vdit.data.world.reword import paraphrase
 from vdit.data.world.simulate import View
@@ -22,6 +22,7 @@ from vdit.evaluate import (
     gain,
     in_chunks,
     psnr,
+    score_playground,
     score_shots,
     score_world,
     ssim,
@@ -172,3 +173,26 @@ def test_paraphrases_are_scored_beside_the_seen_wording(source: str, tmp_path: P
     assert rows["paraphrased"]["colour"] == 1.0 and rows["paraphrased"]["captions"] <= 4
     config.eval.paraphrases = 0
     assert "paraphrased" not in {row["split"] for row in score(model, tmp_path, 1)}
+
+
+@pytest.mark.parametrize("variant", ["smoke", "shots_smoke"])
+def test_playgrounds_are_asked_for_with_their_shots(
+    variant: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = playground.get_config(variant)
+    config.eval.captions, config.eval.paraphrases, config.data.size = 3, 2, (32, 32)
+    held = build.source(config, "heldout", tmp_path)
+    asked: list[tuple[str, Any]] = []
+
+    class Asked(Perfect):
+        def generate(self, prompts: Sequence[str], seed: int, shots: Any = ()) -> list[Any]:
+            asked.extend((prompt, shots[n] if shots else ()) for n, prompt in enumerate(prompts))
+            return [SimpleNamespace(video=np.zeros((1, 32, 32, 3), np.uint8)) for _ in prompts]
+
+    monkeypatch.setattr(evaluate, "_scored", lambda *given: [{"aggregate": given[5]}])
+    clips = [held[i] for i in range(3)]
+    (row,) = score_playground(Asked(config, clips), tmp_path, 1)
+    told = [(clip["caption"], clip.get("shots", ())) for clip in clips]
+    told += [(clip["paraphrase"], clip.get("paraphrased_shots", ())) for clip in clips[:2]]
+    assert asked == told
+    assert row["aggregate"]([]).keys() >= ({"cut_recall"} if "shots" in variant else {"gravity"})

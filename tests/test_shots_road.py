@@ -163,7 +163,7 @@ def test_what_no_shot_can_be_is_one_line(tmp_path: Path, text: str) -> None:
         ("data.shots", (2, 1), "shots"),
         ("data.shots", (1, 4), "frames"),  # 17 frames hold two shots
         ("data.shapes", ((17, 32, 32, 10.0),), "one caption a clip"),
-        ("data.source", "world", "only shots takes it"),
+        ("data.source", "world", "only shots and playground take it"),
         ("dit.caption_drop", 1.5, "0 to 1"),
     ],
 )

@@ -12,7 +12,9 @@ from typing import Any
 
 from tools.table import markdown
 from vdit.data.world import oracle, shots_oracle
+from vdit.data.world.cuts import MAX_SHOTS
 from vdit.data.world.playground import oracle as playground_oracle
+from vdit.data.world.playground.shots import PlaygroundShots
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
@@ -42,15 +44,20 @@ def rows(
 
 
 def playgrounds(count: int) -> list[list[str]]:
-    """The lines of `count` held-out playgrounds at 64x64, each read once and judged twice."""
-    source = Playground(0, "heldout")
-    seen = []
-    for index in range(count):
-        clip = source[index]
-        seen.append({**clip, "video": playground_oracle.read(clip["video"], source.fps)})
-    return rows(
-        "playground 64x64", seen, playground_oracle.judge, playground_oracle.aggregate
-    )
+    """The lines of `count` held-out playgrounds at 64x64, and as many of one to four shots, each
+    read once and judged twice."""
+    one, several = Playground(0, "heldout"), PlaygroundShots(0, "heldout", shots=(1, MAX_SHOTS))
+    made = []
+    for name, source, read, judge, aggregate in (
+        ("playground 64x64", one, playground_oracle.read, playground_oracle.judge,
+         playground_oracle.aggregate),
+        ("playground shots 64x64", several, playground_oracle.read_shots,
+         playground_oracle.judge_shots, playground_oracle.aggregate_shots),
+    ):  # fmt: skip
+        clips = (source[index] for index in range(count))
+        seen = [{**clip, "video": read(clip["video"], source.fps)} for clip in clips]
+        made += rows(name, seen, judge, aggregate)
+    return made
 
 
 def table(count: int) -> str:

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from vdit.data.labels import QUESTIONS, by_caption, by_truth
 from vdit.data.loader import Source
 from vdit.data.mixture import Mixture
+from vdit.data.world.playground.shots import PlaygroundShots
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
@@ -77,10 +78,14 @@ def _shots(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sho
     )
 
 
-def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Playground:
+def _playground(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
     del workdir
     options = {**_shape(config), "objects": tuple(config.data.objects), **options}
-    return Playground(config.seed, split, detail=config.data.detail, **options)
+    options["detail"] = config.data.detail
+    if not most_shots(config):
+        return Playground(config.seed, split, **options)
+    shots, align = tuple(config.data.shots), config.vae.patch[0]
+    return PlaygroundShots(config.seed, split, shots=shots, align=align, **options)
 
 
 def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
@@ -147,12 +152,14 @@ OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
 SOURCES = {
     "world": _world, "shots": _shots, "playground": _playground, "folder": _folder, "tfds": _tfds,
 }  # fmt: skip
+OF_SHOTS = ("shots", "playground")  # sources that take data.shots
 ENDLESS = ("world", "playground")  # sources that simulate clips of one caption
 
 
 def most_shots(config: ConfigDict) -> int:
-    """Shots of a clip at most; 0 where clips have a caption of their own only."""
-    return config.data.shots[1] if config.data.source == "shots" else 0
+    """How many shots a clip has at most; 0 where it has one caption alone."""
+    source, most = config.data.source, config.data.shots[1]
+    return most if source == "shots" or (source == "playground" and most > 1) else 0
 
 
 def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:

@@ -113,14 +113,15 @@ def _check_source(config: ConfigDict) -> None:
     """Refuses a source's fields that another does not take, or that are not possible."""
     data = config.data
     _check_tfds(config)
-    if data.source in ("shots", "playground"):
+    if data.source in build.OF_SHOTS:
         build.source(config, "train", Path())  # its own limits, before anything is trained
     if data.source != "playground" and data.detail != LATER["data.detail"]:
         raise UserError(f"data.detail with data.source={data.source}: only playground takes it")
-    if data.source != "shots" and tuple(data.shots) != (1, 1):
-        raise UserError(f"data.shots with data.source={data.source}: only shots takes it")
+    if data.source not in build.OF_SHOTS and tuple(data.shots) != (1, 1):
+        known = " and ".join(build.OF_SHOTS)
+        raise UserError(f"data.shots with data.source={data.source}: only {known} take it")
     if config.dit.caption_drop and not build.most_shots(config):
-        raise UserError("dit.caption_drop needs clips of several captions: data.source=shots")
+        raise UserError("dit.caption_drop needs clips of several captions: data.shots")
 
 
 def _check_vae(config: ConfigDict) -> None:
@@ -293,8 +294,8 @@ def _is_shape(shape: Any, p: int) -> bool:
 def _check_shapes(config: ConfigDict) -> None:
     """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
     p = config.vae.patch[0]
-    if config.data.source == "shots":
-        raise UserError("data.shapes with data.source=shots: packed rows know one caption a clip")
+    if build.most_shots(config):
+        raise UserError("data.shapes with data.shots: packed rows know one caption a clip")
     for shape in config.data.shapes:
         if not _is_shape(shape, p):
             raise UserError(
@@ -317,9 +318,9 @@ def _check_shapes(config: ConfigDict) -> None:
 def _check_one_time(config: ConfigDict) -> None:
     """Refuses what a model that knows one time for all tokens cannot be trained for."""
     model, given = config.dit.model, config.dit.given
-    if config.data.shapes or config.data.source == "shots":
+    if config.data.shapes or build.most_shots(config):
         raise UserError(
-            f"dit.model={model} with data.shapes or data.source=shots: clips of one shape, each"
+            f"dit.model={model} with data.shapes or data.shots: clips of one shape, each"
             " with one caption or class, are allowed"
         )
     if wrong := [name for name in given if name != "text" and given[name] > 0]:

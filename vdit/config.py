@@ -35,7 +35,7 @@ def default() -> ConfigDict:
     data.size = (32, 32)  # height, width in pixels
     data.fps = 10.0  # frames a second
     data.objects = (1, 2)  # world, shots, playground (up to 6): least and most bodies in a clip
-    data.shots = (1, 1)  # shots: least and most shots in a clip
+    data.shots = (1, 1)  # shots, playground (to (1, 4)): least and most shots in a clip
     # playground: captions go up to 0 a clause, 1 a sentence, 2 with events, 3 hundreds of words
     data.detail = 3
     data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
@@ -121,7 +121,7 @@ def default() -> ConfigDict:
     # data.shapes: tokens, samples and caption tokens of a row; 0 is chosen from the data
     dit.pack = (0, 0, 0)
     dit.text_drop = 0.1  # share of samples whose captions are dropped, for guidance
-    dit.caption_drop = 0.0  # shots: share of captions that are dropped one by one
+    dit.caption_drop = 0.0  # data.shots: share of captions that are dropped one by one
     paper = dit.paper = ConfigDict()  # dit.model=paper; shapes as its published weights have them
     # in_context, cross_attention, adaln, adaln_zero, or adaln_single (the published Latte)
     paper.conditioning = "adaln_zero"

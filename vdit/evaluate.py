@@ -18,6 +18,7 @@ from scipy import ndimage
 from vdit import build
 from vdit.data.world import oracle, shots_oracle
 from vdit.data.world.playground import oracle as playground_oracle
+from vdit.data.world.playground.oracle import shots as playshots
 from vdit.data.world.reword import paraphrase
 from vdit.errors import UserError
 from vdit.runtime.metrics import Metrics
@@ -228,12 +229,16 @@ def score_playground(model: Model, workdir: Path, seed: int) -> list[dict[str, A
     """Scores of playgrounds, by their oracle; "paraphrased": of the same in unseen wordings."""
     clips = heldout(model, workdir, model.config.eval.captions)
     say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")
-    results = model.generate([clip["caption"] for clip in clips], seed=seed)
+    several = build.most_shots(model.config) > 0
+    listed = [clip["shots"] for clip in clips] if several else ()
+    results = model.generate([clip["caption"] for clip in clips], seed=seed, shots=listed)
     made = {"generated": np.stack([result.video for result in results])}
     if some := clips[: model.config.eval.paraphrases]:
-        made["paraphrased"] = reworded(model, [clip["paraphrase"] for clip in some], seed)
-    return _scored(model, workdir, clips, made, playground_oracle.score,
-                   playground_oracle.aggregate, playground_oracle.SCORES)  # fmt: skip
+        listed = [clip["paraphrased_shots"] for clip in some] if several else ()
+        made["paraphrased"] = reworded(model, [clip["paraphrase"] for clip in some], seed, listed)
+    of_one = playground_oracle.score, playground_oracle.aggregate, playground_oracle.SCORES
+    of_shots = playshots.score_shots, playshots.aggregate_shots, playshots.SCORES
+    return _scored(model, workdir, clips, made, *(of_shots if several else of_one))
 
 
 def _scored(

@@ -17,10 +17,11 @@ import pytest
 from vdit.data.world import COLOURS, RESERVED, SHAPES, SIZES, View
 from vdit.data.world import caption as grammar
 from vdit.data.world import shot_caption as words
+from vdit.data.world.cuts import MAX_SHOTS, shot_blocks
 from vdit.data.world.render import BACKDROPS, FRAMINGS, framed, render
-from vdit.data.world.shots import BACKGROUNDS, CAMERAS, MAX_SHOTS, Shots, shot_blocks
+from vdit.data.world.shots import BACKGROUNDS, CAMERAS, Shots
 from vdit.data.world.shots_oracle import SCORES, aggregate_shots, scenes, score_shots
-from vdit.data.world.simulate import REACH
+from vdit.data.world.simulate import FREE, REACH
 from vdit.errors import UserError
 
 VIEW = View(32, 32)
@@ -116,7 +117,7 @@ def test_contract() -> None:
 )
 def test_cuts_are_aligned_and_shots_long_enough(options: Any, counts: set[int]) -> None:
     source = Shots(1, **options)
-    first, later = shot_blocks(source.fps, source.align)
+    first, later = shot_blocks(source.fps, source.align, FREE)
     seen = set()
     for index in range(40):
         clip = source[index]

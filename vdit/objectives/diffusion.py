@@ -287,7 +287,7 @@ def diffusion_objective(
     source, given = jnp.asarray(table.source), jnp.asarray(table.given)
     times = jnp.asarray(table.times, jnp.float32)
     denoise = denoising(model, process, prediction, loss_weight, constrain)
-    words, own = longest or (None, None)
+    words, own = (max(longest), longest[1]) if longest else (None, None)  # all are cut to `words`
     # The last edge is left open, so that rounding cannot choose a pattern that is not there.
     cumulative = jnp.asarray(np.cumsum(shares)[:-1], jnp.float32)
 

@@ -4,12 +4,12 @@ A cut begins another take (a new simulation of the same characters, other motion
 or goes on with the running one from another camera.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdit.data.world.cuts import GOES_ON, MAX_SHOTS, check_shots, draw_bounds
 from vdit.data.world.render import BACKDROPS, FRAMINGS, framed, render
 from vdit.data.world.shot_caption import Shot, clip_caption, course, shot_caption
 from vdit.data.world.simulate import (
@@ -26,25 +26,13 @@ from vdit.data.world.simulate import (
     draw_scene,
     simulate,
 )
-from vdit.data.world.source import SPLITS, check, clip_index, options, truth_of, versions
+from vdit.data.world.source import SPLITS, clip_index, options, truth_of, versions
 
 VERSION = 1  # of the clips: another one, other bytes
-MAX_SHOTS = 4
 BACKGROUNDS, CAMERAS = tuple(BACKDROPS), tuple(FRAMINGS)
-GOES_ON = 0.4  # share of cuts after which the take goes on, if another camera sees it
 WIDE = 0.25  # share of shots that are wide although another camera would do
 SCENES = 6  # scenes drawn for a take until cameras see all of it
 FRESH = 16  # draws of motions that all are to be others than before
-
-
-def shot_blocks(fps: float, align: int) -> tuple[int, int]:
-    """The least length of a clip's first shot and of a later one, in `align` frames.
-
-    The first has one frame more. Each shot lasts as long as a motion needs to be seen, and at
-    least one latent frame beyond its first.
-    """
-    need = math.ceil(FREE * fps - 1e-9)
-    return max(1, math.ceil((need - 1) / align)), max(2, math.ceil(need / align))
 
 
 class Take(NamedTuple):
@@ -100,15 +88,8 @@ class Shots:
         given = options("Shots", seed, split, frames, size, fps, objects, length)
         self.seed, self.split, self.frames, self.size = given[:4]
         self.fps, self.objects, self.length = given[4:]
-        good = len(shots) == 2 and 1 <= shots[0] <= shots[1] <= MAX_SHOTS
-        check(good, "Shots", "shots", shots, f"(1, 1) to (1, {MAX_SHOTS})")
-        check(align >= 1, "Shots", "align", align, "1 or more")
-        self.shots, self.align = (int(shots[0]), int(shots[1])), int(align)
-        first, later = shot_blocks(self.fps, self.align)
-        most = self.shots[1]
-        least = 1 + self.align * (first + (most - 1) * later) if most > 1 else 1
-        allowed = f"{least} or more for shots={self.shots} at {self.fps:g} fps, align={self.align}"
-        check(self.frames >= least, "Shots", "frames", self.frames, allowed)
+        self.shots = check_shots("Shots", shots, align, self.frames, self.fps, FREE)
+        self.align = int(align)
         self._view = View(*self.size)
 
     def __len__(self) -> int:
@@ -144,20 +125,9 @@ class Shots:
             "truth": _truth(shots, view, self.fps),
         }
 
-    def _bounds(self, draws: Draws) -> list[int]:
-        """First frames of the shots, and the clip's end."""
-        count = self.shots[0] + draws.below(self.shots[1] - self.shots[0] + 1)
-        if count == 1:
-            return [0, self.frames]
-        first, later = shot_blocks(self.fps, self.align)
-        spare = (self.frames - 1) // self.align - first - (count - 1) * later
-        more = sorted(draws.below(spare + 1) for _ in range(count - 1))
-        blocks = [first + later * index + extra for index, extra in enumerate(more)]
-        return [0, *(1 + self.align * block for block in blocks), self.frames]
-
     def _shots(self, draws: Draws) -> list[Shot]:
         """A clip's shots, take after take."""
-        bounds = self._bounds(draws)
+        bounds = draw_bounds(draws, self.shots, self.align, self.frames, self.fps, FREE)
         count = len(bounds) - 1
         begins = [index == 0 or not draws.chance(GOES_ON) for index in range(count)]
         low, high = self.objects

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdit.data.world.cuts import judge_cuts
 from vdit.data.world.oracle import Body, read, room
 from vdit.data.world.render import framed
 from vdit.data.world.shot_caption import course
@@ -65,25 +66,18 @@ def score_shots(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
 
     Of the truth's frames only cuts, background and framing are read, no positions.
 
-    Returns fractions (SCORES). `cut_precision` and `cut_recall`: shares of the found and of the
-    true cuts that are at the same frame (both 1 if rightly there are none, 0 if no room is seen);
-    `shots`: as many as told. Means over the true shots, each judged by the longest part that shows
-    one room: `background`, `framing`; `colour`, `shape`, `size` (right for every character, and
-    none too many); `permanence` (whole bodies and nothing else in every one of its frames);
-    `motion` (how each character begins, or its course where a take goes on). And, 1 or 0 of the
-    clip: `identity` (every character looks right in every shot), `every_attribute` (all the above
-    but permanence is 1).
+    Returns fractions (SCORES): those of `judge_cuts`. Means over the true shots, each judged by the
+    longest part that shows one room: `background`, `framing`; `colour`, `shape`, `size` (right for
+    every character, and none too many); `permanence` (whole bodies and nothing else in every one
+    of its frames); `motion` (how each character begins, or its course where a take goes on). And,
+    1 or 0 of the clip: `identity` (every character looks right in every shot), `every_attribute`
+    (all the above but permanence is 1).
     """
     truth = item["truth"]
-    cuts = set(np.flatnonzero(truth["cuts"]).tolist())
-    bounds = [0, *sorted(cuts), len(video)]
+    begins = [0, *np.flatnonzero(truth["cuts"]).tolist()]
+    bounds = [*begins, len(video)]
     shown = scenes(video)
-    found = {scene.begin for scene in shown} - {0}
-    result = {
-        "cut_precision": _share(len(found & cuts), len(found), bool(shown) and not cuts),
-        "cut_recall": _share(len(found & cuts), len(cuts), bool(shown) and not found),
-        "shots": float(len(shown) == len(bounds) - 1),
-    }
+    result = judge_cuts([scene.begin for scene in shown], begins)
     rows = []
     for index, (begin, end) in enumerate(itertools.pairwise(bounds)):
         parts = [
@@ -99,11 +93,6 @@ def score_shots(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
     every = [value for name, value in result.items() if name != "permanence"]
     result["every_attribute"] = float(all(value == 1 for value in every))
     return {name: result[name] for name in SCORES}
-
-
-def _share(hits: int, count: int, fine: bool) -> float:
-    """hits / count; where there is nothing to count, 1 if that is `fine`."""
-    return hits / count if count else float(fine)
 
 
 def _score_shot(

@@ -7,7 +7,7 @@ import math
 
 import numpy as np
 
-from vdit.data.world.playground.cast import CAMERAS
+from vdit.data.world.playground.cast import CAMERAS, FLOOR_DEPTH, ROOM
 from vdit.data.world.playground.render import home
 from vdit.data.world.simulate import Draws
 
@@ -16,6 +16,8 @@ ZOOMS = (0.78, 1.0)  # the ends of a camera that zooms
 SWAY = 0.55  # metres that a pan or tilt goes to either side of the middle
 SHAKE = 0.11  # metres
 HERTZ = (2.2, 3.4)  # of a camera that shakes
+FRAMED = {"whole": 1.0, "wide": 0.78, "close_left": 1.4, "close": 1.4, "close_right": 1.4}  # zooms
+BESIDE = 0.4  # metres beyond a wall that a close-up of that side sees
 FOLLOWED = (1.0, 2.6)  # metres sideways that a character covers for a camera to follow it
 
 
@@ -48,6 +50,16 @@ def path(
                 wave = [math.sin(2 * math.pi * hertz * t / fps + phase) for t in range(frames)]
                 made[:, axis] += SHAKE / 2 * np.array(wave)
     return made
+
+
+def framed(framing: str, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """Cameras (T, 3) that stand still; close-ups have the floor where the whole scene has it."""
+    (x, y), zoom, scale = home(*size), FRAMED[framing], min(size) / ROOM
+    up, across = size[0] / scale / zoom / 2, size[1] / scale / zoom / 2
+    if framing.startswith("close"):
+        y = up - FLOOR_DEPTH
+        x = {"close_left": across - BESIDE, "close": x}.get(framing, 2 * x + BESIDE - across)
+    return np.tile((x, y, zoom), (frames, 1))
 
 
 def draw_camera(draws: Draws, x: np.ndarray) -> str:

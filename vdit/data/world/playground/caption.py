@@ -1,9 +1,8 @@
 """A playground's grammar: from five words to several hundred, and back from words to what they say.
 
-One table of wordings: each thing that can be said has those that captions have, and those that are
-kept for `unseen` ones, which training never shows. A character is told by its colour, which no
-other has, so every mention of it names the colour; what follows a mention is said of it. `parse`
-reads a caption of either kind.
+Its words are those of `lexicon`, seen or unseen. A character is told by its colour, which no other
+has, so every mention of it names the colour; what follows a mention is said of it. `parse` reads a
+caption of either kind.
 """
 
 import functools
@@ -20,173 +19,20 @@ from vdit.data.world.playground.cast import (
     SIZES,
 )
 from vdit.data.world.playground.events import Event
+from vdit.data.world.playground.lexicon import (
+    LAST,
+    LEXICON,
+    LOOKS,
+    MADE,
+    OPENINGS,
+    SAME,
+    STARTS,
+    THEN,
+    THERE,
+)
 from vdit.data.world.playground.physics import Actor, Run, Scene
 from vdit.data.world.simulate import COLOURS, Draws
 
-Words = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # name -> seen, unseen wordings
-
-LEXICON: dict[str, Words] = {
-    "size": {
-        "small": (("small", "little", "tiny"), ("miniature",)),
-        "large": (("large", "big", "huge"), ("giant",)),
-    },
-    "colour": {
-        "red": (("red", "crimson"), ("scarlet",)),
-        "green": (("green", "emerald"), ("jade",)),
-        "blue": (("blue", "azure"), ("cobalt",)),
-        "yellow": (("yellow", "golden"), ("lemon",)),
-        "purple": (("purple", "violet"), ("plum",)),
-        "orange": (("orange", "amber"), ("tangerine",)),
-    },
-    "shape": {
-        "ball": (("ball", "sphere", "disc"), ("orb",)),
-        "box": (("box", "square", "cube"), ("block",)),
-        "triangle": (("triangle", "wedge"), ("three-cornered thing",)),
-    },
-    "material": {
-        "bouncy": (("bouncy", "springy", "rubber"), ("elastic",)),
-        "heavy": (("heavy", "iron", "weighty"), ("massive",)),
-        "slippery": (("slippery", "icy", "slick"), ("greasy",)),
-        "soft": (("soft", "woolly", "plush"), ("squashy",)),
-    },
-    "expression": {
-        "happy": (("happy", "smiling", "cheerful"), ("joyful",)),
-        "sad": (("sad", "unhappy", "gloomy"), ("sorrowful",)),
-        "surprised": (("surprised", "astonished", "amazed"), ("startled",)),
-        "angry": (("angry", "furious", "cross"), ("enraged",)),
-        "asleep": (("sleeping", "dozing", "slumbering"), ("snoozing",)),
-    },
-    "place": {
-        "day": (("by day", "in daylight", "on a sunny day"), ("in the sunshine",)),
-        "night": (("at night", "by night", "under a dark sky"), ("after sunset",)),
-        "indoors": (("indoors", "inside a house", "in a room"), ("within four walls",)),
-        "moon": (("on the moon", "on the lunar surface"), ("on the earth's own satellite",)),
-    },
-    "gravity": {
-        "earth": (
-            ("gravity is that of the earth", "things weigh what they weigh on earth"),
-            ("the pull downwards is the usual one",),
-        ),
-        "moon": (
-            ("gravity is weak", "everything falls slowly"),
-            ("the pull downwards is a sixth of the usual one",),
-        ),
-    },
-    "camera": {
-        "static": (
-            ("the camera stands still", "seen by a still camera", "the view is fixed"),
-            ("filmed from a tripod",),
-        ),
-        "pan_left": (
-            ("the camera pans left", "the camera turns to the left", "a pan to the left"),
-            ("the lens sweeps leftwards",),
-        ),
-        "pan_right": (
-            ("the camera pans right", "the camera turns to the right", "a pan to the right"),
-            ("the lens sweeps rightwards",),
-        ),
-        "tilt_up": (
-            ("the camera tilts up", "the camera looks up", "a tilt upwards"),
-            ("the lens climbs",),
-        ),
-        "tilt_down": (
-            ("the camera tilts down", "the camera looks down", "a tilt downwards"),
-            ("the lens sinks",),
-        ),
-        "zoom_in": (
-            ("the camera zooms in", "the camera comes closer", "a slow zoom in"),
-            ("the lens draws everything nearer",),
-        ),
-        "zoom_out": (
-            ("the camera zooms out", "the camera draws back", "a slow zoom out"),
-            ("the lens takes in more and more",),
-        ),
-        "follow": (
-            ("the camera follows", "the camera stays with", "the camera goes along with"),
-            ("the lens keeps tracking",),
-        ),
-        "shake": (
-            ("the camera shakes", "the picture trembles", "a shaky hand-held camera"),
-            ("the lens wobbles",),
-        ),
-    },
-    "built": {
-        "ramp": (("a ramp", "a slope"), ("an incline",)),
-        "platform": (("a platform", "a ledge"), ("a shelf",)),
-        "pendulum": (("a pendulum", "a rope to swing on"), ("a swinging line",)),
-        "spring": (("a spring", "a springboard"), ("a plate on coils",)),
-        "pour": (("a spout", "an open pipe"), ("a chute",)),
-        "tower": (("a tower of blocks", "a stack of blocks"), ("a pile of cubes",)),
-    },
-    "motion": {
-        "rests": (
-            ("rests on the floor", "lies on the floor", "sits on the floor"),
-            ("waits on the ground",),
-        ),
-        "falls": (("falls", "drops down", "falls from above"), ("plunges",)),
-        "thrown_left": (
-            ("is thrown to the left", "flies to the left"), ("is hurled leftwards",)
-        ),
-        "thrown_right": (
-            ("is thrown to the right", "flies to the right"), ("is hurled rightwards",)
-        ),
-        "rolls_left": (("rolls to the left", "rolls leftwards"), ("trundles leftwards",)),
-        "rolls_right": (("rolls to the right", "rolls rightwards"), ("trundles rightwards",)),
-        "slides_left": (("slides to the left", "slides leftwards"), ("skids leftwards",)),
-        "slides_right": (("slides to the right", "slides rightwards"), ("skids rightwards",)),
-        "swings_left": (
-            ("swings to the left", "hangs on a rope and swings left"), ("dangles and sways left",)
-        ),
-        "swings_right": (
-            ("swings to the right", "hangs on a rope and swings right"),
-            ("dangles and sways right",),
-        ),
-    },
-    "event": {
-        "lands": (("lands", "comes down", "touches down"), ("ends its fall",)),
-        "rolls_down": (
-            ("reaches the foot of the ramp", "comes off the ramp"), ("leaves the incline",)
-        ),
-        "drops_off": (
-            ("drops off the platform", "goes over the edge"), ("tumbles from the shelf",)
-        ),
-        "swings": (
-            ("swings through the lowest point", "sweeps past the middle"), ("passes the bottom",)
-        ),
-        "springs": (
-            ("is thrown up by the spring", "bounces up from the spring"),
-            ("gets launched by the coils",),
-        ),
-        "moved": (("is pushed away", "is knocked from its place"), ("gets shoved aside",)),
-        "hits": (("hits", "bumps into", "knocks into"), ("strikes",)),
-        "topples": (
-            ("the tower falls", "the tower topples", "the stack comes down"),
-            ("the pile collapses",),
-        ),
-        "fells": (
-            ("knocks over the tower", "makes the tower fall"), ("brings the pile down",)
-        ),
-        "pours": (
-            ("many little balls pour from above", "a stream of beads begins to pour"),
-            ("a cascade of pellets starts",),
-        ),
-        "face": (("is now", "from now on is"), ("is all of a sudden",)),
-    },
-    "spot": {
-        "left": (("on the left", "on the left side"), ("at the left hand",)),
-        "middle": (("in the middle", "in the centre"), ("halfway across",)),
-        "right": (("on the right", "on the right side"), ("at the right hand",)),
-    },
-    "end": {"": (("ends up", "comes to its place"), ("finishes",))},
-}
-OPENINGS = (("a video of", "a clip of", "we see"), ("footage of",))
-THEN = (("then", "next", "after that"), ("thereupon",))
-LAST = (("finally", "at last"), ("in the end",))
-SAME = (("and at the same time", "just when"), ("in the same moment",))
-STARTS = (("at the start it is", "it begins"), ("its first place is",))
-MADE = (("it is", "it feels"), ("to the touch it is",))
-LOOKS = (("it looks", "its face is"), ("to the eye it is",))
-THERE = (("there is", "one can see"), ("at hand is",))
 PARTS = ((0.0, 0.36, "left"), (0.36, 0.64, "middle"), (0.64, 1.01, "right"))  # of the width
 DETAIL = 3  # the highest level: 0 a clause, 1 a sentence, 2 with events and camera, 3 a text
 
@@ -265,7 +111,7 @@ def caption(
         return f"{text} {voice.say('place', scene.place)}" if draws.chance(0.5) else text
     if level == 1:
         cast = [f"{voice.name(actor, 'a')} {voice.motion(actor)}" for actor in actors]
-        text = f"{_listed(cast)}, {voice.say('place', scene.place)}"
+        text = f"{listed(cast)}, {voice.say('place', scene.place)}"
         for name in _built(scene):
             text += f", with {voice.say('built', name)}"
         return text
@@ -274,11 +120,11 @@ def caption(
             f"{voice.name(actor, 'a', draws.chance(0.7), face)} {voice.motion(actor)}"
             for actor, face in zip(actors, first, strict=True)
         ]
-        parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}: {_listed(cast)}"]
+        parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}: {listed(cast)}"]
         parts += [f"{voice.one(THERE)} {voice.say('built', name)}" for name in _built(scene)]
-        parts.append(_camera(voice, camera, actors[0]))
+        parts.append(filmed(voice, camera, actors[0]))
         if events:
-            parts.append(_story(voice, scene, run, faces, events, False))
+            parts.append(story(voice, scene, run, faces, events, False))
         return "; ".join(parts)
     gravity = "moon" if scene.place == "moon" else "earth"
     parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}",
@@ -299,14 +145,14 @@ def caption(
             f" {voice.say('spot', spot(actor.x, scene.width))}, and it {voice.motion(actor)}"
         )
     if events:
-        parts.append(_story(voice, scene, run, faces, events, True))
+        parts.append(story(voice, scene, run, faces, events, True))
     for number, actor in enumerate(actors):
         last = float(run.position[-1, number, 0])
         parts.append(
             f"{voice.again(actor)} {voice.say('end', '')}"
             f" {voice.say('spot', spot(last, scene.width))}"
         )
-    parts.append(_camera(voice, camera, actors[0]))
+    parts.append(filmed(voice, camera, actors[0]))
     return ". ".join(parts)
 
 
@@ -315,18 +161,20 @@ def _built(scene: Scene) -> list[str]:
     return [*names, "tower"] if scene.tower else names
 
 
-def _listed(parts: Sequence[str]) -> str:
+def listed(parts: Sequence[str]) -> str:
+    """ "a, b and c"."""
     if len(parts) == 1:
         return parts[0]
     return ", ".join(parts[:-1]) + " and " + parts[-1]
 
 
-def _camera(voice: Voice, camera: str, actor: Actor) -> str:
+def filmed(voice: Voice, camera: str, actor: Actor) -> str:
+    """What the camera does; `follow` goes along with the actor."""
     text = voice.say("camera", camera)
     return f"{text} {voice.again(actor)}" if camera == "follow" else text
 
 
-def _story(
+def story(
     voice: Voice, scene: Scene, run: Run, faces: np.ndarray, events: Sequence[Event], times: bool
 ) -> str:
     """The events in order, each after a word that says so."""
@@ -407,7 +255,7 @@ def parse(text: str) -> Told:
                 waiting[kind] = name
             else:
                 characters[who][kind] = name
-        elif kind in ("shape", "motion"):
+        elif kind in ("shape", "motion", "course"):
             characters[who][kind] = name
         elif kind == "spot":
             characters[who]["end" if ending else "spot"] = name

@@ -59,6 +59,7 @@ CAMERAS = (
     "static", "pan_left", "pan_right", "tilt_up", "tilt_down", "zoom_in", "zoom_out", "follow",
     "shake",
 )  # fmt: skip
+FRAMINGS = ("whole", "wide", "close_left", "close", "close_right")  # of a shot
 MOTIONS = (
     "rests", "falls", "thrown_left", "thrown_right", "rolls_left", "rolls_right", "swings_left",
     "swings_right",

@@ -132,14 +132,22 @@ def glides(look: Look) -> bool:
 
 
 def draw_scene(
-    draws: Draws, count: int, width: float, top: float, held_out: bool, built: Sequence[str] = SETS
+    draws: Draws,
+    count: int,
+    width: float,
+    top: float,
+    held_out: bool,
+    built: Sequence[str] = SETS,
+    places: Sequence[str] = PLACE_NAMES,
+    cast: Sequence[Look] = (),
 ) -> Scene:
-    """Draws a scene of `count` characters with one of what may be `built`."""
+    """Draws a scene of `count` characters with one of what may be `built`, in one of the `places`;
+    the `cast` of another scene plays in this one too."""
     while True:
-        place = draws.pick(PLACE_NAMES)
+        place = draws.pick(places)
         plain = count > CROWD or draws.chance(0.35)
         what = "none" if plain and "none" in built else draws.pick(built)
-        looks = draw_looks(draws, count, held_out)
+        looks = list(cast) or draw_looks(draws, count, held_out)
         if draws.chance(0.5):
             looks.reverse()
         tower = count <= CROWD and what in ("none", "ramp", "pendulum") and draws.chance(0.5)

@@ -115,9 +115,11 @@ def backdrop(
     middle = x_MX.reshape(len(camera), width, SAMPLES).mean(2).astype(np.float32)
     outside = np.maximum(-middle, middle - np.float32(room))[:, None] * pixel
     ground = np.clip(np.maximum(outside, -y_MH1 * pixel) + 0.5, 0, 1)
-    sky, behind, floor = (np.array(rgb, np.float32) for rgb in look[1:4])
-    picture = sky + far[..., None] * (behind - sky)
-    picture += ground[..., None] * (floor - picture)
+    picture = np.empty((*far.shape, 3), np.float32)
+    for channel in range(3):  # numpy is slow on a last axis of 3
+        sky, behind, floor = (np.float32(rgb[channel]) for rgb in look[1:4])
+        plane = sky + far * (behind - sky)
+        picture[..., channel] = plane + ground * (floor - plane)
     return picture
 
 

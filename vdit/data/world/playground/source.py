@@ -108,17 +108,15 @@ class Playground:
         index = clip_index(index, self.length)
         # World's streams have indices below 2**63, those of shots from there on.
         draws = Draws(self.seed, SPLITS.index(self.split), 2**64 - 1 - index)
-        scale = min(self.size) / ROOM
-        width, top = self.size[1] / scale, self.size[0] / scale - FLOOR_DEPTH
         low, high = self.objects
         count = low + draws.below(high - low + 1)
         held_out = self.split == "heldout"
-        scene = draw_scene(draws, count, width, top, held_out, self.built)
+        scene = draw_scene(draws, count, *room_of(self.size), held_out, self.built)
         run = simulate(scene, self.frames, self.fps)
         followed = run.position[:, 0, 0]
         kind = draw_camera(draws, followed)
         camera = path(draws, kind, self.frames, self.fps, self.size, followed)
-        faces = _faces(draws, count, self.frames, has_faces(self.size))
+        faces = draw_faces(draws, count, self.frames, has_faces(self.size))
         sight = sight_of(scene, run, faces, self.fps)
         happened = what.find(sight)[:MAX_EVENTS]
         told = (draws, scene, run, kind, faces, happened)
@@ -128,13 +126,19 @@ class Playground:
         }
         if held_out:
             item["paraphrase"] = caption(*told, unseen=True, detail=self.detail)
-        item["truth"] = _truth(scene, run, camera, kind, faces, happened, self.fps)
+        item["truth"] = truth_of(scene, run, camera, kind, faces, happened, self.fps)
         inside = in_picture(scene, run, camera, self.size)
-        item["truth"]["seen"] = _seen(happened, inside)
+        item["truth"]["seen"] = seen_of(happened, inside)
         return item
 
 
-def _faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray:
+def room_of(size: tuple[int, int]) -> tuple[float, float]:
+    """Metres from wall to wall, and from floor to ceiling."""
+    scale = min(size) / ROOM
+    return size[1] / scale, size[0] / scale - FLOOR_DEPTH
+
+
+def draw_faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray:
     """Expressions (T, N): of some characters it changes once."""
     faces = np.full((frames, count), -1, np.int32)
     for number in range(count if shown else 0):
@@ -161,16 +165,20 @@ def sight_of(scene: Scene, run: Run, faces: np.ndarray, fps: float) -> what.Sigh
 
 
 def in_picture(
-    scene: Scene, run: Run, camera: np.ndarray, size: tuple[int, int]
+    scene: Scene,
+    run: Run,
+    camera: np.ndarray,
+    size: tuple[int, int],
+    reach: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(T, N): all of a character is in the picture."""
+    """(T, N): all of a character is in the picture, or what is as near as `reach` (N,) metres."""
     half = np.array(size[::-1]) / 2 / (min(size) / ROOM * camera[:, 2:3])  # (T, 2) metres
-    outer = np.array([actor.form.outer for actor in scene.actors])[None, :, None]
+    outer = np.array([actor.form.outer for actor in scene.actors]) if reach is None else reach
     off = np.abs(run.position - camera[:, None, :2])
-    return (off < half[:, None] - outer).all(2)
+    return (off < half[:, None] - outer[:, None]).all(2)
 
 
-def _seen(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
+def seen_of(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
     """Which of the events can be seen; what topples and what pours can."""
     seen = np.zeros(MAX_EVENTS, bool)
     for row, (frame, _, who) in enumerate(happened):
@@ -178,7 +186,7 @@ def _seen(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
     return seen
 
 
-def _truth(
+def truth_of(
     scene: Scene,
     run: Run,
     camera: np.ndarray,

@@ -3,6 +3,7 @@
 Dimension key: T frames, M windows, K window side in pixels, H height, W width, N characters.
 """
 
+import copy
 import dataclasses
 import itertools
 import math
@@ -27,6 +28,7 @@ from vdit.data.world.render import PALETTE
 
 BACK = 30.0  # RGB distance from the empty place, at least, of a pixel that shows something else
 CORE = 5  # pixels of its colour that a character shows, at least
+SOLID = 4  # pixels along each side of the largest square in what a small character shows, at least
 SHOWN = 0.7  # of a character's pixels, at least, that look as they should
 OFTEN = 0.3  # a character is what is there in this share of the frames
 PROBES = 4  # frames in which the look is judged
@@ -51,7 +53,7 @@ class Figures:
     """The frames, the scene without characters, and whose every pixel may be."""
 
     def __init__(self, eye: Eye, place: int, camera: np.ndarray) -> None:
-        self.place, self.camera, self.eye = PLACE_NAMES[place], camera, eye
+        self.index, self.place, self.camera, self.eye = place, PLACE_NAMES[place], camera, eye
         empty = backdrop(self.place, camera, *eye.size, eye.room)
         self.video, self.empty = eye.video, empty
         self.codes = codes_of(eye.video, self.place)
@@ -76,6 +78,13 @@ class Figures:
             near = far <= 0.32 * self.scale[frame] + 1
             self.seen[frame] = other[frame] & (code != BUILT_CODE) & near
 
+    def part(self, at: slice) -> "Figures":
+        """Some of the frames."""
+        made = copy.copy(self)
+        for name in ("camera", "video", "empty", "codes", "scale", "owner", "seen", "close"):
+            setattr(made, name, getattr(self, name)[at])
+        return made
+
     def colours(self) -> list[int]:
         """Of the characters: those that enough frames show enough of."""
         count = []
@@ -83,8 +92,13 @@ class Figures:
             on = self.codes == colour
             # Edges between other things may mix to it, in lines one pixel wide.
             wide = on[:, 1:] & on[:, :-1]
-            square = (wide[:, :, 1:] & wide[:, :, :-1]).any((1, 2))
-            count.append(on.sum((1, 2)) * (square.mean() > OFTEN / 3))
+            square = (wide[:, :, 1:] & wide[:, :, :-1]).any((1, 2)).mean() > OFTEN / 3
+            if not square and np.mean(on.sum((1, 2)) >= CORE) >= OFTEN:
+                # Or it is small and far away, and its face leaves no more of it.
+                mine = self.seen & (self.owner == colour)
+                block = ndimage.minimum_filter(mine, (1, SOLID, SOLID), mode="constant")
+                square = block.any((1, 2)).mean() > 2 * OFTEN
+            count.append(on.sum((1, 2)) * square)
         return [c for c, row in enumerate(count) if np.mean(row >= CORE) >= OFTEN]
 
     def middles(self, colour: int) -> np.ndarray:

@@ -86,34 +86,48 @@ class Eye:
         return camera
 
 
+def first_look(eye: Eye, frame: int, begins: np.ndarray) -> tuple[int, np.ndarray]:
+    """The place that a frame shows, and its camera (3,), near one of `begins` (M, 3)."""
+    best = (np.inf, 0, np.zeros(3))
+    for index, place in enumerate(PLACE_NAMES):
+        start = begins[eye.cost(place, frame, begins).argmin()]
+        camera = eye.align(place, frame, start)
+        # Of pixels that are free in one place and not in another, none is left out.
+        off = np.minimum(largest(eye.off(place, frame, camera[None])), FAR).mean()
+        best = min(best, (float(off), index, camera), key=lambda one: one[0])
+    return best[1], best[2]
+
+
+def follow(
+    eye: Eye, place: str, frame: int, cameras: Sequence[np.ndarray], cost: float
+) -> tuple[np.ndarray, float]:
+    """The camera (3,) of a frame in a take with these `cameras` before it, the least of whose costs
+    is `cost`; and its own cost."""
+    steps = (-0.14, -0.07, 0, 0.07, 0.14)
+    ahead = 2 * cameras[-1] - cameras[-2] if len(cameras) > 1 else cameras[-1]
+    made = eye.align(place, frame, ahead)
+    now = float(eye.cost(place, frame, made[None])[0])
+    if now > cost + WORSE:  # it has jumped: look around
+        around = np.array([(dx, dy, 0) for dx, dy in itertools.product(steps, repeat=2)])
+        tried = np.concatenate([made[None], cameras[-1][None], ahead + around])
+        costs = eye.cost(place, frame, tried)
+        for start in tried[np.argsort(costs)[:STARTS]]:
+            if now <= cost + WORSE:
+                break
+            other = eye.align(place, frame, start)
+            also = float(eye.cost(place, frame, other[None])[0])
+            if also < now:
+                made, now = other, also
+    return made, now
+
+
 def find_cameras(eye: Eye) -> tuple[int, np.ndarray]:
     """The place, and the cameras (T, 3)."""
-    begins, best = starts(eye.size), (np.inf, 0, np.zeros(3))
-    for index, place in enumerate(PLACE_NAMES):
-        start = begins[eye.cost(place, 0, begins).argmin()]
-        camera = eye.align(place, 0, start)
-        # Of pixels that are free in one place and not in another, none is left out.
-        off = np.minimum(largest(eye.off(place, 0, camera[None])), FAR).mean()
-        best = min(best, (float(off), index, camera), key=lambda one: one[0])
-    _, index, camera = best
+    index, camera = first_look(eye, 0, starts(eye.size))
     place, cameras = PLACE_NAMES[index], [camera]
     cost = float(eye.cost(place, 0, camera[None])[0])
-    steps = (-0.14, -0.07, 0, 0.07, 0.14)
-    around = np.array([(dx, dy, 0) for dx, dy in itertools.product(steps, repeat=2)])
     for frame in range(1, len(eye.video)):
-        ahead = 2 * cameras[-1] - cameras[-2] if frame > 1 else cameras[-1]
-        made = eye.align(place, frame, ahead)
-        now = float(eye.cost(place, frame, made[None])[0])
-        if now > cost + WORSE:  # it has jumped: look around
-            tried = np.concatenate([made[None], cameras[-1][None], ahead + around])
-            costs = eye.cost(place, frame, tried)
-            for start in tried[np.argsort(costs)[:STARTS]]:
-                if now <= cost + WORSE:
-                    break
-                other = eye.align(place, frame, start)
-                also = float(eye.cost(place, frame, other[None])[0])
-                if also < now:
-                    made, now = other, also
+        made, now = follow(eye, place, frame, cameras, cost)
         cameras.append(made)
         cost = min(now, cost)
     return index, np.array(cameras)
@@ -128,6 +142,8 @@ def camera_kind(camera: np.ndarray, tracks: Sequence[np.ndarray]) -> int:
         name = "static"
     elif abs(zoom) > (ZOOMS[1] - ZOOMS[0]) / 2:
         name = "zoom_in" if zoom > 0 else "zoom_out"
+    elif abs(dy) > SWAY:  # before what shakes: a short tilt is uneven too
+        name = "tilt_up" if dy > 0 else "tilt_down"
     elif np.abs(np.diff(camera[:, 1], 2)).mean() > 0.02:
         name = "shake"
     elif np.ptp(camera[:, 0]) > SWAY:
@@ -135,8 +151,6 @@ def camera_kind(camera: np.ndarray, tracks: Sequence[np.ndarray]) -> int:
         steady = [np.nanstd(track[:, 0] - camera[:, 0]) for track in tracks]
         follows = min(steady, default=np.inf) < np.sqrt(np.square(away).mean())
         name = "follow" if follows else ("pan_right" if dx > 0 else "pan_left")
-    elif abs(dy) > SWAY:
-        name = "tilt_up" if dy > 0 else "tilt_down"
     else:
         name = "static"
     return CAMERAS.index(name)

@@ -59,9 +59,18 @@ class Reading(NamedTuple):
 def read(video: np.ndarray, fps: float) -> Reading:
     """Reads a clip `video` (T, H, W, 3) uint8 of a playground at `fps` frames a second."""
     eye = Eye(video)
-    place, camera = find_cameras(eye)
-    figures = Figures(eye, place, camera)
-    bodies = find_bodies(figures)
+    figures = Figures(eye, *find_cameras(eye))
+    return put_together(figures, find_bodies(figures), fps)
+
+
+def put_together(
+    figures: Figures, bodies: list[Body], fps: float, near: np.ndarray | None = None
+) -> Reading:
+    """The reading of a take in which these `bodies` were found.
+
+    In frames that are `near` (T,) a body is trusted only where all of it is in the picture.
+    """
+    eye, place, camera = figures.eye, figures.index, figures.camera
     built, side, spot = find_built(figures)
     bodies = actor_first(bodies, built, side, spot, eye.room)
     if built == "pendulum" and bodies:
@@ -73,18 +82,25 @@ def read(video: np.ndarray, fps: float) -> Reading:
         track = filled(body.track)
         motion = motion_of(track, form(body.look[0], body.look[2]), fps, place, built, number == 0)
         moved.append(dataclasses.replace(body, motion=motion))
-    poured = loose.sum((1, 2)) if built == "pour" else np.zeros(len(video))
+    poured = loose.sum((1, 2)) if built == "pour" else np.zeros(len(camera))
     gravity = PLACES[PLACE_NAMES[place]].gravity
-    count, frames = len(moved), len(video)
+    count, frames = len(moved), len(camera)
     places, faces = np.zeros((frames, count, 2)), np.full((frames, count), -1)
+    hidden = np.zeros(loose.shape, bool)  # pixels of bodies that are not trusted
     for number, body in enumerate(moved):
-        places[:, number], faces[:, number] = filled(body.track), body.expression
+        cut_off = near & ~body.inside if near is not None else np.zeros(frames, bool)
+        mine = (figures.owner == body.look[1]) & figures.close
+        hidden |= cut_off[:, None, None] & mine
+        track = np.where(cut_off[:, None], np.nan, body.track)
+        places[:, number] = filled(body.track if np.isnan(track).all() else track)
+        last = np.maximum.accumulate(np.where(cut_off, 0, np.arange(frames)))
+        faces[:, number] = body.expression[last]
     sight = what.Sight(
         places, tuple(form(body.look[0], body.look[2]) for body in moved), faces,
         tuple(MOTIONS[body.motion] if body.motion >= 0 else "" for body in moved), built, side,
         spot, eye.room, gravity, fps, tower, poured / figures.scale**2,
     )  # fmt: skip
-    strange, drift = unexplained(figures, moved, loose, fps)
+    strange, drift = unexplained(figures, moved, hidden, fps)
     kind = camera_kind(camera, [body.track for body in moved])
     return Reading(
         place, camera, kind, SETS.index(built), side, tower, poured, tuple(moved), strange, drift,
@@ -121,7 +137,9 @@ def motion_of(
             speed = max((_speed(track[:span, 0], fps) for span in spans), key=abs)
         sideways = "left" if speed < 0 else "right"
         return MOTIONS.index("rests" if abs(speed) < 0.6 else f"rolls_{sideways}")
-    if span >= 4 and -2 * np.polyfit(time, y, 2)[0] < 0.4 * gravity:
+    # A gentle touch may end its flight unseen: the first part is flight more surely.
+    parts = (span, max(4, span * 2 // 3)) if span >= 4 else ()
+    if parts and max(-2 * np.polyfit(time[:n], y[:n], 2)[0] for n in parts) < 0.4 * gravity:
         return -1  # it hangs in the air
     return MOTIONS.index("falls" if abs(speed) < 0.7 else f"thrown_{sideways}")
 
@@ -132,15 +150,16 @@ def _speed(x: np.ndarray, fps: float) -> float:
 
 
 def unexplained(
-    figures: Figures, bodies: Sequence[Body], loose: np.ndarray, fps: float
+    figures: Figures, bodies: Sequence[Body], hidden: np.ndarray, fps: float
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """The share (T,) of pixels that nothing explains, and the drift of those that are explained."""
+    """The share (T,) of pixels that nothing explains, and the drift of those that are explained;
+    of those that are `hidden` (T, H, W) nothing is asked."""
     frames = len(figures.video)
     canvas = Canvas(figures.empty.copy(), figures.camera)
     for body in bodies:
         canvas.character(body.look, body.expression, figures.place, body.track, body.angle)
     off = figures.video - canvas.pictures
-    around = ndimage.binary_dilation(figures.codes == BUILT_CODE, np.ones((1, 5, 5)))
+    around = ndimage.binary_dilation(figures.codes == BUILT_CODE, np.ones((1, 5, 5))) | hidden
     plain = (largest(off) < 2 * FAR) & ~around  # what fades is still what it was
     strange = ((largest(off) >= FAR) & ~around).mean((1, 2))
     if frames < 2:
