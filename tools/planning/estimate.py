@@ -23,7 +23,8 @@ from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
 
-WORKING = 1.2  # residuals of a layer that its backward pass holds at a time
+WORKING = 0.45  # residuals of a layer that its backward pass holds at a time; XLA fuses the others
+MOVED = 1.2  # residuals of a layer that training writes and reads
 STREAMS = 3  # float32 arrays, each as large as a layer's input, that sampling holds beside an MLP's
 FORWARD = 0.5  # residuals of a layer that sampling writes and reads
 
@@ -67,7 +68,7 @@ class Estimate(NamedTuple):
     params: float
     optimizer: float
     ema: float
-    inputs: float  # its share of a batch
+    inputs: float  # its share of a batch, or all of it
     temporaries: float
     compute: float
     hbm: float
@@ -234,15 +235,15 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     group = {"vae": "vae", "dit": "dit", "classify": "vivit"}[stage]
     layers, layer_params = layers_of({group: state["params"][group]})
     stream, heads = stream_of(config, stage)
-    working = per_sample["none"].times(WORKING / layers if remat != "none" else 0.0)
+    a_layer = per_sample["none"].times(1 / layers if remat != "none" else 0.0)
     return Model(
         state=(state, ema),
         params=sum(math.prod(x.shape) for x in jax.tree.leaves(state["params"])),
         model_flops=once,
         again_flops=again,
         saved=per_sample[remat],
-        working=working,
-        moved=working,
+        working=a_layer.times(WORKING),
+        moved=a_layer.times(MOVED),
         layers=layers,
         layer_params=layer_params,
         passes=3 if again else 2,
@@ -278,6 +279,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
         layers=layers,
         layer_params=layer_params,
         passes=config.sample.steps,
+        inputs=nbytes(made.arguments[1:]) / config.sample.batch,
         stream=calls * stream,
         heads=heads,
     )
@@ -333,7 +335,8 @@ def estimate(
     parts = options.accumulate
     # Samples at a time (a guided video's two rows may lie on two devices).
     share = options.batch / (sizes["data"] * sizes["fsdp"] * parts * sizes["sequence"])
-    inputs = options.batch / (sizes["data"] * sizes["fsdp"]) * model.inputs
+    # A training batch is split, the videos that sampling begins with are whole on every device.
+    inputs = options.batch * model.inputs / (sizes["data"] * sizes["fsdp"] if training else 1)
     saved, working, moved = (
         share * part.over(sizes["tensor"]) for part in (model.saved, model.working, model.moved)
     )
