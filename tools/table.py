@@ -1,4 +1,4 @@
-"""The score table of one or more workdirs, as Markdown: `python -m tools.table WORKDIR ...`."""
+"""The score tables of one or more workdirs, as Markdown: `python -m tools.table WORKDIR ...`."""
 
 import itertools
 import sys
@@ -86,7 +86,7 @@ def quality(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
                 what = f"reconstruction, {row['objects']}"
                 value = f"{row['psnr']:.1f} dB, SSIM {row['ssim']:.3f}"
                 lines.append([name, what, str(row["clips"]), value, "", ""])
-            elif "task" in row:
+            elif "gain_db" in row:
                 interval = f"({row['gain_db_low']:+.1f} to {row['gain_db_high']:+.1f})"
                 lines.append([
                     name, row["task"].replace("_", " "), str(row["clips"]),
@@ -97,10 +97,40 @@ def quality(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     return markdown(["run", "what", "n", "PSNR", "a frozen frame", "gain"], lines)
 
 
+def told(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """What the oracle of shots or playgrounds read: a line for each of its scores."""
+    of = [row for split in SPLITS for row in rows if row.get("split") == split]
+    names = [key.removesuffix("_low") for key in of[0] if key.endswith("_low")]
+    lines = [[key.replace("_", " "), *(cell(row, key) for row in of)] for key in names]
+    heads = [name, *(f"{row['split']} ({row['clips']})" for row in of)]
+    return markdown(heads, lines)
+
+
+def lengths(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
+    """Clips in one pass and in chunks: what lasts, and what the picture drifts by in a second."""
+    drifts = ("colour", "contrast", "sharpness")
+    lines = [
+        [
+            name, row["way"].replace("_", " "), str(row["clips"]), f"{row['permanence']:.2f}",
+            f"{row['frames_whole']:.2f}",
+            f"{row['frames_whole_first']:.2f}, {row['frames_whole_last']:.2f}",
+            *(f"{row[f'{drift}_drift_percent_a_second']:.3f}%" for drift in drifts),
+        ]
+        for name, rows in runs
+        for row in rows
+        if row.get("task") == "length"
+    ]  # fmt: skip
+    heads = ["run", "clips", "n", "whole in every frame", "frames", "first, last tenth"]
+    return markdown([*heads, *(f"{drift} a second" for drift in drifts)], lines) if lines else ""
+
+
 def table(workdirs: Sequence[Path]) -> str:
-    """Both tables of the newest evaluation of each workdir."""
+    """All tables of the newest evaluation of each workdir."""
     runs = [(workdir.name, newest(workdir)) for workdir in workdirs]
-    return scores(runs) + "\n\n" + quality(runs)
+    of_world = [(name, rows) for name, rows in runs if not any("place" in row for row in rows)]
+    parts = [scores(of_world)] if of_world else []
+    parts += [told(*run) for run in runs if run not in of_world]
+    return "\n\n".join(part for part in (*parts, quality(runs), lengths(runs)) if part)
 
 
 def main(argv: Sequence[str]) -> int:
