@@ -1,6 +1,6 @@
 """The base world for sixty seconds in one pass, on two CPU cores: 2,416 tokens a clip.
 
-python -m vdit.main --config=experiments/minute.py          hours; has not been run at full size
+python -m vdit.main --config=experiments/minute.py          two hours of one core
 python -m vdit.main --config=experiments/minute.py:smoke    moments: every stage, no quality
 
 301 frames of 32x32 at 5 a second: low enough a rate that a minute is a few thousand tokens, high
