@@ -77,7 +77,7 @@ def test_its_numbers_are_those_of_one_process(roads: dict[int, Ran]) -> None:
 def test_they_sample_what_one_process_samples(
     roads: dict[int, Ran], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two processes of two devices, parameters split over two devices and tokens over two."""
+    """Two processes of two devices, and one of four: parameters split over two, tokens over two."""
     workdir, _ = roads[2]
     first = np.random.default_rng(0).integers(0, 255, (16, 16, 3), dtype=np.uint8)
     write_png(tmp_path / "first.png", first)
@@ -89,11 +89,16 @@ def test_they_sample_what_one_process_samples(
     mesh = ["--config=experiments/base.py:smoke", "--config.mesh.data=1"]
     mesh += ["--config.mesh.fsdp=2", "--config.mesh.sequence=2"]
     out = tmp_path / "out"
-    program, keep = [str(ROOT / "tests" / "toy.py")], f"latents:{tmp_path}"
-    ended = finish(start(program, 2, *request, *mesh, f"--out={out}", devices=2, toy=keep))
-    assert [status for status, _, _ in ended] == [0, 0], ended
-    got = [np.load(tmp_path / f"{index}.npy") for index in (0, 1)]
+    (one := tmp_path / "one").mkdir()
+    program = [str(ROOT / "tests" / "toy.py")]
+    ended = finish([
+        *start(program, 2, *request, *mesh, f"--out={out}", devices=2, toy=f"latents:{tmp_path}"),
+        *start(program, 1, *request, *mesh, f"--out={one}", devices=4, toy=f"latents:{one}"),
+    ])  # fmt: skip
+    assert [status for status, _, _ in ended] == [0, 0, 0], ended
+    got = [np.load(path) for path in (tmp_path / "0.npy", tmp_path / "1.npy", one / "0.npy")]
     np.testing.assert_array_equal(got[0], got[1])
+    np.testing.assert_allclose(got[0], got[2], rtol=1e-4, atol=1e-4)
     assert len(list(out.glob("*.mp4"))) == 2 and str(out) not in ended[1][1]
 
     alone = tmp_path / "alone"

@@ -8,11 +8,15 @@
 from typing import Any
 
 
-def load(workdir: Any) -> Any:
-    """A trained workdir, ready to `generate`: a `vdit.sample.Model`."""
+def load(workdir: Any, mesh: Any = None) -> Any:
+    """A trained workdir, ready to `generate`: a `vdit.sample.Model`.
+
+    With a mesh (`vdit.runtime.mesh.make_mesh({"fsdp": 4, "sequence": 2})`) its devices share the
+    denoiser's parameters and a clip's tokens; without one it samples where that is fastest.
+    """
     from vdit.sample import load as load_model
 
-    return load_model(workdir)
+    return load_model(workdir, mesh=mesh)
 
 
 __all__ = ["load"]

@@ -151,12 +151,14 @@ def _dit(config: ConfigDict, runtime: Any, results: dict[str, Any]) -> None:
 
 
 def loaded(config: ConfigDict, workdir: Path, mesh: Any, watch: Watch) -> Any:
-    """A trained workdir; of several processes on the mesh, else as is fastest."""
+    """A trained workdir: on the mesh, where it is of several processes or splits what one sample
+    needs; else as is fastest."""
     import jax
 
     from vdit.sample import load
 
-    more = (mesh, watch) if jax.process_count() > 1 else ()
+    split = mesh is not None and mesh.size > mesh.shape["data"]
+    more = (mesh, watch) if split or jax.process_count() > 1 else ()
     return load(workdir, config, *more)
 
 
@@ -186,8 +188,8 @@ WALKS = dict(zip(STAGES, (_vae, _latents, _dit, _sample, _eval, _classify), stri
 
 
 def trained(workdir: Path, watch: Watch) -> Any:
-    """The model of a workdir. The mesh of several processes is that of --config, else that of the
-    workdir's own configuration."""
+    """The model of a workdir. The mesh is that of --config; without it several processes take that
+    of the workdir's own configuration, and one process, which may be another machine, none."""
     import jax
 
     from vdit import checks
@@ -195,7 +197,7 @@ def trained(workdir: Path, watch: Watch) -> Any:
     from vdit.sample import read_config
 
     config, mesh = read_config(workdir), None
-    if jax.process_count() > 1:
+    if CONFIG.value or jax.process_count() > 1:
         mesh = make_mesh(dict((CONFIG.value or config).mesh))
         checks.check_mesh(config, mesh.shape)
     return loaded(config, workdir, mesh, watch)
