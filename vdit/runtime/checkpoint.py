@@ -485,15 +485,7 @@ def rewrite(
     """
     trees = {}
     for item in ("state", "ema"):
-        shapes = _saved_tree(directory, step, item)
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), shapes)
-        if place is not None:
-            shapes = jax.tree.map(
-                lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-                shapes,
-                place(shapes),
-            )
-        trees[item] = _restore(directory, step, item, shapes)
+        trees[item] = _restore(directory, step, item, place)
         if item == "state":
             trees[item] = {name: v for name, v in trees[item].items() if name not in drop}
     checkpoints = Checkpoints(to)
