@@ -9,8 +9,8 @@
     denoise    four unguided Euler steps of the 2B model over one clip of 43,008 tokens
 
 MFU is that of the products which forward and backward pass need (rematerialisation and the
-optimizer apart) at the chip's dense bfloat16 rate (`PEAKS`). Kernels take turns; a figure is the
-median of `--repeats` runs, each until its result is there. What does not fit into the GPU's memory
+optimizer apart) at the chip's dense bfloat16 rate (`PEAKS`). A figure is the median of `--repeats`
+runs, each until its result is there. What does not fit into the GPU's memory
 is said. `--dry` runs the same programs at a small size, on a CPU too, and says nothing of speed.
 Exit status 2 for wrong arguments, and without a GPU.
 """
@@ -21,6 +21,7 @@ import functools
 import itertools
 import json
 import math
+import re
 import statistics
 import sys
 import time
@@ -40,6 +41,7 @@ from vdit.diffusion.schedule import process, timesteps
 from vdit.errors import UserError
 from vdit.models.dit import DiT, preset
 from vdit.runtime.attention import KERNELS, runs_here
+from vdit.runtime.files import write_text
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
@@ -81,7 +83,8 @@ class Row(NamedTuple):
 def peak() -> float | None:
     """The device's dense bfloat16 FLOP/s; None where it is not known."""
     kind = jax.devices()[0].device_kind
-    return next((1e12 * rate for name, rate in PEAKS.items() if name in kind), None)
+    rates = (rate for name, rate in PEAKS.items() if re.search(rf"{name}(?!\d)", kind))  # no L40
+    return next((1e12 * rate for rate in rates), None)
 
 
 def kernels() -> list[str]:
@@ -276,8 +279,9 @@ def main(argv: Sequence[str]) -> int:
             made = "does not fit" if math.isnan(row.seconds) else made
             print(f"{row.part}: {row.what}: {made}", flush=True)
     if options.json:
-        lines = (json.dumps({"device": device, **row._asdict()}) for row in rows)
-        options.json.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        fits = ((row, None if math.isnan(row.seconds) else row.seconds) for row in rows)
+        told = [{"device": device, **row._asdict(), "seconds": seconds} for row, seconds in fits]
+        write_text(options.json, "".join(json.dumps(line) + "\n" for line in told))
     return 0
 
 

@@ -11,13 +11,6 @@ from vdit.kernels import chunked
 WIDEST = 128  # head dim that every GPU with this kernel takes
 
 
-def takes(q_BLNK: jax.Array, q_id_BL: jax.Array | None = None) -> bool:
-    """Whether cuDNN's kernel is for such rows."""
-    width = q_BLNK.shape[-1]
-    narrow = q_BLNK.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= WIDEST
-    return narrow and q_id_BL is None
-
-
 def is_here() -> bool:
     """Whether this machine's first device has the kernel: NVIDIA's from compute capability 8 on
     (AMD's say "gfx90a")."""
@@ -38,7 +31,9 @@ def attend(
     rounds their result to 16 bits; rows with ids and all others go to `vdit.kernels.chunked`.
     """
     # Not run on a GPU yet: tests show which rows go where, and with which arguments.
-    if not takes(q_BLNK, q_id_BL):
+    width = q_BLNK.shape[-1]
+    takes = q_BLNK.dtype in (jnp.bfloat16, jnp.float16) and width % 8 == 0 and width <= WIDEST
+    if q_id_BL is not None or not takes:
         return chunked.attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)
     out_BLNK = jax.nn.dot_product_attention(q_BLNK, k_BSNK, v_BSNK, implementation="cudnn")
     return out_BLNK.astype(jnp.float32)
