@@ -36,7 +36,7 @@ from vdit.data.world.playground.cast import (
 )
 from vdit.data.world.playground.oracle import physics
 from vdit.data.world.playground.physics import Actor, Run, Scene, simulate
-from vdit.data.world.playground.render import lit
+from vdit.data.world.playground.render import Canvas, backdrop, lit
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.render import PALETTE
 from vdit.data.world.shots import Shots
@@ -378,6 +378,58 @@ def test_a_ball_s_bounce_tells_its_material() -> None:
             assert math.isnan(physics._bounce(track, radius, landing, free, 12.0, gravity))
             high = track + (0.0, 1.0)  # it turned before it reached the floor
             assert math.isnan(physics._bounce(high, radius, landing, free | True, 12.0, gravity))
+
+
+def test_a_bounce_is_told_by_its_first_step_up() -> None:
+    """What comes down right at a frame flies freely for one step, and may then be struck."""
+    radius, gravity, fps = form(0, 0).inner, 9.81, 12.0
+    for elasticity in (0.3, 0.85):
+        time = np.arange(-6, 6) / fps  # from when it touches the floor
+        down = gravity * 7 / fps  # it was dropped before frame 0
+        speed = np.where(time <= 0, down, elasticity * down)
+        high = radius + speed * abs(time) - gravity * time**2 / 2
+        track = np.stack([np.full(12, 3.2), np.where(time > 1 / fps, high[7], high)], axis=1)
+        landing = events.landing(track, fps, gravity)
+        assert landing == 7  # flight still explains the frame of the touch
+        read = physics._bounce(track, radius, landing, np.ones(12, bool), fps, gravity)
+        assert read == pytest.approx(elasticity, abs=0.02)
+
+
+def lasting(gone: slice, pan: float = 0.0) -> tuple[list[int], float]:
+    """Colours and permanence that are read of 40 frames of two resting balls, one of which is not
+    painted in some of them; the camera pans by so many metres."""
+    actors = [Actor((0, colour, 0, 0), "rests", x, 0.55) for colour, x in ((3, 1.5), (4, 5.2))]
+    run = simulate(Scene("indoors", "none", 1, 3.2, 0.0, tuple(actors), 6.4, 5.8), 40, 12.0)
+    camera = np.tile(np.array((3.2, 2.6, 1.0), np.float32), (40, 1))
+    camera[:, 0] += np.linspace(0, pan, 40)
+    canvas = Canvas(backdrop("indoors", camera, 64, 64, 6.4), camera)
+    places = run.position.copy()
+    places[gone, 1] = np.nan
+    for n, one in enumerate(actors):
+        face = np.zeros(40, int)
+        canvas.character(one.look, face, "indoors", places[:, n], run.angle[:, n])
+    reading = oracle.read(canvas.pictures.round().clip(0, 255).astype(np.uint8), 12.0)
+    truth = {"gravity": 9.81, "built": 0, "room": 6.4, "tower": 0,
+             "material": [one.look[3] for one in actors],
+             "motion": [MOTIONS.index(one.motion) for one in actors]}  # fmt: skip
+    told = {name: np.asarray(value) for name, value in truth.items()}
+    score = physics.judge_physics(reading, told, list(enumerate(reading.bodies)), 12.0)
+    return [body.look[1] for body in reading.bodies], score["permanence"]
+
+
+def test_who_vanishes_is_missed() -> None:
+    """Who leaves the middle of a picture has not lasted, who leaves it at its border has."""
+    assert lasting(slice(0)) == ([3, 4], 1.0)
+    assert lasting(slice(0), pan=-2.8) == ([3, 4], 1.0)
+    for gone in (slice(20, None), slice(0, 10), slice(14, 18)):
+        assert lasting(gone) == ([3, 4], 0.0), gone
+        assert lasting(gone, pan=0.4) == ([3, 4], 0.0), gone
+
+
+def test_who_is_seen_for_a_moment_is_counted() -> None:
+    """An eighth of the frames will do where all of a character is seen, as it should be."""
+    assert lasting(slice(6, None))[0] == [3, 4]
+    assert lasting(slice(3, None)) == ([3], 0.0)  # what is too short is only strange
 
 
 def test_positions_and_cameras_are_read() -> None:

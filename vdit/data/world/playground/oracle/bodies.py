@@ -31,6 +31,8 @@ CORE = 5  # pixels of its colour that a character shows, at least
 SOLID = 4  # pixels along each side of the largest square in what a small character shows, at least
 SHOWN = 0.7  # of a character's pixels, at least, that look as they should
 OFTEN = 0.3  # a character is what is there in this share of the frames
+BRIEFLY = 0.12  # or in this one, if it looks as it should whenever all of it is in the picture,
+CLEARLY = 4  # which it is in so many frames
 PROBES = 4  # frames in which the look is judged
 TURNS = 8  # angles tried
 LARGEST = 1.4  # metres: windows that hold any character reach this far
@@ -45,7 +47,7 @@ class Body:
     track: np.ndarray  # (T, 2) metres, NaN where it is not seen
     angle: np.ndarray  # (T,)
     whole: np.ndarray  # (T,) bool: as it should look, wherever it is in the picture
-    inside: np.ndarray  # (T,) bool: all of it is in the picture
+    inside: np.ndarray  # (T,) bool: all of it is in the picture, or ought to be (`_missed`)
     expression: np.ndarray  # (T,), -1 without faces
 
 
@@ -86,7 +88,7 @@ class Figures:
         return made
 
     def colours(self) -> list[int]:
-        """Of the characters: those that enough frames show enough of."""
+        """Of what may be characters: those that enough frames show enough of."""
         count = []
         for colour in range(len(PALETTE)):
             on = self.codes == colour
@@ -99,7 +101,7 @@ class Figures:
                 block = ndimage.minimum_filter(mine, (1, SOLID, SOLID), mode="constant")
                 square = block.any((1, 2)).mean() > 2 * OFTEN
             count.append(on.sum((1, 2)) * square)
-        return [c for c, row in enumerate(count) if np.mean(row >= CORE) >= OFTEN]
+        return [c for c, row in enumerate(count) if np.mean(row >= CORE) >= BRIEFLY]
 
     def middles(self, colour: int) -> np.ndarray:
         """(T, 2) metres: the middle of what belongs to a colour, NaN without."""
@@ -117,6 +119,14 @@ class Figures:
         off = (place - self.camera[frames, :2]) * self.scale[frames][:, None]
         height, width = self.eye.size
         return np.stack([off[:, 0] + width / 2, height / 2 - off[:, 1]], axis=1)
+
+    def inside(self, place: np.ndarray, frames: np.ndarray, outer: float) -> np.ndarray:
+        """Whether (M,) all that reaches `outer` metres about the places (M, 2) is in the pictures
+        of some frames."""
+        (height, width), reach = self.eye.size, outer * self.scale[frames]
+        column, row = self.pixels(place, frames).T
+        return ((column > reach) & (column < width - reach)
+                & (row > reach) & (row < height - reach))  # fmt: skip
 
 
 class _Windows:
@@ -251,11 +261,7 @@ def find_bodies(figures: Figures) -> list[Body]:
         shape = form(look[0], look[2])
         at = _Windows(figures, colour, frames, middle[frames], shape.outer + 0.1)
         place, angle = at.fit(look, middle[frames], at.turned(look, middle[frames]), 4)
-        where = at.figures.pixels(place, frames)
-        reach = shape.outer * at.scale
-        height, width = figures.eye.size
-        inside = ((where[:, 0] > reach) & (where[:, 0] < width - reach)
-                  & (where[:, 1] > reach) & (where[:, 1] < height - reach))  # fmt: skip
+        inside = figures.inside(place, frames, shape.outer)
         faces, whole = _faces(at, look, place, angle)
         if len(read := sorted(set(faces.tolist()))) > 1:  # it may only lie a little off
             names = [EXPRESSIONS[face] for face in read]
@@ -270,15 +276,34 @@ def find_bodies(figures: Figures) -> list[Body]:
             told = np.flatnonzero(inside)
             after = np.searchsorted(told, np.arange(len(faces)), side="right") - 1
             faces = faces[told[np.maximum(after, 0)]]
+        briefly = len(frames) < OFTEN * len(figures.video)
+        if briefly and (inside.sum() < CLEARLY or not whole[inside].all()):
+            continue
         frames_all = len(figures.video)
         track, turn = np.full((frames_all, 2), np.nan), np.zeros(frames_all)
         track[frames], turn[frames] = place, angle
         rows = [np.zeros(frames_all, bool) for _ in range(2)]
         for row, values in zip(rows, (whole, inside), strict=True):
             row[frames] = values
+        rows[1][_missed(figures, track, frames, shape.outer)] = True
         last = np.searchsorted(frames, np.arange(frames_all), side="right") - 1
         made.append(Body(look, -1, track, turn, rows[0], rows[1], faces[np.maximum(last, 0)]))
     return made
+
+
+def _missed(figures: Figures, track: np.ndarray, frames: np.ndarray, outer: float) -> np.ndarray:
+    """The frames in which what is seen in `frames`, on its track (T, 2), ought to be seen too: just
+    before or after, when neither where it was nor where it was going is out of the picture."""
+    missed = []
+    for way in (-1, 1):
+        end = frames[(frames + way >= 0) & (frames + way < len(track))]
+        end = end[np.isnan(track[end + way, 0])]
+        back = np.clip(end - way, 0, len(track) - 1)
+        step = np.nan_to_num(track[end] - track[back])
+        there = figures.inside(track[end], end + way, outer)
+        there &= figures.inside(track[end] + step, end + way, outer)
+        missed.append((end + way)[there])
+    return np.concatenate(missed)
 
 
 def _refit(
