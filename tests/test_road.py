@@ -169,6 +169,16 @@ def test_given_frames_come_back_exactly_wherever_they_are(model: Model) -> None:
         model.generate("a ball", given=[Given(clip, 17)])
 
 
+def test_given_frames_need_no_program_of_their_own(model: Model) -> None:
+    clip = np.zeros((5, 32, 32, 3), np.uint8)
+    model.generate("a ball", num=3, steps=2)
+    (run, _), *_ = model._denoisers.values()
+    compiled = run._cache_size()
+    for given in (Given(clip, 0), Given(clip[:1], 0)):
+        model.generate("a ball", num=3, steps=2, given=[given])
+    assert run._cache_size() == compiled
+
+
 def test_length_rate_size_and_number_are_free(model: Model) -> None:
     made = model.generate("a ball", 0.5, fps=20, size=(24, 40), num=2, steps=2, guidance=1.0)
     assert [r.video.shape for r in made] == [(13, 24, 40, 3)] * 2

@@ -228,7 +228,9 @@ class Model:
         latent = encode_in_chunks(encode, video_BTHWC, p, chunk)
         return (latent - self._shape("mean")) / self._shape("std")
 
-    def stream(self, latent_BnhwZ: jax.Array, height: int, width: int) -> Iterator[np.ndarray]:
+    def stream(
+        self, latent_BnhwZ: jax.Array | np.ndarray, height: int, width: int
+    ) -> Iterator[np.ndarray]:
         """uint8 videos of normalised latents, in parts (B, t, height, width, 3)."""
         latent = latent_BnhwZ * self._shape("std") + self._shape("mean")
         decode, vae = functools.partial(self._decode, self.params), self.config.vae
@@ -459,38 +461,39 @@ class Model:
         height: int,
         width: int,
         settings: Settings,
-    ) -> jax.Array:
+    ) -> np.ndarray:
         """Normalised latents (B, n, h, w, Z) of videos."""
         mask, features = self.text([row.captions for row in rows])
         starts = np.stack([row.starts for row in rows])
         p = self.config.vae.patch[0]
         count, h, w, channels = build.latent_shape(self.config, frames, height, width)
-        clean = jnp.zeros((len(rows), count, h, w, channels))
+        clean = np.zeros((len(rows), count, h, w, channels), np.float32)
         times, is_given = [latent_times(count, p, fps)], [np.zeros(count, bool)]
         spans = [self._spans(row.given, frames) for row in rows]
         for position, span in enumerate(spans[0]):
             video = np.stack([parts[position].video for parts in spans])
-            latent = self.encode(video)
+            latent = np.asarray(self.encode(video))
             length = latent.shape[1]
             if span.frame == 0:
-                clean = clean.at[:, :length].set(latent)
+                clean[:, :length] = latent
                 is_given[0][:length] = True
             else:
-                clean = jnp.concatenate([clean, latent], axis=1)
+                clean = np.concatenate([clean, latent], axis=1)
                 times.append(latent_times(length, p, fps, span.frame / fps))
                 is_given.append(np.ones(length, bool))
         all_times = np.broadcast_to(np.concatenate(times), (len(rows), clean.shape[1]))
         all_given = np.broadcast_to(np.concatenate(is_given), all_times.shape)
         seeds = jnp.asarray([row.seed for row in rows], jnp.uint32)
         labels = jnp.asarray([row.label for row in rows], jnp.int32) if self.classes else None
-        latent = self.denoise(
-            mask, features, starts if starts.size else None, clean, jnp.asarray(all_given),
-            jnp.asarray(all_times, jnp.float32), seeds, labels, settings=settings,
-        )  # fmt: skip
-        return latent[:, :count]
+        # By way of the host: what the encoder made is bound to its device, zeros are not, and the
+        # denoiser would be compiled for each.
+        told = jnp.asarray(clean), jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32)
+        shots = starts if starts.size else None
+        made = self.denoise(mask, features, shots, *told, seeds, labels, settings=settings)
+        return np.asarray(made[:, :count])  # its rows as arrays of the device are a program each
 
     def _parts(
-        self, latent_1nhwZ: jax.Array, given: Sequence[Given], height: int, width: int
+        self, latent_1nhwZ: np.ndarray, given: Sequence[Given], height: int, width: int
     ) -> Iterator[np.ndarray]:
         """One video's frames (t, height, width, 3) in parts, given ones as they were given."""
         first = 0
