@@ -102,12 +102,11 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The defaults in 15 minutes, times of sampling nearer to noise, and what the variant changes.
+    """The defaults, times of sampling nearer to noise, and what the variant changes.
 
     More videos at once than 16, and what is between two layers leaves the cores' caches.
     """
     config = default()
-    config.dit.train.steps = 2400
     config.sample.shift = 8.0
     config.sample.push = 1.0
     config.sample.batch = 16

@@ -80,7 +80,7 @@ def test_the_loader_s_table_and_its_memory(
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     rates = {(row["source"], row["size"], row["workers"]): row["rate"]
              for row in rows if "workers" in row}  # fmt: skip
-    assert len(rates) == 2 * (4 * 2 + 1) and min(rates.values()) > 0
+    assert len(rates) == 2 * (4 * 2 + 2) and min(rates.values()) > 0
     (target,) = [row for row in rows if "target" in row]
     assert target["part"] == "loader" and target["reached"]
 

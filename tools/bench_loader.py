@@ -20,6 +20,8 @@ from tools.table import markdown
 from vdit.data.folder import Folder
 from vdit.data.latents import Latents, write_cache
 from vdit.data.loader import batches
+from vdit.data.world.cuts import MAX_SHOTS
+from vdit.data.world.playground.shots import PlaygroundShots
 from vdit.data.world.playground.source import Playground
 from vdit.data.world.shots import Shots
 from vdit.data.world.source import World
@@ -134,6 +136,8 @@ def measure(python: str, say: Say) -> list[Measured]:
         add("vdit world", size, World(0, size=(side, side)))
         add("vdit shots", size, Shots(0, size=(side, side)))
         add("vdit playground", size, Playground(0, frames=17, size=(side, side)))
+    several = PlaygroundShots(0, size=(64, 64), shots=(1, MAX_SHOTS))
+    add("vdit playground shots", "49x64x64", several)
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
         films = root / "films"

@@ -265,12 +265,17 @@ ASKED: dict[str, Callable[[Path, Watch], None]] = {
 
 def work(path: str | None, workdir: Path, who: Told | None) -> int:
     """What comes after the flags, in one process of several or the only one; its exit status."""
+    import jax
+
+    from vdit.runtime.machine import keep_freed_memory
     from vdit.train import Diverged, Interrupted
 
     config = default() if path is None else CONFIG.value
     if who is not None:
         connect(who, config.run.lost)
     check()
+    if jax.default_backend() == "cpu":
+        keep_freed_memory()
     stopped: Interrupted | None = None  # as all processes are, at the same step
     with Watch(workdir, config.run.lost, config.run.stuck) as watch:
         try:

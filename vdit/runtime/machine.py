@@ -1,6 +1,7 @@
 """What this machine multiplies fastest, and where it has room."""
 
 import contextlib
+import ctypes
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,22 @@ def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
         return False
     lines = [line for line in text.splitlines() if line.startswith("flags")]
     return not {flag for line in lines for flag in line.split()}.isdisjoint(NARROW)
+
+
+def keep_freed_memory() -> bool:
+    """Tells glibc not to give freed memory back to the system; whether it can be told.
+
+    XLA's CPU backend allocates a step's temporary memory anew each time, in pieces so large that
+    glibc maps and unmaps each of them, and the system clears every page of it again. The process
+    stays as large as it ever was.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    trim, pad, maps = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
+    told = ((maps, 0), (trim, 2**31 - 1), (pad, 2**26))
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in told)
 
 
 def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Any:
