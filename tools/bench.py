@@ -64,6 +64,7 @@ from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime import attention
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
+from vdit.runtime.machine import keep_freed_memory
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
@@ -436,6 +437,12 @@ def matmul_runs(case: Case, task: str, dtype: str) -> dict[str, Run]:
 # PyTorch, in a process of its own
 
 
+# What `keep_freed_memory` tells glibc here, for a process that is to start.
+KEPT = {
+    "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_TOP_PAD_": str(2**26),
+}  # fmt: skip
+
+
 class Torch:
     """The other side; `missing` says why it is not there."""
 
@@ -447,6 +454,7 @@ class Torch:
             self.process = subprocess.Popen(
                 [python, str(Path(__file__).with_name("bench_torch.py"))],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
+                env={**os.environ, **KEPT},
             )  # fmt: skip
         except OSError as error:
             raise UserError(f"--torch-python={python}: {error.strerror}") from error
@@ -793,6 +801,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parse(arguments)
         jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured
+        keep_freed_memory()  # as vdit.main does
         report = Report([vars(options) | {"machine": machine(), "json": str(options.json)}])
         torch = Torch(options.torch_python)
         print(machine())
