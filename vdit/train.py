@@ -257,7 +257,7 @@ def fit(
             now = time.monotonic()
             row = {name: float(value) for name, value in values.items()}
             row["steps_per_second"] = (step - last_step) / (now - last)
-            row["wait"] = waited / (now - last)  # share of the time that data was waited for
+            row["wait"] = waited / (now - last)  # share of the time with data to come and no step
             row["seconds"] = now - began
             runtime.metrics.write(stage, step, row)
             last, last_step, waited = now, step, 0.0
@@ -269,7 +269,8 @@ def fit(
             if batch is None:
                 asked = time.monotonic()
                 numpy_batch = next(batches)
-                waited += time.monotonic() - asked
+                if pending is None or pending[1]["loss"].is_ready():  # nothing else was to do
+                    waited += time.monotonic() - asked
                 batch = place(mesh, numpy_batch)
             with jax.set_mesh(mesh):
                 state, ema, values = step_fn(state, ema, frozen, batch)
