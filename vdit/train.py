@@ -269,7 +269,8 @@ def fit(
             if batch is None:
                 asked = time.monotonic()
                 numpy_batch = next(batches)
-                if pending is None or pending[1]["loss"].is_ready():  # nothing else was to do
+                running: Any = pending[1]["loss"] if pending else None
+                if running is None or running.is_ready():  # nothing else was to do
                     waited += time.monotonic() - asked
                 batch = place(mesh, numpy_batch)
             with jax.set_mesh(mesh):
