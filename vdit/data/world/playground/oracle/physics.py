@@ -92,8 +92,8 @@ def _bounce(
     speed = np.diff(high) * fps
     energy = np.square(speed) / 2 + gravity * ((high[1:] + high[:-1]) / 2 + fall / 8)
     # Two steps, for a low bounce may end within the first. A landing that is hardly seen at its own
-    # frame is found at the next: the step before is sure to be flight. One that ends right there
-    # is found at the next as well: then the first step up is the one between the two.
+    # frame is found at the next: the step before is sure to be flight. A fall that ends right at
+    # a frame is found at the next as well: then the first step up is the one between the two.
     first = landing - (high[landing - 1] < SLACK / 2 and speed[landing - 1] > 0)
     after = max(float(energy[first : first + 2].max()), 0.0)
     return math.sqrt(after / float(energy[landing - 3]))
