@@ -66,6 +66,15 @@ def test_real_clips_score_the_ceiling(count: int, sigma: float, noise: float) ->
     assert result["gravity_error_median"] < 0.02
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_shapes_are_read_through_blur_and_grain(count: int) -> None:
+    """Where sums of (z - centre)^3 and ^4 over a body, which no blur changes, see little else than
+    the grain around it: they tell .92 and .62 of these."""
+    some = clips(count)
+    videos = [soften(clip["video"], 1.0, 20.0) for clip in some]
+    assert means(videos, some)["shape"] >= 0.95
+
+
 def test_tracks_are_exact_to_a_fraction_of_a_pixel() -> None:
     for clip in clips(1, 12):
         (body,) = read(clip["video"], FPS).bodies
@@ -101,14 +110,16 @@ def test_the_truth_of_another_clip_fails() -> None:
     assert result["every_attribute"] == 0 and result["colour"] < 0.25 and result["motion"] < 0.4
 
 
+@pytest.mark.parametrize(("sigma", "noise"), [(0.0, 0.0), (0.7, 15.0)])
 @pytest.mark.parametrize(("place", "name"), [(0, "shape"), (1, "colour"), (2, "size")])
-def test_a_changed_attribute_is_seen(place: int, name: str) -> None:
+def test_a_changed_attribute_is_seen(place: int, name: str, sigma: float, noise: float) -> None:
     some = clips(1, 12)
     videos = []
     for clip in some:
         look = list(kinds(clip)[0])
         look[place] = (look[place] + 1) % len((SHAPES, COLOURS, SIZES)[place])
-        videos.append(draw(clip, [(look[0], look[1], look[2], look[3])]))
+        changed = draw(clip, [(look[0], look[1], look[2], look[3])])
+        videos.append(soften(changed, sigma, noise))
     result = means(videos, some)
     assert result[name] == result["every_attribute"] == 0
     assert all(result[other] == 1 for other in LOOKS if other != name)

@@ -2,12 +2,13 @@
 
 `read` knows the renderer (palette, room, shapes) and nothing else. It unmixes every pixel into the
 room and the colours that the clip shows, which gives each body a soft coverage; its first moments
-are the centre, its area the size, and the shape shows in Sum (z - centre)^3 (triangle) and ^4
-(box) with z = x + iy: z^n is harmonic, so by the mean value property no round blur changes these
-sums. Soft edges cost a sample nothing, wrong outlines do. The motion comes from the first frames
-of the track. `score` compares a reading with the truth, `aggregate` sums up.
+are the centre, its area the size, and the shape is the one that makes it most likely: drawn at any
+turn in each frame, and as soft as suits all of them (`_shape`). Soft edges and grain cost a sample
+nothing, wrong outlines do. The motion comes from the first frames of the track. `score` compares a
+reading with the truth, `aggregate` sums up.
 
-Dimension key: T frames, H height, W width, C colours in play, N bodies, P pixels (H * W).
+Dimension key: T frames, H height, W width, C colours in play, N bodies, P pixels (H * W), K side of
+the window that shows one body.
 """
 
 import dataclasses
@@ -17,9 +18,9 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import ndimage
+from scipy import ndimage, special
 
-from vdit.data.world.render import BACKDROPS, PALETTE, render
+from vdit.data.world.render import BACKDROPS, PALETTE, outline, render
 from vdit.data.world.simulate import FREE, MOTIONS, REACH, SHAPES, SIZES, View
 
 ATTRIBUTES = ("colour", "shape", "size", "motion")
@@ -40,12 +41,16 @@ AREA = (0.65, 1.4)  # how far a body's area may swing around its median
 SOLID = 0.68  # mean coverage inside a body's outline, at least
 SPREAD = 0.30  # second moment over squared area, at most: ball .16, box .17, triangle .19, + blur
 OVERLAP = 0.8  # centres are at least this share of the two in-radii apart
+TURNS = (1, 12, 16)  # of a ball, box and triangle that are tried, up to where it looks the same
+SYMMETRY = (1, 4, 3)  # turns by which each shape comes back on itself
+SOFT = (0.0, 0.08, 0.125, 0.17, 0.23)  # metres of blur that are tried; at 32 pixels up to 1.5
+GRAIN = 0.01  # of coverage: the noise that rounding alone leaves
 SIZE_FIT = 0.5  # log of a body's area to that of its size, at most
 FASTEST = 15.0  # m/s; a body that is faster is another one
 STILL, MOVING = 0.4, 0.8  # m/s sideways: below one it stands still, above the other it moves
 LIFTED = 0.15  # metres above its place on the floor from which a body is in the air
 KINK = 1.2  # m/s sideways or upward: a change from frame to frame that only a touch explains
-ASIDE = 0.06  # metres from where the parabola so far leads
+ASIDE = 0.12  # metres from where the parabola so far leads
 FALLING = 3.0  # m/s^2 downward, at least, of what falls
 
 
@@ -89,39 +94,83 @@ def room(view: View, backdrop: str) -> np.ndarray:
 
 @functools.lru_cache(maxsize=8)
 def _basis(view: View) -> np.ndarray:
-    """(P, 10) float64: Re and Im of z, z^2, z^3, z^4, then |z|^2 and 1; z from the middle."""
+    """(P, 4) float64: x, y, their squares' sum and 1, from the picture's middle, y up."""
     row, column = np.mgrid[: view.height, : view.width] + 0.5
-    z = ((column - view.width / 2) + 1j * (view.height / 2 - row)).reshape(-1)
-    powers = [part for power in range(1, 5) for part in ((z**power).real, (z**power).imag)]
-    return np.stack([*powers, np.abs(z) ** 2, np.ones_like(powers[0])], axis=1)
+    x, y = (column - view.width / 2).reshape(-1), (view.height / 2 - row).reshape(-1)
+    return np.stack([x, y, x * x + y * y, np.ones_like(x)], axis=1)
 
 
 def _moments(cover: np.ndarray, view: View) -> tuple[np.ndarray, ...]:
-    """Of coverages (..., P): area, centre (complex), spread, three- and fourfoldness, pixels."""
+    """Of coverages (..., P): area, centre (complex, y up) and spread, in pixels."""
     sums = cover.astype(np.float64) @ _basis(view)
-    area = np.maximum(sums[..., 9], 1e-6)
-    means = (sums[..., 0:8:2] + 1j * sums[..., 1:8:2]) / area[..., None]
-    one, two, three, four = np.moveaxis(means, -1, 0)
-    spread = sums[..., 8] / area - np.abs(one) ** 2
-    cube = three - 3 * one * two + 2 * one**3
-    fourth = four - 4 * one * three + 6 * one**2 * two - 3 * one**4
-    return area, one, spread / area, np.abs(cube) / area**1.5, np.abs(fourth) / area**2
+    area = np.maximum(sums[..., 3], 1e-6)
+    centre = (sums[..., 0] + 1j * sums[..., 1]) / area
+    return area, centre, (sums[..., 2] / area - np.abs(centre) ** 2) / area
 
 
 @functools.lru_cache(maxsize=32)
-def _templates(view: View) -> dict[tuple[int, int], np.ndarray]:
-    """(area, three, four) of each (shape, size), as the renderer draws and `_moments` sees it."""
-    step = np.arange(24)  # turned and moved by parts of a pixel
-    middle = np.array([(view.left + view.right) / 2, view.top / 2])
-    place = middle + np.stack([step % 5 / 5, step % 7 / 7], axis=1) / view.scale
-    table = {}
-    for kind in itertools.product(range(len(SHAPES)), range(len(SIZES))):
-        video = render([(kind[0], 0, kind[1], 0)], place[:, None], step[:, None] * 0.37, view)
-        change = _change(video, room(view, "studio"))
-        cover = _unmix(change, [0], "studio").reshape(len(step), -1)
-        area, _, _, three, four = _moments(cover, view)
-        table[kind] = np.mean([area, three, four], axis=1)
-    return table
+def _areas(view: View) -> dict[tuple[int, int], float]:
+    """The area in pixels of each (shape, size)."""
+    sides = 2 * math.ceil(max(reach.corner for reach in REACH.values()) * view.scale) + 3
+    at = np.arange(sides, dtype=np.float32)[None] - sides // 2
+    kinds = itertools.product(range(len(SHAPES)), range(len(SIZES)))
+    return {kind: float(outline(*kind, view, at, -at, np.zeros(1)).sum()) for kind in kinds}
+
+
+@functools.lru_cache(maxsize=32)
+def _pictures(view: View, size: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """What each shape of a size looks like in a window of K x K pixels around its centre.
+
+    Coverages (S * S, M, K * K) of norm 1, for centres that lie at (i + .5) / S of the middle pixel,
+    rows first; their kinds (M, 2), shape and index into `SOFT`; and S, which is less where pixels
+    are smaller.
+    """
+    reach = max(REACH[shape, size].corner for shape in range(len(SHAPES)))
+    half, margin = math.ceil(reach * view.scale + 2.5), math.ceil(4 * SOFT[-1] * view.scale)
+    parts = max(1, math.ceil(25 / view.scale))  # .04 metres
+    at = np.arange(-half - margin, half + margin + 1, dtype=np.float32)
+    off = ((np.arange(parts) + 0.5) / parts - 0.5).astype(np.float32)
+    x, y = at[None] - off[:, None], off[:, None] - at[None]
+    down, right = np.divmod(np.arange(parts * parts), parts)
+    made, kinds = [], []
+    for shape, (turns, fold) in enumerate(zip(TURNS, SYMMETRY, strict=True)):
+        for turn in range(turns):
+            angle = np.full(parts * parts, 2 * math.pi * turn / (turns * fold))
+            sharp = outline(shape, size, view, x[right], y[down], angle)
+            for index, soft in enumerate(SOFT):
+                sigma = (0, soft * view.scale, soft * view.scale)
+                inner = slice(margin, margin + 2 * half + 1)
+                picture = ndimage.gaussian_filter(sharp, sigma)[:, inner, inner]
+                made.append(picture.reshape(parts * parts, -1))
+                kinds.append((shape, index))
+    pictures = np.stack(made, axis=1)
+    return pictures / np.linalg.norm(pictures, axis=2, keepdims=True), np.array(kinds), parts
+
+
+def _shape(cover: np.ndarray, centre: np.ndarray, size: int, view: View) -> int:
+    """The shape under which coverages (T, P) around centres (T,) of a body are most likely.
+
+    Each is a picture of the shape at a turn of its own, of any brightness, all as soft, and white
+    noise as large as the best of them leaves. The likelihood is averaged over turns and not their
+    best, for a shape that has more of them fits noise better.
+    """
+    pictures, kinds, parts = _pictures(view, size)
+    side = math.isqrt(pictures.shape[2])
+    half = side // 2
+    wide = np.pad(cover.reshape(-1, view.height, view.width), ((0, 0), (half, half), (half, half)))
+    place = np.stack([view.height / 2 - centre.imag, centre.real + view.width / 2], axis=1)
+    place = np.clip(place, 0, [view.height - 1e-6, view.width - 1e-6])
+    pixel = place.astype(int)
+    part = ((place - pixel) * parts).astype(int) @ [parts, 1]
+    left = np.empty((len(cover), len(kinds)))  # squared error of each picture at its best scale
+    for t, (row, column) in enumerate(pixel):
+        window = wide[t, row : row + side, column : column + side].reshape(-1)
+        left[t] = window @ window - np.maximum(pictures[part[t]] @ window, 0) ** 2
+    found = [left[:, (kinds == kind).all(1)] for kind in np.unique(kinds, axis=0)]
+    least = min(one.min(1).sum() for one in found)
+    noise = max(least / (len(cover) * side * side), GRAIN**2)
+    likely = [special.logsumexp(one / (-2 * noise), axis=1, b=1 / one.shape[1]) for one in found]
+    return int(np.argmax([one.sum() for one in likely])) // len(SOFT)
 
 
 def _change(video: np.ndarray, empty_room: np.ndarray) -> np.ndarray:
@@ -238,9 +287,10 @@ def _parabola(track: np.ndarray, fps: float) -> tuple[float, float]:
 
 
 def _flight(track: np.ndarray, reach: float, gaps: np.ndarray, fps: float) -> int:
-    """Frames of a track (T, 2) before the first touch: near the floor or a body, or off its path.
+    """Frames of a track (T, 2) before the first touch: near the floor, a wall or a body, or off its
+    path.
 
-    `gaps` (T,): metres to the nearest other body's circle.
+    `gaps` (T,): metres to the nearest wall and other body's circle.
     """
     free = (track[:, 1] > reach) & ~(gaps < 0)  # a NaN, not seen, is not free
     turn = np.diff(track, 2, axis=0) * fps  # m/s
@@ -274,7 +324,7 @@ def read(
     """
     frames, view = len(video), view or View(*video.shape[1:3])
     empty_room = room(view, backdrop)
-    least = SPECK * min(area for area, *_ in _templates(view).values())
+    least = SPECK * min(_areas(view).values())
     change = _change(video, empty_room)
     # The room's rows as this clip paints them: a decoder's blurred floor is not a body.
     empty = np.abs(change).max(0) < 40
@@ -309,7 +359,7 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
     if not parts:
         return ()
     cover = np.stack([share for _, share in parts])
-    area, centre, spread, three, four = _moments(cover, view)
+    area, centre, spread = _moments(cover, view)
     there = area > 1
     typical = np.array([np.median(row[on]) for row, on in zip(area, there, strict=True)])
     swing = area / typical[:, None]
@@ -317,13 +367,12 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
     whole = there & (swing > AREA[0]) & (swing < AREA[1]) & (spread < SPREAD) & (solid > SOLID)
     place = np.stack([centre.real + view.width / 2, centre.imag - view.height / 2], axis=2)
     tracks = np.where(there[..., None], place / view.scale + [view.left, view.top], np.nan)
-    table, kinds = _templates(view), []
-    most = np.max(list(table.values()), axis=0)
+    table, kinds = _areas(view), []
     for index, on in enumerate(there):
         good = whole[index] if whole[index].any() else on
-        form = np.array([np.median(three[index, good]), np.median(four[index, good])])
-        shape, _ = min(table, key=lambda kind: np.sum(((form - table[kind][1:]) / most[1:]) ** 2))
-        off = np.abs([math.log(typical[index] / table[shape, i][0]) for i in range(len(SIZES))])
+        fits = [abs(math.log(typical[index] / table[0, size])) for size in range(len(SIZES))]
+        shape = _shape(cover[index, good], centre[index, good], int(np.argmin(fits)), view)
+        off = np.abs([math.log(typical[index] / table[shape, i]) for i in range(len(SIZES))])
         size = int(np.argmin(off))
         kinds.append((shape, size, size if off[size] < SIZE_FIT else -1))
     circle, _, inner = np.array([REACH[shape, size] for shape, size, _ in kinds]).T
@@ -332,6 +381,8 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
     whole &= ~(apart < OVERLAP * (inner[:, None] + inner)[..., None]).any(1)
     whole[:, 1:] &= ~(np.linalg.norm(np.diff(tracks, axis=1), axis=2) * fps > FASTEST)
     gaps = np.nanmin(apart - (circle[:, None] + circle)[..., None], axis=1)
+    aside = tracks[..., 0]
+    gaps = np.fmin(gaps, np.minimum(aside, view.room_width - aside) - circle[:, None])
     bodies = []
     for index, ((colour, _), (shape, _, size)) in enumerate(zip(parts, kinds, strict=True)):
         flight = _flight(tracks[index], circle[index], gaps[index], fps)

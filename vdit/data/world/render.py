@@ -131,6 +131,14 @@ def render(
     return video.astype(np.uint8).reshape(frames, height, width, 3)
 
 
+def outline(
+    shape: int, size: int, view: View, x_TK: np.ndarray, y_TK: np.ndarray, angle: np.ndarray
+) -> np.ndarray:
+    """What an object covers (T, K, K) of pixels whose middles lie at x and y pixels, y up, from its
+    centroid, turned by angles (T,)."""
+    return _coverage(_stencil(shape, 0, size, view), x_TK, y_TK, angle)
+
+
 def _corner(start: np.ndarray, last: int) -> np.ndarray:
     """Where windows (T,) begin, kept inside the picture."""
     return np.minimum(np.maximum(np.floor(start).astype(np.int64), 0), last)
