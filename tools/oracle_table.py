@@ -1,14 +1,18 @@
 """Ceilings of the oracles and their controls, as Markdown: `python -m tools.oracle_table [CLIPS]`.
 
 Held-out clips of world, shots and playground, each scored by its own truth and, as a control, by
-the next clip's. (A score of the playground that asks whether a clip is steady, or keeps to physics,
-asks for the told cast first: without that another's truth would score as well.)
+the next clip's; those of the world also blurred and grainy, as no decoder should leave them. (A
+score of the playground that asks whether a clip is steady, or keeps to physics, asks for the told
+cast first: without that another's truth would score as well.)
 """
 
 import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+
+import numpy as np
+from scipy import ndimage
 
 from tools.table import markdown
 from vdit.data.world import oracle, shots_oracle
@@ -43,6 +47,15 @@ def rows(
     ]
 
 
+def softened(video_THWC: np.ndarray, blur: float = 0.7, grain: float = 15.0) -> np.ndarray:
+    """A clip worse than a decoder leaves it: blurred by `blur` pixels, with noise of `grain` in
+    255 that a blur of as much has made coarse."""
+    sigma = (0, blur, blur, 0)
+    noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=video_THWC.shape), sigma)
+    made = ndimage.gaussian_filter(video_THWC.astype(np.float64), sigma)
+    return np.clip(made + grain / noise.std() * noise + 0.5, 0, 255).astype(np.uint8)
+
+
 def playgrounds(count: int) -> list[list[str]]:
     """The lines of `count` held-out playgrounds at 64x64, and as many of one to four shots, each
     read once and judged twice."""
@@ -73,6 +86,8 @@ def table(count: int) -> str:
 
         clips = [world[index] for index in range(count)]
         lines += rows(f"world {size}", clips, one, oracle.aggregate)
+        soft = [{**clip, "video": softened(clip["video"])} for clip in clips]
+        lines += rows(f"world {size}, softened", soft, one, oracle.aggregate)
         clips = [shots[index] for index in range(count)]
         lines += rows(
             f"shots {size}", clips, shots_oracle.score_shots, shots_oracle.aggregate_shots
