@@ -117,7 +117,7 @@ def _areas(view: View) -> dict[tuple[int, int], float]:
     return {kind: float(outline(*kind, view, at, -at, np.zeros(1)).sum()) for kind in kinds}
 
 
-@functools.lru_cache(maxsize=32)
+@functools.lru_cache(maxsize=12)
 def _pictures(view: View, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """What each shape of a size looks like in a window of K x K pixels around its centre.
 
