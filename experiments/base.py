@@ -1,6 +1,6 @@
 """Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
 
-python -m vdit.main --config=experiments/base.py            13 to 16 minutes with AVX512-BF16
+python -m vdit.main --config=experiments/base.py            about 16 minutes with AVX512-BF16
 python -m vdit.main --config=experiments/base.py:long       about an hour on the same
 python -m vdit.main --config=experiments/base.py:fine       latents of 4x4 pixels, see README
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
