@@ -15,7 +15,7 @@ from vdit import build
 from vdit.config import DEPENDS, differences, digest, stage_fields
 from vdit.data.labels import Labelled
 from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
-from vdit.data.loader import PackedBatches, batches
+from vdit.data.loader import PackedBatches, ahead, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.diffusion.schedule import sample_times
 from vdit.errors import UserError
@@ -262,7 +262,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         """Latent frames of a clip, without its spans."""
         return model.latent_shape(frames, 1, 1)[0]
 
-    def encode(video: jax.Array) -> tuple[np.ndarray, np.ndarray]:
+    def encode(video: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Latents of clips and, behind them, of their spans, each by itself; and the posterior's
         variance (B, Z), a mean over a clip's places."""
         run = functools.partial(chunk, params=vae_params["vae"])
@@ -270,41 +270,58 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         parts = [video, *(video[:, first : first + n] for first, n in spans)]
         made = [encode_in_chunks(run, part, p, config.vae.chunk) for part in parts]
         latent, variance = jnp.split(jnp.concatenate(made, axis=1), 2, axis=-1)
-        return np.asarray(latent.astype(jnp.float16)), np.asarray(variance.mean((1, 2, 3)))
+        return latent.astype(jnp.float16), variance.mean((1, 2, 3))
+
+    def elements(
+        rows: Sequence[Mapping[str, Any]], encoded: tuple[jax.Array, jax.Array]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """What the cache holds of each row."""
+        told = [shot_list(row, shots) for row in rows]
+        ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
+        text = {"ids": ids, "mask": mask}
+        if pretrained is not None:
+            features = encode_features(encoder, pretrained, ids, mask)
+            text["features"] = features.astype(np.float16)
+        if shots:
+            text = {n: v.reshape(len(rows), 1 + shots, *v.shape[1:]) for n, v in text.items()}
+        latent, variance = (np.asarray(value) for value in encoded)
+        for row, clip in enumerate(rows):
+            element = {"latent": latent[row], "variance": variance[row]}
+            element |= {name: v[row] for name, v in text.items()}
+            if shots:
+                element["starts"] = told[row][1]
+            if "fps" in clip:  # of several shapes
+                element["fps"] = np.float32(clip["fps"])
+                element["frames"] = np.int32(own(len(clip["video"])))
+            if "label" in clip:
+                element["label"] = clip["label"]
+            yield element
 
     def alike(indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Elements of clips of one shape: the longer they are, the fewer at once."""
+        """Elements of clips of one shape: the longer they are, the fewer at once.
+
+        While the device encodes some, those before them are written and those after them read.
+        """
         shape = config.data.shapes[kind(indices[0])] if config.data.shapes else ()
         frames = int(shape[0]) if shape else config.data.frames
         most = config.latents.batch
         shares = min(most, most * config.vae.chunk * p // frames) // here.size
         size = here.size * max(1, shares)
-        for start in range(0, len(indices), size):
+
+        def read(start: int) -> tuple[list[Mapping[str, Any]], np.ndarray]:
             rows = [clips[i] for i in indices[start : start + size]]
             video = np.stack([row["video"] for row in rows])
-            video = np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
-            video = jax.device_put(video, batch_sharding(here))
+            return rows, np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
+
+        before = None
+        for rows, video in ahead(read, range(0, len(indices), size)):
             with jax.set_mesh(here):
-                latent, variance = encode(video)
-            told = [shot_list(row, shots) for row in rows]
-            ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
-            text = {"ids": ids, "mask": mask}
-            if pretrained is not None:
-                features = encode_features(encoder, pretrained, ids, mask)
-                text["features"] = features.astype(np.float16)
-            if shots:
-                text = {n: v.reshape(len(rows), 1 + shots, *v.shape[1:]) for n, v in text.items()}
-            for row, clip in enumerate(rows):
-                element = {"latent": latent[row], "variance": variance[row]}
-                element |= {name: v[row] for name, v in text.items()}
-                if shots:
-                    element["starts"] = told[row][1]
-                if "fps" in clip:  # of several shapes
-                    element["fps"] = np.float32(clip["fps"])
-                    element["frames"] = np.int32(own(frames))
-                if "label" in clip:
-                    element["label"] = clip["label"]
-                yield element
+                encoded = encode(jax.device_put(video, batch_sharding(here)))
+            if before is not None:
+                yield from elements(*before)
+            before = rows, encoded
+        if before is not None:
+            yield from elements(*before)
 
     def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
         """Buckets of one shape are encoded one after another and given out in the clips' order."""

@@ -5,9 +5,9 @@ Dense batches of clips that are all alike (`batches`), and rows of clips of any 
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, Protocol, SupportsIndex
+from typing import Any, Protocol, SupportsIndex, TypeVar
 
 import grain
 import numpy as np
@@ -15,6 +15,9 @@ import numpy as np
 from vdit.data.packing import Plan, Sample, Sizes, check_sizes, pack, plan_epoch
 from vdit.errors import UserError
 from vdit.tokens import Budget
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 class Source(Protocol):
@@ -60,6 +63,18 @@ def batches(
         return iter(dataset[first + index :: count].to_iter_dataset(options).batch(share))
 
     return Batches(begin, batch)
+
+
+def ahead(read: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
+    """read(item) of each in turn; the next is read by a thread while one is used."""
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        waiting: Future[Made] | None = None
+        for item in items:
+            done, waiting = waiting, pool.submit(read, item)
+            if done is not None:
+                yield done.result()
+        if waiting is not None:
+            yield waiting.result()
 
 
 class Batches(grain.DatasetIterator):
