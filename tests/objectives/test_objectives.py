@@ -18,7 +18,7 @@ from vdit.models.lpips import LPIPS
 from vdit.models.text import TextEncoder, encoder
 from vdit.models.vae import VAE
 from vdit.objectives.diffusion import dense_tokens, diffusion_objective
-from vdit.objectives.objective import Objective, sample_keys
+from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
 from vdit.objectives.vae import Perceptual, to_float, to_uint8, vae_objective
 from vdit.tokens import pattern_shares, patterns
 
@@ -77,6 +77,18 @@ def shots(data: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def perturbed(objective: Objective, data: Any) -> Any:
     params = jax.jit(objective.init)(jax.random.key(0), data)
     return jax.tree.map(lambda x: x + 0.05 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+
+
+@pytest.mark.parametrize("start", [0, 12_345, 2**32 - 16])
+def test_times_of_a_batch_lie_evenly(start: int) -> None:
+    """Of any 32 samples that follow one another, the last of a 32-bit count too: gaps at most 1.8
+    times their mean (independent ones reach 4), and each is what it is in another batch."""
+    ordinal = np.arange(start, start + 32).astype(np.uint32)
+    u = np.asarray(low_discrepancy(jnp.asarray(ordinal)))
+    assert ((u >= 0) & (u < 1)).all()
+    gaps = np.diff(np.sort(u), append=1 + u.min())
+    assert gaps.max() < 1.8 / 32
+    np.testing.assert_array_equal(low_discrepancy(jnp.asarray(ordinal[5:9])), u[5:9])
 
 
 @pytest.mark.parametrize(("name", "several"), [("flow", False), ("flow", True), ("ddpm", False)])
@@ -149,7 +161,7 @@ def test_a_learned_variance_adds_the_bound_and_leaves_the_mean_alone() -> None:
 
 
 def test_a_pretrained_encoder_gives_the_same_with_and_without_cached_features() -> None:
-    data = batch(3)
+    data = batch(8)  # of which some keep their captions
     frozen_text = dataclasses.replace(TEXT, frozen=True)
     weights = TEXT.init(jax.random.key(3), data["ids"], data["mask"])
     objective = diffusion({"text": 1.0}, text=frozen_text)

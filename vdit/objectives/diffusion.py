@@ -20,7 +20,7 @@ from vdit.models.dit_paper import DiTPaper
 from vdit.models.text import TextEncoder
 from vdit.models.unet import UNet
 from vdit.nn.patch import patchify
-from vdit.objectives.objective import Objective, sample_keys
+from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
 from vdit.tokens import (
     GIVEN,
     RATE,
@@ -116,14 +116,16 @@ def levels(model: Any, process: Process, t_B: jax.Array) -> jax.Array:
     return process.network_time(jnp.stack(slots, axis=1))
 
 
-def choices(key: jax.Array, more: int = 0) -> tuple[jax.Array, jax.Array]:
-    """Uniform numbers that choose a sample's pattern, time and dropout, and a key for its noise.
+def choices(
+    key: jax.Array, ordinal: jax.Array, more: int = 0
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Uniform numbers: one that chooses a sample's time, and those for its pattern, its dropout and
+    `more` that may be dropped; and a key for its noise.
 
-    `more` are for what else may be dropped. One draw for all: every call of the generator costs
-    seconds of compilation on CPU.
+    One draw for all but the time: every call of the generator costs seconds of compilation on CPU.
     """
     choice_key, noise_key = jax.random.split(key)
-    return jax.random.uniform(choice_key, (3 + more,)), noise_key
+    return low_discrepancy(ordinal), jax.random.uniform(choice_key, (2 + more,)), noise_key
 
 
 def init_groups(
@@ -295,8 +297,8 @@ def diffusion_objective(
         """Everything random about each sample, from its own key."""
         captions = batch["mask"].shape[1] if batch["mask"].ndim == 3 else 0
 
-        def one(key: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
-            (pattern_u, time_u, drop_u, *each_u), noise_key = choices(key, captions)
+        def one(key: jax.Array, ordinal: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
+            time_u, (pattern_u, drop_u, *each_u), noise_key = choices(key, ordinal, captions)
             pattern = jnp.searchsorted(cumulative, pattern_u, side="right")
             clean = latent[source[pattern]]
             return (
@@ -312,7 +314,7 @@ def diffusion_objective(
         shape = (1, 1, 1, -1)
         latent = batch["latent"].astype(jnp.float32)
         latent = (latent - frozen["mean"].reshape(1, *shape)) / frozen["std"].reshape(1, *shape)
-        return jax.vmap(one)(sample_keys(key, batch["ordinal"]), latent)
+        return jax.vmap(one)(sample_keys(key, batch["ordinal"]), batch["ordinal"], latent)
 
     def init(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
         first = {name: value[:1] for name, value in batch.items()}

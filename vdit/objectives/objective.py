@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 Batch = Mapping[str, jax.Array]
 Params = dict[str, Any]
@@ -29,3 +30,15 @@ class Objective(NamedTuple):
 def sample_keys(key: jax.Array, ordinal_B: jax.Array) -> jax.Array:
     """One random key for each sample of the stream."""
     return jax.vmap(lambda ordinal: jax.random.fold_in(key, ordinal))(ordinal_B)
+
+
+def low_discrepancy(ordinal: jax.Array) -> jax.Array:
+    """For each sample of the stream a number in [0, 1), of ordinal's shape: those of samples that
+    follow one another lie evenly.
+
+    Multiples of the golden ratio modulo 1 (Weyl's sequence). With it the times of a batch cover all
+    levels of noise as evenly as a draw for the whole batch would (Kingma et al. 2021, appendix I.1,
+    "low-discrepancy sampler"), and yet a sample's time is the same whatever it is batched with.
+    """
+    turn = ordinal.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)  # 2^32 / golden ratio; wraps round
+    return (turn >> 8).astype(jnp.float32) * 2.0**-24  # as many bits as float32 has below 1

@@ -98,10 +98,10 @@ def packed_objective(
     ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
         segment = batch["segment"]
         real = segment > 0
-        keys = sample_keys(key, batch["ordinal"].reshape(-1))
-        chosen, noise_keys = jax.vmap(choices)(keys)
-        _, time_u, drop_u = jnp.moveaxis(chosen.reshape(-1, samples, 3), -1, 0)
-        t_BM = sample_times(time_u)
+        ordinal = batch["ordinal"].reshape(-1)
+        time_u, chosen, noise_keys = jax.vmap(choices)(sample_keys(key, ordinal), ordinal)
+        drop_u = chosen[:, 1].reshape(-1, samples)
+        t_BM = sample_times(time_u.reshape(-1, samples))
         given = real & batch["given"]
 
         channels = batch["tokens"].shape[-1]
