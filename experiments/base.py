@@ -1,6 +1,6 @@
 """Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
 
-python -m vdit.main --config=experiments/base.py            about 16 minutes with AVX512-BF16
+python -m vdit.main --config=experiments/base.py            a quarter of an hour, with AVX512-BF16
 python -m vdit.main --config=experiments/base.py:long       about an hour on the same
 python -m vdit.main --config=experiments/base.py:fine       latents of 4x4 pixels, see README
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
@@ -38,6 +38,7 @@ def fine(config: ConfigDict) -> None:
     config.vae.detail = 256
     config.vae.kl_weight = 1e-4
     config.dit.patch = (2, 2)
+    config.dit.train.steps = 2600
 
 
 def ddpm(config: ConfigDict) -> None:
@@ -45,6 +46,7 @@ def ddpm(config: ConfigDict) -> None:
     config.dit.process = "ddpm"
     config.dit.prediction = "eps"
     config.dit.logit_normal = ()
+    config.dit.train.steps = 2600
     config.dit.shift = 1.0
     config.sample.shift = config.sample.push = 0.0
     config.sample.sampler = "ddpm"

@@ -146,7 +146,7 @@ def default() -> ConfigDict:
     given.first_last = 0.02  # images at both ends
     given.suffix = 0.02  # a span after
     given.between = 0.02  # an image before, a span after
-    dit.train = _training(steps=2600, batch=32, learning_rate=0.02)
+    dit.train = _training(steps=2300, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # a part's activations stay in a CPU's cache: less time a step
 
     classify = config.classify = ConfigDict()  # ViViT
