@@ -17,7 +17,7 @@ from vdit.errors import UserError
 
 
 def long(config: ConfigDict) -> None:
-    """About an hour: a DiT three times as large for twice the steps; a VAE for twice the steps."""
+    """About an hour: a DiT three times as large and twice the steps of both, or more."""
     config.vae.train.steps = 6000
     config.latents.clips = 30_000
     config.dit.preset = "micro"
