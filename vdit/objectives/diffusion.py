@@ -294,7 +294,7 @@ def diffusion_objective(
     cumulative = jnp.asarray(np.cumsum(shares)[:-1], jnp.float32)
 
     def draw(batch: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array], key: jax.Array):
-        """Everything random about each sample, from its own key."""
+        """Everything random about each sample, from its own key and number."""
         captions = batch["mask"].shape[1] if batch["mask"].ndim == 3 else 0
 
         def one(key: jax.Array, ordinal: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
