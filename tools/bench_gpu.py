@@ -1,6 +1,7 @@
 """How fast vdit is on one NVIDIA GPU, with what a CUDA image of JAX has and nothing else.
 
-    tools/bench_gpu.sh [--only=train,attention,denoise] [--dry] [--json=FILE]
+    tools/bench_gpu.sh [--only=train,attention,denoise] [--kernels=cudnn] [--remat=none,dots]
+                       [--dry] [--json=FILE]
 
     train      the train step of DiT-XL (bfloat16 operands, AdamW) on clips of experiments/xl.py,
                4,352 tokens: MFU, for each attention kernel and rematerialisation, largest batch
@@ -51,6 +52,7 @@ PEAKS = {
     "B200": 2250.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 4090": 165.2,
 }  # fmt: skip
 PARTS = ("train", "attention", "denoise")
+REMATS = ("none", "dots", "full")
 WORDS, WORD_WIDTH, CHANNELS = 128, 384, 64  # a caption of MiniLM's; 16 channels in patches of 2x2
 STEPS = 4
 
@@ -88,8 +90,16 @@ def peak() -> float | None:
 
 
 def kernels() -> list[str]:
-    """The attention kernels of this machine."""
-    return [name for name in KERNELS if runs_here(name)]
+    """The attention kernels of this machine ("auto" chooses among the others)."""
+    return [name for name in KERNELS if name != "auto" and runs_here(name)]
+
+
+class Choice(NamedTuple):
+    """What of it is measured, and how often."""
+
+    kernels: list[str]
+    remats: list[str]
+    repeats: int
 
 
 def tried(measure: Callable[..., float], *arguments: Any) -> float:
@@ -151,35 +161,57 @@ def train_flops(name: str, tokens: int) -> int:
     return flops(gradient.jaxpr)
 
 
-def train_once(size: Size, batch: int, attention: str, remat: str, repeats: int) -> float:
-    """Seconds of a train step."""
+def train_step(size: Size, attention: str, remat: str) -> tuple[Any, Any, Any]:
+    """A train step of parameters, moments and inputs, and what makes the first two of them."""
     net = model(size.train, attention, remat)
     rule = make_optimizer("adamw", learning_rate=1e-4, steps=1, schedule="constant", clip=1.0)
-    given = inputs(batch, size.clip)
-    params = jax.jit(net.init)(jax.random.key(0), *inputs(1, size.clip))["params"]
 
     @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params: Any, moments: Any) -> Any:
+    def step(params: Any, moments: Any, *given: Any) -> Any:
         grads = jax.grad(functools.partial(loss, net))(params, *given)
         updates, moments = rule.update(grads, moments, params)
         return optax.apply_updates(params, updates), moments
 
-    state = params, jax.jit(rule.init)(params)
+    return step, lambda *given: net.init(jax.random.key(0), *given)["params"], rule.init
+
+
+def most_that_fit(size: Size, attention: str, remat: str) -> tuple[int, ...]:
+    """The batches of `size` that should fit, by what the compiler says one clip needs."""
+    limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
+    if limit is None:
+        return size.batches
+    step, make, begin = train_step(size, attention, remat)
+    given = jax.eval_shape(lambda: inputs(1, size.clip))
+    params = jax.eval_shape(make, *given)
+    state = params, jax.eval_shape(begin, params)
+    need = step.lower(*state, *given).compile().memory_analysis()
+    kept = need.argument_size_in_bytes
+    return tuple(b for b in size.batches if kept + b * need.temp_size_in_bytes < 1.2 * limit)
+
+
+def train_once(size: Size, batch: int, attention: str, remat: str, repeats: int) -> float:
+    """Seconds of a train step."""
+    step, make, begin = train_step(size, attention, remat)
+    given = inputs(batch, size.clip)
+    params = jax.jit(make)(*inputs(1, size.clip))
+    state = params, jax.jit(begin)(params)
+    del params
 
     def call() -> Any:
         nonlocal state
-        state = step(*state)
+        state = step(*state, *given)
         return state
 
     return timed(call, repeats)
 
 
-def train(size: Size, repeats: int) -> Iterator[Row]:
+def train(size: Size, choice: Choice) -> Iterator[Row]:
     """Each kernel with each rematerialisation, at the largest batch that fits."""
     needed, rate = train_flops(size.train, size.clip), peak()
-    for attention, remat in itertools.product(kernels(), ("none", "dots", "full")):
-        for batch in size.batches:
-            seconds = tried(train_once, size, batch, attention, remat, repeats)
+    for attention, remat in itertools.product(choice.kernels, choice.remats):
+        batch, seconds = 1, math.nan
+        for batch in most_that_fit(size, attention, remat):
+            seconds = tried(train_once, size, batch, attention, remat, choice.repeats)
             if not math.isnan(seconds):
                 break
         made = batch * needed / seconds
@@ -202,12 +234,13 @@ def attend_once(size: Size, attention: str, backward: bool, repeats: int) -> flo
     return timed(lambda: run(q, k, v), repeats)
 
 
-def attention(size: Size, repeats: int) -> Iterator[Row]:
+def attention(size: Size, choice: Choice) -> Iterator[Row]:
     """Each kernel, forward and backward, beside plain XLA's."""
     length, heads, width = size.attention
+    repeats = choice.repeats
     for backward in (False, True):
         plain = tried(attend_once, size, "xla", backward, repeats)
-        for name in kernels():
+        for name in choice.kernels:
             seconds = plain if name == "xla" else tried(attend_once, size, name, backward, repeats)
             what = f"{length} tokens, {heads} heads of {width}, {name}, forward"
             what += " and backward" if backward else ""
@@ -237,12 +270,20 @@ def denoise_once(size: Size, attention: str, repeats: int) -> float:
     return timed(lambda: scan(params, *given), repeats)
 
 
-def denoise(size: Size, repeats: int) -> Iterator[Row]:
+def denoise(size: Size, choice: Choice) -> Iterator[Row]:
     """The scan by each kernel."""
-    for name in kernels():
-        seconds = tried(denoise_once, size, name, repeats)
+    for name in choice.kernels:
+        seconds = tried(denoise_once, size, name, choice.repeats)
         what = f"{size.denoise}, {size.long} tokens, {STEPS} steps, {name}"
         yield Row("denoise", what, seconds, f"{seconds / STEPS:.3f} s a step", "8 s, the best")
+
+
+def some(flag: str, value: str, known: Sequence[str]) -> list[str]:
+    """The names of a flag's list; a `UserError` for one that is not known."""
+    names = value.split(",")
+    if wrong := [name for name in names if name not in known]:
+        raise UserError(f"--{flag}={wrong[0]}: {', '.join(known)} are allowed")
+    return names
 
 
 def main(argv: Sequence[str]) -> int:
@@ -250,20 +291,23 @@ def main(argv: Sequence[str]) -> int:
     parser = Parser(prog="tools/bench_gpu.sh", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--only", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
+    parser.add_argument("--kernels", default="", help="some of the attention kernels")
+    parser.add_argument("--remat", default=",".join(REMATS), help="some of " + ", ".join(REMATS))
     parser.add_argument("--dry", action="store_true", help="a small size, on any machine")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--json", type=Path, help="JSON lines of the figures")
     try:
         options = parser.parse_args(list(argv))
-        parts = options.only.split(",")
-        if wrong := [part for part in parts if part not in PARTS]:
-            raise UserError(f"--only={wrong[0]}: {', '.join(PARTS)} are allowed")
+        parts = some("only", options.only, PARTS)
+        remats = some("remat", options.remat, REMATS)
         if options.repeats < 1:
             raise UserError(f"--repeats={options.repeats}: 1 or more is allowed")
         if not options.dry and jax.default_backend() != "gpu":
             raise UserError(
                 f"no GPU: this machine has {jax.default_backend()}; --dry tries the programs here"
             )
+        names = some("kernels", options.kernels, kernels()) if options.kernels else kernels()
+        choice = Choice(names, remats, options.repeats)
     except UserError as error:
         print(f"bench_gpu: {error}", file=sys.stderr)
         return 2
@@ -272,7 +316,7 @@ def main(argv: Sequence[str]) -> int:
     size, rows = DRY if options.dry else WHOLE, []
     measure = {"train": train, "attention": attention, "denoise": denoise}
     for part in parts:
-        for row in measure[part](size, options.repeats):
+        for row in measure[part](size, choice):
             rows.append(row)
             asked = f" (asked: {row.asked})" if row.asked and not options.dry else ""
             made = f"{row.seconds:.4f} s, {row.figure}{asked}"

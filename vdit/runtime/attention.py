@@ -43,18 +43,20 @@ def auto(
 
     On a TPU splash, xla for rows that would not fill one of its blocks (text, few frames), and
     chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head; from there on
-    cuDNN on a GPU that has it, for the rows that it takes, and chunked.
+    chunked on a CPU; on a GPU cuDNN for the rows that it takes, where it is there, and for all
+    others xla as far as the logits fit (`cudnn.ROOM`), then chunked.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
     attend: Attend
     if (platform or jax.default_backend()) == "tpu":
         attend = chunked.attend if length * keys >= TABLES else splash.attend
         attend = attend if min(length, keys) >= splash.LANES else xla.attend
+    elif length * keys < LONG:
+        attend = xla.attend
+    elif (platform or jax.default_backend()) == "gpu":
+        attend = cudnn.attend if cudnn.is_here() else cudnn.otherwise(q_BLNK, k_BSNK)
     else:
-        attend = chunked.attend if length * keys >= LONG else xla.attend
-        on_gpu = (platform or jax.default_backend()) == "gpu"
-        if attend is chunked.attend and on_gpu and cudnn.is_here():
-            attend = cudnn.attend
+        attend = chunked.attend
     return attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)
 
 
