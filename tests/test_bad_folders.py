@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import base
+from experiments import base, folder
 from tests.test_import_vivit import write_folder
 from tools import import_weights
 from vdit import main
@@ -135,13 +135,24 @@ def test_a_text_encoder_that_is_not_finite_is_refused_before_anything_is_trained
     monkeypatch.setattr(weights, "PIECE_BYTES", 8)
     make, part = SOURCES["text encoder"]
     make(tmp_path / "source")
-    folder, work = tmp_path / "source" / part, tmp_path / "work"
-    words = not_finite(next(folder.glob("*.safetensors")))
+    weights_of, work = tmp_path / "source" / part, tmp_path / "work"
+    words = not_finite(next(weights_of.glob("*.safetensors")))
     config = base.get_config("smoke")
-    config.text.encoder, config.text.path = "t5", str(folder)
+    config.text.encoder, config.text.path = "t5", str(weights_of)
     with pytest.raises(UserError, match=words):
         main.run(config, work)
     assert not work.exists()
+
+
+def test_a_folder_without_films_leaves_no_run(tmp_path: Path) -> None:
+    """Neither a configuration nor a row: the workdir is free for another."""
+    (tmp_path / "films").mkdir()
+    (tmp_path / "films" / "notes.txt").write_text("none yet")
+    config, work = folder.get_config("smoke"), tmp_path / "work"
+    config.data.path = str(tmp_path / "films")
+    with pytest.raises(UserError, match="no clips in this folder"):
+        main.run(config, work)
+    assert [path.name for path in work.iterdir()] == [".lock"]
 
 
 @pytest.mark.parametrize("token, words", [("</s>", "'</s>'"), ("<pad>", "'<pad>'")])

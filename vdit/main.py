@@ -100,6 +100,9 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
         for stage in ("vae", "dit", "classify"):
             stages.refuse_other(config, stage, runtime)
+        if stages.reads_clips(config):
+            with zero_first("clips"):
+                build.source(config, "train", workdir)  # what it refuses leaves no configuration
         with zero_first("config"):
             if zero:
                 write_config(config, workdir)

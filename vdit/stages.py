@@ -75,6 +75,11 @@ def refuse_other(config: ConfigDict, stage: str, runtime: Runtime) -> None:
         )
 
 
+def reads_clips(config: ConfigDict) -> bool:
+    """Whether one of the run's stages reads the training clips."""
+    return not DEPENDS.keys().isdisjoint(config.stages)
+
+
 # What each stage learns: an objective, for a mesh or for one device, on this kind of machine or on
 # another `platform`. No data is read, so a step can be made from shapes alone.
 
