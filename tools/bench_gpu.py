@@ -176,7 +176,10 @@ def train_step(size: Size, attention: str, remat: str) -> tuple[Any, Any, Any]:
 
 
 def most_that_fit(size: Size, attention: str, remat: str) -> tuple[int, ...]:
-    """The batches of `size` that should fit, by what the compiler says one clip needs."""
+    """The batches of `size` that may fit, by what the compiler says one clip needs.
+
+    It needs more for one than for each of many, so a fifth too many are tried.
+    """
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:
         return size.batches
