@@ -12,6 +12,7 @@ import pytest
 
 from experiments.base import get_config
 from tools import bench, bench_gpu
+from tools.benching import cases, runs
 
 TINY = ("--width=32", "--depth=1", "--tokens=16", "--batch=2", "--repeats=1", "--steps=2")
 NO_TORCH = f"--torch-python={shutil.which('false')}"
@@ -35,10 +36,10 @@ def test_prints_its_tables_and_says_that_torch_is_missing(
 
 def test_the_autoencoder_and_the_scanned_stack_trace(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the tables above leave out, without compiling it."""
-    case = bench.vae_case(get_config("smoke"))
+    case = cases.vae_case(get_config("smoke"))
     assert jax.eval_shape(case.loss("bfloat16"), case.params, case.inputs).shape == ()
     monkeypatch.setattr(jax.stages.Lowered, "compile", lambda self: None)
-    assert bench.compile_run(bench.parse(TINY), bench.DEEP)() > 0
+    assert runs.compile_run(bench.parse(TINY), bench.DEEP)() > 0
 
 
 def test_a_save_is_timed_as_the_trainer_saves(
@@ -72,7 +73,7 @@ def test_the_loader_s_table_and_its_memory(
 ) -> None:
     small = {"MEASURED": 0.05, "FLAT": 400, "WORKERS": (1, 2), "FILMS": 2, "SECONDS": 3, "BATCH": 2}
     for name, value in small.items():
-        monkeypatch.setattr(bench.bench_loader, name, value)
+        monkeypatch.setattr(bench.loader, name, value)
     path = tmp_path / "bench.jsonl"
     assert bench.main(["--only=loader", NO_TORCH, f"--json={path}"]) == 0
     out = capsys.readouterr().out
@@ -88,9 +89,9 @@ def test_the_loader_s_table_and_its_memory(
 def test_counts_every_matrix_product() -> None:
     """Against the formula, for the forward pass; the train step has two more of each."""
     options = bench.parse(["--width=32", "--depth=2", "--tokens=16", "--batch=2"])
-    case = bench.dit_case(options)
+    case = cases.dit_case(options)
     width, depth, rows, length, batch = 32, 2, 2 * 16, 16, 2
-    keys = bench.TEXT_TOKENS + 1
+    keys = cases.TEXT_TOKENS + 1
     block = (
         rows * width * width * (4 + 2 + 8)  # self-attention, q and o of cross, mlp
         + batch * keys * width * width * 2  # k and v of cross
@@ -98,18 +99,18 @@ def test_counts_every_matrix_product() -> None:
         + batch * 2 * width * 6 * width  # modulation of two levels; its choice is no product
     )
     ends = (
-        2 * rows * bench.CHANNELS * width  # embed, out
+        2 * rows * cases.CHANNELS * width  # embed, out
         + rows * 3 * 64 * width  # positions
-        + batch * 2 * (256 + width + bench.TEXT_WIDTH) * width  # levels, pooled text
-        + batch * keys * bench.TEXT_WIDTH * width  # text
+        + batch * 2 * (256 + width + cases.TEXT_WIDTH) * width  # levels, pooled text
+        + batch * keys * cases.TEXT_WIDTH * width  # text
         + batch * 2 * width * 2 * width  # last modulation
     )  # fmt: skip
-    forward = bench.products_of(case, "forward", "float32")
+    forward = runs.products_of(case, "forward", "float32")
     flops = sum(count * product.flops() for product, count in forward.items())
     assert flops == 2 * (depth * block + ends)
-    train = bench.products_of(case, "train", "float32")
+    train = runs.products_of(case, "train", "float32")
     assert 2.7 < sum(count * product.flops() for product, count in train.items()) / flops <= 3.0
-    assert sum(bench.plain(train).values()) == sum(train.values())
+    assert sum(runs.plain(train).values()) == sum(train.values())
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""PyTorch's DataLoader with PyAV over a folder of films, for tools/bench_loader.py.
+"""PyTorch's DataLoader with PyAV over a folder of films, for tools/benching/loader.py.
 
 It is started with a Python that has torch and PyAV and one JSON argument, and prints a JSON line
 for each size and number of workers. A clip is decoded as such loaders do: open, seek to the key

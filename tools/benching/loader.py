@@ -2,7 +2,7 @@
 
 A part of `tools/bench.py` (`--only=loader`). Films of the folder source are H.264 files that it
 writes; PyTorch's DataLoader decodes the same files with PyAV at every clip, in a process of its own
-(tools/bench_loader_torch.py), where vdit decodes each film once, which is timed apart.
+(tools/benching/loader_torch.py), where vdit decodes each film once, which is timed apart.
 """
 
 import json
@@ -111,7 +111,7 @@ def torch_rates(python: str, films: Path, sizes: Sequence[int], say: Say) -> lis
         "films": str(films), "frames": FRAMES, "fps": FPS, "sizes": list(sizes), "batch": BATCH,
         "workers": [0, *WORKERS], "seconds": MEASURED,
     }  # fmt: skip
-    script = Path(__file__).with_name("bench_loader_torch.py")
+    script = Path(__file__).with_name("loader_torch.py")
     made = subprocess.run(
         [python, str(script), json.dumps(asked)], capture_output=True, text=True, check=False
     )

@@ -1,0 +1,1 @@
+"""What `python -m tools.bench` is made of."""
