@@ -124,6 +124,27 @@ def test_few_and_many_levels_modulate_alike(made) -> None:
     )
 
 
+@pytest.mark.parametrize("slots", [2, FEW + 2])
+def test_what_is_modulated_by_levels_keeps_no_more_for_its_gradient_than_by_one(
+    made, slots: int
+) -> None:
+    """A token's own shift, scale and gate are made again from its row's."""
+    model, params, x = made
+    two = condition(2)
+
+    def kept(levels: int) -> int:
+        """Arrays of a token's width, of all layers."""
+        told = dataclasses.replace(
+            two,
+            level=jnp.tile(two.level[:, :1], (1, levels)),
+            pooled=jnp.tile(two.pooled[:, :1], (1, levels, 1)),
+        )
+        back = jax.vjp(lambda params: model.apply(params, x, layout(2), told), params)[1]
+        return sum(leaf.shape[-3:] == (2, LENGTH, 24) for leaf in jax.tree.leaves(back))
+
+    assert kept(slots) == kept(1) > 0
+
+
 def test_one_shot_is_one_caption(made) -> None:
     """A clip's caption alone, a shot's alone, and both in shots that say the same."""
     model, params, x = made

@@ -7,7 +7,7 @@ import pytest
 
 from vdit.kernels import xla
 from vdit.nn.attention import Attention, CausalTimeAttention, TimeState
-from vdit.nn.linear import MLP, Linear, layer_norm
+from vdit.nn.linear import ACTIVATIONS, MLP, Linear, RMSNorm, layer_norm
 from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
 from vdit.nn.rotary import rotary_angles, rotate, split_pairs
 
@@ -140,3 +140,51 @@ def test_mlp_and_layer_norm() -> None:
     want = jax.nn.relu(x @ params["up"]["kernel"] + params["up"]["bias"][None, None]) ** 2
     want = want @ params["down"]["kernel"] + params["down"]["bias"][None, None]
     np.testing.assert_allclose(layer.apply({"params": params}, x), want, rtol=1e-4, atol=1e-4)
+
+
+def plain_norm(x: jax.Array, centre: bool) -> jax.Array:
+    """The norm as JAX derives its gradient."""
+    x = x.astype(jnp.float32)
+    x = x - x.mean(-1, keepdims=True) if centre else x
+    return x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + 1e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", ["layer", "rms"])
+def test_norms_have_the_gradient_that_jax_derives(name: str, dtype) -> None:
+    x = (jax.random.normal(jax.random.key(0), (3, 5, 8)) * 3 + 2).astype(dtype)
+    x = x.at[0, 0].set(1.5)  # a row that its mean makes zero
+    weight = jax.random.normal(jax.random.key(1), x.shape)
+
+    def rms(x: jax.Array) -> jax.Array:
+        return RMSNorm().apply({"params": {"scale": jnp.ones(8)}}, x)
+
+    ours, theirs = {"layer": layer_norm, "rms": rms}[name], name == "layer"
+    value, gradient = jax.value_and_grad(lambda x: (ours(x) * weight).sum())(x)
+    wanted = jax.value_and_grad(lambda x: (plain_norm(x, theirs) * weight).sum())(x)
+    assert gradient.dtype == dtype
+    np.testing.assert_allclose(value, wanted[0], rtol=1e-6)
+    scale = np.abs(np.asarray(wanted[1], np.float32)).max(-1, keepdims=True)
+    off = np.abs(np.asarray(gradient, np.float32) - np.asarray(wanted[1], np.float32)) / scale
+    assert off.max() < (1e-5 if dtype == jnp.float32 else 1e-2)
+
+
+def kept(function, *arguments) -> list[tuple[int, ...]]:
+    """Shapes of what a function keeps for its gradient."""
+    return [leaf.shape for leaf in jax.tree.leaves(jax.vjp(function, *arguments)[1])]
+
+
+@pytest.mark.parametrize("activation", sorted(ACTIVATIONS))
+@pytest.mark.parametrize("gated", [False, True])
+def test_of_an_activation_its_input_alone_is_kept(activation: str, gated: bool) -> None:
+    x = jax.random.normal(jax.random.key(0), (6, 8))
+    layer = MLP(16, activation, gated=gated)
+    params = layer.init(jax.random.key(1), x)
+    # What the second product reads, and what the first gave.
+    wide = [shape for shape in kept(layer.apply, params, x) if shape[:1] == (6,) and shape[-1] > 8]
+    assert sorted(wide) == sorted([(6, 16), (6, 32 if gated else 16)])
+
+
+def test_of_a_norm_its_result_is_kept() -> None:
+    x = jax.random.normal(jax.random.key(0), (6, 8))
+    assert kept(layer_norm, x).count((6, 8)) == 1

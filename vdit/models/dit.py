@@ -73,44 +73,56 @@ REMAT: dict[str, Any] = {
 }
 
 
+def spread(vector_BKD: jax.Array, pick_BLK: jax.Array | None) -> jax.Array:
+    """Each token's own of its row's K vectors: (B, L, D), or (B, 1, D) where there is one for all,
+    and `pick_BLK` is not read."""
+    slots = vector_BKD.shape[1]
+    if slots == 1:
+        return vector_BKD
+    assert pick_BLK is not None
+    if slots > FEW:  # gathering by a one-hot product: its transpose is a product too, no scatter
+        return jnp.einsum("BLK,BKD->BLD", pick_BLK, vector_BKD)
+    terms = [pick_BLK[..., k, None] * vector_BKD[:, k, None] for k in range(slots)]
+    return functools.reduce(jnp.add, terms)
+
+
+# What is spread over tokens is spread again for the gradient: kept are a row's vectors alone.
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def _affine(
+    x_BLD: jax.Array, shift_BKD: jax.Array, scale_BKD: jax.Array, pick_BLK: jax.Array | None
+) -> jax.Array:
+    return x_BLD * (1 + spread(scale_BKD, pick_BLK)) + spread(shift_BKD, pick_BLK)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def gated(x_BLD: jax.Array, gate_BKD: jax.Array, pick_BLK: jax.Array | None) -> jax.Array:
+    """What a part of a block adds, times the gate of the token's own level."""
+    return spread(gate_BKD, pick_BLK) * x_BLD
+
+
 def modulate(
-    x_BLD: jax.Array, shift: jax.Array, scale: jax.Array, epsilon: float = 1e-6
+    x_BLD: jax.Array,
+    shift_BKD: jax.Array,
+    scale_BKD: jax.Array,
+    pick_BLK: jax.Array | None = None,
+    epsilon: float = 1e-6,
 ) -> jax.Array:
     """adaLN: layer norm, then scale and shift by the token's own level."""
-    return layer_norm(x_BLD, epsilon) * (1 + scale) + shift
+    return _affine(layer_norm(x_BLD, epsilon), shift_BKD, scale_BKD, pick_BLK)
 
 
 class Modulation(nn.Module):
-    """`parts` vectors of width D for every token, from its slot's condition; zero at the start.
-
-    With one slot for all tokens `pick_BLK` is not read, and the vectors are (B, 1, D).
-    """
+    """`parts` vectors (B, K, D), from the conditions of a row's slots; zero at the start."""
 
     parts: int
 
     @nn.compact
-    def __call__(
-        self, condition_BKD: jax.Array, pick_BLK: jax.Array | None = None
-    ) -> list[jax.Array]:
+    def __call__(self, condition_BKD: jax.Array) -> list[jax.Array]:
         width = condition_BKD.shape[-1]
         vectors = Linear(self.parts * width, kernel_init=zeros, name="modulation")(
             nn.silu(condition_BKD)
         )
-        if condition_BKD.shape[1] == 1:  # one level for all: broadcast
-            return jnp.split(vectors, self.parts, axis=-1)
-        assert pick_BLK is not None
-        if condition_BKD.shape[1] <= FEW:
-            # Sums that fuse into what reads them: nothing of (B, L, parts D) is stored.
-            weights = [pick_BLK[..., k, None] for k in range(condition_BKD.shape[1])]
-
-            def gather(part_BKD: jax.Array) -> jax.Array:
-                terms = [weight * part_BKD[:, k, None] for k, weight in enumerate(weights)]
-                return functools.reduce(jnp.add, terms)
-
-            return [gather(part) for part in jnp.split(vectors, self.parts, axis=-1)]
-        # Gathering by a one-hot product: its transpose is a product too, not a scatter.
-        chosen = jnp.einsum("BLK,BKF->BLF", pick_BLK, vectors)
-        return jnp.split(chosen, self.parts, axis=-1)
+        return jnp.split(vectors, self.parts, axis=-1)
 
 
 class Block(nn.Module):
@@ -138,20 +150,19 @@ class Block(nn.Module):
         text_shot_BS: jax.Array,
     ) -> jax.Array:
         width = x_BLD.shape[-1]
-        shift1, scale1, gate1, shift2, scale2, gate2 = Modulation(6, name="adaln")(
-            condition_BKD, pick_BLK
-        )
+        vectors = Modulation(6, name="adaln")(condition_BKD)
+        shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         attend = self.attend
         if self.axes == "window":
             assert layout.grid is not None
             attend = windowed(attend, layout.grid, self.window)
         attention = Attention(self.heads, attend, dtype=self.dtype, name="attention")
         fold, unfold = FOLDS[self.axes]
-        x = fold(modulate(x_BLD, shift1, scale1), layout.grid)
+        x = fold(modulate(x_BLD, shift1, scale1, pick_BLK), layout.grid)
         angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
         segment = layout.segment if self.axes == "joint" else None
         out = attention(x, angles=angles, q_id_BL=segment, k_id_BS=segment)
-        x_BLD = x_BLD + gate1 * unfold(out, layout.grid)
+        x_BLD = x_BLD + gated(unfold(out, layout.grid), gate1, pick_BLK)
         if self.text == "cross":
             kinds: dict[str, Any] = {"out_init": zeros, "dtype": self.dtype}
             cross = Attention(self.heads, self.attend, **kinds, name="cross")
@@ -159,7 +170,7 @@ class Block(nn.Module):
                 layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
             )
         mlp = MLP(int(width * self.mlp_ratio), self.activation, dtype=self.dtype, name="mlp")
-        return x_BLD + gate2 * mlp(modulate(x_BLD, shift2, scale2))
+        return x_BLD + gated(mlp(modulate(x_BLD, shift2, scale2, pick_BLK)), gate2, pick_BLK)
 
 
 def _rows(pattern: str, back: str) -> tuple[Any, Any]:
@@ -280,9 +291,11 @@ class DiT(nn.Module):
         )  # fmt: skip
         x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)
         x, pick_BLK = x[:, :length], pick_BLK[:, :length]
-        shift, scale = Modulation(2, name="final")(condition_BKD, pick_BLK)
+        shift, scale = Modulation(2, name="final")(condition_BKD)
         kinds = 2 if self.learned_variance else 1
-        return Linear(channels * kinds, kernel_init=zeros, name="out")(modulate(x, shift, scale))
+        return Linear(channels * kinds, kernel_init=zeros, name="out")(
+            modulate(x, shift, scale, pick_BLK)
+        )
 
 
 def skipped(depth: int, part: tuple[float, float]) -> list[int]:

@@ -97,7 +97,7 @@ class Block(nn.Module):
             if not vectors:
                 return LayerNorm(epsilon, name=name)(x), 1.0
             shift, scale, *gate = vectors[number * parts // 2 : (number + 1) * parts // 2]
-            return modulate(x, shift, scale, epsilon), gate[0] if gate else 1.0
+            return modulate(x, shift, scale, epsilon=epsilon), gate[0] if gate else 1.0
 
         def attention(name: str) -> Attention:
             return Attention(self.heads, self.attend, dtype=self.dtype, plain=True, name=name)

@@ -1,8 +1,13 @@
 """Linear layers and norms.
 
+Norms and activations keep for their gradients no more than these need; JAX would keep up to five
+arrays of each. A scanned stack holds them for all its layers, and moving them is much of a train
+step's time.
+
 Dimension key: ... any leading axes, D features in, F features out.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -48,11 +53,38 @@ class Linear(nn.Module):
         return out.astype(self.result_dtype).reshape(*x.shape[:-1], self.features)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _normalize(x: jax.Array, epsilon: float, centre: bool) -> jax.Array:
+    """x, less its mean if `centre`, over the root of its mean square, over the last axis."""
+    return _normalize_forward(x, epsilon, centre)[0]
+
+
+def _normalize_forward(x: jax.Array, epsilon: float, centre: bool) -> tuple[jax.Array, Any]:
+    wide = x.astype(jnp.float32)
+    if centre:
+        wide = wide - wide.mean(-1, keepdims=True)
+    inverse = jax.lax.rsqrt((wide * wide).mean(-1, keepdims=True) + epsilon)
+    normed = wide * inverse
+    return normed, (normed, inverse, jnp.zeros((), x.dtype))
+
+
+def _normalize_backward(
+    epsilon: float, centre: bool, saved: Any, gradient: jax.Array
+) -> tuple[jax.Array]:
+    """What is left of the gradient without its part along the result, and without its mean."""
+    normed, inverse, like = saved
+    left = gradient - normed * (gradient * normed).mean(-1, keepdims=True)
+    if centre:
+        left = left - gradient.mean(-1, keepdims=True)
+    return ((left * inverse).astype(like.dtype),)
+
+
+_normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
 def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
     """Layer norm over the last axis without scale and bias, in float32 (adaLN brings its own)."""
-    x = x.astype(jnp.float32)
-    centred = x - x.mean(-1, keepdims=True)
-    return centred * jax.lax.rsqrt((centred * centred).mean(-1, keepdims=True) + epsilon)
+    return _normalize(x, epsilon, True)
 
 
 class LayerNorm(nn.Module):
@@ -76,9 +108,7 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],), jnp.float32)
-        x = x.astype(jnp.float32)
-        normed = x * jax.lax.rsqrt((x * x).mean(-1, keepdims=True) + self.epsilon)
-        return normed * scale.reshape((1,) * (x.ndim - 1) + (-1,))
+        return _normalize(x, self.epsilon, False) * scale.reshape((1,) * (x.ndim - 1) + (-1,))
 
 
 def relu_squared(x: jax.Array) -> jax.Array:
@@ -114,12 +144,15 @@ class MLP(nn.Module):
         kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
         features = self.features or x.shape[-1]
         inner = 2 * self.hidden if self.gated else self.hidden
-        hidden = Linear(inner, name="up", **kinds)(rows(x))
         activation = ACTIVATIONS[self.activation]
-        if self.gated:
+
+        @functools.partial(jax.checkpoint, prevent_cse=False)
+        def activated(hidden: jax.Array) -> jax.Array:
+            if not self.gated:
+                return activation(hidden)
             value, gate = jnp.split(hidden, 2, axis=-1)
-            hidden = value * activation(gate)
-        else:
-            hidden = activation(hidden)
+            return value * activation(gate)
+
+        hidden = activated(Linear(inner, name="up", **kinds)(rows(x)))
         out = Linear(features, kernel_init=self.down_init, name="down", **kinds)(hidden)
         return out.reshape(*x.shape[:-1], features)
