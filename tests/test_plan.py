@@ -5,6 +5,7 @@ import re
 from types import ModuleType
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments import base, shots
@@ -12,6 +13,7 @@ from tools import plan
 from tools.planning.chips import device
 from tools.planning.estimate import abstract_mesh, device_bytes
 from tools.planning.hlo import collectives
+from tools.planning.products import flops
 from tools.planning.step import lower_sampling, lower_training, training
 from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import init_state
@@ -38,6 +40,26 @@ def test_collectives_are_read_with_their_loops_and_axes() -> None:
     assert gather.times == 5 and gather.sent == 5 * 32 * 3 / 4 and gather.reason
     assert rows["all-reduce", "data"].sent == 2 * 64 / 2
     assert rows["all-to-all", "fsdp"].reason == ""
+
+
+def test_of_branches_the_costliest_is_counted_once() -> None:
+    """As of attention, which goes row by row on a CPU and at once elsewhere."""
+    x = jnp.zeros((3, 4, 4))
+
+    def once(x: jax.Array) -> jax.Array:
+        return x @ x
+
+    def rows(x: jax.Array) -> jax.Array:
+        return jax.lax.map(once, x)
+
+    def either(x: jax.Array) -> jax.Array:
+        return jax.lax.platform_dependent(x, cpu=rows, default=once)
+
+    def some(x: jax.Array) -> jax.Array:
+        return jax.lax.cond(x.sum() > 0, once, lambda x: once(once(x)), x)
+
+    counted = [flops(jax.make_jaxpr(run)(x).jaxpr) for run in (once, rows, either, some)]
+    assert counted == [3 * 2 * 4**3] * 3 + [2 * 3 * 2 * 4**3]
 
 
 @pytest.mark.parametrize(

@@ -23,10 +23,10 @@ from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
 
-WORKING = 0.45  # residuals of a layer that its backward pass holds at a time; XLA fuses the others
-MOVED = 1.2  # residuals of a layer that training writes and reads
+WORKING = 1.0  # residuals of a layer that its backward pass holds, where they are made again
+MOVED = 2.6  # residuals of a layer that training writes and reads
 STREAMS = 3  # float32 arrays, each as large as a layer's input, that sampling holds beside an MLP's
-FORWARD = 0.5  # residuals of a layer that sampling writes and reads
+FORWARD = 1.1  # residuals of a layer that sampling writes and reads
 
 
 class Bytes(NamedTuple):

@@ -47,7 +47,7 @@ def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
             numbers = equation.params["dimension_numbers"]
             found[Product(left.shape, right.shape, numbers, dtypes)] += times
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for part in inner_jaxprs(equation.params.values()):
+        for part in parts(equation):
             found += products(part, times * length)
     return found
 
@@ -56,6 +56,13 @@ def widest(jaxpr: Any) -> int:
     """Elements of the largest result of one matrix product (attention's are batches of them)."""
     sizes = (product.sizes() for product in products(jaxpr))
     return max((rows * columns for batch, rows, _, columns in sizes if batch == 1), default=0)
+
+
+def parts(equation: Any) -> list[Any]:
+    """The jaxprs that an equation runs: of branches, as those by kind of machine are, the one of
+    most FLOPs, for only one of them runs."""
+    inner = list(inner_jaxprs(equation.params.values()))
+    return [max(inner, key=flops)] if equation.primitive.name == "cond" else inner
 
 
 def inner_jaxprs(values: Any) -> Iterator[Any]:
@@ -80,7 +87,7 @@ def convolutions(jaxpr: Any, times: int = 1) -> int:
                 math.prod(kernel) // kernel[out_axis]
             )
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
-        for part in inner_jaxprs(equation.params.values()):
+        for part in parts(equation):
             total += convolutions(part, times * length)
     return total
 
