@@ -133,14 +133,15 @@ def test_what_is_modulated_by_levels_keeps_no_more_for_its_gradient_than_by_one(
     two = condition(2)
 
     def kept(levels: int) -> int:
-        """Arrays of a token's width, of all layers."""
+        """Arrays of a token's width that the stack's layers keep."""
         told = dataclasses.replace(
             two,
             level=jnp.tile(two.level[:, :1], (1, levels)),
             pooled=jnp.tile(two.pooled[:, :1], (1, levels, 1)),
         )
         back = jax.vjp(lambda params: model.apply(params, x, layout(2), told), params)[1]
-        return sum(leaf.shape[-3:] == (2, LENGTH, 24) for leaf in jax.tree.leaves(back))
+        shape = model.depth, 2, LENGTH, 24
+        return sum(leaf.shape == shape for leaf in jax.tree.leaves(back))
 
     assert kept(slots) == kept(1) > 0
 

@@ -86,12 +86,15 @@ def spread(vector_BKD: jax.Array, pick_BLK: jax.Array | None) -> jax.Array:
     return functools.reduce(jnp.add, terms)
 
 
-# What is spread over tokens is spread again for the gradient: kept are a row's vectors alone.
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def _affine(
+def affine(
     x_BLD: jax.Array, shift_BKD: jax.Array, scale_BKD: jax.Array, pick_BLK: jax.Array | None
 ) -> jax.Array:
+    """x scaled and shifted by the token's own level."""
     return x_BLD * (1 + spread(scale_BKD, pick_BLK)) + spread(shift_BKD, pick_BLK)
+
+
+# What is spread over tokens is spread again for the gradient: a layer keeps a row's vectors alone.
+_affine_again = jax.checkpoint(affine, prevent_cse=False)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)
@@ -108,7 +111,7 @@ def modulate(
     epsilon: float = 1e-6,
 ) -> jax.Array:
     """adaLN: layer norm, then scale and shift by the token's own level."""
-    return _affine(layer_norm(x_BLD, epsilon), shift_BKD, scale_BKD, pick_BLK)
+    return _affine_again(layer_norm(x_BLD, epsilon), shift_BKD, scale_BKD, pick_BLK)
 
 
 class Modulation(nn.Module):
@@ -294,7 +297,7 @@ class DiT(nn.Module):
         shift, scale = Modulation(2, name="final")(condition_BKD)
         kinds = 2 if self.learned_variance else 1
         return Linear(channels * kinds, kernel_init=zeros, name="out")(
-            modulate(x, shift, scale, pick_BLK)
+            affine(layer_norm(x), shift, scale, pick_BLK)
         )
 
 
