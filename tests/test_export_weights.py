@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from experiments import base, dit_paper, unet
 from tools import export_weights, import_weights
-from tools.import_weights import groups_of, own_shapes
+from tools.importing.own import groups_of, own_shapes
 from vdit import build, checks
 from vdit.models import vae_folder, vivit_folder, weights
 from vdit.runtime.checkpoint import Checkpoints, restore_ema

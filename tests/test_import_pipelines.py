@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tools import export_weights, import_weights
+from tools.importing import published
 from vdit import main as program
 from vdit.models import vae_folder, weights
 from vdit.objectives.diffusion import dense_tokens
@@ -103,7 +104,7 @@ def test_a_network_alone_samples_with_an_autoencoder_beside_it(
 def test_it_is_split_for_a_mesh_as_it_is_read(tmp_path: Path) -> None:
     """Every array lands on its devices' shares, and has the numbers of the whole."""
     mesh = make_mesh({"fsdp": 2, "tensor": 4})
-    made = import_weights.planned(GOLDEN / "dit_paper" / "dit", None, None)
+    made = published.planned(GOLDEN / "dit_paper" / "dit", None, None)
     part = made.parts["dit"]
     split = import_weights.write_part("dit", part, mesh, tmp_path)
     whole = weights.load(part.plan)

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from experiments.vivit import get_config
 from tools import export_weights, import_weights
 from vdit import build, classify, main
-from vdit.models import vivit, vivit_folder
+from vdit.models import vivit, vivit_folder, weights
 from vdit.models.vivit import central_frame, fit_positions, inflate
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import Metrics
@@ -174,7 +174,7 @@ def test_a_video_model_starts_from_an_image_model(
     model, params = model_of(work)
     assert (model.model, model.patch) == ("factorised_self_attention", (2, 4, 4))
     found = vivit_folder.read_module(folder)
-    image = vivit_folder.folded(import_weights.weights.load(found.plan))
+    image = vivit_folder.folded(weights.load(found.plan))
     made = {"central": central_frame, "inflate": inflate}[start](image["embed_video"]["kernel"], 2)
     np.testing.assert_array_equal(params["embed_video"]["kernel"], made)
     position = image["encoder"]["position"][1:]  # without the class token's

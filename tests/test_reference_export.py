@@ -14,7 +14,8 @@ from experiments import base, dit_paper, unet
 from experiments.vivit import get_config as vivit_config
 from tests import reference
 from tools import export_weights
-from tools.import_weights import MODELS, exact, own_shapes
+from tools.import_weights import MODELS, exact
+from tools.importing.own import own_shapes
 from vdit import build
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text

@@ -31,7 +31,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tools.flags import Parser
-from tools.import_weights import COPIED, OWN, groups_of
+from tools.importing.own import COPIED, OWN, groups_of
 from vdit import build
 from vdit.config import default
 from vdit.errors import UserError

@@ -1,7 +1,4 @@
-"""What the folder of a ViT or ViViT becomes: the classifier that it is, or the start of another.
-
-The checks of `tools/import_weights.py`, and how its parameters are made of those in the folder.
-"""
+"""What the folder of a ViT or ViViT becomes: the classifier that it is, or the start of another."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,0 +1,1 @@
+"""What `python -m tools.import_weights` is made of."""
