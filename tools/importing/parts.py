@@ -43,9 +43,7 @@ def part_of(
     config: ConfigDict, stage: str, folder: Path, plan: weights.Plan, **more: Any
 ) -> Part:
     """A part whose checkpoint says what one that was trained here would."""
-    fields = stages.all_fields(config, stage)
-    meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
-    return Part(folder, plan, meta, **more)
+    return Part(folder, plan, stages.stage_meta(config, stage), **more)
 
 
 def configured(changes: Mapping[str, Any]) -> ConfigDict:

@@ -192,6 +192,7 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
     plans["dit"] = folder, plan
     imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
     more = {"dit": {"latents": statistics, "imported": imported}}
+    # Without its text encoder's folder a denoiser is imported too, and then says nothing of it.
     content = build.text_content(config) if config.text.path else {}
     parts = {}
     for stage, (where, made) in plans.items():
