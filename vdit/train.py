@@ -195,18 +195,85 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
     }
 
 
+def _begin(
+    stage: str, objective: Objective, options: ConfigDict, checkpoints: Checkpoints,
+    batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, seed: int,
+) -> tuple[Any, State, Params, int, dict[str, jax.Array] | None]:  # fmt: skip
+    """(abstract state, state, EMA, step, first batch), from the newest good checkpoint if any.
+
+    A restored stream gives its own next batch: then there is no first one.
+    """
+    first = place(mesh, next(batches))
+    abstract = abstract_state(objective, options, first, mesh, seed)
+    restored = checkpoints.restore(*abstract, batches, spare=("params", "opt", "key"))
+    if restored is not None and "opt" in restored.state:
+        return abstract, restored.state, restored.ema, restored.step, None
+    begin = functools.partial(init_state, objective, options, seed=seed)
+    shardings = jax.tree.map(lambda x: x.sharding, abstract)
+    state, ema = jax.jit(begin, out_shardings=shardings)(first)
+    if restored is None:
+        return abstract, state, ema, 0, first
+    # An imported checkpoint, or a copy without optimizer state.
+    say(f"{stage}: step {restored.step} has weights alone: its optimizer begins anew")
+    state |= restored.state
+    if "params" not in restored.state:
+        state["params"] = jax.tree.map(lambda x: x + 0, restored.ema)  # both are donated
+    return abstract, state, restored.ema, restored.step, None
+
+
+class _Log:
+    """Reports a step's numbers while the device is busy with the next step."""
+
+    def __init__(
+        self, stage: str, steps: int, runtime: Runtime, checkpoints: Checkpoints,
+        progress: Progress, start: int,
+    ) -> None:  # fmt: skip
+        self._stage, self._steps, self._runtime = stage, steps, runtime
+        self._checkpoints, self._progress = checkpoints, progress
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._began = self._last = time.monotonic()
+        self._last_step, self._waited = start, 0.0
+
+    def next(self, batches: Iterator[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
+        """The next batch; counts the time in which no step was running while it was read."""
+        began = time.monotonic()
+        batch = next(batches)
+        running: Any = self._pending[1]["loss"] if self._pending else None
+        if running is None or running.is_ready():
+            self._waited += time.monotonic() - began
+        return batch
+
+    def add(self, step: int, values: dict[str, jax.Array]) -> None:
+        """A dispatched step; the one before is reported."""
+        self.settle()
+        self._pending = step, values
+
+    def settle(self) -> None:
+        """Waits for the pending step and reports it. Raises `Diverged`."""
+        if self._pending is None:
+            return
+        (step, values), self._pending = self._pending, None
+        loss = float(values["loss"])
+        if not np.isfinite(loss):
+            good, directory = self._checkpoints.latest(), self._checkpoints.directory
+            kept = f"checkpoint {good} in {directory} is good" if good else "none saved"
+            raise Diverged(f"stage {self._stage}: the loss is {loss} at step {step}; {kept}")
+        self._progress.update(step, loss=loss)
+        if step % self._runtime.run.log_every == 0 or step == self._steps:
+            now = time.monotonic()
+            row = {name: float(value) for name, value in values.items()}
+            row["steps_per_second"] = (step - self._last_step) / (now - self._last)
+            row["wait"] = self._waited / (now - self._last)  # no step was running
+            row["seconds"] = now - self._began
+            self._runtime.metrics.write(self._stage, step, row)
+            self._last, self._last_step, self._waited = now, step, 0.0
+
+
 def fit(
-    stage: str,
-    objective: Objective,
-    batches: Iterator[Mapping[str, np.ndarray]],
-    options: ConfigDict,
-    runtime: Runtime,
-    *,
-    seed: int,
-    frozen: Any,
-    meta: dict[str, Any],
+    stage: str, objective: Objective, batches: Iterator[Mapping[str, np.ndarray]],
+    options: ConfigDict, runtime: Runtime, *, seed: int, frozen: Any, meta: dict[str, Any],
     preview: Any = None,
-) -> Params:
+) -> Params:  # fmt: skip
     """Trains a stage to its last step, from its newest good checkpoint, and returns the EMA.
 
     Raises `Interrupted` after a signal (saved), `Diverged` at a loss that is not finite.
@@ -215,72 +282,26 @@ def fit(
     mesh, run = runtime.mesh, runtime.run
     check_batch(stage, options, mesh.shape)
     checkpoints = runtime.checkpoints(stage)
-    first = place(mesh, next(batches))
-    abstract = abstract_state(objective, options, first, mesh, seed)
-    restored = checkpoints.restore(*abstract, batches, spare=("params", "opt", "key"))
-    if restored is None or "opt" not in restored.state:
-        begin = functools.partial(init_state, objective, options, seed=seed)
-        shardings = jax.tree.map(lambda x: x.sharding, abstract)
-        state, ema = jax.jit(begin, out_shardings=shardings)(first)
-    start = 0
-    batch: dict[str, jax.Array] | None = first
-    if restored is not None:
-        if "opt" not in restored.state:  # an imported checkpoint, or a copy without
-            say(f"{stage}: step {restored.step} has weights alone: its optimizer begins anew")
-            state |= restored.state
-            if "params" not in restored.state:
-                state["params"] = jax.tree.map(lambda x: x + 0, restored.ema)  # both are donated
-            restored = restored._replace(state=state)
-        state, ema, start = restored.state, restored.ema, restored.step
-        batch = None
+    abstract, state, ema, start, batch = _begin(
+        stage, objective, options, checkpoints, batches, mesh, seed
+    )
     runtime.metrics.truncate(stage, start)
     frozen = replicate(mesh, frozen)
     step_fn = compiled_step(objective, options, run, mesh, abstract)
-    pending: tuple[int, dict[str, jax.Array]] | None = None
-    began = last = time.monotonic()
-    last_step, waited = start, 0.0
-
-    def settle() -> None:
-        """Reads the numbers of the step before: the device is already busy with the next."""
-        nonlocal pending, last, last_step, waited
-        if pending is None:
-            return
-        step, values = pending
-        pending = None
-        loss = float(values["loss"])
-        if not np.isfinite(loss):
-            good = checkpoints.latest()
-            kept = f"checkpoint {good} in {checkpoints.directory} is good" if good else "none saved"
-            raise Diverged(f"stage {stage}: the loss is {loss} at step {step}; {kept}")
-        progress.update(step, loss=loss)
-        if step % run.log_every == 0 or step == options.steps:
-            now = time.monotonic()
-            row = {name: float(value) for name, value in values.items()}
-            row["steps_per_second"] = (step - last_step) / (now - last)
-            row["wait"] = waited / (now - last)  # share of the time with data to come and no step
-            row["seconds"] = now - began
-            runtime.metrics.write(stage, step, row)
-            last, last_step, waited = now, step, 0.0
-
     active = jax.process_index() == 0
     with Progress(stage, options.steps, start=start, active=active) as progress:
+        log = _Log(stage, options.steps, runtime, checkpoints, progress, start)
         for step in range(start + 1, options.steps + 1):
             runtime.watch.step(stage, step, first=step == start + 1)
             if batch is None:
-                asked = time.monotonic()
-                numpy_batch = next(batches)
-                running: Any = pending[1]["loss"] if pending else None
-                if running is None or running.is_ready():  # nothing else was to do
-                    waited += time.monotonic() - asked
-                batch = place(mesh, numpy_batch)
+                batch = place(mesh, log.next(batches))
             with jax.set_mesh(mesh):
                 state, ema, values = step_fn(state, ema, frozen, batch)
             batch = None
-            settle()
-            pending = step, values
+            log.add(step, values)
             stop = runtime.preemption.reached(step)
             if stop or step % run.save_every == 0 or step == options.steps:
-                settle()
+                log.settle()
                 checkpoints.save(step, state, ema, batches, meta)
                 if preview is not None:
                     preview(ema, step)
