@@ -53,7 +53,8 @@ from IPython.display import HTML, Markdown, display
 
 import vdit
 from experiments import base
-from vdit import build, main
+from vdit import build
+from vdit.run import run
 from vdit.runtime import metrics
 from vdit.runtime.video import to_data_uri, webp_bytes
 from vdit.sample import Given
@@ -74,7 +75,7 @@ variant = "smoke" if os.environ.get("VDIT_SMOKE") else ""
 workdir = Path("runs", f"colab-{variant}" if variant else "colab").absolute()
 config = base.get_config(variant)
 config.stages = ("vae", "latents", "dit", "eval")
-main.run(config, workdir)
+run(config, workdir)
 
 # %% [markdown]
 # ## Text to video

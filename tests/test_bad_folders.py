@@ -13,9 +13,9 @@ from safetensors.numpy import load_file, save_file
 from experiments import base, folder
 from tests.test_import_vivit import write_folder
 from tools import import_weights
-from vdit import main
 from vdit.errors import UserError
 from vdit.models import weights
+from vdit.run import run
 
 GOLDEN = Path(__file__).parent / "golden"
 # A folder to import, and the network in it that is damaged.
@@ -140,7 +140,7 @@ def test_a_text_encoder_that_is_not_finite_is_refused_before_anything_is_trained
     config = base.get_config("smoke")
     config.text.encoder, config.text.path = "t5", str(weights_of)
     with pytest.raises(UserError, match=words):
-        main.run(config, work)
+        run(config, work)
     assert not work.exists()
 
 
@@ -151,7 +151,7 @@ def test_a_folder_without_films_leaves_no_run(tmp_path: Path) -> None:
     config, work = folder.get_config("smoke"), tmp_path / "work"
     config.data.path = str(tmp_path / "films")
     with pytest.raises(UserError, match="no clips in this folder"):
-        main.run(config, work)
+        run(config, work)
     assert [path.name for path in work.iterdir()] == [".lock"]
 
 

@@ -11,8 +11,8 @@ from experiments.vivit import get_config
 from vdit import build
 from vdit.data.labels import Labelled
 from vdit.errors import UserError
-from vdit.main import run
 from vdit.objectives.vae import to_float
+from vdit.run import run
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import read
 

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from experiments.vivit import get_config
 from tools import export_weights, import_weights
 from vdit import build, classify, main
+from vdit import run as program
 from vdit.models import vivit, vivit_folder, weights
 from vdit.models.vivit import central_frame, fit_positions, inflate
 from vdit.runtime.checkpoint import restore_ema
@@ -193,7 +194,7 @@ def test_it_is_trained_from_there(
     assert run(folder, work, *flags(TARGET)) == 0
     config = get_config("smoke")
     config.update_from_flattened_dict(TARGET)
-    main.run(config, work)
+    program.run(config, work)
     out = capsys.readouterr().out
     assert "classify: step 0 has weights alone: its optimizer begins anew" in out
     before = restore_ema(work / "checkpoints" / "classify", 0)["vivit"]

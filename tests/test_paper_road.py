@@ -17,11 +17,11 @@ from vdit.data.labels import by_caption, by_truth
 from vdit.data.world import COLOURS, MOTIONS, World
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
-from vdit.main import run
 from vdit.models.dit_paper import CONDITIONINGS, DiTPaper
 from vdit.models.text import Tokenizer, encoder, learned_tokenizer, no_tokenizer
 from vdit.objectives.diffusion import conditioned, diffusion_objective
 from vdit.objectives.objective import Objective
+from vdit.run import run
 from vdit.runtime.metrics import read
 from vdit.sample import Given, Model
 from vdit.tokens import pattern_shares, patterns

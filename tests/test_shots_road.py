@@ -15,7 +15,7 @@ from vdit import build, checks, stages
 from vdit.config import digest, stage_fields
 from vdit.data.latents import Latents
 from vdit.errors import UserError
-from vdit.main import write_config
+from vdit.run import write_config
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.preemption import Preemption

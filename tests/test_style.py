@@ -30,7 +30,8 @@ LAYERS = {
     "classify": 11,
     "evaluate": 11,
     "report": 11,
-    "main": 12,
+    "run": 12,
+    "main": 13,
 }
 BLIND = ("models", "objectives")  # what the runtime must not know
 

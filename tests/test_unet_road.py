@@ -13,7 +13,7 @@ import vdit
 from experiments.unet import get_config
 from vdit import checks
 from vdit.errors import UserError
-from vdit.main import run
+from vdit.run import run
 from vdit.runtime.metrics import read
 from vdit.sample import Given, Model
 

@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdit import main, sample
+from vdit import run as runs
 from vdit.config import default
 from vdit.data.loader import batches
 from vdit.errors import UserError
@@ -98,7 +99,7 @@ def keep_latents(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main.run = run
+    runs.run = run
     if os.environ.get("TOY", "").startswith("latents:"):
         keep_latents(Path(os.environ["TOY"].partition(":")[2]))
     sys.exit(main.main())

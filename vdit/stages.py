@@ -18,7 +18,7 @@ from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
 from vdit.data.loader import PackedBatches, ahead, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.diffusion.schedule import sample_times
-from vdit.errors import UserError
+from vdit.errors import Interrupted, UserError
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.chunks import row_places
 from vdit.models.lpips import read_weights
@@ -47,7 +47,7 @@ from vdit.tokens import (
     patterns,
     shot_list,
 )
-from vdit.train import Interrupted, Params, Runtime, fit
+from vdit.train import Params, Runtime, fit
 
 TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
 

@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit.errors import UserError
+from vdit.errors import Diverged, Interrupted, UserError
 from vdit.objectives.objective import Objective, Params
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.machine import operand_dtype
@@ -29,14 +29,6 @@ from vdit.runtime.processes import Watch
 from vdit.runtime.progress import Progress, say
 
 State = dict[str, Any]  # "params" and "opt" by group, "step", "key"
-
-
-class Diverged(RuntimeError):
-    """The loss became NaN or infinite; the line names the last good checkpoint."""
-
-
-class Interrupted(RuntimeError):
-    """A signal asked to stop; the work is saved and the same command goes on."""
 
 
 @dataclass(frozen=True)

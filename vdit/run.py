@@ -1,0 +1,188 @@
+"""The modes of the program: run a configuration's stages; sample from a workdir, score it."""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vdit import build, checks, classify, evaluate, report, show, stages
+from vdit.errors import Interrupted, UserError
+from vdit.runtime.files import alone, appears, write_text
+from vdit.runtime.machine import operand_dtype
+from vdit.runtime.mesh import make_mesh
+from vdit.runtime.metrics import Metrics, environment
+from vdit.runtime.preemption import Preemption
+from vdit.runtime.processes import Watch, zero_alone, zero_first
+from vdit.runtime.progress import clock, say
+from vdit.sample import load, read_config
+from vdit.train import Runtime
+
+Request = Mapping[str, Any]  # the flags of --mode=sample and --mode=features by name
+
+
+def write_config(config: ConfigDict, workdir: Path) -> None:
+    """config.json: every field, overrides included."""
+    write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
+
+
+def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
+    """--mode=run: the stages in turn. A finished one is skipped, an interrupted one resumes."""
+    checks.check(config)
+    build.look_through_text(config)
+    mesh = make_mesh(dict(config.mesh))
+    checks.check_mesh(config, mesh.shape)
+    began = time.monotonic()
+    zero = jax.process_index() == 0
+    held = alone(workdir) if zero else contextlib.nullcontext()
+    with held, Preemption() as preemption, Metrics(workdir, zero) as metrics:
+        runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
+        _claim(config, runtime)
+        machine = _machine(config, runtime)
+        metrics.write("run", 0, machine)
+        results: dict[str, Any] = {}
+        started = time.monotonic()
+        for name in _with_needs(config.stages):
+            if name in config.stages and preemption.reached(0):
+                raise Interrupted(f"stopped before stage {name}; run again")
+            stage = STAGES[name]
+            needed = (results[stage.needs],) if stage.needs else ()
+            results[name] = stage.run(config, runtime, *needed)
+            if name in config.stages:
+                say(f"{name}: done in {clock(time.monotonic() - started)}")
+                started = time.monotonic()
+        metrics.write("run", 0, machine | {"seconds": time.monotonic() - began})
+    if zero:
+        say(f"all done in {clock(time.monotonic() - began)}: open {report.write_report(workdir)}")
+
+
+def _claim(config: ConfigDict, runtime: Runtime) -> None:
+    """Writes config.json, unless the workdir is another run's or the source refuses its options."""
+    workdir, zero = runtime.workdir, jax.process_index() == 0
+    for stage in ("vae", "dit", "classify"):
+        stages.refuse_other(config, stage, runtime)
+    if stages.reads_clips(config):
+        with zero_first("clips"):
+            build.source(config, "train", workdir)
+    with zero_first("config"):
+        if zero:
+            write_config(config, workdir)
+        elif not appears(workdir / "config.json"):
+            raise UserError(
+                f"{workdir} of process {jax.process_index()} is not that of process 0: the"
+                " workdir must be a folder that all processes share"
+            )
+
+
+def _machine(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
+    """Versions, device and operand dtype, for metrics.jsonl; prints the run's first line."""
+    operands = jax.numpy.dtype(operand_dtype(config.run.dtype, runtime.mesh)).name
+    devices = f"{runtime.mesh.size} {jax.devices()[0].platform}, {operands} operands"
+    if jax.process_count() > 1:
+        devices += f", {jax.process_count()} processes"
+    say(f"{runtime.workdir}: {', '.join(config.stages)} on {devices}")
+    return environment() | {"operands": operands}
+
+
+def _loaded(config: ConfigDict, workdir: Path, mesh: Mesh | None, watch: Watch) -> Any:
+    """A trained workdir, on the mesh where that spans processes or splits one sample's work."""
+    split = mesh is not None and mesh.size > mesh.shape["data"]
+    more = (mesh, watch) if split or jax.process_count() > 1 else ()
+    return load(workdir, config, *more)
+
+
+def _trained(given: ConfigDict | None, workdir: Path, watch: Watch) -> Any:
+    """A workdir's model. The mesh is that of --config; without it several processes use that of the
+    workdir's configuration, and one process, which may be another machine, none."""
+    config, mesh = read_config(workdir), None
+    if given is not None or jax.process_count() > 1:
+        mesh = make_mesh(dict((given or config).mesh))
+        checks.check_mesh(config, mesh.shape)
+    return _loaded(config, workdir, mesh, watch)
+
+
+def _model(config: ConfigDict, runtime: Runtime) -> Any:
+    return _loaded(config, runtime.workdir, runtime.mesh, runtime.watch)
+
+
+def _sample_stage(config: ConfigDict, runtime: Runtime, model: Any) -> None:
+    show.sample_stage(model, runtime.workdir, runtime.metrics)
+
+
+def _eval_stage(config: ConfigDict, runtime: Runtime, model: Any) -> None:
+    evaluate.evaluate(model, runtime.workdir, runtime.metrics)
+
+
+class Stage(NamedTuple):
+    """One stage of a run: a function of (config, runtime) and of what another stage returns."""
+
+    run: Callable[..., Any]
+    needs: str = ""
+
+
+STAGES = {
+    "vae": Stage(stages.train_vae),
+    "latents": Stage(stages.cache_latents, needs="vae"),
+    "dit": Stage(stages.train_dit, needs="latents"),
+    "model": Stage(_model),  # the trained workdir, loaded; not listed in a configuration
+    "sample": Stage(_sample_stage, needs="model"),
+    "eval": Stage(_eval_stage, needs="model"),
+    "classify": Stage(stages.train_classifier),
+}
+
+
+def _with_needs(names: Sequence[str]) -> list[str]:
+    """Stage names, each after the one that it needs."""
+    order: list[str] = []
+    for name in names:
+        need = STAGES[name].needs
+        order += [n for n in (*_with_needs([need] if need else []), name) if n not in order]
+    return order
+
+
+def sample(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
+    """--mode=sample."""
+    if not request["prompt"] and not request["shots"]:
+        raise UserError('--mode=sample needs --prompt="what to show", or --shots=FILE')
+    names = ("seconds", "fps", "size", "num", "seed", "given", "shots")
+    show.sample_request(
+        _trained(given, workdir, watch),
+        Path(request["out"]) if request["out"] else workdir / "samples",
+        prompts=request["prompt"] or [""],
+        **{name: request[name] for name in names},
+    )
+
+
+def score(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
+    """--mode=eval."""
+    with Metrics(workdir, jax.process_index() == 0) as metrics:
+        if read_config(workdir).stages == ("classify",):
+            with zero_alone("classify") as zero:
+                rows = [classify.evaluate(workdir, metrics)] if zero else []
+        else:
+            rows = evaluate.evaluate(_trained(given, workdir, watch), workdir, metrics)
+    for row in rows:
+        say(json.dumps(row))
+    with zero_alone("report") as zero:
+        if zero:
+            say(f"open {report.write_report(workdir)}")
+
+
+def features(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
+    """--mode=features, in one process."""
+    if not request["video"]:
+        raise UserError("--mode=features needs --video=FILE")
+    out = Path(request["out"]) if request["out"] else workdir / "features"
+    with zero_alone("features") as zero:
+        if zero:
+            classify.write_features(workdir, out, request["video"])
+
+
+MODES: dict[str, Callable[[ConfigDict | None, Path, Watch, Request], None]] = {
+    "sample": sample, "eval": score, "features": features
+}  # fmt: skip
