@@ -53,7 +53,7 @@ from IPython.display import HTML, Markdown, display
 
 import vdit
 from experiments import base
-from vdit import build
+from vdit.config import data as sources
 from vdit.run import run
 from vdit.runtime import metrics
 from vdit.runtime.video import to_data_uri, webp_bytes
@@ -103,7 +103,7 @@ show([result.video for result in results], fps)
 # which stands on the left of four ways in which it might go on.
 
 # %%
-clip = build.source(config, "heldout", workdir)[0]
+clip = sources.source(config, "heldout", workdir)[0]
 first = Given(clip["video"][:1], frame=0)
 results = model.generate(clip["caption"], num=4, seed=1, given=[first])
 assert all((result.video[0] == clip["video"][0]).all() for result in results)

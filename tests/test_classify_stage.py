@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.vivit import get_config
-from vdit import build
+from vdit.config import data as sources
+from vdit.config.classifier import build_classifier
 from vdit.data.labels import Labelled
 from vdit.errors import UserError
 from vdit.objectives.vae import to_float
@@ -34,9 +35,9 @@ def test_it_reports_its_accuracy_on_heldout_clips(walked: Path) -> None:
     assert (walked / "report.html").is_file()
     # The last row again, from the checkpoint, clip by clip.
     config = get_config("smoke")
-    model = build.classifier(config)
+    model = build_classifier(config)
     params = {"params": restore_ema(walked / "checkpoints" / "classify", 8)["vivit"]}
-    clips = Labelled(build.source(config, "heldout", walked), ("motion", "impacts"))
+    clips = Labelled(sources.source(config, "heldout", walked), ("motion", "impacts"))
     apply = jax.jit(model.apply)
     right = np.zeros(2)
     labels = np.stack([clips[i]["label"] for i in range(16)])

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from tools import compare
-from vdit import build, checks
-from vdit.config import LATER
+from vdit.config import default, joined
+from vdit.config.autoencoder import build_vae
 
 FIGURES = {
     "steps": 10, "seconds": 60.0, "minutes": 1.0, "device": "1 x cpu", "python": "3", "jax": "0",
@@ -20,14 +20,14 @@ def test_every_variant_is_base_with_what_it_changes(smoke: bool) -> None:
     """All can be trained, learn and sample alike, and share one autoencoder where they can."""
     made = {name: compare.configured(name, 3, smoke) for name in compare.VARIANTS}
     for name, config in made.items():
-        checks.check(config)
+        joined.check(config)
         assert config.seed == 3 and dict(config.dit.given)["text"] == 1.0
         first = compare.configured(f"vae-{compare.VARIANTS[name].vae}", 3, smoke)
         assert (config.vae, config.latents, config.data) == (first.vae, first.latents, first.data)
     assert all(config.sample == made["dit"].sample for config in made.values())
     assert (made["unet"].dit.model, made["unet"].dit.process) == ("unet", "flow")
-    assert (made["context"].dit.text, LATER["dit.text"]) == ("context", "cross")
-    shapes = {build.vae(config).latent_shape(17, 32, 32) for config in made.values()}
+    assert (made["context"].dit.text, default().dit.text) == ("context", "cross")
+    shapes = {build_vae(config).latent_shape(17, 32, 32) for config in made.values()}
     assert len(shapes) == 1
 
 

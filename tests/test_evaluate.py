@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from experiments import base, minute, playground, shots
-from vdit import build, checks, evaluate
+from vdit import evaluate
+from vdit.config import data as sources
+from vdit.config import joined
 from vdit.data.world.oracle import room
 from vdit.data.world.reword import paraphrase
 from vdit.data.world.simulate import View
@@ -119,10 +121,10 @@ def test_a_chunk_is_given_the_later_half_of_the_one_before() -> None:
 )
 def test_a_chunk_that_is_none_is_refused(field: str, value: float) -> None:
     config = minute.get_config("smoke")
-    checks.check(config)
+    joined.check(config)
     config.eval[field] = value
     with pytest.raises(UserError, match="eval.chunk is"):
-        checks.check(config)
+        joined.check(config)
 
 
 class Perfect:
@@ -160,7 +162,7 @@ def test_paraphrases_are_scored_beside_the_seen_wording(source: str, tmp_path: P
     counts = OBJECTS.values() if source == "world" else [tuple(config.data.objects)]
     clips = []
     for count in counts:
-        held = build.source(config, "heldout", tmp_path, objects=count)
+        held = sources.source(config, "heldout", tmp_path, objects=count)
         clips += [held[i] for i in range(8)]
     model: Any = Perfect(config, clips)
     score = score_world if source == "world" else score_shots
@@ -181,7 +183,7 @@ def test_playgrounds_are_asked_for_with_their_shots(
 ) -> None:
     config = playground.get_config(variant)
     config.eval.captions, config.eval.paraphrases, config.data.size = 3, 2, (32, 32)
-    held = build.source(config, "heldout", tmp_path)
+    held = sources.source(config, "heldout", tmp_path)
     asked: list[tuple[str, Any]] = []
 
     class Asked(Perfect):

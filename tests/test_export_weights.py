@@ -12,11 +12,14 @@ from safetensors.numpy import load_file
 from experiments import base, dit_paper, unet
 from tools import export_weights, import_weights
 from tools.importing.own import groups_of, own_shapes
-from vdit import build, checks
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import read_config, write_config
+from vdit.config.text import build_tokenizer
 from vdit.models import vae_folder, vivit_folder, weights
 from vdit.runtime.checkpoint import Checkpoints, restore_ema
-from vdit.runtime.files import write_text
-from vdit.sample import load, read_config
+from vdit.sample import load
 from vdit.stages import stage_meta
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -29,9 +32,9 @@ def random(shapes: Any, seed: int) -> Any:
 
 def trained(config: Any, workdir: Path, *stages: str) -> dict[str, Any]:
     """A workdir as training leaves it: parameters, another EMA, statistics; by stage."""
-    write_text(workdir / "config.json", json.dumps(config.to_dict()))
+    write_config(config, workdir)
     if config.text.encoder == "learned":
-        build.tokenizer(config, workdir, lambda: [chr(97 + i % 26) * 3 for i in range(99)])
+        build_tokenizer(config, workdir, lambda: [chr(97 + i % 26) * 3 for i in range(99)])
     made = {}
     for stage in stages:
         shapes = own_shapes(config, stage, workdir)
@@ -156,7 +159,7 @@ def test_a_denoiser_trained_here_is_one_of_diffusers(
     same(restore_ema(again / "checkpoints" / "dit", 0)["dit"], made["dit"]["raw"]["dit"])
     theirs = read_config(again)
     theirs.run.unroll = config.run.unroll
-    mine, other = build.dit(config), build.dit(theirs)
+    mine, other = build_dit(config), build_dit(theirs)
     for field in ("width", "depth", "widths", "depths", "heads", "epsilons", "level_theta"):
         assert getattr(mine, field, None) == getattr(other, field, None), field
 
@@ -203,7 +206,7 @@ def test_an_autoencoder_trained_here_is_one_of_diffusers(
     made = trained(config, work, "vae", "dit")
     assert export_weights.main([f"--workdir={work}", f"--out={out}", "--stage=vae"]) == 0
     module, plan = vae_folder.read_module(out)
-    mine = build.vae(config)
+    mine = build_vae(config)
     assert all(getattr(module, name) == getattr(mine, name) for name in vae_folder.FIELDS)
     same(weights.load(plan), made["vae"]["ema"]["vae"])
     statistics = vae_folder.read_statistics(out) or {}
@@ -216,7 +219,7 @@ def test_autoencoders_go_back_to_the_bit(name: str, tmp_path: Path) -> None:
     """By the commands: weights, and what the configuration says of latents too."""
     source, work, out = GOLDEN / "vae" / name, tmp_path / "work", tmp_path / "out"
     assert import_weights.main([f"--source={source}", f"--workdir={work}"]) == 0
-    checks.check(read_config(work))
+    joined.check(read_config(work))
     assert export_weights.main([f"--workdir={work}", f"--out={out}", "--stage=vae"]) == 0
     old, new = (load_file(f / f"{vae_folder.STEM}.safetensors") for f in (source, out))
     assert old.keys() == new.keys()

@@ -12,14 +12,15 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.vivit import get_config
 from tools import export_weights, import_weights
-from vdit import build, classify, main
+from vdit import classify, main
 from vdit import run as program
+from vdit.config.classifier import answer_names, build_classifier
+from vdit.config.identity import read_config
 from vdit.models import vivit, vivit_folder, weights
 from vdit.models.vivit import central_frame, fit_positions, inflate
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.video import write_mp4
-from vdit.sample import read_config
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "vivit.npz")
 CASES = ("vivit_plain", "vivit_left_over", "vit_plain")
@@ -68,7 +69,7 @@ def run(source: Path, work: Path, *flags: str) -> int:
 def model_of(work: Path) -> tuple[Any, Any]:
     config = read_config(work)
     config.run.dtype = "float32"
-    return build.classifier(config), restore_ema(work / "checkpoints" / "classify", 0)["vivit"]
+    return build_classifier(config), restore_ema(work / "checkpoints" / "classify", 0)["vivit"]
 
 
 def near(a: Any, b: Any) -> None:
@@ -83,7 +84,7 @@ def test_it_is_transformers_model_and_goes_back_to_the_bit(case: str, tmp_path: 
     model, params = model_of(work)
     apply: Any = jax.jit(model.apply)
     near(apply({"params": params}, GOLDEN[f"{case}/video"]), GOLDEN[f"{case}/logits"])
-    assert build.answers(read_config(work), work) == {"class": NAMES}
+    assert answer_names(read_config(work), work) == {"class": NAMES}
     flags = [f"--workdir={work}", f"--out={out}", "--stage=classify"]
     assert export_weights.main(flags) == 0
     old, new = (load_file(path / "model.safetensors") for path in (source, out))

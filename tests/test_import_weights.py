@@ -12,12 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tools import export_weights, import_weights
-from vdit import build
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import read_config
 from vdit.models.layouts import STEM
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
-from vdit.sample import read_config
 from vdit.tokens import class_condition, text_condition
 
 GOLDEN = Path(__file__).parent / "golden" / "dit_paper"
@@ -57,7 +57,7 @@ def test_it_is_diffusers_model_and_goes_back_to_the_bit(name: str, tmp_path: Pat
     directory = work / "checkpoints" / "dit"
     step = newest_good_step(directory)
     assert step is not None
-    params, model = restore_ema(directory, step)["dit"], build.dit(config)
+    params, model = restore_ema(directory, step)["dit"], build_dit(config)
     cases = [key[:-2] for key in EXPECTED.files if key.startswith(f"{name}/") and key[-2:] == "/x"]
     for case in cases:
         got, want = answer(model, params, case), EXPECTED[f"{case}/out"]

@@ -13,7 +13,9 @@ from experiments import dit_paper, unet
 from experiments.base import get_config
 from tools.planning.hlo import COLLECTIVE, axes_of, groups_of, size_of
 from tools.planning.step import lower_training, sampling, text_encoder, token_grid, training
-from vdit import build
+from vdit.config.autoencoder import build_vae
+from vdit.config.classifier import answer_counts, build_classifier
+from vdit.config.denoiser import build_dit, build_process, token_shards
 from vdit.diffusion.schedule import sample_times
 from vdit.models.dit import preset
 from vdit.models.text import encoder
@@ -55,18 +57,18 @@ def made(
     ordinal = np.arange(8, dtype=np.uint32)
     if stage == "vae":
         video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
-        objective = vae_objective(build.vae(config, mesh), 1e-4, 0.0)
+        objective = vae_objective(build_vae(config, mesh), 1e-4, 0.0)
         return objective, {}, {"video": video, "ordinal": ordinal}
     if stage == "classify":
         config.classify.preset = "smoke/8x4"
         video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
         label = np.stack([rng.integers(0, 6, 8), rng.integers(0, 4, 8)], -1).astype(np.int32)
-        objective = classify_objective(build.classifier(config), build.questions(config), 0.1)
+        objective = classify_objective(build_classifier(config), answer_counts(config), 0.1)
         return objective, {}, {"video": video, "label": label, "ordinal": ordinal}
     table = patterns(5, 4, 10.0)
-    process = build.process(config)
+    process = build_process(config)
     objective = diffusion_objective(
-        build.dit(config, mesh),
+        build_dit(config, mesh),
         encoder("learned", vocab=300, width=32, depth=1, heads=2),
         process,
         config.dit.prediction,
@@ -76,7 +78,7 @@ def made(
         text_drop=0.2,
         sample_times=functools.partial(sample_times, process),
         constrain=(lambda x: x) if mesh is None else sequence_constraint(mesh),
-        multiple=build.token_shards(config, mesh),
+        multiple=token_shards(config, mesh),
     )
     batch = {
         "latent": rng.normal(size=(8, 8, side, side, 8)).astype(np.float32),

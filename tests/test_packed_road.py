@@ -18,7 +18,11 @@ from ml_collections import ConfigDict
 from stopping import StopAt
 
 from experiments.packed import get_config
-from vdit import build, checks, stages
+from vdit import stages
+from vdit.config import data as sources
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.data.latents import Latents
 from vdit.data.mixture import Mixture
 from vdit.errors import UserError
@@ -56,7 +60,7 @@ def vae() -> Any:
     """An untrained autoencoder's parameters."""
     config = small()
     video = np.zeros((1, 17, 32, 32, 3), np.float32)
-    model = build.vae(config)
+    model = build_vae(config)
     noise = np.zeros((1, *model.latent_shape(17, 32, 32)), np.float32)
     return {"vae": jax.jit(model.init)(jax.random.key(0), video, noise)["params"]}
 
@@ -71,7 +75,7 @@ def cached(vae: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_clip_of_the_cache_is_what_it_is_alone(cached: Path, vae: Any) -> None:
     config, cache = small(), Latents(cached / "latents")
-    clips, model = build.training_clips(config, cached), build.vae(config)
+    clips, model = sources.training_clips(config, cached), build_vae(config)
     encode = jax.jit(
         lambda video: model.apply({"params": vae["vae"]}, to_float(video), method=model.encode)[0]
     )
@@ -228,7 +232,7 @@ def test_what_cannot_be_packed_is_refused(changes: dict[str, Any], words: str) -
     config = small()
     config.update_from_flattened_dict(changes)
     with pytest.raises(UserError, match=words):
-        checks.check(config)
+        joined.check(config)
 
 
 def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
@@ -243,9 +247,9 @@ def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
         (root / f"{number}.txt").write_text(f"film {number}")
     config.data.source, config.data.path = "folder", str(root)
     config.latents.shard, config.dit.train.steps, config.dit.train.warmup = 100, 2, 0
-    checks.check(config)
-    clips = build.training_clips(config, tmp_path)
-    held = build.source(config, "heldout", tmp_path)
+    joined.check(config)
+    clips = sources.training_clips(config, tmp_path)
+    held = sources.source(config, "heldout", tmp_path)
     kinds: dict[str, set[tuple[int, ...]]] = {}
     for i in range(len(clips)):
         shape = tuple(config.data.shapes[clips.kind(i)][:3])
@@ -264,12 +268,12 @@ def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
     assert len(losses) == 2 and np.isfinite(losses).all()
     config.data.shapes = (*config.data.shapes, (17, 40, 24, 10.0))
     with pytest.raises(UserError, match=r"\(17, 40, 24, 10.0\): every film .* suits better"):
-        build.training_clips(config, tmp_path)
+        sources.training_clips(config, tmp_path)
 
 
 def test_a_row_that_is_too_short_for_a_clip_is_refused(cached: Path) -> None:
     config = small()
     config.dit.pack = (40, 0, 0)
-    encoder = build.text_encoder(config, build.tokenizer(config, cached))
+    encoder = build_text_encoder(config, build_tokenizer(config, cached))
     with runtime(config, cached) as made, pytest.raises(UserError, match="allowed: 40"):
         stages.packed_rows(config, made, Latents(cached / "latents"), encoder, "ids")

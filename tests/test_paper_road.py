@@ -12,7 +12,7 @@ import pytest
 
 import vdit
 from experiments.dit_paper import VARIANTS, get_config
-from vdit import checks
+from vdit.config import joined
 from vdit.data.labels import by_caption, by_truth
 from vdit.data.world import COLOURS, MOTIONS, World
 from vdit.diffusion.schedule import process, sample_times
@@ -244,13 +244,13 @@ def test_what_cannot_be_trained_is_one_line(field: str, value: Any, words: str) 
     config = get_config("smoke")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=words) as caught:
-        checks.check(config)
+        joined.check(config)
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("variant", ["", *VARIANTS, "image+adaln+smoke"])
 def test_every_variant_can_be_trained(variant: str) -> None:
     config = get_config(variant)
-    checks.check(config)
+    joined.check(config)
     with pytest.raises(UserError, match="known variants"):
         get_config("image+big")

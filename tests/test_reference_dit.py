@@ -13,10 +13,11 @@ import pytest
 from tests.reference import answer as ours
 from tests.reference import drawn
 from tools import export_weights, import_weights
-from vdit import build
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import read_config
 from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime.checkpoint import restore_ema
-from vdit.sample import load, read_config
+from vdit.sample import load
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -39,7 +40,7 @@ def imported(folder: Path, work: Path) -> tuple[Any, Any]:
     assert import_weights.main([f"--source={folder}", f"--workdir={work}"]) == 0
     config = read_config(work)
     config.run.dtype = "float32"
-    return build.dit(config), restore_ema(work / "checkpoints" / "dit", 0)["dit"]
+    return build_dit(config), restore_ema(work / "checkpoints" / "dit", 0)["dit"]
 
 
 @pytest.mark.parametrize("name", ["dit", "latte"])

@@ -3,7 +3,6 @@
 A workdir as training leaves it is exported, loaded by diffusers or transformers, and both answer.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,9 @@ from tests import reference
 from tools import export_weights
 from tools.import_weights import MODELS, exact
 from tools.importing.own import own_shapes
-from vdit import build
+from vdit.config.identity import read_config, write_config
+from vdit.config.text import build_tokenizer
 from vdit.runtime.checkpoint import Checkpoints
-from vdit.runtime.files import write_text
-from vdit.sample import read_config
 from vdit.stages import stage_meta
 
 torch = pytest.importorskip("torch")
@@ -33,9 +31,9 @@ GROUPS = {"dit": "dit", "vae": "vae", "classify": "vivit"}
 def exported(config: Any, stage: str, folder: Path) -> tuple[Any, Any]:
     """Writes a workdir of random weights and its export, `folder`/out; our network and weights."""
     work = folder / "work"
-    write_text(work / "config.json", json.dumps(config.to_dict()))
+    write_config(config, work)
     if config.text.encoder == "learned":
-        build.tokenizer(config, work, lambda: [chr(97 + i % 26) * 3 for i in range(99)])
+        build_tokenizer(config, work, lambda: [chr(97 + i % 26) * 3 for i in range(99)])
     ema = reference.random(own_shapes(config, stage, work), 1)
     checkpoints = Checkpoints(work / "checkpoints" / stage)
     checkpoints.save(3, {"step": np.int32(3)}, ema, None, stage_meta(config, stage))

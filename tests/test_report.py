@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from vdit import report
+from vdit.config.identity import VERSION
 from vdit.errors import UserError
 
 HOSTILE = '<script>alert("x")</script> & a </p> red ball'
@@ -49,6 +50,7 @@ def save(path: Path, pictures: list[Image.Image]) -> None:
 def fake_workdir(workdir: Path, samples: int = 6, steps: int = 300) -> Path:
     """What a run leaves behind."""
     config = {
+        "version": VERSION,
         "name": "base",
         "seed": 0,
         "data": {"name": "world", "frames": 17, "size": [32, 32], "fps": 10},
@@ -230,7 +232,7 @@ def test_odd_contents_do_not_stop_the_page(tmp_path):
 
 def test_an_mp4_is_shown_in_its_shape(tmp_path):
     av = pytest.importorskip("av")
-    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "config.json").write_text(json.dumps({"version": VERSION}))
     (tmp_path / "samples").mkdir()
     with av.open(str(tmp_path / "samples" / "a.mp4"), "w") as container:
         stream = container.add_stream("libx264", rate=10)

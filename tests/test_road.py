@@ -15,7 +15,8 @@ import pytest
 
 import vdit
 from experiments import base
-from vdit import checks, main
+from vdit import main
+from vdit.config import joined
 from vdit.errors import UserError
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.metrics import read
@@ -196,7 +197,7 @@ def test_pushing_away_changes_a_video_and_not_what_is_given(model: Model) -> Non
     config = base.get_config("smoke")
     config.sample.push, config.sample.skip = 1.0, (0.5, 0.5)
     with pytest.raises(UserError, match="one of its 2 layers"):
-        checks.check(config)
+        joined.check(config)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])

@@ -11,11 +11,13 @@ import pytest
 from ml_collections import ConfigDict
 
 from experiments.shots import get_config
-from vdit import build, checks, stages
-from vdit.config import digest, stage_fields
+from vdit import stages
+from vdit.config import data as sources
+from vdit.config import joined
+from vdit.config.identity import digest, stage_fields, write_config
+from vdit.config.text import build_tokenizer
 from vdit.data.latents import Latents
 from vdit.errors import UserError
-from vdit.run import write_config
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.preemption import Preemption
@@ -40,7 +42,7 @@ def small() -> ConfigDict:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A workdir after a few steps of each stage."""
     config, workdir = small(), tmp_path_factory.mktemp("shots")
-    checks.check(config)
+    joined.check(config)
     with contextlib.ExitStack() as stack:
         metrics, preemption = stack.enter_context(Metrics(workdir)), Preemption()
         stack.enter_context(preemption)
@@ -59,7 +61,7 @@ def model(trained: Path) -> Model:
 
 def test_the_cache_holds_every_caption_and_when_it_begins(trained: Path) -> None:
     config, cache = small(), Latents(trained / "latents")
-    clips, tokenizer = build.source(config, "train", trained), build.tokenizer(config, trained)
+    clips, tokenizer = sources.source(config, "train", trained), build_tokenizer(config, trained)
     counts = set()
     for i in range(len(cache)):
         element, clip = cache[i], clips[i]
@@ -172,7 +174,7 @@ def test_wrong_fields_are_refused_before_training(field: str, value: Any, words:
     section, name = field.split(".")
     config[section][name] = value
     with pytest.raises(UserError, match=words):
-        checks.check(config)
+        joined.check(config)
 
 
 def test_older_workdirs_have_the_digests_that_they_had() -> None:

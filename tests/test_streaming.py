@@ -14,8 +14,11 @@ import pytest
 from cheap import FLAGS
 
 from experiments.base import get_config
-from vdit import build, checks, show
-from vdit.config import default
+from vdit import show
+from vdit.config import default, joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.denoiser import latent_shape, token_pixels
+from vdit.config.text import Vocabulary, build_text_encoder
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.sample import Given, Model, Result
@@ -31,11 +34,11 @@ def small_model(kind: str = "vivit") -> Model:
     config.vae.model, config.vae.patch = kind, MODELS[kind]
     config.vae.multipliers, config.vae.blocks, config.vae.groups = (1, 1, 2), 1, 2
     config.vae.width, config.vae.channels, config.vae.window = 8, 3, 2
-    vae = build.vae(config)
+    vae = build_vae(config)
     shape = vae.latent_shape(1, 8, 8)
     args = jnp.zeros((1, 1, 8, 8, 3)), jnp.zeros((1, *shape))
     params = {"vae": jax.jit(vae.init)(jax.random.key(0), *args)["params"]}
-    encoder = build.text_encoder(config, build.Vocabulary(300))
+    encoder = build_text_encoder(config, Vocabulary(300))
     statistics = {"mean": np.full(3, 0.1, np.float32), "std": np.full(3, 2.0, np.float32)}
     return Model(config, None, encoder, params, statistics)  # type: ignore[arg-type]
 
@@ -177,15 +180,15 @@ def test_what_is_no_chunk_or_tile_is_refused() -> None:
         config = default()
         config.vae[name] = value
         with pytest.raises(UserError, match=f"vae.{name}"):
-            checks.check(config)
+            joined.check(config)
 
 
 def test_any_size_goes_with_any_patch_of_the_denoiser() -> None:
     """Places of 4x4 pixels, two by two in a token: 10x13 pixels are 16x16 to the denoiser."""
     model = small_model()
     model.config.dit.patch = (2, 2)
-    assert build.token_pixels(model.config) == (8, 8)
-    assert build.latent_shape(model.config, 3, 10, 13) == (2, 4, 4, 3)
+    assert token_pixels(model.config) == (8, 8)
+    assert latent_shape(model.config, 3, 10, 13) == (2, 4, 4, 3)
     video = np.random.default_rng(0).integers(0, 255, (1, 3, 10, 13, 3), np.uint8)
     latent = model.encode(video)
     assert latent.shape == (1, 2, 4, 4, 3)
@@ -194,4 +197,4 @@ def test_any_size_goes_with_any_patch_of_the_denoiser() -> None:
     np.testing.assert_array_equal(latent, model.encode(edged))
     assert model.decode(latent, 10, 13).shape == video.shape
     model.config.dit.patch = (1, 1)
-    assert build.latent_shape(model.config, 3, 10, 13) == (2, 3, 4, 3)
+    assert latent_shape(model.config, 3, 10, 13) == (2, 3, 4, 3)

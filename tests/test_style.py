@@ -21,8 +21,6 @@ LAYERS = {
     "runtime": 6,
     "data": 7,
     "config": 8,
-    "build": 9,
-    "checks": 10,
     "train": 9,
     "stages": 10,
     "sample": 10,

@@ -11,7 +11,7 @@ import pytest
 
 import vdit
 from experiments.unet import get_config
-from vdit import checks
+from vdit.config import joined
 from vdit.errors import UserError
 from vdit.run import run
 from vdit.runtime.metrics import read
@@ -94,13 +94,13 @@ def test_what_it_cannot_be_trained_for_is_one_line(field: str, value: Any, words
     config = get_config("smoke")
     config.update_from_flattened_dict({field: value})
     with pytest.raises(UserError, match=words) as caught:
-        checks.check(config)
+        joined.check(config)
     assert "\n" not in str(caught.value)
 
 
 def test_the_variants_are_allowed_and_others_are_named() -> None:
     for variant in ("", "flow", "smoke", "flow+smoke"):
-        checks.check(get_config(variant))
+        joined.check(get_config(variant))
     assert get_config("flow").dit.process == "flow"
     assert (get_config().dit.process, get_config().dit.prediction) == ("scaled_linear", "eps")
     with pytest.raises(UserError, match="tiny: known variants are"):

@@ -32,14 +32,15 @@ from ml_collections import ConfigDict
 
 from tools.flags import Parser
 from tools.importing.own import COPIED, OWN, groups_of
-from vdit import build
 from vdit.config import default
+from vdit.config.autoencoder import build_vae
+from vdit.config.classifier import answer_names, build_classifier
+from vdit.config.identity import read_config
 from vdit.errors import UserError
 from vdit.models import layouts, vae_folder, vivit_folder, weights
 from vdit.models.vae_conv import ConvVAE
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
 from vdit.runtime.files import write_text
-from vdit.sample import read_config
 
 
 class Stage(NamedTuple):
@@ -80,7 +81,7 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     # The first to read the text's features: stacked or not, the last axis but one is theirs.
     first = ("text_in/kernel", "/text/k/kernel")
     readers = [v for end in first for k, v in params.items() if k.endswith(end)]
-    latent = build.vae(config).latent_shape(config.data.frames, *config.data.size)
+    latent = build_vae(config).latent_shape(config.data.frames, *config.data.size)
     sizes = layouts.Sizes(latent, readers[0].shape[-2] if readers else 1)
     found = layouts.to_layout(flat(config), sizes, flat(default()))
     if found is None:
@@ -92,7 +93,7 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
 
 def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     """A convolutional autoencoder, with the latents' statistics of its denoiser or its folder."""
-    model = build.vae(config)
+    model = build_vae(config)
     if not isinstance(model, ConvVAE):
         return None
     directory = workdir / "checkpoints" / "dit"
@@ -107,14 +108,14 @@ def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None
 def classifier(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     """A ViViT whose tokens are tubelets and attend to all; of one frame a ViT."""
     found = vivit_folder.to_folder(
-        build.classifier(config), config.data.frames, tuple(config.data.size)
+        build_classifier(config), config.data.frames, tuple(config.data.size)
     )
     if found is None:
         return None
     said, rows, patch = found
     answers = [
         name if question == "class" else f"{question}: {name}"
-        for question, names in build.answers(config, workdir).items()
+        for question, names in answer_names(config, workdir).items()
         for name in names
     ]
     said |= {"id2label": {str(i): name for i, name in enumerate(answers)}}

@@ -29,7 +29,6 @@ status 2 for wrong arguments or weights.
 """
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -50,7 +49,10 @@ from tools.importing.classifier import STARTS, Target
 from tools.importing.own import OWN, groups_of, own
 from tools.importing.parts import Import, Part
 from tools.importing.published import planned
-from vdit import build
+from vdit.config.autoencoder import build_vae
+from vdit.config.classifier import build_classifier
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import write_config
 from vdit.errors import UserError
 from vdit.models import weights
 from vdit.runtime.checkpoint import Checkpoints
@@ -100,7 +102,7 @@ def write(
         raise UserError(f"{workdir} is there already; choose another --workdir")
     temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
     try:
-        write_text(temporary / "config.json", json.dumps(made.config.to_dict(), indent=1) + "\n")
+        write_config(made.config, temporary)
         for name, text in made.files.items():
             write_text(temporary / name, text)
         for stage, part in made.parts.items():
@@ -116,7 +118,7 @@ def write(
 
 
 MODELS: dict[str, Callable[[ConfigDict], Any]] = {
-    "dit": build.dit, "vae": build.vae, "classify": build.classifier
+    "dit": build_dit, "vae": build_vae, "classify": build_classifier
 }  # fmt: skip
 
 

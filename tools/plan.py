@@ -38,7 +38,7 @@ from tools.planning.estimate import (
     with_,
 )
 from tools.planning.hlo import collectives
-from vdit import checks
+from vdit.config import joined
 from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import check_batch
@@ -77,7 +77,7 @@ def options_of(config: ConfigDict, mode: str, stage: str) -> Options:
 
 def check_plan(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> None:
     """Refuses a mesh that a batch, or heads, cannot be split over."""
-    checks.check_mesh(config, sizes)
+    joined.check_mesh(config, sizes)
     if mode == "train":
         check_batch(stage, config[stage].train, sizes)
         return
@@ -401,7 +401,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = read_config(options.config, changes)
         if not options.fast:
             devices_of(options.topology)  # what cannot be compiled is said first
-        checks.check(config, "tpu")
+        joined.check(config, "tpu")
         plan_run(config, options, kind, count)
         return 0
     except UserError as error:

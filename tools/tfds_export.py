@@ -34,9 +34,9 @@ _HELDOUT = flags.DEFINE_integer("heldout", None, "held-out clips", flag_values=F
 def export(config: ConfigDict, out: Path, clips: int, heldout: int) -> Path:
     """Writes the set; returns its folder. `UserError` if it is there, or clips are too few."""
     from tools.vdit_clips.vdit_clips_dataset_builder import Builder
-    from vdit import checks
+    from vdit.config import joined
 
-    checks.check(config)
+    joined.check(config)
     if config.data.shapes:
         raise UserError("data.shapes: a set has clips of one shape")
     folder = out / "vdit_clips" / str(Builder.VERSION)
@@ -56,16 +56,16 @@ def _write(config: ConfigDict, out: Path, work: Path, counts: Mapping[str, int])
     import tensorflow_datasets as tfds
 
     from tools.vdit_clips.vdit_clips_dataset_builder import Builder
-    from vdit import build
+    from vdit.config import data as sources
     from vdit.runtime.progress import Progress
 
-    sources: dict[str, Any] = {}
+    clips: dict[str, Any] = {}
     for name, count in counts.items():
         split = "train" if name == "train" else "heldout"
-        sources[name] = build.source(config, split, work)
-        if not 0 < count <= len(sources[name]):
+        clips[name] = sources.source(config, split, work)
+        if not 0 < count <= len(clips[name]):
             raise UserError(
-                f"{count} clips for the split {name}: 1 to {len(sources[name])} can be written"
+                f"{count} clips for the split {name}: 1 to {len(clips[name])} can be written"
             )
     done = 0
     with Progress("export", sum(counts.values())) as progress:
@@ -75,7 +75,7 @@ def _write(config: ConfigDict, out: Path, work: Path, counts: Mapping[str, int])
                 nonlocal done
                 done += 1
                 progress.update(min(done, progress.total))
-                return sources[name][index]
+                return clips[name][index]
 
             return read
 

@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdit import build, stages
+from vdit import stages
+from vdit.config import data as sources
+from vdit.config.classifier import answer_counts, answer_names, build_classifier
+from vdit.config.identity import read_config
 from vdit.data.decode import read_clip
 from vdit.data.labels import Labelled
 from vdit.errors import UserError
@@ -25,7 +28,6 @@ from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.files import atomic_path
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
-from vdit.sample import read_config
 
 BEST = 5  # answers that are printed
 
@@ -45,12 +47,12 @@ class Classifier:
         self, config: ConfigDict, params: Any, names: dict[str, list[str]], step: int
     ) -> None:
         self.config, self.names, self.step = config, names, step
-        self._params, self._model = params, build.classifier(config)
+        self._params, self._model = params, build_classifier(config)
         self._apply: Any = jax.jit(functools.partial(self._model.apply, method=self._run))
 
     def _run(self, model: ViViT, video_BTHWC: jax.Array) -> Any:
         found = model.features(to_float(video_BTHWC))
-        parts = answers(model.head(found.pooled), build.questions(self.config))
+        parts = answers(model.head(found.pooled), answer_counts(self.config))
         return *found, {name: jax.nn.softmax(part) for name, part in parts.items()}
 
     def see(self, video_BTHWC: np.ndarray) -> Seen:
@@ -66,7 +68,7 @@ def load(workdir: str | Path) -> Classifier:
     if step is None:
         raise UserError(f"{directory} holds no checkpoint; train or import it first")
     params = restore_ema(directory, step)["vivit"]
-    return Classifier(config, params, build.answers(config, Path(workdir)), step)
+    return Classifier(config, params, answer_names(config, Path(workdir)), step)
 
 
 def evaluate(workdir: Path, metrics: Metrics) -> dict[str, Any]:
@@ -74,7 +76,7 @@ def evaluate(workdir: Path, metrics: Metrics) -> dict[str, Any]:
     model = load(workdir)
     config = model.config
     stages.refuse_foreign_head(config)
-    clips = Labelled(build.source(config, "heldout", workdir), tuple(model.names))
+    clips = Labelled(sources.source(config, "heldout", workdir), tuple(model.names))
 
     def guess(video: np.ndarray) -> np.ndarray:
         seen = model.see(video).answers

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from vdit import build
+from vdit.config import data as sources
 from vdit.data.world import oracle, shots_oracle
 from vdit.data.world.playground import oracle as playground_oracle
 from vdit.data.world.playground.oracle import shots as playshots
@@ -83,7 +83,7 @@ def reconstruct(model: Model, videos: np.ndarray, batch: int = 32) -> np.ndarray
 def heldout(model: Model, workdir: Path, count: int, **options: Any) -> list[dict[str, Any]]:
     """The first `count` held-out clips."""
     with zero_first("clips"):
-        source = build.source(model.config, "heldout", workdir, **options)
+        source = sources.source(model.config, "heldout", workdir, **options)
     return [source[i] for i in range(min(count, len(source)))]
 
 
@@ -229,7 +229,7 @@ def score_playground(model: Model, workdir: Path, seed: int) -> list[dict[str, A
     """Scores of playgrounds, by their oracle; "paraphrased": of the same in unseen wordings."""
     clips = heldout(model, workdir, model.config.eval.captions)
     say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")
-    several = build.most_shots(model.config) > 0
+    several = sources.most_shots(model.config) > 0
     listed = [clip["shots"] for clip in clips] if several else ()
     results = model.generate([clip["caption"] for clip in clips], seed=seed, shots=listed)
     made = {"generated": np.stack([result.video for result in results])}

@@ -15,6 +15,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from vdit.config.identity import stored_fields
 from vdit.errors import UserError
 from vdit.runtime import metrics
 from vdit.runtime.files import atomic_path, write_text
@@ -56,7 +57,7 @@ def write_report(workdir: str | Path) -> Path:
         what = "has neither" if workdir.is_dir() else "is no folder"
         raise UserError(f"a workdir holds config.json or metrics.jsonl; {workdir} {what}")
     rows = [row for row in metrics.read(workdir) if "stage" in row and _is_number(row.get("step"))]
-    config = _json(workdir / "config.json")
+    config = stored_fields(workdir, lenient=True)
     curves = _curves(rows)
     name = str(config.get("name") or workdir.resolve().name)
     sections = [

@@ -11,32 +11,31 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit import build, checks, classify, evaluate, report, show, stages
+from vdit import classify, evaluate, report, show, stages
+from vdit.config import data as sources
+from vdit.config import joined
+from vdit.config.identity import read_config, write_config
+from vdit.config.text import look_through_text
 from vdit.errors import Interrupted, UserError
-from vdit.runtime.files import alone, appears, write_text
+from vdit.runtime.files import alone, appears
 from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, environment
 from vdit.runtime.preemption import Preemption
 from vdit.runtime.processes import Watch, zero_alone, zero_first
 from vdit.runtime.progress import clock, say
-from vdit.sample import load, read_config
+from vdit.sample import load
 from vdit.train import Runtime
 
 Request = Mapping[str, Any]  # the flags of --mode=sample and --mode=features by name
 
 
-def write_config(config: ConfigDict, workdir: Path) -> None:
-    """config.json: every field, overrides included."""
-    write_text(workdir / "config.json", json.dumps(config.to_dict(), indent=1) + "\n")
-
-
 def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """--mode=run: the stages in turn. A finished one is skipped, an interrupted one resumes."""
-    checks.check(config)
-    build.look_through_text(config)
+    joined.check(config)
+    look_through_text(config)
     mesh = make_mesh(dict(config.mesh))
-    checks.check_mesh(config, mesh.shape)
+    joined.check_mesh(config, mesh.shape)
     began = time.monotonic()
     zero = jax.process_index() == 0
     held = alone(workdir) if zero else contextlib.nullcontext()
@@ -68,7 +67,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> None:
         stages.refuse_other(config, stage, runtime)
     if stages.reads_clips(config):
         with zero_first("clips"):
-            build.source(config, "train", workdir)
+            sources.source(config, "train", workdir)
     with zero_first("config"):
         if zero:
             write_config(config, workdir)
@@ -102,7 +101,7 @@ def _trained(given: ConfigDict | None, workdir: Path, watch: Watch) -> Any:
     config, mesh = read_config(workdir), None
     if given is not None or jax.process_count() > 1:
         mesh = make_mesh(dict((given or config).mesh))
-        checks.check_mesh(config, mesh.shape)
+        joined.check_mesh(config, mesh.shape)
     return _loaded(config, workdir, mesh, watch)
 
 

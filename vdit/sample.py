@@ -8,7 +8,6 @@ tokens of a caption, E text width, K shots.
 import contextlib
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +20,19 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit import build, checks
-from vdit.config import LATER, default
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.classes import read_classes
+from vdit.config.denoiser import (
+    build_dit,
+    build_process,
+    latent_shape,
+    token_pixels,
+    token_shards,
+    wordless,
+)
+from vdit.config.identity import read_config
+from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.diffusion.guidance import guided, pushed
 from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import Denoise, initial_noise, sample, sampler
@@ -42,7 +52,6 @@ from vdit.objectives.diffusion import (
     split_variance,
 )
 from vdit.objectives.vae import to_float, to_uint8
-from vdit.runtime import attention
 from vdit.runtime.checkpoint import load_meta, newest_everywhere, restore_ema
 from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import (
@@ -142,12 +151,12 @@ class Model:
         self.params = dict(params)
         self.classes = classes  # names of the classes, if it is told of classes instead of text
         self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
-        self.vae, self.dit, self.mesh = build.vae(config), build.dit(config), mesh
-        self.process = build.process(config)
+        self.vae, self.dit, self.mesh = build_vae(config), build_dit(config), mesh
+        self.process = build_process(config)
         self._encode = jax.jit(
             lambda params, video, state: self.vae.apply(
                 {"params": params["vae"]},
-                to_float(pad_to_multiple(video, build.token_pixels(config))),
+                to_float(pad_to_multiple(video, token_pixels(config))),
                 state,
                 method=self.vae.encode,
             )[::2]
@@ -171,7 +180,7 @@ class Model:
         base |= {name: value for name, value in changes.items() if value is not None}
         made = Settings(**base)
         made.make()  # refuses unknown names and options at once
-        checks.check_push(self.config, made.push, made.skip)
+        joined.check_push(self.config, made.push, made.skip)
         self.times(made)
         return made
 
@@ -182,7 +191,7 @@ class Model:
 
     def denoiser(self, mesh: Mesh | None, platform: str | None = None) -> Any:
         """`_sample` compiled for a mesh, or for one device of `platform` (by default this one)."""
-        run = functools.partial(self._sample, mesh, build.dit(self.config, mesh, platform))
+        run = functools.partial(self._sample, mesh, build_dit(self.config, mesh, platform))
         return jax.jit(run, static_argnames=("settings",), out_shardings=self._whole(mesh))
 
     def _whole(self, mesh: Mesh | None) -> Any:
@@ -267,7 +276,7 @@ class Model:
         clean, layout = dense_tokens(clean_BnhwZ, patch, times_Bn, given_Bn, starts_BK)
         (batch, length, _), grid = clean.shape, layout.grid
         assert grid is not None
-        multiple = build.token_shards(self.config, mesh)
+        multiple = token_shards(self.config, mesh)
         layout = filled(layout, multiple)
         known = layout.given()[:, :length, None]
         told = features_BJSE, mask_BJS, label_B
@@ -466,7 +475,7 @@ class Model:
         mask, features = self.text([row.captions for row in rows])
         starts = np.stack([row.starts for row in rows])
         p = self.config.vae.patch[0]
-        count, h, w, channels = build.latent_shape(self.config, frames, height, width)
+        count, h, w, channels = latent_shape(self.config, frames, height, width)
         clean = np.zeros((len(rows), count, h, w, channels), np.float32)
         times, is_given = [latent_times(count, p, fps)], [np.zeros(count, bool)]
         spans = [self._spans(row.given, frames) for row in rows]
@@ -571,8 +580,8 @@ def load(
     """
     workdir = Path(workdir)
     config = overrides if overrides is not None else read_config(workdir)
-    tokenizer = build.tokenizer(config, workdir)
-    encoder = build.text_encoder(config, tokenizer)
+    tokenizer = build_tokenizer(config, workdir)
+    encoder = build_text_encoder(config, tokenizer)
     params: dict[str, Any] = {}
     meta: dict[str, Any] = {}
     for stage in ("vae", "dit"):
@@ -584,7 +593,7 @@ def load(
         params |= restore_ema(directory, step, split)
         params.pop("discriminator", None)  # which is of use in training alone
         meta = load_meta(directory, step)
-    content = build.text_content(config)
+    content = text_content(config)
     if any(meta["fields"].get(name) != value for name, value in content.items()):
         raise UserError(
             f"text.path={config.text.path} holds another text encoder than that of {workdir}"
@@ -593,37 +602,10 @@ def load(
         if encoder.frozen:
             ids = np.zeros((1, tokenizer.length), np.int32)
             params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
-        if empty := build.wordless(config, encoder, tokenizer, params.get("text")):
+        if empty := wordless(config, encoder, tokenizer, params.get("text")):
             params["empty"] = empty
     if mesh is not None:
         params |= spread(mesh, {"text": params["text"]})
     statistics = {name: np.asarray(v, np.float32) for name, v in meta["latents"].items()}
-    classes = build.read_classes(config, workdir)
+    classes = read_classes(config, workdir)
     return Model(config, tokenizer, encoder, params, statistics, mesh, classes, watch)
-
-
-def read_config(workdir: Path) -> ConfigDict:
-    """The config.json of a workdir, as a locked config."""
-    path = Path(workdir) / "config.json"
-    try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; is {workdir} a vdit workdir?") from error
-    except ValueError as error:
-        raise UserError(f"{path} is not JSON: {error}") from error
-
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tuples(item) for name, item in value.items()}
-        return tuple(value) if isinstance(value, list) else value
-
-    config = default()
-    try:
-        for name, value in LATER.items():  # what the workdir's own version was without
-            config.update_from_flattened_dict({name: value})
-        config.update(tuples(saved))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not fit this version of vdit: {error}") from error
-    if not attention.runs_here(config.run.attention):  # trained on another kind of machine
-        config.run.attention = "auto"
-    return config

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdit import build
+from vdit.config import data as sources
 from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
@@ -162,7 +162,7 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     """
     config = model.config
     with zero_first("clips"):
-        clips = build.source(config, "heldout", workdir)
+        clips = sources.source(config, "heldout", workdir)
     count = min(config.sample.clips, len(clips))
     rows = [clips[i] for i in range(count)]
     prompts = [row["caption"] for row in rows]

@@ -11,13 +11,24 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit import build
-from vdit.config import DEPENDS, differences, digest, stage_fields
+from vdit.config import data as sources
+from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
+from vdit.config.classes import write_classes
+from vdit.config.classifier import answer_counts, build_classifier
+from vdit.config.denoiser import (
+    build_dit,
+    build_process,
+    token_pixels,
+    token_shards,
+    training_times,
+    wordless,
+)
+from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
+from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data.labels import Labelled
 from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
 from vdit.data.loader import PackedBatches, ahead, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
-from vdit.diffusion.schedule import sample_times
 from vdit.errors import Interrupted, UserError
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.chunks import row_places
@@ -54,7 +65,7 @@ TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
 
 def all_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
     """All that a stage's result depends on: fields, and the content of a text encoder's folder."""
-    content = build.text_content(config) if "text" in DEPENDS[stage] else {}
+    content = text_content(config) if "text" in DEPENDS[stage] else {}
     return stage_fields(config, stage) | content
 
 
@@ -66,6 +77,7 @@ def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
 
 def refuse_other(config: ConfigDict, stage: str, runtime: Runtime) -> None:
     """A workdir that holds another model's checkpoints is refused, naming the difference."""
+    stored_fields(runtime.workdir, lenient=True)  # refuses that of another version of vdit
     meta = runtime.checkpoints(stage).newest_meta()
     mine = stage_meta(config, stage)
     if meta is not None and meta["digest"] != mine["digest"]:
@@ -90,12 +102,12 @@ def compression(
     """What stage vae learns."""
     vae, perceptual, adversary = config.vae, None, None
     if vae.lpips_weight:
-        perceptual = Perceptual(build.lpips_net(config, mesh, platform), vae.lpips_weight)
+        perceptual = Perceptual(build_lpips(config, mesh, platform), vae.lpips_weight)
     if vae.adversarial_weight:
-        judge = build.discriminator(config, mesh, platform)
+        judge = build_discriminator(config, mesh, platform)
         start = vae.adversarial_start * vae.train.batch
         adversary = Adversary(judge, vae.adversarial_weight, start)
-    model = build.vae(config, mesh, platform)
+    model = build_vae(config, mesh, platform)
     return vae_objective(model, vae.kl_weight, vae.l1_weight, perceptual, adversary)
 
 
@@ -103,25 +115,21 @@ def _denoiser(
     config: ConfigDict, encoder: TextEncoder, mesh: Mesh | None, platform: str | None
 ) -> dict[str, Any]:
     """What both diffusion objectives are made of."""
-    process = build.process(config)
-    times = functools.partial(
-        sample_times, process, logit_normal=config.dit.logit_normal or None, shift=config.dit.shift
-    )
     return {
-        "model": build.dit(config, mesh, platform),
+        "model": build_dit(config, mesh, platform),
         "encoder": encoder,
-        "process": process,
+        "process": build_process(config),
         "prediction": config.dit.prediction,
         "text_drop": config.dit.text_drop,
         "loss_weight": config.dit.loss_weight,
-        "sample_times": times,
+        "sample_times": training_times(config),
         **({} if mesh is None else {"constrain": sequence_constraint(mesh)}),
     }
 
 
 def pattern_table(config: ConfigDict) -> Patterns:
     """The patterns of given spans that clips of this configuration can have."""
-    frames = build.vae(config).latent_shape(config.data.frames, 1, 1)[0]
+    frames = build_vae(config).latent_shape(config.data.frames, 1, 1)[0]
     return patterns(frames, config.vae.patch[0], config.data.fps)
 
 
@@ -144,7 +152,7 @@ def denoising(
         shares=pattern_shares(table, shares),
         patch=tuple(config.dit.patch),
         caption_drop=config.dit.caption_drop,
-        multiple=build.token_shards(config, mesh),
+        multiple=token_shards(config, mesh),
         longest=longest,
     )
 
@@ -164,8 +172,8 @@ def classification(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Objective:
     """What stage classify learns."""
-    model = build.classifier(config, mesh, platform)
-    return classify_objective(model, build.questions(config), config.classify.smoothing)
+    model = build_classifier(config, mesh, platform)
+    return classify_objective(model, answer_counts(config), config.classify.smoothing)
 
 
 def tell_skipped(clips: Any) -> None:
@@ -181,7 +189,7 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     options = config.vae.train
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
-        clips = build.source(config, "train", runtime.workdir)
+        clips = sources.source(config, "train", runtime.workdir)
     tell_skipped(clips)
     stream = batches(
         clips,
@@ -219,7 +227,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
     folder = latents_folder(runtime)
     with zero_first("clips"):
-        clips = build.training_clips(config, runtime.workdir)
+        clips = sources.training_clips(config, runtime.workdir)
     if config.data.shapes:  # else the stage vae has said it
         tell_skipped(clips)
     # A folder's clips can change under the same config: their digest is part of the cache's.
@@ -241,14 +249,14 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
             yield from shot_list(clips[i], shots)[0]
 
-    shots = build.most_shots(config)
+    shots = sources.most_shots(config)
     with zero_first("tokenizer"):
         if classes := getattr(clips, "classes", None):
-            build.write_classes(config, runtime.workdir, classes)
-        tokenizer = build.tokenizer(config, runtime.workdir, captions)
-    encoder = build.text_encoder(config, tokenizer)
+            write_classes(config, runtime.workdir, classes)
+        tokenizer = build_tokenizer(config, runtime.workdir, captions)
+    encoder = build_text_encoder(config, tokenizer)
     here, p = local_mesh(runtime.mesh, config.latents.batch), config.vae.patch[0]
-    model = build.vae(config, here if here.size > 1 else None)
+    model = build_vae(config, here if here.size > 1 else None)
     vae_params = to_local(runtime.mesh, vae_params, here)
     kind = getattr(clips, "kind", lambda index: 0)
     pretrained = None
@@ -258,7 +266,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
 
     @jax.jit
     def chunk(video: jax.Array, state: Any, params: Any) -> tuple[jax.Array, Any]:
-        video = to_float(pad_to_multiple(video, build.token_pixels(config)))
+        video = to_float(pad_to_multiple(video, token_pixels(config)))
         made: Any = model.apply({"params": params}, video, state, method=model.encode)
         mean, log_variance, state = made
         return jnp.concatenate([mean, jnp.exp(log_variance)], axis=-1), state
@@ -357,8 +365,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     """Stage dit: the EMA parameters of the denoiser (and of the learned text encoder)."""
     refuse_other(config, "dit", runtime)
-    tokenizer = build.tokenizer(config, runtime.workdir)
-    encoder = build.text_encoder(config, tokenizer, runtime.mesh)
+    tokenizer = build_tokenizer(config, runtime.workdir)
+    encoder = build_text_encoder(config, tokenizer, runtime.mesh)
     text = "features" if "features" in latents[0] else "ids"
     make = packed_rows if config.data.shapes else dense_batches
     objective, stream = make(config, runtime, latents, encoder, text)
@@ -367,7 +375,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     if encoder.frozen and text == "ids":
         ids = np.zeros((1, tokenizer.length), np.int32)
         frozen["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
-    if empty := build.wordless(config, encoder, tokenizer, frozen.get("text")):
+    if empty := wordless(config, encoder, tokenizer, frozen.get("text")):
         frozen["empty"] = empty
     meta = stage_meta(config, "dit") | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
@@ -489,11 +497,11 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     refuse_other(config, "classify", runtime)
     refuse_foreign_head(config)
     options = config.classify.train
-    questions = build.questions(config)
-    model = build.classifier(config, runtime.mesh)
+    questions = answer_counts(config)
+    model = build_classifier(config, runtime.mesh)
     with zero_first("clips"):
-        clips = Labelled(build.source(config, "train", runtime.workdir), tuple(questions))
-        heldout = Labelled(build.source(config, "heldout", runtime.workdir), tuple(questions))
+        clips = Labelled(sources.source(config, "train", runtime.workdir), tuple(questions))
+        heldout = Labelled(sources.source(config, "heldout", runtime.workdir), tuple(questions))
     stream = batches(
         clips,
         options.batch,

@@ -13,7 +13,8 @@ import numpy as np
 import pymunk
 import pytest
 
-from vdit import checks
+from vdit.config import data as sources
+from vdit.config import joined
 from vdit.data.world.playground import events, oracle
 from vdit.data.world.playground.caption import LEXICON, parse, spot
 from vdit.data.world.playground.cast import (
@@ -179,16 +180,15 @@ def test_the_experiment_asks_for_it() -> None:
     from pathlib import Path
 
     from experiments.playground import get_config
-    from vdit import build
 
     config = get_config("smoke")
-    checks.check(config)
-    source = build.source(config, "heldout", Path())
+    joined.check(config)
+    source = sources.source(config, "heldout", Path())
     assert isinstance(source, Playground) and source.objects == (1, 6) and source.size == (64, 64)
     assert source.detail == config.data.detail == 2
     config.data.objects = (1, 7)
     with pytest.raises(UserError, match="objects"):
-        checks.check(config)
+        joined.check(config)
 
 
 # ---- captions -------------------------------------------------------------------------------

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from experiments.playground import get_config
-from vdit import build, checks
+from vdit.config import data as sources
+from vdit.config import joined
 from vdit.data.world.cuts import MAX_SHOTS
 from vdit.data.world.playground import oracle
 from vdit.data.world.playground.caption import parse
@@ -242,11 +243,11 @@ def test_wrong_input_is_one_line(given: dict[str, Any]) -> None:
 
 def test_the_experiment_asks_for_it() -> None:
     config = get_config("shots_smoke")
-    checks.check(config)
-    source = build.source(config, "heldout", Path())
+    joined.check(config)
+    source = sources.source(config, "heldout", Path())
     assert isinstance(source, PlaygroundShots) and source.shots == (1, 2) and source.align == 4
-    assert build.most_shots(config) == 2 and build.most_shots(get_config("smoke")) == 0
+    assert sources.most_shots(config) == 2 and sources.most_shots(get_config("smoke")) == 0
     assert get_config("shots").data.shots == (1, 3)
     config.data.shapes = ((25, 64, 64, 12.0),)
     with pytest.raises(UserError, match="one caption a clip"):
-        checks.check(config)
+        joined.check(config)

@@ -22,8 +22,10 @@ from PIL import Image
 from experiments import base
 from experiments.tfds import get_config
 from tools import tfds_export
-from vdit import build, checks, stages
-from vdit.config import stage_fields
+from vdit import stages
+from vdit.config import data as sources
+from vdit.config import joined
+from vdit.config.identity import stage_fields
 from vdit.data import tfds as room
 from vdit.data.labels import by_caption
 from vdit.data.tfds import VideoSet, find, inflate
@@ -444,13 +446,13 @@ def test_wrong_fields_of_the_configuration(fields: dict[str, Any], words: str) -
     config = get_config("smoke")
     config.update_from_flattened_dict(fields)
     with pytest.raises(UserError, match=words):
-        checks.check(config)
+        joined.check(config)
 
 
 def test_older_workdirs_keep_their_digests() -> None:
     """The new fields are in no stage's digest at their first value, and in each at another."""
     config = base.get_config()
-    new = {f"data.{name}" for name in build.OF_TFDS}
+    new = {f"data.{name}" for name in sources.OF_TFDS}
     for stage in ("vae", "latents", "dit"):
         assert not new & set(stage_fields(config, stage))
     config.data.native_fps = 25.0
@@ -475,7 +477,7 @@ def test_the_world_is_exported_with_its_truth(exported: Path) -> None:
     assert sorted(path.name for path in exported.iterdir()) == ["vdit_clips"]
     public = tfds.builder_from_directory(folder)
     for split, name in (("train", "train"), ("heldout", "test")):
-        world = build.source(small(), split, Path())
+        world = sources.source(small(), split, Path())
         source = make(exported, frames=5, size=(16, 16), split=split)
         want = public.as_data_source(name)
         assert len(source) == len(want) == (24 if split == "train" else 4)
@@ -509,8 +511,8 @@ def test_an_export_is_whole_or_not_there(
                 raise KeyboardInterrupt
             return self.source[index]
 
-    whole = build.source
-    monkeypatch.setattr(build, "source", lambda *given, **more: Failing(whole(*given, **more)))
+    whole = sources.source
+    monkeypatch.setattr(sources, "source", lambda *given, **more: Failing(whole(*given, **more)))
     with pytest.raises(KeyboardInterrupt):
         tfds_export.export(small(), tmp_path, 8, 1)
     with pytest.raises(UserError, match="no prepared set"):
@@ -528,7 +530,7 @@ def test_the_stages_learn_from_a_set(exported: Path, tmp_path: Path) -> None:
     config.vae.train.steps, config.vae.train.batch = 3, 2
     config.vae.train.optimizer = "adamw"
     config.latents.clips, config.latents.batch = 100, 8
-    checks.check(config)
+    joined.check(config)
     with Metrics(tmp_path) as metrics, Preemption() as preemption:
         mesh = make_mesh({}, jax.devices()[:1])
         runtime = Runtime(tmp_path, mesh, metrics, preemption, config.run)

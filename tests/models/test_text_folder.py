@@ -12,8 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import base, unet
-from vdit import build, checks, sample, stages
-from vdit.config import differences
+from vdit import sample, stages
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.identity import differences
+from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.errors import UserError
 from vdit.models import text, text_folder
 from vdit.models.chunks import chunk_places, row_places
@@ -77,9 +80,9 @@ def test_padded_texts_are_those_of_stable_diffusion(folder: str) -> None:
     config = unet.get_config()
     config.text.encoder, config.text.path = "clip", str(GOLDEN / folder)
     config.text.length, config.text.padding = ids.shape[1], True
-    checks.check(config)
-    tokenizer = build.tokenizer(config, Path())
-    encoder = build.text_encoder(config, tokenizer)
+    joined.check(config)
+    tokenizer = build_tokenizer(config, Path())
+    encoder = build_text_encoder(config, tokenizer)
     made, mask = tokenizer.encode(["a small red ball falls", "ball"])
     empty, all_of_it = tokenizer.empty()
     np.testing.assert_array_equal(np.concatenate([made, empty]), ids)
@@ -88,7 +91,7 @@ def test_padded_texts_are_those_of_stable_diffusion(folder: str) -> None:
     assert np.abs(features - wanted).max() / np.abs(wanted).max() < 2e-5
     config.dit.model = "vdit"
     with pytest.raises(UserError, match="clip and unet are allowed"):
-        checks.check(config)
+        joined.check(config)
 
 
 @pytest.mark.parametrize("folder, length", CASES)
@@ -189,7 +192,7 @@ def test_more_text_than_clip_has_positions_is_in_chunks() -> None:
     config.text.encoder, config.text.path = "clip", str(GOLDEN / "clip_gelu")
     config.text.length, config.text.padding = 78, True
     with pytest.raises(UserError, match="text.length is 78 with text.padding: 77, the positions"):
-        checks.check(config)
+        joined.check(config)
 
 
 def test_a_prompt_of_many_words_goes_the_whole_road_in_chunks(
@@ -201,19 +204,19 @@ def test_a_prompt_of_many_words_goes_the_whole_road_in_chunks(
     config.text.encoder, config.text.path = "clip", str(GOLDEN / "clip_gelu")
     config.dit.train.steps, config.dit.train.warmup, config.dit.train.optimizer = 1, 0, "adamw"
     config.sample.steps, config.sample.batch = 1, 2
-    vae = build.vae(config)
+    vae = build_vae(config)
     video, noise = np.zeros((1, 5, 32, 32, 3)), np.zeros((1, *vae.latent_shape(5, 32, 32)))
     params = {"vae": jax.jit(vae.init)(jax.random.key(0), video, noise)["params"]}
     with Preemption() as preemption, Metrics(tmp_path) as metrics:
         runtime = Runtime(tmp_path, make_mesh({"data": -1}), metrics, preemption, config.run)
         with monkeypatch.context() as patch:  # so that the world's captions need some too
             patch.setattr(text_folder, "positions", lambda name, path: 20)
-            checks.check(config)
+            joined.check(config)
             cache = stages.cache_latents(config, runtime, params)
             assert (row_places(cache[3]["mask"]) - cache[3]["mask"].sum()) in range(1, 9)
             params |= stages.train_dit(config, runtime, cache)
-    tokenizer = build.tokenizer(config, tmp_path)
-    encoder = build.text_encoder(config, tokenizer)
+    tokenizer = build_tokenizer(config, tmp_path)
+    encoder = build_text_encoder(config, tokenizer)
     params |= {"text": parameters(encoder)}
     model = sample.Model(config, tokenizer, encoder, params, cache.statistics())
     prompt = "a small red ball falls to the floor, and then it rolls away. " * 18
@@ -380,8 +383,8 @@ def test_features_are_cached_and_the_encoder_is_known_again(
     config.latents.clips = config.latents.batch = config.latents.shard = 8
     config.data.frames = 5
     config.text.encoder, config.text.path = "umt5", str(folder)
-    checks.check(config)
-    vae = build.vae(config)
+    joined.check(config)
+    vae = build_vae(config)
     video, noise = np.zeros((1, 5, 32, 32, 3)), np.zeros((1, *vae.latent_shape(5, 32, 32)))
     params = {"vae": jax.jit(vae.init)(jax.random.key(0), video, noise)["params"]}
     with Preemption() as preemption, Metrics(workdir) as metrics:

@@ -14,14 +14,14 @@ from flax import traverse_util
 from safetensors.numpy import load_file, save_file
 
 from tools import export_weights, import_weights
-from vdit import build
 from vdit.config import default
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import read_config
 from vdit.errors import UserError
 from vdit.models.layouts import STEM
 from vdit.models.unet import UNet
 from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
-from vdit.sample import read_config
 from vdit.tokens import Condition, Layout, drop_text, text_condition
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "unet"
@@ -41,7 +41,7 @@ def imported(tmp_path_factory: pytest.TempPathFactory) -> Any:
         config.run.dtype = "float32"
         step = newest_good_step(work / "checkpoints" / "dit")
         assert step is not None
-        return work, build.dit(config), restore_ema(work / "checkpoints" / "dit", step)["dit"]
+        return work, build_dit(config), restore_ema(work / "checkpoints" / "dit", step)["dit"]
 
     return read
 

@@ -7,9 +7,9 @@ import pytest
 
 from tests.reference import answer
 from tools import import_weights
-from vdit import build
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import read_config
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
-from vdit.sample import read_config
 
 pytestmark = pytest.mark.reference
 
@@ -42,6 +42,6 @@ def test_a_medium_model_is_diffusers(
     config.run.dtype = "float32"
     step = newest_good_step(work / "checkpoints" / "dit")
     assert step is not None
-    params, model = restore_ema(work / "checkpoints" / "dit", step)["dit"], build.dit(config)
+    params, model = restore_ema(work / "checkpoints" / "dit", step)["dit"], build_dit(config)
     given = {"x": x.numpy(), "text": text.numpy(), "mask": mask.numpy(), "time": golden.TIMES}
     near(f"UNet2DConditionModel, {shape}", answer(model, params, given), want)

@@ -1,19 +1,16 @@
 """The autoencoder's promises: causal, streams, any length and size."""
 
 import functools
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit import build
-from vdit.config import default, stage_fields
+from vdit.config import default
+from vdit.config.autoencoder import build_vae
 from vdit.models.vae import VAE
 from vdit.nn.patch import patchify
-from vdit.runtime.files import write_text
-from vdit.sample import read_config
 
 P, Q, R = PATCH = (2, 4, 4)
 
@@ -124,14 +121,11 @@ def test_detail_reaches_more_directions_than_the_width(made) -> None:
     assert rank(patches(model, wide)) > 2 * plain.width
 
 
-def test_a_workdir_of_before_has_no_detail(tmp_path) -> None:
-    fields = default().to_dict()
-    assert fields["vae"].pop("detail") > 0
-    write_text(tmp_path / "config.json", json.dumps(fields))
-    config = read_config(tmp_path)
-    assert config.vae.detail == 0 and "vae.detail" not in stage_fields(config, "vae")
+def test_no_detail_is_no_layer() -> None:
+    config = default()
+    config.vae.detail = 0
     assert "detail_pixels" not in jax.eval_shape(
-        lambda key: build.vae(config).init(
+        lambda key: build_vae(config).init(
             key, jnp.zeros((1, 5, 8, 8, 3)), jnp.zeros((1, 2, 1, 1, 24))
         ),
         jax.random.key(0),

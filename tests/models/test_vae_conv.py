@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from vdit import build, checks
-from vdit.config import default, stage_fields
+from vdit.config import default, joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.identity import stage_fields
 from vdit.errors import UserError
 from vdit.models import vae_folder, weights
 from vdit.nn.tiles import tiled
@@ -137,8 +138,8 @@ def test_fields_of_the_convolutions_change_no_older_digest() -> None:
 def test_squares_of_pixels_stand_for_a_level() -> None:
     config = default()
     config.vae.model, config.vae.pixels, config.vae.multipliers = "causal", 2, (1, 2, 4)
-    checks.check(config)
-    model = build.vae(config)
+    joined.check(config)
+    model = build_vae(config)
     assert model.patch == (4, 8, 8) and model.pixels == 2
     video, noise = jnp.zeros((1, 5, 16, 8, 3)), jnp.zeros((1, 2, 2, 1, model.channels))
     (out, mean, _), _ = jax.eval_shape(model.init_with_output, jax.random.key(0), video, noise)
@@ -165,7 +166,7 @@ def test_a_model_that_is_not_there_is_refused(
     config.vae.model = model
     config.vae.update(changes)
     with pytest.raises(UserError, match=words):
-        checks.check(config)
+        joined.check(config)
 
 
 def test_a_folder_of_levels_without_averages_is_refused(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_heads_are_only_asked_of_the_model_that_has_them(heads: int) -> None:
     config = default()
     config.vae.heads = heads
     with pytest.raises(UserError, match="even shares"):
-        checks.check(config)
+        joined.check(config)
     config.vae.model = "causal"
     config.vae.multipliers = (1, 1, 1, 1)
-    checks.check(config)
+    joined.check(config)

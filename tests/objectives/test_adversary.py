@@ -12,7 +12,9 @@ from stopping import StopAt
 
 from experiments.base import get_config
 from tools.golden.adversary import CASES, LEVELS, WIDTH, weights
-from vdit import build, checks, stages
+from vdit import stages
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
 from vdit.data.loader import batches
 from vdit.errors import UserError
 from vdit.models.discriminator import Discriminator
@@ -169,8 +171,8 @@ def test_every_autoencoder_has_a_last_layer_and_an_opponent(kind: str) -> None:
     config = config_of(kind)
     if kind == "causal":  # as in Wan 2.2
         config.vae.residual, config.vae.decoder_width = True, 12
-    checks.check(config)
-    objective, model = stages.compression(config), build.vae(config)
+    joined.check(config)
+    objective, model = stages.compression(config), build_vae(config)
     data = {
         "video": jax.ShapeDtypeStruct((2, 5, 16, 16, 3), jnp.uint8),
         "ordinal": jax.ShapeDtypeStruct((2,), jnp.uint32),
@@ -245,4 +247,4 @@ def test_what_is_no_discriminator_is_refused(changes: dict[str, Any], words: str
     config = get_config("smoke")
     config.vae.update(changes)
     with pytest.raises(UserError, match=words):
-        checks.check(config)
+        joined.check(config)

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit import checks
-from vdit.config import default, stage_fields
+from vdit.config import default, joined
+from vdit.config.identity import stage_fields
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
@@ -297,7 +297,7 @@ def test_losses_that_are_not_possible_are_refused(
     config = default()
     config.vae.update(changes)
     with pytest.raises(UserError, match=words):
-        checks.check(config)
+        joined.check(config)
 
 
 def test_later_losses_change_no_older_digest() -> None:

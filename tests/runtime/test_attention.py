@@ -1,6 +1,5 @@
 """The choice of a kernel: by length and machine, refused where it cannot run, split over a mesh."""
 
-import json
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,15 +12,15 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from experiments.base import get_config
-from vdit import build, checks
-from vdit.config import digest, stage_fields
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.denoiser import build_dit
+from vdit.config.identity import digest, read_config, stage_fields, write_config
 from vdit.errors import UserError
 from vdit.kernels import chunked, cudnn, splash, xla
 from vdit.nn.attention import Attend
 from vdit.runtime import attention
-from vdit.runtime.files import write_text
 from vdit.runtime.mesh import make_mesh
-from vdit.sample import read_config
 
 sys.path.append(str(Path(__file__).parents[1] / "kernels"))
 from beside import difference, inputs, pulled  # noqa: E402
@@ -73,9 +72,9 @@ def test_auto_takes_cudnn_where_a_gpu_has_it(
 
 def test_the_configuration_s_kernel_is_what_the_models_are_given() -> None:
     config = get_config("smoke")
-    assert build.dit(config).attend is build.vae(config).attend is attention.auto
+    assert build_dit(config).attend is build_vae(config).attend is attention.auto
     config.run.attention = "chunked"
-    assert build.dit(config).attend is build.vae(config).attend is chunked.attend
+    assert build_dit(config).attend is build_vae(config).attend is chunked.attend
 
 
 def test_it_is_no_field_that_a_stage_depends_on() -> None:
@@ -88,7 +87,7 @@ def test_it_is_no_field_that_a_stage_depends_on() -> None:
 def test_an_unknown_kernel_is_refused_with_the_known_ones() -> None:
     config = get_config("smoke")
     config.run.attention = "flash"
-    for refuse in (checks.check, build.dit):
+    for refuse in (joined.check, build_dit):
         with pytest.raises(UserError, match="known are auto, chunked, cudnn, splash, xla"):
             refuse(config)
 
@@ -99,7 +98,7 @@ def test_a_kernel_of_another_machine_is_refused_with_those_of_this_one(name: str
     config = get_config("smoke")
     config.run.attention = name
     with pytest.raises(UserError, match="has cpu: allowed here are auto, chunked, xla"):
-        checks.check(config)
+        joined.check(config)
 
 
 @CPU
@@ -107,7 +106,7 @@ def test_a_run_of_another_machine_is_read_as_auto(tmp_path: Path) -> None:
     config = get_config("smoke")
     for name, want in (("splash", "auto"), ("chunked", "chunked")):
         config.run.attention = name
-        write_text(tmp_path / "config.json", json.dumps(config.to_dict()))
+        write_config(config, tmp_path)
         assert read_config(tmp_path).run.attention == want
 
 

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit import build
 from vdit.config import default
+from vdit.config.autoencoder import build_vae
 from vdit.models.dit import DiT
 from vdit.tokens import Condition, Layout, text_condition
 
@@ -130,7 +130,7 @@ def vae_case(config: Any) -> Case:
     made = {}
     for dtype in DTYPES:
         config.run.dtype = dtype
-        made[dtype] = build.vae(config)
+        made[dtype] = build_vae(config)
     model, batch = made["float32"], config.vae.train.batch
     height, width = config.data.size
     random = np.random.default_rng(0)

@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vdit import build, checks
+from vdit.config import joined
+from vdit.config.classifier import answer_counts, build_classifier
 from vdit.errors import UserError
 from vdit.models import layouts, vivit, vivit_folder
 from vdit.runtime.progress import say
@@ -40,7 +41,7 @@ def fields(found: vivit_folder.Found) -> dict[str, Any]:
 
 def with_head(found: vivit_folder.Found, config: ConfigDict) -> Finish:
     """A folder's network as it is, with a new head where it has none."""
-    answers = sum(build.questions(config).values())
+    answers = sum(answer_counts(config).values())
 
     def finish(params: Any) -> Any:
         made = vivit_folder.folded(params)
@@ -58,8 +59,8 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
     `UserError` for one that cannot.
     """
     config, theirs = target.config, found.model
-    checks.check(config)
-    ours = build.classifier(config)
+    joined.check(config)
+    ours = build_classifier(config)
 
     def times(model: vivit.ViViT, frames: int) -> tuple[int, int]:
         return model.patch[0], (model.samples or frames) // model.patch[0]

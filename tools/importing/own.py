@@ -10,14 +10,16 @@ from ml_collections import ConfigDict
 
 from tools.importing.parts import Import, part_of, shapes
 from tools.planning.step import text_params, training
-from vdit import build, checks
+from vdit.config import joined
+from vdit.config.classes import CLASSES
+from vdit.config.identity import read_config
+from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text
 from vdit.errors import UserError
 from vdit.models import weights
 from vdit.models.text_folder import TOKENIZER_BYTES
-from vdit.sample import read_config
 
 OWN = "vdit.json"  # of an exported workdir: what its stages say of themselves
-COPIED = ("tokenizer.json", build.CLASSES)
+COPIED = ("tokenizer.json", CLASSES)
 
 
 def groups_of(stage: str) -> tuple[str, ...]:
@@ -28,8 +30,8 @@ def groups_of(stage: str) -> tuple[str, ...]:
 def own(source: Path) -> Import:
     """A workdir that was exported under vdit's own names, checked by headers."""
     config = read_config(source)
-    checks.check(config)
-    build.look_through_text(config)
+    joined.check(config)
+    look_through_text(config)
     said = weights.read_json(source / OWN, weights.CONFIG_BYTES).get("stages")
     if not isinstance(said, dict) or not said or said.keys() - {"vae", "dit", "classify"}:
         raise UserError(f"{source / OWN} names no stages of vdit")
@@ -53,7 +55,7 @@ def own_shapes(config: ConfigDict, stage: str, source: Path) -> dict[str, Any]:
         init = functools.partial(made.objective.init, jax.random.key(0))
         found = jax.eval_shape(init, made.batch)
         return {name: found[name] for name in groups_of(stage)}
-    encoder = build.text_encoder(config, build.tokenizer(config, source))
+    encoder = build_text_encoder(config, build_tokenizer(config, source))
     groups = {"dit": shapes(config, encoder.dim)}
     if not encoder.frozen:
         groups["text"] = text_params(encoder, config.text.length)

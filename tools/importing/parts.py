@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vdit import build, stages
+from vdit import stages
 from vdit.config import default
+from vdit.config.denoiser import build_dit
 from vdit.models import weights
 from vdit.tokens import Condition, Layout
 
@@ -55,7 +56,7 @@ def configured(changes: Mapping[str, Any]) -> ConfigDict:
 
 def shapes(config: ConfigDict, text: int) -> Any:
     """The abstract parameters of a denoiser with `text` numbers of each token of its text."""
-    model, patch = build.dit(config), config.dit.patch
+    model, patch = build_dit(config), config.dit.patch
     x = jax.ShapeDtypeStruct((1, 1, config.vae.channels * patch[0] * patch[1]), jnp.float32)
 
     def init(x: jax.Array) -> Any:

@@ -10,7 +10,10 @@ from typing import Any
 from tools.importing import classifier as classifiers
 from tools.importing.classifier import Target
 from tools.importing.parts import Import, Part, configured, part_of, shapes
-from vdit import build, stages
+from vdit import stages
+from vdit.config.autoencoder import build_vae
+from vdit.config.classes import CLASSES, to_json
+from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text, text_content
 from vdit.errors import UserError
 from vdit.models import layouts, vae_folder, vivit_folder, weights
 from vdit.models.text_folder import TOKENIZER_BYTES
@@ -105,7 +108,7 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
         "vae.residual": module.residual,
         "vae.decoder_width": 0 if decoder_width == width else decoder_width,
     }  # fmt: skip
-    made = build.vae(configured(fields))
+    made = build_vae(configured(fields))
     for name in vae_folder.FIELDS:
         ours, theirs = getattr(made, name), getattr(module, name)
         if ours != theirs:
@@ -140,7 +143,7 @@ def classifier(folder: Path, target: Target | None) -> Import:
     else:
         config = configured(classifiers.fields(found))
         finish = classifiers.with_head(found, config)
-        names = {build.CLASSES: build.to_json(found.classes)} if found.classes else {}
+        names = {CLASSES: to_json(found.classes)} if found.classes else {}
     part = part_of(config, "classify", folder, found.plan, finish=finish)
     return Import(config, {"classify": part}, names)
 
@@ -178,8 +181,8 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
         changes["text.path"] = str(found["text_encoder"].absolute())
     config = configured(changes)
     if config.text.path:
-        encoder = build.text_encoder(config, build.tokenizer(config, Path()))
-        build.look_through_text(config)
+        encoder = build_text_encoder(config, build_tokenizer(config, Path()))
+        look_through_text(config)
         if encoder.dim != numbers[told]:
             raise UserError(
                 f"{config.text.path} has features of {encoder.dim} numbers; allowed by {folder}:"
@@ -193,11 +196,11 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
     imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
     more = {"dit": {"latents": statistics, "imported": imported}}
     # Without its text encoder's folder a denoiser is imported too, and then says nothing of it.
-    content = build.text_content(config) if config.text.path else {}
+    content = text_content(config) if config.text.path else {}
     parts = {}
     for stage, (where, made) in plans.items():
         fields = stages.stage_fields(config, stage) | (content if stage == "dit" else {})
         meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
         parts[stage] = Part(where, made, meta | more.get(stage, {}))
     classes = class_names(source, config.dit.paper.classes)
-    return Import(config, parts, {build.CLASSES: build.to_json(classes)} if classes else {})
+    return Import(config, parts, {CLASSES: to_json(classes)} if classes else {})

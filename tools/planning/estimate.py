@@ -17,7 +17,8 @@ from ml_collections import ConfigDict
 from tools.planning import step
 from tools.planning.chips import Chip
 from tools.planning.products import flops, widest
-from vdit import build
+from vdit.config.autoencoder import build_vae
+from vdit.config.denoiser import latent_shape
 from vdit.models.dit import preset
 from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
@@ -287,8 +288,8 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
 
 def decode_flops(config: ConfigDict) -> int:
     """FLOPs of the matrix products and convolutions that decode one clip, all of it at once."""
-    vae = build.vae(with_(config, run__attention="xla"), None, "tpu")
-    dims = build.latent_shape(config, config.data.frames, *config.data.size)
+    vae = build_vae(with_(config, run__attention="xla"), None, "tpu")
+    dims = latent_shape(config, config.data.frames, *config.data.size)
     latent = jax.ShapeDtypeStruct((1, *dims), "float32")
     video = jax.ShapeDtypeStruct((1, config.data.frames, *config.data.size, 3), "float32")
     params = jax.eval_shape(vae.init, jax.random.key(0), video, latent)

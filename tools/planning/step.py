@@ -13,7 +13,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
-from vdit import build, stages
+from vdit import stages
+from vdit.config import data as sources
+from vdit.config.autoencoder import build_lpips
+from vdit.config.classes import read_classes
+from vdit.config.denoiser import latent_shape
+from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder
 from vdit.models.text_folder import FAMILIES
@@ -44,10 +49,10 @@ def shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> TextEncoder:
     """The text encoder; a learned one's vocabulary is as large as the configuration allows."""
-    tokens: Any = build.Vocabulary(config.text.vocab)
+    tokens: Any = Vocabulary(config.text.vocab)
     if config.text.encoder in FAMILIES:
-        tokens = build.tokenizer(config, Path())  # the folder's own
-    return build.text_encoder(config, tokens, mesh, platform)
+        tokens = build_tokenizer(config, Path())  # the folder's own
+    return build_text_encoder(config, tokens, mesh, platform)
 
 
 def text_params(encoder: TextEncoder, length: int) -> Any:
@@ -58,7 +63,7 @@ def text_params(encoder: TextEncoder, length: int) -> Any:
 
 def token_grid(config: ConfigDict) -> tuple[int, int, int]:
     """Tokens (t, h, w) of a clip."""
-    t, h, w, _ = build.latent_shape(config, config.data.frames, *config.data.size)
+    t, h, w, _ = latent_shape(config, config.data.frames, *config.data.size)
     rows, columns = config.dit.patch
     return t, h // rows, w // columns
 
@@ -76,7 +81,7 @@ def training(
         objective = stages.compression(config, mesh, platform)
         if config.vae.lpips_weight:
             frame = shape((1, height, width, 3), jnp.float32)
-            net = build.lpips_net(config, mesh, platform)
+            net = build_lpips(config, mesh, platform)
             frozen["lpips"] = jax.eval_shape(net.init, jax.random.key(0), frame, frame)["params"]
         return Training(stage, objective, options, batch, frozen, config.seed)
     if stage == "classify":
@@ -110,8 +115,8 @@ def training(
 def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
     """A batch of `stages.dense_batches`, without the ordinals."""
     rows, length = config.dit.train.batch, config.text.length
-    _, h, w, channels = build.latent_shape(config, config.data.frames, *config.data.size)
-    stored, shots = len(stages.pattern_table(config).times), build.most_shots(config)
+    _, h, w, channels = latent_shape(config, config.data.frames, *config.data.size)
+    stored, shots = len(stages.pattern_table(config).times), sources.most_shots(config)
     captions = (rows, 1 + shots, length) if shots else (rows, length)
     batch = {
         "latent": shape((rows, stored, h, w, channels), jnp.float16),
@@ -180,9 +185,9 @@ def sampling(
     params = jax.eval_shape(
         lambda batch: made.objective.init(jax.random.key(0), batch), made.batch
     )
-    rows, shots = config.sample.batch, build.most_shots(config)
+    rows, shots = config.sample.batch, sources.most_shots(config)
     captions = (rows, 1 + shots, config.text.length)
-    count, h, w, channels = build.latent_shape(config, config.data.frames, *config.data.size)
+    count, h, w, channels = latent_shape(config, config.data.frames, *config.data.size)
     arguments = (
         params,
         shape(captions, bool),
@@ -192,7 +197,7 @@ def sampling(
         shape((rows, count), bool),
         shape((rows, count), jnp.float32),
         shape((rows,), jnp.uint32),
-        shape((rows,), jnp.int32) if build.read_classes(config, Path()) else None,
+        shape((rows,), jnp.int32) if read_classes(config, Path()) else None,
     )
     run, settings = model.denoiser(mesh, platform), model.settings()
     with nullcontext() if mesh is None else jax.set_mesh(mesh):

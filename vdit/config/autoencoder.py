@@ -1,0 +1,219 @@
+"""config.vae and config.latents: the autoencoder, one row of `AUTOENCODERS`, what it is trained
+with, and the cache of its latents."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vdit.config import shared
+from vdit.config.run import Machine, machine
+from vdit.errors import UserError
+from vdit.models import lpips
+from vdit.models.autoencoder import Autoencoder
+from vdit.models.discriminator import GROUPS, Discriminator
+from vdit.models.vae import VAE
+from vdit.models.vae_conv import ConvVAE
+
+
+def fields() -> ConfigDict:
+    """config.vae."""
+    vae = ConfigDict()
+    # vivit; or convolutions: kl (latent diffusion's, frame by frame), causal (Wan's)
+    vae.model = "vivit"
+    vae.patch = (4, 8, 8)  # frames, rows, columns of a latent place; kl: 1 frame; powers of two
+    vae.channels = 24  # latent channels
+    vae.width = 128
+    vae.multipliers = (1, 2, 4, 4)  # kl, causal: of the width, at full size, half of it, ...
+    vae.blocks = 2  # kl, causal: residual blocks of a level; the decoder has one more
+    vae.groups = 32  # kl: of the group norm
+    vae.pixels = 1  # causal: side of squares of pixels that are folded into channels first
+    vae.residual = False  # causal: levels beside averages and duplicates of their input (Wan 2.2's)
+    vae.decoder_width = 0  # causal: in place of vae.width in the decoder; 0: the same
+    vae.encoder_depth = 2  # vivit, as those below: layers
+    vae.decoder_depth = 2
+    vae.heads = 4
+    vae.window = 4  # latent frames that attention looks back over, its own included
+    vae.mlp_ratio = 4.0
+    vae.detail = 512  # vivit: hidden width of an MLP beside the linear map to pixels; 0: none
+    vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
+    vae.chunk = 16  # latent frames that are encoded or decoded at a time
+    vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
+    vae.kl_weight = 1e-3  # weight of the KL, a mean over latent elements
+    vae.l1_weight = 0.0  # weight of the absolute error beside the squared
+    vae.lpips_weight = 0.0  # weight of LPIPS beside them; needs pip install 'vdit[lpips]'
+    vae.lpips_net = "alex"  # its network: alex or vgg
+    # Of a discriminator's judgement, times how much smaller its gradient is at the last layer than
+    # that of the errors above; 0: no discriminator.
+    vae.adversarial_weight = 0.0
+    vae.adversarial_start = 1000  # steps before it begins
+    vae.adversarial_width = 32  # of its first level
+    vae.adversarial_levels = 3  # each halves height and width
+    vae.train = shared.training(steps=2500, batch=8, learning_rate=0.03)
+    vae.train.ema = 0.99
+    vae.train.discriminator = ConfigDict()  # what differs for this group of parameters
+    vae.train.discriminator.adam_learning_rate = 2e-4
+    return vae
+
+
+def latents_fields() -> ConfigDict:
+    """config.latents."""
+    latents = ConfigDict()
+    latents.clips = 12_000  # clips to encode (a folder's own number, where that is less)
+    latents.batch = 64
+    latents.shard = 1024  # clips in one file
+    latents.features = True  # store a frozen encoder's text features beside the token ids
+    return latents
+
+
+def check(config: ConfigDict) -> None:
+    """Refuses what `build_vae`, its losses or its training would refuse late."""
+    shared.check_training(config, "vae")
+    check_vae(config)
+    _check_losses(config)
+
+
+SECTION = shared.Section(fields, check, free=("chunk", "tile", *shared.FREE_OF_TRAINING))
+LATENTS = shared.Section(
+    latents_fields, lambda config: shared.check_positive(config, "latents.clips"), free=("batch",)
+)
+
+
+class Row(NamedTuple):
+    """An autoencoder that vae.model names."""
+
+    check: Callable[[ConfigDict], None]
+    build: Callable[[ConfigDict, Machine], Autoencoder]
+
+
+def _check_vivit(config: ConfigDict) -> None:
+    heads, width = config.vae.heads, config.vae.width
+    if heads < 1 or width % (2 * heads):
+        raise UserError(f"vae.heads {heads} must cut vae.width {width} into even shares")
+
+
+def _build_vivit(config: ConfigDict, machine: Machine) -> VAE:
+    names = (
+        "channels", "width", "encoder_depth", "decoder_depth", "heads", "window", "mlp_ratio",
+        "activation", "detail",
+    )  # fmt: skip
+    return VAE(
+        patch=tuple(config.vae.patch),
+        **machine._asdict(),
+        **{name: config.vae[name] for name in names},
+    )
+
+
+def _conv(config: ConfigDict, **options: Any) -> ConvVAE:
+    vae, causal = config.vae, config.vae.model == "causal"
+    return ConvVAE(
+        patch=tuple(vae.patch),
+        channels=vae.channels,
+        widths=tuple(vae.width * m for m in vae.multipliers),
+        decoder_widths=tuple((vae.decoder_width or vae.width) * m for m in vae.multipliers),
+        blocks=vae.blocks,
+        causal=causal,
+        groups=0 if causal else vae.groups,
+        pixels=vae.pixels,
+        residual=vae.residual,
+        **options,
+    )
+
+
+def _check_conv(config: ConfigDict) -> None:
+    """Refuses sizes that no convolutional autoencoder has."""
+    vae, causal = config.vae, config.vae.model == "causal"
+    levels, (p, q, r) = tuple(vae.multipliers), vae.patch
+    side = max(vae.pixels, 1) * 2 ** max(len(levels) - 1, 0)
+    times = tuple(2**i for i in range(len(levels))) if causal else (1,)
+    if not levels or min(levels) < 1 or (q, r) != (side, side) or p not in times:
+        raise UserError(
+            f"vae.patch is {(p, q, r)} with {len(levels)} vae.multipliers, vae.pixels={vae.pixels}"
+            f" and vae.model={vae.model}: {side} rows and columns are allowed, and {times} frames"
+        )
+    shared.check_positive(config, "vae.blocks", "vae.width", "vae.pixels")
+    if vae.decoder_width < 0:
+        raise UserError(f"vae.decoder_width is {vae.decoder_width}: 0 or more is allowed")
+    model = _conv(config)
+    if not causal and (vae.groups < 1 or any(width % vae.groups for width in model.widths)):
+        raise UserError(f"vae.groups is {vae.groups}: it must divide widths {model.widths}")
+    if vae.residual:
+        model.check()
+    elif causal and any(width % 2 for width in model.decoder_widths):
+        raise UserError(
+            f"the decoder's width times vae.multipliers is {model.decoder_widths}: even numbers are"
+            " allowed"
+        )
+
+
+def _build_conv(config: ConfigDict, machine: Machine) -> ConvVAE:
+    return _conv(config, attend=machine.attend, dtype=machine.dtype)
+
+
+AUTOENCODERS = {
+    "vivit": Row(_check_vivit, _build_vivit),
+    "kl": Row(_check_conv, _build_conv),
+    "causal": Row(_check_conv, _build_conv),
+}
+OF_CAUSAL = ("vae.pixels", "vae.residual", "vae.decoder_width")
+
+
+def check_vae(config: ConfigDict) -> None:
+    """Refuses a network that there is not."""
+    row = shared.choose(AUTOENCODERS, "vae.model", config.vae.model)
+    shared.check_sizes(config, {"vae.patch": 3})
+    shared.check_positive(config, "vae.window", "vae.channels", "vae.chunk")
+    shared.check_only(config, OF_CAUSAL, "vae.model", ("causal",))
+    least = 4 * max(config.vae.patch[1:])
+    if config.vae.tile and config.vae.tile < least:
+        raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
+    row.check(config)
+
+
+def build_vae(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> Autoencoder:
+    """The autoencoder, for one device or for steps on a mesh."""
+    check_vae(config)
+    return AUTOENCODERS[config.vae.model].build(config, machine(config, mesh, platform))
+
+
+def _check_losses(config: ConfigDict) -> None:
+    """Refuses losses that are not possible, or whose weights are not there."""
+    vae, size = config.vae, tuple(config.data.size)
+    shared.check_names(config, {"vae.lpips_net": lpips.NETS})
+    for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
+        if vae[name] < 0:
+            raise UserError(f"vae.{name} is {vae[name]}: 0 or more is allowed")
+    width, levels = vae.adversarial_width, vae.adversarial_levels
+    if width < GROUPS or width % GROUPS:
+        raise UserError(f"vae.adversarial_width is {width}: a multiple of {GROUPS} is allowed")
+    if levels < 1 or (vae.adversarial_weight and min(size) < 2**levels):
+        raise UserError(
+            f"vae.adversarial_levels is {levels}: at least 1, and as often as data.size {size} can"
+            " be halved, is allowed"
+        )
+    if vae.lpips_weight:
+        least = lpips.NETS[vae.lpips_net].least
+        if min(size) < least:
+            raise UserError(
+                f"data.size is {size}: vae.lpips_net={vae.lpips_net} needs {least} rows and columns"
+                " or more"
+            )
+        lpips.weights_file(vae.lpips_net)
+
+
+def build_lpips(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> lpips.LPIPS:
+    """The network that the autoencoder's reconstructions are compared by."""
+    return lpips.LPIPS(config.vae.lpips_net, machine(config, mesh, platform).dtype)
+
+
+def build_discriminator(
+    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
+) -> Discriminator:
+    """The network that the autoencoder learns to fool."""
+    dtype = machine(config, mesh, platform).dtype
+    return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, dtype)

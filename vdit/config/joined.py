@@ -1,0 +1,222 @@
+"""The sections together: what a run may say, and the checks that join several of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from vdit.config import STAGES, autoencoder, classifier, data, denoiser, run, sample, text
+from vdit.config.classes import check_classes
+from vdit.config.shared import Section
+from vdit.data.labels import QUESTIONS
+from vdit.diffusion import schedule
+from vdit.errors import UserError
+from vdit.models.dit import AXES, preset, skipped
+from vdit.runtime import attention
+
+SECTIONS: dict[str, Section] = {
+    "data": data.SECTION,
+    "text": text.SECTION,
+    "vae": autoencoder.SECTION,
+    "latents": autoencoder.LATENTS,
+    "dit": denoiser.SECTION,
+    "classify": classifier.SECTION,
+    "sample": sample.SECTION,
+    "eval": sample.EVAL,
+    "mesh": run.MESH,
+    "run": run.RUN,
+}
+
+
+def check(config: ConfigDict, platform: str | None = None) -> None:
+    """Refuses what the parts would refuse late, or not at all; `platform` as in `runs_here`."""
+    for stage in config.stages:
+        if stage not in STAGES:
+            raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
+    for section in SECTIONS.values():
+        section.check(config)
+    attention.check(config.run.attention, platform)
+    _check_clips(config)
+    if config.data.shapes:
+        _check_shapes(config)
+    _check_text(config)
+    _check_classes(config)
+    if denoiser.build_dit(config).one_time:
+        _check_one_time(config)
+    _check_sampling(config)
+    _check_chunk(config)
+    if "classify" in config.stages:
+        _check_classify(config)
+
+
+def _check_clips(config: ConfigDict) -> None:
+    """Refuses clips that a source cannot make, or that the autoencoder cannot encode."""
+    frames, p = config.data.frames, config.vae.patch[0]
+    if frames < 1 or (frames - 1) % p:
+        raise UserError(f"data.frames is {frames}: 1 + k*{p} is allowed (vae.patch)")
+    if config.data.source in data.OF_SHOTS:
+        data.source(config, "train", Path())  # its own limits, before anything is trained
+    if config.dit.caption_drop and not data.most_shots(config):
+        raise UserError("dit.caption_drop needs clips of several captions: data.shots")
+
+
+def _is_shape(shape: Any, p: int) -> bool:
+    """Whether it is (frames, height, width, fps), with 1 + k·p frames."""
+    if not isinstance(shape, (tuple, list)) or len(shape) != 4:
+        return False
+    if not all(isinstance(x, (int, float)) and 0 < x < math.inf for x in shape):
+        return False
+    return all(int(x) == x for x in shape[:3]) and (shape[0] - 1) % p == 0
+
+
+def _check_shapes(config: ConfigDict) -> None:
+    """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
+    p = config.vae.patch[0]
+    if data.most_shots(config):
+        raise UserError("data.shapes with data.shots: packed rows know one caption a clip")
+    for shape in config.data.shapes:
+        if not _is_shape(shape, p):
+            raise UserError(
+                f"data.shapes has {shape!r}: (1 + k*{p} frames, height, width, fps) is allowed"
+            )
+    if config.data.source in data.ENDLESS:
+        data.training_clips(config, Path())  # its own limits, before anything is trained
+    given = config.dit.given
+    if min(given.values()) < 0 or given.text + given.prefix <= 0:
+        raise UserError(
+            f"dit.given is {dict(given)}: shares of 0 and more, text and prefix not both 0, are"
+            " allowed with data.shapes"
+        )
+    if config.dit.axes != "joint":
+        raise UserError(f"data.shapes with dit.axes={config.dit.axes}: packed rows go joint")
+    if len(config.dit.pack) != 3 or min(config.dit.pack) < 0:
+        raise UserError(f"dit.pack is {config.dit.pack}: three numbers of at least 0 are allowed")
+
+
+def _check_text(config: ConfigDict) -> None:
+    """Refuses a text in places without any, and places for a text that there is not."""
+    encoder, dit = config.text.encoder, config.dit
+    if config.text.padding and (encoder, dit.model) != ("clip", "unet"):
+        raise UserError(
+            f"text.padding=True with text.encoder={encoder} and dit.model={dit.model}: clip and"
+            " unet are allowed"
+        )
+    one_caption = (dit.model, dit.axes) == ("vdit", "joint") and not data.most_shots(config)
+    if dit.text == "context" and not one_caption:
+        raise UserError(
+            f"dit.text=context with dit.model={dit.model}, dit.axes={dit.axes} and data.source="
+            f"{config.data.source}: vdit, joint and sources of one caption a clip are allowed"
+        )
+    if dit.model != "paper" and encoder == "none":
+        raise UserError(
+            f"text.encoder=none with dit.model={dit.model}: only models of classes go without"
+        )
+    if dit.model == "paper" and dit.paper.text == (encoder == "none"):
+        raise UserError(
+            f"text.encoder={encoder} with dit.paper.text={dit.paper.text}: none is allowed where"
+            " nothing reads a text, and only there"
+        )
+
+
+def _check_classes(config: ConfigDict) -> None:
+    """Refuses classes that no model here is told, or a model of others."""
+    label, asks = config.data.label, config.dit.paper.classes
+    asks = asks if config.dit.model == "paper" else 0
+    if bool(label) != bool(asks) and "dit" in config.stages:
+        raise UserError(
+            f"data.label={label!r} with {asks} classes of dit.model={config.dit.model}: a model of"
+            " classes (dit.model=paper, dit.paper.classes) needs data.label, and no other takes it"
+        )
+    if label and config.data.source == "world":
+        check_classes(config, len(QUESTIONS[label].classes))
+
+
+def _check_one_time(config: ConfigDict) -> None:
+    """Refuses what a model that knows one time for all tokens cannot be trained for."""
+    model, given = config.dit.model, config.dit.given
+    if config.data.shapes or data.most_shots(config):
+        raise UserError(
+            f"dit.model={model} with data.shapes or data.shots: clips of one shape, each"
+            " with one caption or class, are allowed"
+        )
+    if wrong := [name for name in given if name != "text" and given[name] > 0]:
+        raise UserError(
+            f"dit.given.{wrong[0]}={given[wrong[0]]} with dit.model={model}, which knows one time"
+            " for all tokens: 0 is allowed for all but text"
+        )
+
+
+def _check_sampling(config: ConfigDict) -> None:
+    """Refuses a sampler that does not go with the denoiser or its process."""
+    dit, sample, process = config.dit, config.sample, denoiser.build_process(config)
+    learned = sample.sampler == "ddpm" and sample.variance == "learned"
+    if learned and not dit.learned_variance:
+        raise UserError("sample.variance=learned needs a model with dit.learned_variance=True")
+    steps = sample.steps, sample.shift or dit.shift, sample.spacing
+    jax.eval_shape(lambda: schedule.timesteps(process, *steps))  # refuses what the process does not
+    check_push(config, sample.push, sample.skip)
+
+
+def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:
+    """Refuses a weaker answer (sample.push, sample.skip) that a denoiser cannot give."""
+    if not push:
+        return
+    if config.dit.model != "vdit":
+        raise UserError(f"sample.push is {push} with dit.model={config.dit.model}: 0 is allowed")
+    depth = preset(config.dit.preset)["depth"] // len(AXES[config.dit.axes])
+    if len(skip) != 2 or not skipped(depth, (skip[0], skip[1])):
+        raise UserError(
+            f"sample.skip is {tuple(skip)}: two shares of the depth between which one of its"
+            f" {depth} layers has its middle are allowed"
+        )
+
+
+def _check_chunk(config: ConfigDict) -> None:
+    """Refuses chunks of a clip that are none, and what cannot be continued or read."""
+    chunk, p = config.eval.chunk, config.vae.patch[0]
+    if not chunk:
+        return
+    low, high = (1 + 2 * p) / config.data.fps, config.data.frames / config.data.fps
+    if config.data.source != "world" or config.dit.model != "vdit":
+        raise UserError(
+            f"eval.chunk is {chunk:g}: 0 is allowed with data.source={config.data.source} and"
+            f" dit.model={config.dit.model}; it needs world and vdit"
+        )
+    if not low <= chunk < high:
+        raise UserError(
+            f"eval.chunk is {chunk:g} seconds: 0 and {low:g} to less than {high:g} are allowed"
+        )
+
+
+def _check_classify(config: ConfigDict) -> None:
+    """Refuses a stage classify that has no labels, or no model."""
+    if config.data.source != "world":
+        raise UserError(
+            f"data.source is {config.data.source}: the stage classify needs labels, which only"
+            " world gives"
+        )
+    if tuple(config.data.objects) != (1, 1):
+        raise UserError(
+            f"data.objects is {tuple(config.data.objects)}: (1, 1) is allowed with the stage"
+            " classify, whose labels are of one body"
+        )
+    video = (1, config.data.frames, *config.data.size, 3)
+    # Traced, so that nothing is computed: it refuses a model or a size that is not possible.
+    init = classifier.build_classifier(config).init
+    jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(video, jnp.float32))
+
+
+def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
+    """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
+    if "dit" not in config.stages:
+        return
+    where, all_heads = denoiser.DENOISERS[config.dit.model].heads(config)
+    try:
+        for heads in all_heads:
+            attention.check_mesh(config.run.attention, config.run.sequence, heads, sizes)
+    except UserError as error:
+        raise UserError(f"{error} ({where})") from error
