@@ -15,9 +15,9 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from experiments import base
-from vdit.data.labels import QUESTIONS
 from vdit.errors import UserError
 from vdit.models.layouts import DIT_THETA
+from vdit.worlds.bodies.questions import QUESTIONS
 
 
 def ask(config: ConfigDict, label: str) -> None:

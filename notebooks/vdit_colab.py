@@ -53,7 +53,7 @@ from IPython.display import HTML, Markdown, display
 
 import vdit
 from experiments import base
-from vdit.config import data as sources
+from vdit.data import sources
 from vdit.run import run
 from vdit.runtime import metrics
 from vdit.runtime.video import to_data_uri, webp_bytes

@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from experiments.vivit import get_config
-from vdit.config import data as sources
 from vdit.config.classifier import build_classifier
-from vdit.data.labels import Labelled
+from vdit.data import sources
 from vdit.errors import UserError
 from vdit.objectives.vae import to_float
 from vdit.run import run
@@ -37,7 +36,7 @@ def test_it_reports_its_accuracy_on_heldout_clips(walked: Path) -> None:
     config = get_config("smoke")
     model = build_classifier(config)
     params = {"params": restore_ema(walked / "checkpoints" / "classify", 8)["vivit"]}
-    clips = Labelled(sources.source(config, "heldout", walked), ("motion", "impacts"))
+    clips = sources.labelled(config, "heldout", walked)
     apply = jax.jit(model.apply)
     right = np.zeros(2)
     labels = np.stack([clips[i]["label"] for i in range(16)])

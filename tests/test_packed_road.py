@@ -19,10 +19,10 @@ from stopping import StopAt
 
 from experiments.packed import get_config
 from vdit import stages
-from vdit.config import data as sources
 from vdit.config import joined
 from vdit.config.autoencoder import build_vae
 from vdit.config.text import build_text_encoder, build_tokenizer
+from vdit.data import sources
 from vdit.data.latents import Latents
 from vdit.data.mixture import Mixture
 from vdit.errors import UserError

@@ -13,8 +13,7 @@ import pytest
 import vdit
 from experiments.dit_paper import VARIANTS, get_config
 from vdit.config import joined
-from vdit.data.labels import by_caption, by_truth
-from vdit.data.world import COLOURS, MOTIONS, World
+from vdit.data.labels import by_caption
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit_paper import CONDITIONINGS, DiTPaper
@@ -25,6 +24,9 @@ from vdit.run import run
 from vdit.runtime.metrics import read
 from vdit.sample import Given, Model
 from vdit.tokens import pattern_shares, patterns
+from vdit.worlds.bodies.physics import COLOURS, MOTIONS
+from vdit.worlds.bodies.questions import by_truth
+from vdit.worlds.bodies.source import World
 
 FROZEN = {"mean": jnp.array([0.5, -1.0]), "std": jnp.array([2.0, 1.0])}
 NONE = encoder("none")

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from experiments.shots import get_config
 from vdit import stages
-from vdit.config import data as sources
 from vdit.config import joined
 from vdit.config.identity import digest, stage_fields, write_config
 from vdit.config.text import build_tokenizer
+from vdit.data import sources
 from vdit.data.latents import Latents
 from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh

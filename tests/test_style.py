@@ -27,6 +27,7 @@ LAYERS = {
     "show": 11,
     "classify": 11,
     "evaluate": 11,
+    "worlds": 12,
     "report": 11,
     "run": 12,
     "main": 13,

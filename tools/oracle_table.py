@@ -15,14 +15,15 @@ import numpy as np
 from scipy import ndimage
 
 from tools.table import markdown
-from vdit.data.world import oracle, shots_oracle
-from vdit.data.world.cuts import MAX_SHOTS
-from vdit.data.world.playground import oracle as playground_oracle
-from vdit.data.world.playground.shots import PlaygroundShots
-from vdit.data.world.playground.source import Playground
-from vdit.data.world.shots import Shots
-from vdit.data.world.source import World
 from vdit.errors import UserError
+from vdit.worlds.bodies import oracle
+from vdit.worlds.bodies.source import World
+from vdit.worlds.cuts import MAX_SHOTS
+from vdit.worlds.playground import oracle as playground_oracle
+from vdit.worlds.playground.shots import PlaygroundShots
+from vdit.worlds.playground.source import Playground
+from vdit.worlds.shots import oracle as shots_oracle
+from vdit.worlds.shots.source import Shots
 
 SIZES = ((32, 32), (64, 64))
 CLIPS = 256

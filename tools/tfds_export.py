@@ -56,7 +56,7 @@ def _write(config: ConfigDict, out: Path, work: Path, counts: Mapping[str, int])
     import tensorflow_datasets as tfds
 
     from tools.vdit_clips.vdit_clips_dataset_builder import Builder
-    from vdit.config import data as sources
+    from vdit.data import sources
     from vdit.runtime.progress import Progress
 
     clips: dict[str, Any] = {}

@@ -15,11 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdit import stages
-from vdit.config import data as sources
 from vdit.config.classifier import answer_counts, answer_names, build_classifier
 from vdit.config.identity import read_config
+from vdit.data import sources
 from vdit.data.decode import read_clip
-from vdit.data.labels import Labelled
 from vdit.errors import UserError
 from vdit.models.vivit import ViViT
 from vdit.objectives.classify import answers
@@ -76,7 +75,7 @@ def evaluate(workdir: Path, metrics: Metrics) -> dict[str, Any]:
     model = load(workdir)
     config = model.config
     stages.refuse_foreign_head(config)
-    clips = Labelled(sources.source(config, "heldout", workdir), tuple(model.names))
+    clips = sources.labelled(config, "heldout", workdir)
 
     def guess(video: np.ndarray) -> np.ndarray:
         seen = model.see(video).answers

@@ -12,10 +12,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit import classify, evaluate, report, show, stages
-from vdit.config import data as sources
 from vdit.config import joined
 from vdit.config.identity import read_config, write_config
 from vdit.config.text import look_through_text
+from vdit.data import sources
 from vdit.errors import Interrupted, UserError
 from vdit.runtime.files import alone, appears
 from vdit.runtime.machine import operand_dtype

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vdit.config import data as sources
+from vdit.data import sources
 from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
 from vdit.runtime.files import write_text

@@ -11,7 +11,6 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit.config import data as sources
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classes import write_classes
 from vdit.config.classifier import answer_counts, build_classifier
@@ -25,6 +24,7 @@ from vdit.config.denoiser import (
 )
 from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
+from vdit.data import sources
 from vdit.data.labels import Labelled
 from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
 from vdit.data.loader import PackedBatches, ahead, batches
@@ -500,8 +500,8 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     questions = answer_counts(config)
     model = build_classifier(config, runtime.mesh)
     with zero_first("clips"):
-        clips = Labelled(sources.source(config, "train", runtime.workdir), tuple(questions))
-        heldout = Labelled(sources.source(config, "heldout", runtime.workdir), tuple(questions))
+        clips = sources.labelled(config, "train", runtime.workdir)
+        heldout = sources.labelled(config, "heldout", runtime.workdir)
     stream = batches(
         clips,
         options.batch,

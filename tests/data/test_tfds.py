@@ -23,9 +23,9 @@ from experiments import base
 from experiments.tfds import get_config
 from tools import tfds_export
 from vdit import stages
-from vdit.config import data as sources
 from vdit.config import joined
 from vdit.config.identity import stage_fields
+from vdit.data import sources
 from vdit.data import tfds as room
 from vdit.data.labels import by_caption
 from vdit.data.tfds import VideoSet, find, inflate

@@ -20,12 +20,12 @@ from tools.table import markdown
 from vdit.data.folder import Folder
 from vdit.data.latents import Latents, write_cache
 from vdit.data.loader import batches
-from vdit.data.world.cuts import MAX_SHOTS
-from vdit.data.world.playground.shots import PlaygroundShots
-from vdit.data.world.playground.source import Playground
-from vdit.data.world.shots import Shots
-from vdit.data.world.source import World
 from vdit.runtime.video import write_mp4
+from vdit.worlds.bodies.source import World
+from vdit.worlds.cuts import MAX_SHOTS
+from vdit.worlds.playground.shots import PlaygroundShots
+from vdit.worlds.playground.source import Playground
+from vdit.worlds.shots.source import Shots
 
 BATCH = 16
 FRAMES, FPS = 17, 10.0  # of a clip of films

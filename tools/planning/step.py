@@ -14,11 +14,11 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vdit import stages
-from vdit.config import data as sources
 from vdit.config.autoencoder import build_lpips
 from vdit.config.classes import read_classes
 from vdit.config.denoiser import latent_shape
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
+from vdit.data import sources
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder
 from vdit.models.text_folder import FAMILIES

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from vdit.config import shared
 from vdit.config.classes import CLASSES, read_names
 from vdit.config.run import machine
-from vdit.data.labels import QUESTIONS
+from vdit.data import sources
 from vdit.errors import UserError
 from vdit.models.vivit import ViViT, preset
 from vdit.nn.linear import ACTIVATIONS
@@ -56,8 +56,9 @@ def answer_counts(config: ConfigDict) -> dict[str, int]:
     """What the classifier is asked, and how many answers there are to each."""
     if config.classify.classes:
         return {"class": config.classify.classes}
+    known = sources.questions(config)
     return {
-        name: len(shared.choose(QUESTIONS, "classify.questions", name).classes)
+        name: len(shared.choose(known, "classify.questions", name).classes)
         for name in config.classify.questions
     }
 
@@ -66,7 +67,8 @@ def answer_names(config: ConfigDict, workdir: Path) -> dict[str, list[str]]:
     """The names of the answers to each question of the classifier in a workdir."""
     if config.classify.classes:
         return {"class": read_names(config.classify.classes, workdir / CLASSES)}
-    return {name: list(QUESTIONS[name].classes) for name in answer_counts(config)}
+    known = sources.questions(config)
+    return {name: list(known[name].classes) for name in answer_counts(config)}
 
 
 def build_classifier(

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 from vdit.config import STAGES, autoencoder, classifier, data, denoiser, run, sample, text
 from vdit.config.classes import check_classes
 from vdit.config.shared import Section
-from vdit.data.labels import QUESTIONS
+from vdit.data import sources
 from vdit.diffusion import schedule
 from vdit.errors import UserError
 from vdit.models.dit import AXES, preset, skipped
@@ -58,9 +57,9 @@ def _check_clips(config: ConfigDict) -> None:
     frames, p = config.data.frames, config.vae.patch[0]
     if frames < 1 or (frames - 1) % p:
         raise UserError(f"data.frames is {frames}: 1 + k*{p} is allowed (vae.patch)")
-    if config.data.source in data.OF_SHOTS:
-        data.source(config, "train", Path())  # its own limits, before anything is trained
-    if config.dit.caption_drop and not data.most_shots(config):
+    if not config.data.shapes:
+        sources.check_limits(config)
+    if config.dit.caption_drop and not sources.most_shots(config):
         raise UserError("dit.caption_drop needs clips of several captions: data.shots")
 
 
@@ -76,15 +75,14 @@ def _is_shape(shape: Any, p: int) -> bool:
 def _check_shapes(config: ConfigDict) -> None:
     """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
     p = config.vae.patch[0]
-    if data.most_shots(config):
+    if sources.most_shots(config):
         raise UserError("data.shapes with data.shots: packed rows know one caption a clip")
     for shape in config.data.shapes:
         if not _is_shape(shape, p):
             raise UserError(
                 f"data.shapes has {shape!r}: (1 + k*{p} frames, height, width, fps) is allowed"
             )
-    if config.data.source in data.ENDLESS:
-        data.training_clips(config, Path())  # its own limits, before anything is trained
+    sources.check_limits(config)
     given = config.dit.given
     if min(given.values()) < 0 or given.text + given.prefix <= 0:
         raise UserError(
@@ -105,7 +103,7 @@ def _check_text(config: ConfigDict) -> None:
             f"text.padding=True with text.encoder={encoder} and dit.model={dit.model}: clip and"
             " unet are allowed"
         )
-    one_caption = (dit.model, dit.axes) == ("vdit", "joint") and not data.most_shots(config)
+    one_caption = (dit.model, dit.axes) == ("vdit", "joint") and not sources.most_shots(config)
     if dit.text == "context" and not one_caption:
         raise UserError(
             f"dit.text=context with dit.model={dit.model}, dit.axes={dit.axes} and data.source="
@@ -131,14 +129,14 @@ def _check_classes(config: ConfigDict) -> None:
             f"data.label={label!r} with {asks} classes of dit.model={config.dit.model}: a model of"
             " classes (dit.model=paper, dit.paper.classes) needs data.label, and no other takes it"
         )
-    if label and config.data.source == "world":
-        check_classes(config, len(QUESTIONS[label].classes))
+    if label and (count := sources.class_count(config)):
+        check_classes(config, count)
 
 
 def _check_one_time(config: ConfigDict) -> None:
     """Refuses what a model that knows one time for all tokens cannot be trained for."""
     model, given = config.dit.model, config.dit.given
-    if config.data.shapes or data.most_shots(config):
+    if config.data.shapes or sources.most_shots(config):
         raise UserError(
             f"dit.model={model} with data.shapes or data.shots: clips of one shape, each"
             " with one caption or class, are allowed"
@@ -181,10 +179,11 @@ def _check_chunk(config: ConfigDict) -> None:
     if not chunk:
         return
     low, high = (1 + 2 * p) / config.data.fps, config.data.frames / config.data.fps
-    if config.data.source != "world" or config.dit.model != "vdit":
+    if sources.chosen(config).score_chunks is None or config.dit.model != "vdit":
+        known = sources.named(lambda row: row.score_chunks is not None)
         raise UserError(
             f"eval.chunk is {chunk:g}: 0 is allowed with data.source={config.data.source} and"
-            f" dit.model={config.dit.model}; it needs world and vdit"
+            f" dit.model={config.dit.model}; it needs {known} and vdit"
         )
     if not low <= chunk < high:
         raise UserError(
@@ -194,16 +193,7 @@ def _check_chunk(config: ConfigDict) -> None:
 
 def _check_classify(config: ConfigDict) -> None:
     """Refuses a stage classify that has no labels, or no model."""
-    if config.data.source != "world":
-        raise UserError(
-            f"data.source is {config.data.source}: the stage classify needs labels, which only"
-            " world gives"
-        )
-    if tuple(config.data.objects) != (1, 1):
-        raise UserError(
-            f"data.objects is {tuple(config.data.objects)}: (1, 1) is allowed with the stage"
-            " classify, whose labels are of one body"
-        )
+    sources.questions(config)
     video = (1, config.data.frames, *config.data.size, 3)
     # Traced, so that nothing is computed: it refuses a model or a size that is not possible.
     init = classifier.build_classifier(config).init

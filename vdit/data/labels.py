@@ -1,7 +1,4 @@
-"""Labels: questions with a handful of answers that the world's truth gives of one-object clips.
-
-`Labelled` clips carry the answers to some questions, `Classed` ones the class that they are of.
-"""
+"""Labels of clips: `Labelled` clips carry the answers to questions, `Classed` ones their class."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
@@ -9,7 +6,6 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 
 from vdit.data.loader import Source
-from vdit.data.world import COLOURS, MOTIONS, SHAPES, SIZES
 
 Truth = Mapping[str, np.ndarray]
 
@@ -21,27 +17,11 @@ class Question(NamedTuple):
     answer: Callable[[Truth], int]
 
 
-def impacts(truth: Truth) -> int:
-    """How often the body touches something after a frame in which it touched nothing; 3 is 3 on."""
-    contact_T = truth["contact"][:, 0]
-    return min(int((contact_T[1:] & ~contact_T[:-1]).sum()), 3)
-
-
-QUESTIONS: dict[str, Question] = {
-    "motion": Question(MOTIONS, lambda truth: int(truth["motion"][0])),
-    "impacts": Question(("none", "one", "two", "more"), impacts),
-    "shape": Question(SHAPES, lambda truth: int(truth["shape"][0])),
-    "colour": Question(COLOURS, lambda truth: int(truth["colour"][0])),
-    "size": Question(SIZES, lambda truth: int(truth["size"][0])),
-}
-
-
 class Labelled:
     """A source of clips with truth, as {"video": uint8 (T, H, W, 3), "label": int32 (Q,)}."""
 
-    def __init__(self, source: Source, questions: Sequence[str]) -> None:
-        self.source = source
-        self.questions = [QUESTIONS[name] for name in questions]
+    def __init__(self, source: Source, questions: Sequence[Question]) -> None:
+        self.source, self.questions = source, questions
 
     def __len__(self) -> int:
         return len(self.source)
@@ -81,9 +61,3 @@ def by_caption(source: Source, classes: Sequence[str]) -> Classed:
     """Clips whose captions are the names of their classes."""
     number = {name: i for i, name in enumerate(classes)}
     return Classed(source, classes, lambda clip: number[clip["caption"]])
-
-
-def by_truth(source: Source, question: str) -> Classed:
-    """Clips with truth, whose class is the answer to a question."""
-    asked = QUESTIONS[question]
-    return Classed(source, asked.classes, lambda clip: asked.answer(clip["truth"]))

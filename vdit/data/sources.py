@@ -1,0 +1,290 @@
+"""Data sources: what `data.source` names. Each is a row of a registry, `DataSource`.
+
+The rows of the built-in worlds name their parts by strings, so this module imports no world. Other
+packages add rows by an entry point of the group vdit.sources, experiments by `register`.
+"""
+
+import dataclasses
+import importlib
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vdit.data.labels import Labelled, Question, by_caption
+from vdit.data.loader import Source
+from vdit.data.mixture import Mixture
+from vdit.errors import UserError
+
+GROUP = "vdit.sources"  # of entry points
+SPLITS = ("train", "heldout")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSource:
+    """A row of the registry; functions and tables may be given as "module:name", imported on use.
+
+    `make(config, split, workdir, **options)` gives the clips of a split, "train" or "heldout", by
+    random access: {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time; with
+    `data.label` they are `labels.Classed`. The options, (frames, size, fps) of `clip_shape` and the
+    source's own, override the configuration. A source whose bytes depend on more than the
+    configuration (a folder's content, versions) has a `digest`, a string.
+    """
+
+    make: Callable[..., Source] | str
+    # Of the fields of config.data that not every source takes (OPTIONAL), those that it takes.
+    takes: tuple[str, ...] = ()
+    endless: bool = False  # clips are simulated, and as many as one likes
+    # The least data.shots[1] for which clips have "shots", a list of (start, caption); 0: none has.
+    shots_from: int = 0
+    labels: tuple[str, ...] = ()  # what data.label may be
+    questions: Mapping[str, Question] | str | None = None  # to the classifier, by clips' "truth"
+    check: Callable[[ConfigDict], None] | str | None = None  # `UserError` for bad configurations
+    shapes: Callable[[ConfigDict, Path], Source] | str | None = None  # clips of data.shapes
+    # (model, workdir, seed) -> rows of metrics.jsonl. Without it clips get the scores that need no
+    # truth; `score_chunks` is for eval.chunk.
+    score: Callable[..., list[dict[str, Any]]] | str | None = None
+    score_chunks: Callable[..., list[dict[str, Any]]] | str | None = None
+
+    def part(self, name: str) -> Any:
+        """The field `name`, imported where a string names it."""
+        value = getattr(self, name)
+        if not isinstance(value, str):
+            return value
+        module, _, attribute = value.partition(":")
+        return getattr(importlib.import_module(module), attribute)
+
+
+def clip_shape(config: ConfigDict) -> dict[str, Any]:
+    """Frames, size and rate of the clips that config.data describes."""
+    data = config.data
+    return {"frames": data.frames, "size": tuple(data.size), "fps": data.fps}
+
+
+def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
+    from vdit.data.folder import Folder
+
+    def clips(split: str) -> Folder:
+        return Folder(
+            config.data.path,
+            **{**clip_shape(config), **options},
+            stride=config.data.stride,
+            seed=config.seed,
+            split=split,
+            cache=workdir / "clips",
+            skipped_path=workdir / "skipped.jsonl",
+        )
+
+    made = clips(split)
+    if not config.data.label:
+        return made
+    other = clips(SPLITS[1 - SPLITS.index(split)])
+    return by_caption(made, sorted({*made.captions, *other.captions}))
+
+
+def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
+    """Of the films that train clips of the base shape, each at those shapes that suit its aspect.
+
+    Raises `UserError` for a shape that suits none.
+    """
+    from vdit.data.folder import fitting, write_skipped
+
+    base: Any = _folder(config, "train", workdir)
+    shapes, root = config.data.shapes, Path(config.data.path)
+    sizes = [(int(height), int(width)) for _, height, width, _ in shapes]
+    files = [row.file for row in base.rows]
+    shown = fitting(root, files, sizes, workdir / "clips" / "aspects.json")
+    made: list[Any] = []
+    skipped = list(base.skipped)
+    for i, (frames, _, _, fps) in enumerate(shapes):
+        parts = [row for row in base.rows if i in shown[row.file]]
+        if not parts:
+            raise UserError(
+                f"data.shapes has {tuple(shapes[i])!r}: every film of {root} has an aspect that"
+                " another shape suits better; leave it out"
+            )
+        options = {"frames": int(frames), "size": sizes[i], "fps": fps, "parts": parts}
+        made.append(_folder(config, "train", workdir, **options))
+        skipped += made[-1].skipped
+    write_skipped(workdir / "skipped.jsonl", skipped)
+    rates = [float(shape[3]) for shape in shapes]
+    mixture = Mixture(made, rates, endless=False, to_the_end=True)
+    mixture.skipped = list(dict.fromkeys(skipped))
+    return mixture
+
+
+def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
+    from vdit.data.tfds import VideoSet
+
+    label = config.data.label
+    clips = VideoSet(
+        config.data.path,
+        **{**clip_shape(config), **options},
+        **{name: config.data[name] for name in OF_TFDS if name != "template"},
+        template="{label}" if label else config.data.template,
+        stride=config.data.stride,
+        seed=config.seed,
+        split=split,
+        checked=workdir / "tfds.json",
+        skipped_path=workdir / "skipped.jsonl",
+    )
+    if not label:
+        return clips
+    if clips.classes is None:
+        raise UserError(f"data.label={label}: {clips.name} has no ClassLabel for a caption")
+    return by_caption(clips, clips.classes)
+
+
+def _check_tfds(config: ConfigDict) -> None:
+    """Refuses what captions or rates cannot be."""
+    if "{label}" not in config.data.template:
+        raise UserError(f"data.template is {config.data.template!r}: it has no {{label}}")
+    if config.data.label and config.data.template != TEMPLATE:
+        raise UserError("data.template with data.label: a class's caption is its name alone")
+    if not 0 <= config.data.native_fps <= 1000:
+        raise UserError(
+            f"data.native_fps is {config.data.native_fps}: 0 (what the set says) to 1000 is allowed"
+        )
+
+
+TEMPLATE = "a video of {label}"  # data.template where nobody has set it
+OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
+OPTIONAL = ("detail", "shots", *OF_TFDS)  # fields of config.data that not every source takes
+BODIES, SHOTS, PLAYGROUND = (f"vdit.worlds.{name}" for name in ("bodies", "shots", "playground"))
+SOURCES: dict[str, DataSource] = {
+    "world": DataSource(
+        f"{BODIES}.source:make",
+        endless=True,
+        labels=("colour", "shape", "size", "motion"),
+        questions=f"{BODIES}.questions:QUESTIONS",
+        check=f"{BODIES}.source:check",
+        score=f"{BODIES}.scores:score",
+        score_chunks=f"{BODIES}.length:score",
+    ),
+    "shots": DataSource(
+        f"{SHOTS}.source:make",
+        takes=("shots",),
+        endless=True,
+        shots_from=1,
+        score=f"{SHOTS}.scores:score",
+    ),
+    "playground": DataSource(
+        f"{PLAYGROUND}.shots:make",
+        takes=("shots", "detail"),
+        endless=True,
+        shots_from=2,
+        score=f"{PLAYGROUND}.scores:score",
+    ),
+    "folder": DataSource(_folder, labels=("caption",), shapes=_folder_shapes),
+    "tfds": DataSource(_tfds, takes=OF_TFDS, labels=("caption",), check=_check_tfds),
+}
+BUILT_IN = frozenset(SOURCES)
+
+
+def register(name: str, source: DataSource) -> None:
+    """Adds a source under a name of its own: `data.source=name` chooses it."""
+    if name in BUILT_IN:
+        raise UserError(f"register({name!r}): this is a source of vdit; choose another name")
+    SOURCES[name] = source
+
+
+def chosen(config: ConfigDict) -> DataSource:
+    """The row that data.source names: built in, registered or installed."""
+    name = config.data.source
+    if name in SOURCES:
+        return SOURCES[name]
+    installed = {entry.name: entry for entry in entry_points(group=GROUP)}
+    if name not in installed:
+        known = ", ".join(sorted({*SOURCES, *installed}))
+        raise UserError(f"data.source={name!r}: known are {known}")
+    row = installed[name].load()
+    if not isinstance(row, DataSource):
+        raise UserError(f"data.source={name}: {installed[name].value} is no vdit DataSource")
+    return row
+
+
+def named(has: Callable[[DataSource], bool]) -> str:
+    """The names of the sources that have something, in words."""
+    return " and ".join(name for name, row in SOURCES.items() if has(row)) or "none"
+
+
+def check(config: ConfigDict, defaults: ConfigDict) -> None:
+    """Refuses an unknown source, fields that it does not take, and labels that it does not have.
+
+    `defaults`: a configuration whose fields nobody has set.
+    """
+    data, row = config.data, chosen(config)
+    for name in OPTIONAL:
+        if name not in row.takes and data[name] != defaults.data[name]:
+            known = named(lambda other, name=name: name in other.takes)  # type: ignore[misc]
+            raise UserError(
+                f"data.{name} is given with data.source={data.source}: only {known}"
+                f" {'take' if ' and ' in known else 'takes'} it"
+            )
+    if data.label and data.label not in row.labels:
+        raise UserError(
+            f"data.label={data.label!r} with data.source={data.source}: allowed are"
+            f" {', '.join(row.labels) or 'none'}"
+        )
+    if row.check is not None:
+        row.part("check")(config)
+
+
+def check_limits(config: ConfigDict) -> None:
+    """Refuses clips that a source cannot simulate, before anything is trained."""
+    if chosen(config).endless:
+        training_clips(config, Path())
+
+
+def class_count(config: ConfigDict) -> int:
+    """The number of classes by data.label; 0 where only the clips can tell."""
+    known = chosen(config).part("questions") or {}
+    return len(known[config.data.label].classes) if config.data.label in known else 0
+
+
+def questions(config: ConfigDict) -> Mapping[str, Question]:
+    """The questions that the classifier can learn from the source's clips."""
+    row = chosen(config)
+    if row.questions is None:
+        known = named(lambda other: other.questions is not None)
+        raise UserError(
+            f"data.source is {config.data.source}: the stage classify needs labels, which only"
+            f" {known} gives"
+        )
+    return row.part("questions")
+
+
+def most_shots(config: ConfigDict) -> int:
+    """How many shots a clip has at most; 0 where it has one caption alone."""
+    least, most = chosen(config).shots_from, config.data.shots[1]
+    return most if least and most >= least else 0
+
+
+def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:
+    """The clips of a split ("train" or "heldout"), with data.label as `Classed`."""
+    return chosen(config).part("make")(config, split, workdir, **options)
+
+
+def labelled(config: ConfigDict, split: str, workdir: Path) -> Labelled:
+    """The clips of a split with the right answers to config.classify.questions."""
+    known = questions(config)
+    return Labelled(
+        source(config, split, workdir), [known[name] for name in config.classify.questions]
+    )
+
+
+def training_clips(config: ConfigDict, workdir: Path) -> Any:
+    """The clips that are encoded for the DiT: the train split, or its mixture of data.shapes."""
+    row, shapes = chosen(config), config.data.shapes
+    if not shapes:
+        return source(config, "train", workdir)
+    if row.shapes is not None:
+        return row.part("shapes")(config, workdir)
+    options = [
+        {"frames": int(frames), "size": (int(height), int(width)), "fps": fps}
+        for frames, height, width, fps in shapes
+    ]
+    clips = [source(config, "train", workdir, **each) for each in options]
+    return Mixture(clips, [float(shape[3]) for shape in shapes], endless=row.endless)

@@ -1,0 +1,1 @@
+"""`World`: one or two bodies that fall, fly, roll, bounce and meet in a room."""

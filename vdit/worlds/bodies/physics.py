@@ -1,0 +1,415 @@
+"""The world's physics: which objects there are, how a scene is drawn, and how pymunk moves it.
+
+A scene is a room seen from the side; metres, x right, y up, the floor's top at y = 0. Everything
+random comes from `Draws`, a counter-based stream of its own for each (seed, split, clip).
+
+Dimension key: T frames, N objects, P polygon corners.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pymunk
+
+from vdit.worlds.clips import Draws
+
+SHAPES = ("ball", "box", "triangle")
+COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
+SIZES = ("small", "large")
+MOTIONS = ("falls", "thrown_left", "thrown_right", "rolls_left", "rolls_right", "rests")
+VERBS = tuple(  # of each motion: the verb and the direction
+    (name.split("_")[0], -1.0 if name.endswith("left") else 1.0) for name in MOTIONS
+)
+MAX_OBJECTS = 2
+
+GRAVITY = 9.81  # m/s^2, the same in every clip
+ROOM = 5.0  # metres along the shorter side of the picture
+FLOOR_DEPTH = 15 / 32  # metres of floor visible below y = 0
+RADII = (3.4 * ROOM / 32, 5.6 * ROOM / 32)  # of the ball, in metres, by size
+BOX_HALF = 0.87  # half a box's side, in ball radii: the area is .96 of the ball's
+TRIANGLE = 1.38  # a triangle's circumradius, in ball radii: the area is .79 of the ball's
+
+STEP = 1 / 80  # seconds: no physics step is longer
+ELASTICITY, FLOOR_ELASTICITY = 0.75, 0.8  # of a pair: the product
+FRICTION, FLOOR_FRICTION = 0.6, 0.3  # of a pair: the product
+SLIDING = FRICTION * FLOOR_FRICTION * GRAVITY  # m/s^2 lost by what slides on the floor
+FREE = 0.42  # seconds before an object touches anything but the floor that it is on
+HORIZON = 1.4  # seconds in which objects that should meet, meet
+MEETING = 0.75  # share of pairs that should; of them, some find no place in time
+TRIES = 8  # places drawn for an object before all are placed anew
+ROUNDS = 6  # times that all are placed anew before other kinds are drawn
+GAP = 0.05  # metres between objects at the start, at least
+
+Kind = tuple[int, int, int, int]  # indices of shape, colour, size, motion
+
+
+def _reserved() -> frozenset[Kind]:
+    """24 of the 216 kinds: 4 of each colour and motion, 8 of each shape, 12 of each size."""
+    kinds = set()
+    for colour in range(len(COLOURS)):
+        for turn, offset in enumerate((0, 1, 3, 4)):
+            pair = (2 * colour + turn) % 6
+            kinds.add((pair % 3, colour, pair // 3, (colour + offset) % 6))
+    return frozenset(kinds)
+
+
+# Kinds of objects that training never shows; every held-out clip has one of them.
+RESERVED = _reserved()
+RESERVED_KINDS = tuple(sorted(RESERVED))
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """How the room lies in a picture of `height` x `width` pixels.
+
+    At zoom 1 the shorter side shows `ROOM` metres, and the picture's other edges than the lower one
+    are walls and ceiling. The floor is seen to the same depth at every zoom. A pixel (row, column)
+    has its middle at (row + .5, column + .5); a point (x, y) lies at row (top - y) * scale, column
+    (x - left) * scale.
+    """
+
+    height: int
+    width: int
+    zoom: float = 1.0
+    left: float = 0.0  # metres from the left wall to the picture's left edge
+
+    @functools.cached_property
+    def scale(self) -> float:
+        """Pixels per metre."""
+        return min(self.height, self.width) / ROOM * self.zoom
+
+    @functools.cached_property
+    def room_width(self) -> float:
+        """Metres between the walls."""
+        return self.width / self.scale * self.zoom
+
+    @functools.cached_property
+    def top(self) -> float:
+        """Height of the picture's upper edge (at zoom 1 the ceiling) above the floor, in metres."""
+        return self.height / self.scale - FLOOR_DEPTH
+
+    @functools.cached_property
+    def right(self) -> float:
+        """Metres from the left wall to the picture's right edge."""
+        return self.left + self.width / self.scale
+
+
+@functools.cache
+def corners(shape: int, size: int) -> tuple[tuple[float, float], ...]:
+    """Corners (P, 2) in metres about the centroid at angle 0, counter-clockwise; () for a ball."""
+    radius = RADII[size]
+    if SHAPES[shape] == "box":
+        half = BOX_HALF * radius
+        return (-half, -half), (half, -half), (half, half), (-half, half)
+    if SHAPES[shape] == "triangle":
+        side = TRIANGLE * radius
+        turns = (math.pi * 7 / 6, math.pi * 11 / 6, math.pi / 2)
+        return tuple((side * math.cos(turn), side * math.sin(turn)) for turn in turns)
+    return ()
+
+
+class Reach(NamedTuple):
+    """How far a shape goes from its centroid, in metres."""
+
+    corner: float  # to its farthest corner
+    half: float  # sideways, when it stands on the floor
+    floor: float  # down to the floor that it stands on (and the inscribed circle's radius)
+
+
+def _reach(shape: int, size: int) -> Reach:
+    points = corners(shape, size)
+    if not points:
+        return Reach(RADII[size], RADII[size], RADII[size])
+    return Reach(
+        max(math.hypot(x, y) for x, y in points),
+        max(x for x, _ in points),
+        -min(y for _, y in points),
+    )
+
+
+REACH = {
+    (shape, size): _reach(shape, size)
+    for shape in range(len(SHAPES))
+    for size in range(len(SIZES))
+}
+
+
+class State(NamedTuple):
+    """Where an object is and how it moves: metres, m/s, radians."""
+
+    x: float
+    y: float
+    vx: float
+    vy: float
+    angle: float
+
+
+class Start(NamedTuple):
+    """One object at time 0: its kind, position, velocity, angle and spin (rad/s)."""
+
+    kind: Kind
+    reach: Reach
+    grounded: bool  # stands on the floor
+    x: float
+    y: float
+    vx: float = 0.0
+    vy: float = 0.0
+    angle: float = 0.0
+    spin: float = 0.0
+    slowing: float = 0.0  # m/s^2, by friction
+
+    @property
+    def motion(self) -> str:
+        return MOTIONS[self.kind[3]]
+
+    def at(self, time: float) -> State:
+        """Its closed form after `time` seconds, alone in an endless room without bounces."""
+        angle = self.angle + self.spin * time
+        if self.slowing:
+            time = min(time, abs(self.vx) / self.slowing)
+            vx = self.vx - math.copysign(self.slowing * time, self.vx)
+            return State(self.x + (self.vx + vx) / 2 * time, self.y, vx, 0.0, angle)
+        x = self.x + self.vx * time
+        if self.grounded:
+            return State(x, self.y, self.vx, 0.0, angle)
+        y = self.y + (self.vy - GRAVITY / 2 * time) * time
+        return State(x, max(self.reach.floor, y), self.vx, self.vy - GRAVITY * time, angle)
+
+
+def place(draws: Draws, kind: Kind, view: View) -> Start:
+    """Draws a start at which `kind` does its motion, alone, for `FREE` seconds."""
+    shape, _, size, motion = kind
+    reach = REACH[shape, size]
+    verb, side = VERBS[motion]
+    width = view.room_width
+    if verb == "rests":
+        x = draws.uniform(reach.half + GAP, width - reach.half - GAP)
+        return Start(kind, reach, True, x, reach.floor)
+    margin = reach.corner + GAP
+    turns = SHAPES[shape] != "ball"
+    if verb == "rolls":
+        speed = draws.uniform(1.8, 3.2) if turns else draws.uniform(1.5, 3.0)
+        x = draws.uniform(margin, width - margin - speed * FREE)
+        x = x if side > 0 else width - x
+        spin, slowing = (0.0, SLIDING) if turns else (-side * speed / reach.floor, 0.0)
+        return Start(kind, reach, True, x, reach.floor, side * speed, 0.0, 0.0, spin, slowing)
+    vx, vy = 0.0, 0.0
+    if verb == "thrown":
+        vx, vy = draws.uniform(1.4, 2.8), draws.uniform(0.0, 2.5)
+    low = margin + max(0.0, GRAVITY / 2 * FREE * FREE - vy * FREE)
+    high = view.top - reach.corner - vy * vy / (2 * GRAVITY)
+    x = draws.uniform(margin, width - margin - vx * FREE)
+    x, y = x if side > 0 else width - x, draws.uniform(low, high)
+    angle, spin = (draws.uniform(-0.3, 0.3), draws.uniform(-1, 1)) if turns else (0.0, 0.0)
+    return Start(kind, reach, False, x, y, side * vx, vy, angle, spin)
+
+
+def _near(one: Start, two: Start, times: Sequence[float], need: float) -> bool:
+    """Whether two centroids come nearer than `need` at one of `times`, each on its own path."""
+    for time in times:
+        a, b = one.at(time), two.at(time)
+        if (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < need * need:
+            return True
+    return False
+
+
+def _clear(one: Start, two: Start) -> bool:
+    """Whether two objects surely stay clear of each other for the first `FREE` seconds."""
+    if one.grounded and two.grounded:
+        need = one.reach.half + two.reach.half
+    else:
+        need = one.reach.corner + two.reach.corner
+    return not _near(one, two, EARLY, need + GAP)
+
+
+def _meet(one: Start, two: Start) -> bool:
+    """Whether two objects are going to touch within `HORIZON`."""
+    return _near(one, two, LATER, RADII[one.kind[2]] + RADII[two.kind[2]])
+
+
+EARLY = tuple(FREE * part / 3 for part in range(4))
+LATER = tuple(FREE + (HORIZON - FREE) * part / 7 for part in range(1, 8))
+
+
+def draw_kinds(draws: Draws, count: int, held_out: bool) -> list[Kind]:
+    """Kinds of `count` objects, no colour twice, not all at rest; held out: one is reserved."""
+    while True:
+        kinds: list[Kind] = []
+        while len(kinds) < count:
+            if held_out and not kinds:
+                kind = draws.pick(RESERVED_KINDS)
+            else:
+                kind = (draws.below(3), draws.below(6), draws.below(2), draws.below(6))
+                if not held_out and kind in RESERVED:
+                    continue
+            if all(kind[1] != other[1] for other in kinds):
+                kinds.append(kind)
+        if count == 1 or any(MOTIONS[kind[3]] != "rests" for kind in kinds):
+            if draws.chance(0.5):
+                kinds.reverse()
+            return kinds
+
+
+def draw_scene(draws: Draws, count: int, view: View, held_out: bool) -> list[Start]:
+    """Draws `count` objects that each do their labelled motion; many pairs are going to meet."""
+    while True:
+        starts = draw_places(draws, draw_kinds(draws, count, held_out), view)
+        if starts:
+            return starts
+
+
+def draw_places(draws: Draws, kinds: Sequence[Kind], view: View) -> list[Start]:
+    """Draws where objects of these kinds start; none of them where no place was found in time."""
+    for _ in range(ROUNDS):
+        starts: list[Start] = []
+        for kind in kinds:
+            meet = len(starts) == 1 and draws.chance(MEETING)
+            found = _find(draws, kind, view, starts, meet)
+            if found is None:
+                break
+            starts.append(found)
+        if len(starts) == len(kinds):
+            return starts
+    return []
+
+
+def _find(
+    draws: Draws, kind: Kind, view: View, others: Sequence[Start], meet: bool
+) -> Start | None:
+    """A place for `kind` clear of the others, if possible one where it will `meet` the first."""
+    found = None
+    for _ in range(TRIES):
+        start = place(draws, kind, view)
+        if all(_clear(start, other) for other in others):
+            found = start
+            if not meet or _meet(start, others[0]):
+                break
+    return found
+
+
+class Meeting(NamedTuple):
+    """Object `one` began to touch object `two` just before `frame`."""
+
+    frame: int
+    one: int
+    two: int
+    above: bool  # `one` came onto `two` from above
+
+
+class Run(NamedTuple):
+    """What happened: the state at each frame (float64) and who met whom, in order.
+
+    Each meeting is there twice, once from either side.
+    """
+
+    position: np.ndarray  # (T, N, 2)
+    velocity: np.ndarray  # (T, N, 2)
+    angle: np.ndarray  # (T, N)
+    contact: np.ndarray  # (T, N) bool: touched anything since the frame before
+    step: float  # seconds between two frames
+    meetings: list[Meeting]
+
+
+def _borders(space: pymunk.Space, view: View) -> list[pymunk.Segment]:
+    """Floor, walls and ceiling of a room: thick, so that nothing tunnels out."""
+    width, top, far = view.room_width, view.top, 1.0
+    body = space.static_body
+    floor = pymunk.Segment(body, (-far, -far), (width + far, -far), far)
+    left = pymunk.Segment(body, (-far, -far), (-far, top + far), far)
+    right = pymunk.Segment(body, (width + far, -far), (width + far, top + far), far)
+    ceiling = pymunk.Segment(body, (-far, top + far), (width + far, top + far), far)
+    for line in (floor, left, right):
+        line.elasticity, line.friction = FLOOR_ELASTICITY, FLOOR_FRICTION
+    return [floor, left, right, ceiling]
+
+
+@functools.cache
+def _inertia(shape: int, size: int) -> tuple[float, float]:
+    """Mass and moment of inertia at density 1."""
+    points = corners(shape, size)
+    if not points:
+        area = math.pi * RADII[size] ** 2
+        return area, pymunk.moment_for_circle(area, 0, RADII[size])
+    sides = zip(points, points[1:] + points[:1], strict=True)
+    # fsum: the last bit of sum is another one since Python 3.12.
+    area = math.fsum(ax * by - ay * bx for (ax, ay), (bx, by) in sides) / 2
+    return area, pymunk.moment_for_poly(area, points)
+
+
+def _object(start: Start, time: float, kick: float) -> tuple[pymunk.Body, pymunk.Shape]:
+    """One object of density 1 as it is at `time`; what flies falls faster by `kick`."""
+    shape, _, size, _ = start.kind
+    state = start.at(time)
+    body = pymunk.Body(*_inertia(shape, size))
+    points = corners(shape, size)
+    form: pymunk.Shape = (
+        pymunk.Poly(body, points) if points else pymunk.Circle(body, RADII[size])
+    )
+    form.elasticity, form.friction, form.collision_type = ELASTICITY, FRICTION, 1
+    body.position = state.x, state.y
+    body.velocity = state.vx, state.vy - (0.0 if start.grounded else kick)
+    body.angle, body.angular_velocity = state.angle, start.spin
+    return body, form
+
+
+def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Run:
+    """Moves the scene for `frames` frames: by closed form while nothing meets, then by pymunk.
+
+    pymunk's steps move first and accelerate then, half a step behind the closed form: velocities
+    start half a step ahead, and free flight is exact at every step. Whatever departs from free
+    flight between two frames has touched something.
+    """
+    count = len(starts)
+    substeps = max(1, math.ceil(1 / fps / STEP - 1e-9))
+    step = 1 / fps / substeps
+    kick = GRAVITY * step / 2
+    states: list[float] = []
+    free = min(frames, int(FREE * fps + 1e-9) + 1)
+    for frame in range(free):
+        for start in starts:
+            x, y, vx, vy, angle = start.at(frame / fps)
+            states += (x, y, vx, vy if start.grounded else vy - kick, angle)
+
+    space = pymunk.Space()
+    space.gravity = (0.0, -GRAVITY)
+    space.collision_slop = 0.005
+    objects = [_object(start, (free - 1) / fps, kick) for start in starts]
+    bodies = [body for body, _ in objects]
+    space.add(*_borders(space, view), *(part for pair in objects for part in pair))
+    meetings: list[Meeting] = []
+    frame = 0
+
+    def begin(arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
+        one, two = (bodies.index(body) for body in arbiter.bodies)
+        # The normal points from the first to the second: down where the first lies above.
+        down = -arbiter.normal.y
+        meetings.append(Meeting(frame, one, two, down > 0.6))
+        meetings.append(Meeting(frame, two, one, down < -0.6))
+
+    if count > 1:
+        space.on_collision(1, 1, begin=begin)
+    for frame in range(free, frames):  # noqa: B007 (begin reads it)
+        for _ in range(substeps):
+            space.step(step)
+        for body in bodies:
+            states += (*body.position, *body.velocity, body.angle)
+    table = np.array(states).reshape(frames, count, 5)
+    position, velocity, angles = table[..., :2], table[..., 2:4], table[..., 4]
+
+    contact = np.empty((frames, count), bool)
+    contact[0] = [start.grounded for start in starts]
+    straight = table[:-1, :, :4].copy()
+    straight[..., :2] += velocity[:-1] / fps
+    straight[..., 1] -= GRAVITY / 2 * (1 / fps - step) / fps
+    straight[..., 3] -= GRAVITY / fps
+    contact[1:] = (abs(table[1:, :, :4] - straight) > 1e-6).any(axis=2)
+    # Take the head start back from what flies here; what lies on something has none.
+    flies = ~contact
+    flies[:-1] |= ~contact[1:]
+    velocity[..., 1] += kick * flies
+    velocity[0, :, 1] = [start.vy for start in starts]
+    return Run(position, velocity, angles, contact, 1 / fps, meetings)

@@ -1,0 +1,26 @@
+"""Questions with a handful of answers that the truth gives of clips of one body."""
+
+from vdit.data.labels import Classed, Question, Truth
+from vdit.data.loader import Source
+from vdit.worlds.bodies.physics import COLOURS, MOTIONS, SHAPES, SIZES
+
+
+def impacts(truth: Truth) -> int:
+    """How often the body touches something after a frame in which it touched nothing; 3 is 3 on."""
+    contact_T = truth["contact"][:, 0]
+    return min(int((contact_T[1:] & ~contact_T[:-1]).sum()), 3)
+
+
+QUESTIONS: dict[str, Question] = {
+    "motion": Question(MOTIONS, lambda truth: int(truth["motion"][0])),
+    "impacts": Question(("none", "one", "two", "more"), impacts),
+    "shape": Question(SHAPES, lambda truth: int(truth["shape"][0])),
+    "colour": Question(COLOURS, lambda truth: int(truth["colour"][0])),
+    "size": Question(SIZES, lambda truth: int(truth["size"][0])),
+}
+
+
+def by_truth(source: Source, question: str) -> Classed:
+    """Clips with truth, whose class is the answer to a question."""
+    asked = QUESTIONS[question]
+    return Classed(source, asked.classes, lambda clip: asked.answer(clip["truth"]))

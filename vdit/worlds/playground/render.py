@@ -1,0 +1,349 @@
+"""Draws a playground: flat colours, anti-aliased by the distance to each outline.
+
+A camera is (x, y, zoom): the picture's middle in metres, and the zoom. A character shows its
+material by its rim (white all round: bouncy; grey: heavy; white on the upper left: slippery; none:
+soft), and in pictures of `FACE_PIXELS` and more a face that stays upright.
+
+Dimension key: M pictures (frames, or candidates), K window side in pixels, H height, W width,
+E sides of a polygon.
+"""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from vdit.worlds.bodies.render import PALETTE
+from vdit.worlds.playground.cast import (
+    BLOCK,
+    EXPRESSIONS,
+    FACE_PIXELS,
+    FLOOR_DEPTH,
+    GRAIN,
+    MATERIAL_NAMES,
+    PIVOT,
+    PLACES,
+    PLATE,
+    PLATFORM_DEPTH,
+    PLATFORM_LENGTH,
+    PLATFORM_TOP,
+    RAMP_HEIGHT,
+    RAMP_LENGTH,
+    ROOM,
+    SPOUT,
+    Form,
+    Look,
+    block,
+    disc,
+    form,
+    polygon,
+)
+from vdit.worlds.playground.physics import Run, Scene
+
+BUILT = (0, 205, 190)  # RGB of what is built, blocks and grains too
+MIDDLE = (0, 176, 163)  # of a block's middle
+INK = (22, 20, 26)  # of faces
+RIMS = {"bouncy": (252, 252, 252), "heavy": (100, 102, 110), "slippery": (252, 252, 252)}
+RIM = 0.12  # metres
+ROPE = 0.1  # metres
+
+# Strokes of each expression: (x, y) to (x, y) and half their width, in radii of the inscribed
+# circle.
+_EYES = ((-0.36, 0.2, -0.36, 0.2, 0.16), (0.36, 0.2, 0.36, 0.2, 0.16))
+FACES: dict[str, tuple[tuple[float, float, float, float, float], ...]] = {
+    "happy": (*_EYES, (-0.42, -0.16, -0.2, -0.42, 0.1), (-0.2, -0.42, 0.2, -0.42, 0.1),
+              (0.2, -0.42, 0.42, -0.16, 0.1)),
+    "sad": (*_EYES, (-0.42, -0.56, -0.2, -0.3, 0.1), (-0.2, -0.3, 0.2, -0.3, 0.1),
+            (0.2, -0.3, 0.42, -0.56, 0.1)),
+    "surprised": ((-0.36, 0.24, -0.36, 0.28, 0.22), (0.36, 0.24, 0.36, 0.28, 0.22),
+                  (0.0, -0.4, 0.0, -0.36, 0.24)),
+    "angry": ((-0.62, 0.62, -0.14, 0.28, 0.12), (0.62, 0.62, 0.14, 0.28, 0.12),
+              (-0.36, 0.1, -0.36, 0.1, 0.13), (0.36, 0.1, 0.36, 0.1, 0.13),
+              (-0.4, -0.44, 0.4, -0.44, 0.1)),
+    "asleep": ((-0.56, 0.14, -0.16, 0.14, 0.1), (0.16, 0.14, 0.56, 0.14, 0.1),
+               (-0.06, -0.44, 0.06, -0.44, 0.1)),
+}  # fmt: skip
+
+# What stands far behind: tops in metres above the floor of pieces of these widths, repeated.
+SKYLINE = {
+    "day": ((1.1, 1.6), (0.7, 2.4), (1.5, 1.2), (0.9, 3.0), (0.6, 2.0), (1.3, 0.8), (0.8, 2.7)),
+    "night": ((0.8, 3.6), (0.5, 1.0), (1.1, 2.6), (0.6, 4.2), (0.9, 1.6), (1.2, 3.1), (0.7, 0.7)),
+    "indoors": ((0.7, 2.8), (1.2, 1.4), (0.7, 3.8), (0.8, 1.4), (1.1, 2.2), (0.6, 1.0), (1.4, 3.2)),
+    "moon": ((1.4, 1.0), (0.8, 2.0), (1.0, 0.6), (0.6, 2.9), (1.5, 1.5), (0.9, 0.9), (0.7, 2.3)),
+}
+SAMPLES = 4  # columns for each pixel's column in which the skyline is looked up
+
+
+def home(height: int, width: int) -> tuple[float, float]:
+    """The middle (x, y) in metres of a picture at zoom 1 that shows the whole room."""
+    scale = min(height, width) / ROOM
+    return width / scale / 2, height / scale / 2 - FLOOR_DEPTH
+
+
+@functools.cache
+def _skyline(place: str) -> tuple[np.ndarray, np.ndarray]:
+    """Right edges of the pieces over one period, and their tops."""
+    widths, tops = zip(*SKYLINE[place], strict=True)
+    return np.cumsum(widths), np.array(tops)
+
+
+def backdrop(
+    place: str, camera: np.ndarray, height: int, width: int, room: float
+) -> np.ndarray:
+    """The empty place (M, H, W, 3) float32 as cameras (M, 3) see it; `room`: metres from wall to
+    wall."""
+    if len(camera) > 1 and (camera == camera[0]).all():
+        still = backdrop(place, camera[:1], height, width, room)
+        return np.repeat(still, len(camera), axis=0)
+    look = PLACES[place]
+    scale = (min(height, width) / ROOM * camera[:, 2])[:, None]
+    column = np.arange(width * SAMPLES)[None] / SAMPLES + 0.5 / SAMPLES
+    x_MX = (column - width / 2) / scale + camera[:, :1]
+    edges, tops = _skyline(place)
+    high = tops[np.searchsorted(edges, np.mod(x_MX, edges[-1])) % len(tops)]
+    row = (height / 2 - np.arange(height)[None] - 0.5) / scale + camera[:, 1:2]  # y of middles
+    y_MH1 = row.astype(np.float32)[..., None]
+    pixel = scale.astype(np.float32)[..., None]
+    # Of each pixel's columns, the mean of what the skyline covers.
+    far = np.zeros((len(camera), height, width), np.float32)
+    tops_MXS = high.astype(np.float32).reshape(len(camera), 1, width, SAMPLES) * pixel[..., None]
+    rows_MH1 = y_MH1 * pixel - np.float32(0.5)
+    for sample in range(SAMPLES):
+        far += np.clip(tops_MXS[..., sample] - rows_MH1, 0, 1)
+    far /= SAMPLES
+    middle = x_MX.reshape(len(camera), width, SAMPLES).mean(2).astype(np.float32)
+    outside = np.maximum(-middle, middle - np.float32(room))[:, None] * pixel
+    ground = np.clip(np.maximum(outside, -y_MH1 * pixel) + 0.5, 0, 1)
+    picture = np.empty((*far.shape, 3), np.float32)
+    for channel in range(3):  # numpy is slow on a last axis of 3
+        sky, behind, floor = (np.float32(rgb[channel]) for rgb in look[1:4])
+        plane = sky + far * (behind - sky)
+        picture[..., channel] = plane + ground * (floor - plane)
+    return picture
+
+
+def lit(rgb: Sequence[int], place: str) -> np.ndarray:
+    """A colour as the place's light shows it, (3,) float32."""
+    return np.array(rgb, np.float32) * np.array(PLACES[place].light, np.float32)
+
+
+def turns(angle: np.ndarray) -> np.ndarray:
+    """Cosine and sine (M, 2) of angles: math's, not numpy's, for the same bits everywhere."""
+    return np.array([(math.cos(value), math.sin(value)) for value in angle.tolist()]).reshape(-1, 2)
+
+
+def outside(
+    shape: Form, x: np.ndarray, y: np.ndarray, angle: np.ndarray, scale: np.ndarray
+) -> np.ndarray:
+    """Pixels (M, K, K) outside a form's outline, negative inside; x, y (M, K) from its centroid."""
+    if shape.radius:
+        distance = np.sqrt((x * x)[:, None, :] + (y * y)[:, :, None])
+        distance -= (scale * shape.radius).astype(np.float32)[:, None, None]
+        return distance
+    cos, sin = turns(angle).T[..., None]
+    nx, ny = np.array(shape.normals).T[:, None]
+    across = (cos * nx - sin * ny).astype(np.float32)[..., None] * x[:, None]
+    across -= (scale[:, None] * np.array(shape.distances)).astype(np.float32)[..., None]
+    along = (sin * nx + cos * ny).astype(np.float32)[..., None] * y[:, None]
+    return (across[:, :, None, :] + along[..., None]).max(axis=1)
+
+
+def cover(distance: np.ndarray) -> np.ndarray:
+    """The share of a pixel that lies inside, by its middle's distance outside."""
+    return np.clip(np.float32(0.5) - distance, 0, 1)
+
+
+def _face(expression: str, x: np.ndarray, y: np.ndarray, unit: np.ndarray) -> np.ndarray:
+    """Cover (M, K, K) by the ink of a face whose unit is (M,) pixels."""
+    size = unit.astype(np.float32)[:, None]
+    u, v = (x / size)[:, None, :], (y / size)[:, :, None]
+    best = np.full((len(x), y.shape[1], x.shape[1]), np.inf, np.float32)
+    for ax, ay, bx, by, half in FACES[expression]:
+        dx, dy = np.float32(bx - ax), np.float32(by - ay)
+        along = (u - np.float32(ax)) * dx + (v - np.float32(ay)) * dy
+        along /= np.float32(max((bx - ax) ** 2 + (by - ay) ** 2, 1e-9))
+        along = np.clip(along, 0, 1)
+        off_x, off_y = u - np.float32(ax) - along * dx, v - np.float32(ay) - along * dy
+        np.minimum(best, np.sqrt(off_x**2 + off_y**2) - np.float32(half), out=best)
+    return cover(best * size[..., None])
+
+
+def windows(
+    middle: np.ndarray, side: int, height: int, width: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Windows of a side about `middle` (M, 2), column and row: their left and upper edges (M,),
+    kept inside the picture, and x and y (M, K) of their pixels from the middle."""
+    left = np.clip(np.floor(middle[:, 0] - side / 2 + 0.5), 0, width - min(side, width))
+    upper = np.clip(np.floor(middle[:, 1] - side / 2 + 0.5), 0, height - min(side, height))
+    across, down = np.arange(min(side, width)) + 0.5, np.arange(min(side, height)) + 0.5
+    x = (across[None] + (left - middle[:, 0])[:, None]).astype(np.float32)
+    y = ((middle[:, 1] - upper)[:, None] - down[None]).astype(np.float32)
+    return left.astype(np.int64), upper.astype(np.int64), x, y
+
+
+def character(
+    look: Look,
+    expression: str,
+    place: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    angle: np.ndarray,
+    scale: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cover (M, K, K) and colour (M, K, K, 3) of one character; no face where expression is ""."""
+    shape, material = form(look[0], look[2]), MATERIAL_NAMES[look[3]]
+    distance = outside(shape, x, y, angle, scale)
+    paint = np.broadcast_to(lit(PALETTE[look[1]], place), (*distance.shape, 3))
+    if material in RIMS:
+        rim = np.clip(distance + (scale * RIM).astype(np.float32)[:, None, None] + 0.5, 0, 1)
+        if material == "slippery":
+            rim = rim * cover(x[:, None, :] - y[:, :, None])
+        paint = paint + rim[..., None] * (np.array(RIMS[material], np.float32) - paint)
+    if expression:
+        ink = _face(expression, x, y, scale * shape.inner)
+        paint = paint + ink[..., None] * (np.array(INK, np.float32) - paint)
+    return cover(distance), paint
+
+
+class Canvas:
+    """Pictures (M, H, W, 3) float32 that things are painted on."""
+
+    def __init__(self, pictures: np.ndarray, camera: np.ndarray) -> None:
+        self.pictures, self.camera = pictures, camera
+        self.height, self.width = pictures.shape[1:3]
+        self.scale = min(self.height, self.width) / ROOM * camera[:, 2]
+
+    def pixels(self, place: np.ndarray) -> np.ndarray:
+        """Column and row (M, 2) of points (M, 2) in metres."""
+        off = (place - self.camera[:, :2]) * self.scale[:, None]
+        return np.stack([off[:, 0] + self.width / 2, self.height / 2 - off[:, 1]], axis=1)
+
+    def side(self, outer: float) -> int:
+        """Of a window that holds what reaches `outer` metres from its middle."""
+        return 2 * math.ceil(outer * float(self.scale.max()) + 1) + 1
+
+    def stamp(
+        self, covers: np.ndarray, paint: np.ndarray, left: np.ndarray, upper: np.ndarray
+    ) -> None:
+        """Lays windows of cover (M, K, K) and paint (3,) or (M, K, K, 3) on the pictures."""
+        rows, columns = covers.shape[1:]
+        for number, (x, y) in enumerate(zip(left.tolist(), upper.tolist(), strict=True)):
+            window = self.pictures[number, y : y + rows, x : x + columns]
+            rgb = paint[number] if paint.ndim == 4 else paint
+            window += covers[number][..., None] * (rgb - window)
+
+    def thing(
+        self, shape: Form, rgb: np.ndarray, place: np.ndarray, angle: np.ndarray | None = None
+    ) -> None:
+        """Paints one thing at places (M, 2) in metres; none where they are NaN."""
+        there = ~np.isnan(place[:, 0])
+        if not there.all():
+            if there.any():
+                part = Canvas(self.pictures[there], self.camera[there])
+                part.thing(shape, rgb, place[there], None if angle is None else angle[there])
+                self.pictures[there] = part.pictures
+            return
+        turn = np.zeros(len(place)) if angle is None else angle
+        left, upper, x, y = windows(
+            self.pixels(place), self.side(shape.outer), self.height, self.width
+        )
+        self.stamp(cover(outside(shape, x, y, turn, self.scale)), rgb, left, upper)
+
+    def character(
+        self, look: Look, expressions: np.ndarray, where: str, place: np.ndarray, angle: np.ndarray
+    ) -> None:
+        """Paints one character; expressions (M,) are indices, -1 for no face. NaN as in `thing`."""
+        there = ~np.isnan(place[:, 0])
+        if not there.all():
+            if there.any():
+                part = Canvas(self.pictures[there], self.camera[there])
+                part.character(look, expressions[there], where, place[there], angle[there])
+                self.pictures[there] = part.pictures
+            return
+        side = self.side(form(look[0], look[2]).outer)
+        left, upper, x, y = windows(self.pixels(place), side, self.height, self.width)
+        for one in sorted(set(expressions.tolist())):
+            at = np.flatnonzero(expressions == one)
+            name = EXPRESSIONS[one] if one >= 0 else ""
+            covers, paint = character(
+                look, name, where, x[at], y[at], angle[at], self.scale[at]
+            )
+            on = Canvas(self.pictures[at], self.camera[at])
+            on.stamp(covers, paint, left[at], upper[at])
+            self.pictures[at] = on.pictures
+
+
+def built_parts(scene: Scene) -> list[tuple[Form, tuple[float, float]]]:
+    """The forms of what is built and stands still, and where."""
+    side, wall = scene.side, 0.0 if scene.side > 0 else scene.width
+    if scene.built == "ramp":
+        third_x, third_y = RAMP_LENGTH / 3, RAMP_HEIGHT / 3
+        corners = [(-third_x, -third_y), (2 * third_x, -third_y), (-third_x, 2 * third_y)]
+        if side < 0:
+            corners = [(-x, y) for x, y in reversed(corners)]
+        return [(polygon(tuple(corners)), (wall + side * third_x, third_y))]
+    if scene.built == "platform":
+        shape = block(PLATFORM_LENGTH, PLATFORM_DEPTH)
+        return [
+            (shape, (wall + side * PLATFORM_LENGTH / 2, PLATFORM_TOP - PLATFORM_DEPTH / 2))
+        ]
+    if scene.built == "pendulum":
+        return [(disc(0.2), (scene.spot, PIVOT))]
+    if scene.built == "pour":
+        return [(block(*SPOUT), (scene.spot, scene.top - SPOUT[1] / 2))]
+    return []
+
+
+def furnish(canvas: Canvas, scene: Scene) -> None:
+    """Paints what is built and stands still."""
+    for shape, place in built_parts(scene):
+        canvas.thing(shape, lit(BUILT, scene.place), np.tile(place, (len(canvas.camera), 1)))
+
+
+def render(
+    scene: Scene, run: Run, camera: np.ndarray, expressions: np.ndarray, size: tuple[int, int]
+) -> np.ndarray:
+    """Pictures (T, H, W, 3) uint8 of a run, by cameras (T, 3) and expressions (T, N)."""
+    frames = len(camera)
+    canvas = Canvas(backdrop(scene.place, camera, *size, scene.width), camera)
+    furnish(canvas, scene)
+    built, light = lit(BUILT, scene.place), lit(MIDDLE, scene.place)
+    if scene.built == "pendulum":
+        ends = run.position[:, 0] - (scene.spot, PIVOT)
+        length = float(np.sqrt(np.square(ends[0]).sum()))
+        angle = np.array([math.atan2(y, x) for x, y in ends.tolist()])
+        middle = run.position[:, 0] - ends / 2
+        canvas.thing(block(length, ROPE), built, middle, angle)
+    if scene.built == "spring":
+        for part, width in ((-0.4, 0.12), (0.4, 0.12), (0.0, 0.12)):
+            _coil(canvas, scene.spot + part, width, run.plate - PLATE[1], built)
+        place = np.stack([np.full(frames, scene.spot), run.plate - PLATE[1] / 2], axis=1)
+        canvas.thing(block(*PLATE), built, place)
+    for number in range(run.blocks.shape[1]):
+        at = run.blocks[:, number]
+        canvas.thing(block(BLOCK, BLOCK), built, at[:, :2], at[:, 2])
+        canvas.thing(block(BLOCK / 2, BLOCK / 2), light, at[:, :2], at[:, 2])
+    for number in range(run.grains.shape[1]):
+        canvas.thing(disc(GRAIN), built, run.grains[:, number])
+    for number, actor in enumerate(scene.actors):
+        canvas.character(
+            actor.look, expressions[:, number], scene.place, run.position[:, number],
+            run.angle[:, number],
+        )  # fmt: skip
+    return (canvas.pictures + np.float32(0.5)).astype(np.uint8)
+
+
+def _coil(canvas: Canvas, x: float, width: float, top: np.ndarray, rgb: np.ndarray) -> None:
+    """A strut of the spring from the floor to `top` (M,)."""
+    for height in sorted(set(np.round(top, 3).tolist())):
+        at = np.flatnonzero(np.round(top, 3) == height)
+        part = Canvas(canvas.pictures[at], canvas.camera[at])
+        place = np.tile((x, height / 2), (len(at), 1))
+        part.thing(block(width, max(height, 0.05)), rgb, place)
+        canvas.pictures[at] = part.pictures
+
+
+def has_faces(size: tuple[int, int]) -> bool:
+    """Whether pictures of this size show faces."""
+    return min(size) >= FACE_PIXELS

@@ -1,0 +1,211 @@
+"""`Playground`: captioned clips of characters with materials and faces, as a source for grain."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from vdit.worlds.clips import Clips, Draws, versions
+from vdit.worlds.playground import events as what
+from vdit.worlds.playground.camera import draw_camera, path
+from vdit.worlds.playground.caption import DETAIL, caption
+from vdit.worlds.playground.cast import (
+    BLOCK,
+    BLOCKS,
+    CAMERAS,
+    EVENTS,
+    EXPRESSIONS,
+    FLOOR_DEPTH,
+    GRAINS,
+    MAX_CHARACTERS,
+    MOTIONS,
+    PLACE_NAMES,
+    ROOM,
+    SETS,
+)
+from vdit.worlds.playground.physics import CROWD, Run, Scene, draw_scene, simulate
+from vdit.worlds.playground.render import has_faces, render
+
+VERSION = 1  # of the clips: another one, other bytes
+MAX_EVENTS = 24
+CHANGE = 0.4  # share of characters whose expression changes
+SECONDS = 60  # of a clip, at most
+
+
+@dataclasses.dataclass(eq=False)
+class Playground(Clips):
+    """Clips of characters with materials and faces: {"video": uint8 (T, H, W, 3), "caption": str,
+    "truth": dict}, and of held-out clips "paraphrase": the same in wordings that no caption has.
+
+    The truth's arrays, with N = MAX_CHARACTERS, padded with -1 (indices) or 0:
+
+    - count int32 (); shape, colour, size, material, motion int32 (N,): indices into SHAPES, ...
+    - place, camera_kind, built int32 (): indices into PLACE_NAMES, CAMERAS, SETS; side int32 ()
+      1 or -1; spot float32 (): x of pivot, spring or spout; tower bool ()
+    - position (metres), velocity (m/s) float32 (T, N, 2); angle float32 (T, N); contact bool
+      (T, N): touched anything since the frame before; expression int32 (T, N), -1 in pictures of
+      less than `cast.FACE_PIXELS`
+    - blocks float32 (T, BLOCKS, 3): x, y, angle of the tower's; grains float32 (T, GRAINS, 2): NaN
+      where they are not (yet) there; plate float32 (T,): the height of the spring's
+    - camera float32 (T, 3): x and y of the picture's middle in metres, and zoom
+    - event int32 (E, 3): frame, index into EVENTS, and character or -1, in order, padded with -1;
+      seen bool (E,): all of that character is in the picture from the frame before to the one after
+    - gravity, fps, room (metres from wall to wall) float32 (); energy float32 (T,) joules
+
+    Captions go up to a level of `detail`: 0 a clause, 1 a sentence of all characters, 2 with camera
+    and events, 3 a text of up to several hundred words.
+
+    "heldout" clips each have a character whose look is `RESERVED`, "train" clips never do.
+    """
+
+    frames: int = 49
+    size: tuple[int, int] = (64, 64)
+    fps: float = 12.0
+    objects: tuple[int, int] = (1, MAX_CHARACTERS)
+    built: tuple[str, ...] = SETS
+    detail: int = DETAIL
+
+    digest = versions("playground", VERSION)
+    where = "Playground"
+    most = MAX_CHARACTERS
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        allowed = f"1 to {SECONDS} seconds at {self.fps:g} fps, {int(SECONDS * self.fps)} frames"
+        self.check(self.frames <= SECONDS * self.fps, "frames", allowed)
+        good = bool(self.built) and all(name in SETS for name in self.built)
+        self.check(good, "built", f"some of {', '.join(SETS)}")
+        crowded = self.objects[1] > CROWD and "none" not in self.built
+        self.check(not crowded, "built", f"with none, or objects of at most {CROWD}")
+        self.check(0 <= self.detail <= DETAIL, "detail", f"0 to {DETAIL}")
+        self.built, self.detail = tuple(self.built), int(self.detail)
+
+    def clip(self, index: int) -> dict[str, Any]:
+        # World's streams have indices below 2**63, those of shots from there on.
+        draws = self.draws(2**64 - 1 - index)
+        low, high = self.objects
+        count = low + draws.below(high - low + 1)
+        held_out = self.split == "heldout"
+        scene = draw_scene(draws, count, *room_of(self.size), held_out, self.built)
+        run = simulate(scene, self.frames, self.fps)
+        followed = run.position[:, 0, 0]
+        kind = draw_camera(draws, followed)
+        camera = path(draws, kind, self.frames, self.fps, self.size, followed)
+        faces = draw_faces(draws, count, self.frames, has_faces(self.size))
+        sight = sight_of(scene, run, faces, self.fps)
+        happened = what.find(sight)[:MAX_EVENTS]
+        told = (draws, scene, run, kind, faces, happened)
+        item: dict[str, Any] = {
+            "video": render(scene, run, camera, faces, self.size),
+            "caption": caption(*told, detail=self.detail),
+        }
+        if held_out:
+            item["paraphrase"] = caption(*told, unseen=True, detail=self.detail)
+        item["truth"] = truth_of(scene, run, camera, kind, faces, happened, self.fps)
+        inside = in_picture(scene, run, camera, self.size)
+        item["truth"]["seen"] = seen_of(happened, inside)
+        return item
+
+
+def room_of(size: tuple[int, int]) -> tuple[float, float]:
+    """Metres from wall to wall, and from floor to ceiling."""
+    scale = min(size) / ROOM
+    return size[1] / scale, size[0] / scale - FLOOR_DEPTH
+
+
+def draw_faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray:
+    """Expressions (T, N): of some characters it changes once."""
+    faces = np.full((frames, count), -1, np.int32)
+    for number in range(count if shown else 0):
+        first, change = draws.below(len(EXPRESSIONS)), draws.chance(CHANGE)
+        faces[:, number] = first
+        if change:
+            then = (first + 1 + draws.below(len(EXPRESSIONS) - 1)) % len(EXPRESSIONS)
+            faces[1 + int(draws.uniform(0.25, 0.75) * (frames - 1)) :, number] = then
+    return faces
+
+
+def sight_of(scene: Scene, run: Run, faces: np.ndarray, fps: float) -> what.Sight:
+    """The states as an onlooker would see them, from whom nothing is hidden."""
+    frames = len(run.angle)
+    tower = np.zeros(frames)
+    if scene.tower:
+        tower = run.blocks[:, :, 1].max(1) + BLOCK / 2
+    poured = (~np.isnan(run.grains[..., 0])).sum(1)
+    return what.Sight(
+        run.position, tuple(actor.form for actor in scene.actors), faces,
+        tuple(actor.motion for actor in scene.actors), scene.built, scene.side, scene.spot,
+        scene.width, scene.gravity, fps, tower, poured,
+    )  # fmt: skip
+
+
+def in_picture(
+    scene: Scene,
+    run: Run,
+    camera: np.ndarray,
+    size: tuple[int, int],
+    reach: np.ndarray | None = None,
+) -> np.ndarray:
+    """(T, N): all of a character is in the picture, or what is as near as `reach` (N,) metres."""
+    half = np.array(size[::-1]) / 2 / (min(size) / ROOM * camera[:, 2:3])  # (T, 2) metres
+    outer = np.array([actor.form.outer for actor in scene.actors]) if reach is None else reach
+    off = np.abs(run.position - camera[:, None, :2])
+    return (off < half[:, None] - outer[:, None]).all(2)
+
+
+def seen_of(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
+    """Which of the events can be seen; what topples and what pours can."""
+    seen = np.zeros(MAX_EVENTS, bool)
+    for row, (frame, _, who) in enumerate(happened):
+        seen[row] = who < 0 or inside[max(frame - 1, 0) : frame + 2, who].all()
+    return seen
+
+
+def truth_of(
+    scene: Scene,
+    run: Run,
+    camera: np.ndarray,
+    kind: str,
+    faces: np.ndarray,
+    happened: Sequence[what.Event],
+    fps: float,
+) -> dict[str, np.ndarray]:
+    """The truth's arrays."""
+    count, most = len(scene.actors), MAX_CHARACTERS
+
+    def padded(values: Any, fill: float, dtype: type) -> np.ndarray:
+        """Arrays (T, N, ...) or (N,) with N = MAX_CHARACTERS."""
+        array: np.ndarray = np.asarray(values, dtype)
+        axis = min(array.ndim - 1, 1)
+        pads = [(0, most - count if k == axis else 0) for k in range(array.ndim)]
+        return np.pad(array, pads, constant_values=fill)
+
+    looks = np.array([actor.look for actor in scene.actors]).T
+    told = np.full((MAX_EVENTS, 3), -1, np.int32)
+    for row, event in zip(told, happened, strict=False):
+        row[:] = event.frame, EVENTS.index(event.kind), event.who
+    whole = {
+        "count": count, "place": PLACE_NAMES.index(scene.place),
+        "camera_kind": CAMERAS.index(kind), "built": SETS.index(scene.built), "side": scene.side,
+    }  # fmt: skip
+    real = {
+        "spot": scene.spot, "gravity": scene.gravity, "fps": fps, "room": scene.width,
+        "energy": run.energy, "camera": camera, "plate": run.plate,
+        "blocks": run.blocks if scene.tower else np.full((len(camera), BLOCKS, 3), np.nan),
+        "grains": run.grains if scene.grains else np.full((len(camera), GRAINS, 2), np.nan),
+    }  # fmt: skip
+    names = ("shape", "colour", "size", "material")
+    return {
+        **{name: np.array(value, np.int32) for name, value in whole.items()},
+        **{n: padded(row, -1, np.int32) for n, row in zip(names, looks, strict=True)},
+        "motion": padded([MOTIONS.index(a.motion) for a in scene.actors], -1, np.int32),
+        "tower": np.array(scene.tower > 0),
+        "position": padded(run.position, 0, np.float32),
+        "velocity": padded(run.velocity, 0, np.float32),
+        "angle": padded(run.angle, 0, np.float32),
+        "contact": padded(run.contact, 0, np.bool_),
+        "expression": padded(faces, -1, np.int32),
+        "event": told,
+        **{name: np.array(value, np.float32) for name, value in real.items()},
+    }

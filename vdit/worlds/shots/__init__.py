@@ -1,0 +1,1 @@
+"""`Shots`: bodies in clips of several shots."""
