@@ -1,5 +1,6 @@
 """The report of a made-up run: whole, self-contained, and safe against what prompts contain."""
 
+import base64
 import json
 import math
 import re
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from vdit import report
@@ -113,13 +115,14 @@ def fake_workdir(workdir: Path, samples: int = 6, steps: int = 300) -> Path:
 class Tags(HTMLParser):
     """Collects what a page opens and links to; unbalanced tags are an error."""
 
-    VOID = {"meta", "img"}
+    VOID = {"meta", "img", "source"}
 
     def __init__(self, page: str) -> None:
         super().__init__()
         self.open: list[str] = []
         self.seen: list[str] = []
         self.sources: list[str] = []
+        self.figures: list[str] = []
         self.words = ""
         self.feed(page)
         assert self.open == []
@@ -130,6 +133,8 @@ class Tags(HTMLParser):
     def handle_starttag(self, tag, attributes):
         self.seen.append(tag)
         self.sources += [v for k, v in attributes if k in ("src", "href", "srcset", "poster")]
+        if tag == "img" and self.open[-1] == "picture":
+            self.figures.append(dict(attributes)["alt"])
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -154,10 +159,10 @@ def page(workdir):
 
 def test_the_page_is_self_contained(page):
     tags = Tags(page)
-    assert tags.seen.count("img") == 7 and tags.seen.count("video") == 0
-    assert tags.sources and all(
-        source.startswith("data:image/webp;base64,") for source in tags.sources
-    )
+    clips = [s for s in tags.sources if s.startswith("data:image/webp;base64,")]
+    drawn = [s for s in tags.sources if s.startswith("data:image/svg+xml;base64,")]
+    assert len(clips) == 7 and tags.seen.count("video") == 0
+    assert len(drawn) == 2 * len(tags.figures) > 0 and set(clips + drawn) == set(tags.sources)
     assert not {"script", "link", "iframe", "object"} & set(tags.seen)
     bare = re.sub(r"base64,[\w+/=]+", "", page)
     assert "http:" not in bare and "https:" not in bare and "url(" not in bare
@@ -169,12 +174,58 @@ def test_foreign_text_is_escaped(page):
 
 
 def test_the_page_shows_all_sections(page):
-    words = Tags(page).words
+    tags, bare = Tags(page), re.sub(r"base64,[\w+/=]+", "", page)
+    words = tags.words
     for heading in ("Samples", "Scores", "Reconstructions", "Curves", "Stages", "Settings"):
         assert heading in words
     for fact in ("30.4 dB", "image to video", "0.10.2", "17", "32 × 32", "seed 3", "given 0 s"):
         assert fact in words
-    assert page.count("<polyline") == 8 and "NaN" not in page and "None" not in words
+    series = [name for alt in tags.figures[-8:] for name in alt.split(", ")]
+    assert series == ["loss", "grad_norm", "learning_rate", "kl", "psnr", *series[:3]]
+    assert "NaN" not in bare and "None" not in words
+    for picture in re.findall(r"svg\+xml;base64,([\w+/=]+)", page):
+        assert b"nan" not in base64.b64decode(picture).lower()
+
+
+def test_each_figure_is_drawn_for_light_and_for_dark_screens(page):
+    form = (
+        r'<source media="\(prefers-color-scheme: dark\)" '
+        r'srcset="data:image/svg\+xml;base64,([^"]+)">'
+        r'<img src="data:image/svg\+xml;base64,([^"]+)"'
+    )
+    pairs = re.findall(form, page)
+    assert len(pairs) == len(Tags(page).figures)
+    for dark, light in ([base64.b64decode(data).decode() for data in pair] for pair in pairs):
+        colours = set(re.findall(r"#[0-9a-f]{6}", light))
+        assert colours <= report.DARK.keys() and report.LINE in colours
+        assert set(re.findall(r"#[0-9a-f]{6}", dark)) == {report.DARK[c] for c in colours}
+
+
+def test_figures_leave_matplotlib_as_it_was(workdir):
+    """Its settings and its backend are the user's; and without a report it is not even imported."""
+    program = (
+        "import sys, vdit, vdit.report as report\n"
+        "assert not {'matplotlib', 'jinja2'} & sys.modules.keys()\n"
+        "import matplotlib; matplotlib.rcParams['axes.facecolor'] = 'red'\n"
+        "before = matplotlib.rcParams.copy()\n"
+        f"report.write_report({str(workdir)!r})\n"
+        "assert matplotlib.rcParams.copy() == before and 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    root = str(Path(report.__file__).parents[1])
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_time_of_all_stages_leaves_out_the_row_of_the_whole_run(tmp_path):
+    rows = [
+        {"stage": "vae", "step": 9, "seconds": 600.0},
+        {"stage": "dit", "step": 9, "seconds": 300.0},
+        {"stage": "run", "step": 0, "seconds": 907.0},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = Tags(report.write_report(tmp_path).read_text()).words
+    assert "15:00minutes, all stages" in words and "30:07" not in words
 
 
 def test_scores_stand_beside_their_ceilings(page):
@@ -227,7 +278,7 @@ def test_odd_contents_do_not_stop_the_page(tmp_path):
     (tmp_path / "samples" / "a.json").write_bytes(b"\xff")
     (tmp_path / "samples" / "b.mp4").write_bytes(b"")
     tags = Tags(report.write_report(tmp_path).read_text())
-    assert "<odd>" in tags.words and tags.seen.count("img") == 1
+    assert "<odd>" in tags.words and tags.seen.count("img") - len(tags.figures) == 1
 
 
 def test_an_mp4_is_shown_in_its_shape(tmp_path):
@@ -246,10 +297,16 @@ def test_an_mp4_is_shown_in_its_shape(tmp_path):
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 1416), (1e-6, 3e-6), (-5, 5), (299, 301)])
 def test_ticks_are_few_round_numbers_inside(low, high):
-    ticks = report._ticks(low, high)
-    assert 2 <= len(ticks) <= 6 and all(low <= tick <= high for tick in ticks)
-    step = (ticks[1] - ticks[0]) / 10 ** math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)
-    assert min(abs(step - m) for m in (1, 2, 5)) < 1e-6
+    axes = Figure().add_subplot()
+    report.draw_curves(axes, {"rate": [(low, low), (high, high)]})  # both axes run from low to high
+    for ticks, (first, last) in (
+        (axes.get_xticks(), axes.get_xlim()),
+        (axes.get_yticks(), axes.get_ylim()),
+    ):
+        ticks = [tick for tick in ticks if first <= tick <= last]
+        assert 2 <= len(ticks) <= 6
+        step = (ticks[1] - ticks[0]) / 10 ** math.floor(math.log10(ticks[1] - ticks[0]) + 1e-9)
+        assert min(abs(step - m) for m in (1, 2, 5)) < 1e-6
 
 
 def test_bins_keep_the_range():
