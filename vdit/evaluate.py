@@ -15,7 +15,7 @@ from scipy import ndimage
 from vdit.data import sources
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
-from vdit.runtime.video import write_webp
+from vdit.runtime.video import tile, write_webp
 from vdit.sample import Given, Model
 from vdit.tokens import clip_frames
 
@@ -110,13 +110,11 @@ def quality(video_NTHWC: np.ndarray, truth_NTHWC: np.ndarray) -> dict[str, float
 
 def write_reconstructions(workdir: Path, videos: np.ndarray, config: Any) -> None:
     """reconstructions.webp: real and reconstructed clips in turn."""
-    from vdit.runtime.metrics import tile
-
     zoom = max(config.sample.zoom // 2, 1)
     with zero_alone("reconstructions") as zero:
         if zero:
-            big = tile(videos).repeat(zoom, axis=1).repeat(zoom, axis=2)
-            write_webp(workdir / "reconstructions.webp", big, config.data.fps)
+            path = workdir / "reconstructions.webp"
+            write_webp(path, tile(videos), config.data.fps, scale=zoom)
 
 
 def gain(near_N: np.ndarray, still_N: np.ndarray, draws: int = 1000) -> dict[str, float]:

@@ -14,7 +14,7 @@ from vdit.runtime.files import write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
-from vdit.runtime.video import contact_sheet, video_wall, write_mp4, write_png, write_webp
+from vdit.runtime.video import contact_sheet, tile, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
 from vdit.tokens import clip_frames
 
@@ -197,7 +197,8 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
             wall.append(videos[:8])
     if wall:
         zoom = max(config.sample.zoom // 2, 1)
-        write_webp(folder / "wall.webp", video_wall(wall), config.data.fps, scale=zoom)
+        videos = tile(np.concatenate(wall), len(wall[0]), gap=2, edge=1, colour=255)
+        write_webp(folder / "wall.webp", videos, config.data.fps, scale=zoom)
 
 
 __all__ = ["read_given", "sample_request", "sample_stage"]

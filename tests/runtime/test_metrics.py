@@ -13,8 +13,9 @@ import pytest
 from PIL import Image
 
 from vdit.errors import UserError
-from vdit.runtime.metrics import Metrics, environment, read, tile
+from vdit.runtime.metrics import Metrics, environment, read
 from vdit.runtime.progress import Progress, clock, say
+from vdit.runtime.video import tile
 
 
 def events(workdir, stage):
@@ -41,23 +42,15 @@ def test_tensorboard_reads_scalars_and_videos(tmp_path):
         metrics.write("dit", 2, {"loss": 0.25})
         metrics.write("eval", 2, {"split": "real", "objects": "one", "colour": 1.0})
         metrics.video("dit", 2, "samples", video, fps=10)
+        metrics.video("dit", 2, "fast", video, fps=60)
     found = events(tmp_path, "dit")
     assert [(e.step, e.value) for e in found.Scalars("dit/loss")] == [(1, 0.5), (2, 0.25)]
     assert events(tmp_path, "eval").Scalars("eval/real/one/colour")[0].value == 1.0
     image = Image.open(io.BytesIO(found.Images("dit/samples")[0].encoded_image_string))
     assert image.format == "GIF" and image.n_frames == 5 and image.info["duration"] == 100
+    fast = Image.open(io.BytesIO(found.Images("dit/fast")[0].encoded_image_string))
+    assert fast.n_frames == 5 and fast.info["duration"] == 20  # no GIF is faster
     assert image.size == tile(video).shape[2:0:-1] == (17, 17)
-
-
-def test_tile_keeps_every_clip():
-    video = np.arange(3, dtype=np.uint8)[:, None, None, None, None] + np.zeros(
-        (3, 2, 4, 6, 3), np.uint8
-    )
-    tiled = tile(video, gap=2)
-    assert tiled.shape == (2, 16, 6, 3)  # wide clips go below each other
-    assert (tiled[:, 6:10] == 1).all() and (tiled[:, 4:6] == 128).all()
-    with pytest.raises(ValueError, match="float32"):
-        tile(video.astype(np.float32))
 
 
 def test_truncate_takes_back_one_stage_only(tmp_path):

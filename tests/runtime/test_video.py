@@ -116,12 +116,23 @@ def test_png_and_data_uri(tmp_path: Path) -> None:
 def test_a_wall_holds_every_video_in_its_place() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.integers(0, 255, (3, 2, 4, 5, 3), dtype=np.uint8) for _ in range(2)]
-    wall = files.video_wall(rows, gap=1)
+    wall = files.tile(np.concatenate(rows), columns=3, gap=2, edge=1, colour=255)
     assert wall.shape == (2, 2 * 6, 3 * 7, 3)
     for row, column in np.ndindex(2, 3):
         cell = wall[:, 6 * row : 6 * row + 6, 7 * column : 7 * column + 7]
         np.testing.assert_array_equal(cell[:, 1:-1, 1:-1], rows[row][column])
         assert (cell[:, 0] == 255).all() and (cell[:, :, -1] == 255).all()
+
+
+def test_tile_keeps_every_clip() -> None:
+    video = np.arange(3, dtype=np.uint8)[:, None, None, None, None] + np.zeros(
+        (3, 2, 4, 6, 3), np.uint8
+    )
+    tiled = files.tile(video, gap=2)
+    assert tiled.shape == (2, 16, 6, 3)  # wide clips go below each other
+    assert (tiled[:, 6:10] == 1).all() and (tiled[:, 4:6] == 128).all()
+    with pytest.raises(ValueError, match="float32"):
+        files.tile(video.astype(np.float32))
 
 
 def test_contact_sheet_shows_every_frame_and_caption(tmp_path: Path) -> None:

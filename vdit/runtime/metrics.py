@@ -20,6 +20,7 @@ import numpy as np
 
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path
+from vdit.runtime.video import gif_bytes, tile
 
 Value = float | int | str | None
 
@@ -68,18 +69,18 @@ class Metrics:
 
         Args:
           video: uint8 (T, H, W, 3), or (N, T, H, W, 3), which is tiled to a grid.
-          fps: frames a second; GIF knows whole hundredths of a second a frame.
+          fps: frames a second; of a GIF at most 50.
         """
         if not self.active:
             return
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        tiled_THWC = tile(video)
+        tiled_THW3 = tile(video)
         image = Summary.Image(
-            height=tiled_THWC.shape[1],
-            width=tiled_THWC.shape[2],
+            height=tiled_THW3.shape[1],
+            width=tiled_THW3.shape[2],
             colorspace=3,
-            encoded_image_string=_gif(tiled_THWC, fps),
+            encoded_image_string=gif_bytes(tiled_THW3, min(fps, 50)),
         )
         value = Summary.Value(tag=f"{stage}/{name}", image=image)
         self._event(stage, step=int(step), summary=Summary(value=[value]))
@@ -175,45 +176,6 @@ def environment() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-
-
-def tile(video: np.ndarray, gap: int = 1) -> np.ndarray:
-    """(N, T, H, W, 3) uint8 side by side in a grid about as wide as high, on grey lines.
-
-    A single video (T, H, W, 3) comes back as it is.
-    """
-    if video.dtype != np.uint8 or video.ndim not in (4, 5) or video.shape[-1] != 3:
-        raise ValueError(
-            f"a video is uint8 (T, H, W, 3) or (N, T, H, W, 3), not {video.dtype} {video.shape}"
-        )
-    if video.ndim == 4:
-        return video
-    n, t, h, w, _ = video.shape
-    columns = max(1, round(math.sqrt(n * h / w)))
-    rows = math.ceil(n / columns)
-    shape = (t, rows * (h + gap) - gap, columns * (w + gap) - gap, 3)
-    canvas_THWC = np.full(shape, 128, np.uint8)
-    for i in range(n):
-        top, left = i // columns * (h + gap), i % columns * (w + gap)
-        canvas_THWC[:, top : top + h, left : left + w] = video[i]
-    return canvas_THWC
-
-
-def _gif(video_THWC: np.ndarray, fps: float) -> bytes:
-    """An endless GIF of uint8 frames."""
-    from PIL import Image
-
-    frames = [Image.fromarray(frame) for frame in video_THWC]
-    stream = io.BytesIO()
-    frames[0].save(
-        stream,
-        "GIF",
-        save_all=True,
-        append_images=frames[1:],
-        duration=max(20, round(100 / fps) * 10),  # browsers slow down what is shorter than 20 ms
-        loop=0,
-    )
-    return stream.getvalue()
 
 
 def _plain(value: Any) -> Value:

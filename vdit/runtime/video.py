@@ -12,6 +12,7 @@ Dimension key: N videos, T frames, H height, W width.
 import base64
 import io
 import itertools
+import math
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
@@ -93,12 +94,14 @@ def gif_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
     if fps > 50:
         raise UserError(f"fps={fps}: GIF shows at most 50 frames a second")
     durations = _durations(len(video_THW3), fps, unit_ms=10)
-    video_THW3 = _enlarged(video_THW3, scale)
-    palette = _palette(video_THW3[:, ::scale, ::scale])
+    large_THW3 = _enlarged(video_THW3, scale)
+    pixels_P3 = video_THW3.reshape(-1, 3)  # of which up to a million choose the palette
+    pixels_P3 = pixels_P3[:: max(1, len(pixels_P3) // 1_000_000)]
+    palette = Image.fromarray(np.ascontiguousarray(pixels_P3[None])).quantize(256)
     frames = [
-        Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in video_THW3
+        Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in large_THW3
     ]
-    return _animation(frames, "GIF", durations, optimize=False, disposal=1)
+    return _animation(frames, durations, format="GIF", optimize=False, disposal=1)
 
 
 def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
@@ -107,7 +110,7 @@ def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
 
     durations = _durations(len(video_THW3), fps, unit_ms=1)
     frames = [Image.fromarray(x) for x in _enlarged(video_THW3, scale)]
-    return _animation(frames, "WEBP", durations, lossless=True, quality=80, method=4)
+    return _animation(frames, durations, format="WEBP", lossless=True, quality=80, method=4)
 
 
 def png_bytes(image_HW3: np.ndarray, scale: int = 1) -> bytes:
@@ -134,11 +137,27 @@ def write_png(path: AnyPath, image_HW3: np.ndarray, scale: int = 1) -> None:
     _write(path, png_bytes(image_HW3, scale))
 
 
-def video_wall(rows: Sequence[np.ndarray], gap: int = 1) -> np.ndarray:
-    """Rows of equally many videos (N, T, H, W, 3) as one video, `gap` white pixels around each."""
-    pad = ((0, 0), (0, 0), (gap, gap), (gap, gap), (0, 0))
-    walls = [np.pad(row_NTHW3, pad, constant_values=255) for row_NTHW3 in rows]
-    return np.concatenate([np.concatenate(list(wall), axis=2) for wall in walls], axis=1)
+def tile(
+    videos_NTHW3: np.ndarray, columns: int = 0, gap: int = 1, edge: int = 0, colour: int = 128
+) -> np.ndarray:
+    """Videos side by side as one: a grid of `columns`, by default about as wide as high.
+
+    `gap` pixels of a grey `colour` are between videos and `edge` pixels around them all. A single
+    video (T, H, W, 3) comes back as it is. Raises `UserError` for anything but uint8 RGB.
+    """
+    shape, kind = videos_NTHW3.shape, videos_NTHW3.dtype
+    if kind != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3:
+        raise UserError(f"a video is uint8 (T, H, W, 3) or (N, T, H, W, 3), not {kind} {shape}")
+    if len(shape) == 4:
+        return videos_NTHW3
+    n, t, h, w, _ = shape
+    columns = columns or max(1, round(math.sqrt(n * h / w)))
+    high = 2 * edge + math.ceil(n / columns) * (h + gap) - gap
+    canvas_THW3 = np.full((t, high, 2 * edge + columns * (w + gap) - gap, 3), colour, np.uint8)
+    for i, video_THW3 in enumerate(videos_NTHW3):
+        top, left = edge + i // columns * (h + gap), edge + i % columns * (w + gap)
+        canvas_THW3[:, top : top + h, left : left + w] = video_THW3
+    return canvas_THW3
 
 
 def contact_sheet(
@@ -154,17 +173,6 @@ def contact_sheet(
     `videos` is (N, T, H, W, 3) or a sequence of (T, H, W, 3) of one height and width; `columns`
     strips stand side by side, of every `every`-th frame.
     """
-    _write(path, contact_sheet_bytes(videos, captions, columns, every, scale))
-
-
-def contact_sheet_bytes(
-    videos: Sequence[np.ndarray] | np.ndarray,
-    captions: Sequence[str] | None = None,
-    columns: int = 1,
-    every: int = 1,
-    scale: int = 1,
-) -> bytes:
-    """The PNG that `contact_sheet` writes."""
     from PIL import Image, ImageDraw, ImageFont
 
     gap, border = 2, 8
@@ -196,10 +204,10 @@ def contact_sheet_bytes(
             left = border + column * (cell_w + border)
             for k, line in enumerate(texts[i]):
                 draw.text((left, top + k * line_h), line, fill="black", font=font)
-            for k, frame_HW3 in enumerate(strips[i]):
-                sheet.paste(Image.fromarray(frame_HW3), (left + k * (wide + gap), top + above))
+            strip_1HW3 = tile(strips[i][:, None], len(strips[i]), gap, colour=255)
+            sheet.paste(Image.fromarray(strip_1HW3[0]), (left, top + above))
         top += above + high + border
-    return png_bytes(np.asarray(sheet))
+    _write(path, png_bytes(np.asarray(sheet)))
 
 
 def to_data_uri(data: bytes, mime: str) -> str:
@@ -229,47 +237,26 @@ def _durations(count: int, fps: float, unit_ms: int) -> list[int]:
     return [(b - a) * unit_ms for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def _palette(video_THW3: np.ndarray) -> "Image":
-    """The 256 colours that serve all frames best, from up to a million of their pixels."""
-    from PIL import Image
-
-    pixels_P3 = video_THW3.reshape(-1, 3)
-    pixels_P3 = pixels_P3[:: max(1, len(pixels_P3) // 1_000_000)]
-    return Image.fromarray(np.ascontiguousarray(pixels_P3[None])).quantize(256)
-
-
-def _animation(frames: Sequence["Image"], kind: str, durations: list[int], **options: Any) -> bytes:
+def _animation(frames: Sequence["Image"], durations: list[int], **options: Any) -> bytes:
     buffer = io.BytesIO()
-    frames[0].save(
-        buffer,
-        kind,
-        save_all=True,
-        append_images=frames[1:],
-        duration=durations,
-        loop=0,
-        **options,
-    )
+    options |= {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    frames[0].save(buffer, **options)
     return buffer.getvalue()
 
 
 def _wrapped(text: str, font: "FreeTypeFont | ImageFont", width: int, most: int) -> list[str]:
     """Lines no wider than `width` pixels, at most `most` of them; "..." where text is left out."""
-
-    def fits(line: str) -> bool:
-        return font.getlength(line) <= width
-
-    lines: list[str] = [""]
-    words = text.split()
-    for word in words:
+    lines = [""]
+    for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
-        if fits(longer) or not lines[-1]:
-            lines[-1] = longer
-        else:
+        if lines[-1] and font.getlength(longer) > width:
             lines.append(word)
+        else:
+            lines[-1] = longer
     if len(lines) > most:
         lines = [*lines[: most - 1], lines[most - 1] + " ..."]
     for i, line in enumerate(lines):
-        while not fits(line) and len(line) > 3:
+        while font.getlength(line) > width and len(line) > 3:
             line = line.removesuffix("...").rstrip()[:-1] + "..."
         lines[i] = line
     return lines
