@@ -75,7 +75,7 @@ def write_report(workdir: str | Path) -> Path:
         loader=jinja2.PackageLoader("vdit", "page"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True, undefined=jinja2.ChainableUndefined,
     )  # fmt: skip
-    pages.filters |= {"plain": _plain, "brief": _brief, "score": _score, "clock": clock}
+    pages.filters |= {"brief": _brief, "clock": clock}
     pages.tests["finite"] = _is_number
     with style.context(Path(__file__).parent / "page" / "figures.mplstyle", after_reset=True):
         page = pages.get_template("report.html.j2").render(
@@ -87,6 +87,7 @@ def write_report(workdir: str | Path) -> Path:
             reconstructions=_gallery(workdir.glob("reconstructions*"), [*MEDIA]),
             autoencoder=_autoencoder(rows),
             scores=_scores(rows),
+            shares=SCORES,
             tables=_tables(rows),
             curves={stage: _panels(plots) for stage, plots in curves.items()},
             stages=_stages(rows),
@@ -148,8 +149,8 @@ def _strip(marks: Mapping[str, Sequence[Any]], first: float, last: float) -> dic
                 axes.plot((low, high), (0, 0), color=colour, alpha=0.45, linewidth=4)
             axes.plot(value, 0, marker, color=colour, clip_on=False)
 
-    alt = ", ".join(f"{split} {_score(value)}" for split, (_, value, _) in marks.items())
-    return _picture(180, 16, (0.03, 0, 0.94, 1), draw, alt)
+    texts = [f"{split} {value:.3g}" for split, (_, value, _) in marks.items() if _is_number(value)]
+    return _picture(180, 16, (0.03, 0, 0.94, 1), draw, ", ".join(texts))
 
 
 def _bins(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, ...]]:
@@ -179,9 +180,9 @@ def _panels(plots: Mapping[str, Series]) -> list[tuple[dict[str, str], dict[str,
     """Each plot of a stage, that of its losses first, with the last value of each series."""
     panels, box = [], (0.12, 0.13, 0.85, 0.83)
     for _, series in sorted(plots.items(), key=lambda plot: plot[0] != "loss"):
+        last = {name: points[-1][1] for name, points in series.items()}
         draw = functools.partial(draw_curves, series=series)
-        picture = _picture(340, 190, box, draw, ", ".join(series))
-        panels.append((picture, {name: points[-1][1] for name, points in series.items()}))
+        panels.append((_picture(340, 190, box, draw, ", ".join(series)), last))
     return panels
 
 
@@ -219,7 +220,7 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
             ends = (start, 1.0) if name in SCORES else (0.0, 1.1 * most or 1.0)
             strips[name] = _strip(marks, *ends)
         blocks |= {objects: {"of": of, "strips": strips}} if of else {}
-    legend = {split: _strip({split: (0.4, 0.5, 0.6)}, 0, 1) for split in SPLITS if blocks}
+    legend = {split: _strip({split: (0.4, 0.5, 0.6)}, 0, 1) for split in SPLITS}
     return {"blocks": blocks, "start": start, "legend": legend}
 
 
@@ -300,32 +301,6 @@ def _json(path: Path) -> dict[str, Any]:
         if isinstance(found := json.loads(path.read_text(encoding="utf-8")), dict):
             return found
     return {}
-
-
-def _score(value: Any, name: str = "") -> str:
-    """0.97; an error is a fraction and reads 7.5%."""
-    if not _is_number(value):
-        return "–"
-    if "error" in name and "psnr" not in name:
-        return f"{100 * value:.1f}%"
-    if name in SCORES or isinstance(value, float) and abs(value) < 10:
-        return f"{value:.2f}"
-    return _plain(value)
-
-
-def _plain(value: Any) -> str:
-    """A setting as a reader writes it."""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, int):
-        return f"{value:,}" if abs(value) >= 10_000 else str(value)
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, list):
-        return (" × " if all(map(_is_number, value)) else ", ").join(map(_plain, value))
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return str(value)
 
 
 def _brief(number: float) -> str:

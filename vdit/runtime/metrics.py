@@ -50,7 +50,7 @@ class Metrics:
         """
         if not self.active:
             return
-        values = {name: _plain(value) for name, value in values.items()}
+        values = {name: v.item() if hasattr(v, "item") else v for name, v in values.items()}
         row = {"stage": stage, "step": int(step)}
         row |= {name: _rounded(value) for name, value in values.items()}
         line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
@@ -76,12 +76,8 @@ class Metrics:
         from tensorboard.compat.proto.summary_pb2 import Summary
 
         tiled_THW3 = tile(video)
-        image = Summary.Image(
-            height=tiled_THW3.shape[1],
-            width=tiled_THW3.shape[2],
-            colorspace=3,
-            encoded_image_string=gif_bytes(tiled_THW3, min(fps, 50)),
-        )
+        (_, h, w, _), gif = tiled_THW3.shape, gif_bytes(tiled_THW3, min(fps, 50))
+        image = Summary.Image(height=h, width=w, colorspace=3, encoded_image_string=gif)
         value = Summary.Value(tag=f"{stage}/{name}", image=image)
         self._event(stage, step=int(step), summary=Summary(value=[value]))
 
@@ -97,14 +93,11 @@ class Metrics:
             self._event(stage, step=int(step) + 1, session_log=restart)
         if not self.path.exists():
             return
-        kept = [
-            line
-            for line, row in _lines(self.path)
-            if not (row.get("stage") == stage and row.get("step", 0) > step)
-        ]
         self._close_rows()
-        with atomic_path(self.path) as temporary:
-            temporary.write_bytes(b"".join(line + b"\n" for line in kept))
+        with atomic_path(self.path) as temporary, open(temporary, "wb") as kept:
+            for line, row in _lines(self.path):
+                if row.get("stage") != stage or row.get("step", 0) <= step:
+                    kept.write(line + b"\n")
 
     def close(self) -> None:
         """Closes the files; writing again opens them again."""
@@ -176,11 +169,6 @@ def environment() -> dict[str, str]:
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-
-
-def _plain(value: Any) -> Value:
-    """A NumPy or JAX scalar as Python's."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _rounded(value: Value) -> Value:

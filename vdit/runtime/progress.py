@@ -1,14 +1,10 @@
 """What a user sees on the terminal while a stage runs: step, rate, loss, time left."""
 
-import functools
 import math
 import sys
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from rich.console import Console
+from typing import Any
 
 REDRAW = 0.1  # seconds between updates of the bar
 WINDOW = 30.0  # seconds that the rate is taken over
@@ -28,10 +24,8 @@ class Progress:
     def __init__(
         self, stage: str, total: int, start: int = 0, every: float = 10.0, active: bool = True
     ) -> None:
-        self.stage, self.total, self.step = stage, total, start
-        self.active = active
+        self.stage, self.total, self.step, self.active = stage, total, start, active
         self.values: dict[str, float | int | str] = {}
-        self._every = every
         self._wait = every
         self._next = 0.0
         self._began = time.monotonic()
@@ -43,23 +37,21 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         self._began = time.monotonic()
-        if self.active and sys.stdout.isatty() and not _console().is_dumb_terminal:
-            from rich.progress import BarColumn, SpinnerColumn, TextColumn
-            from rich.progress import Progress as Bar
+        if self.active and sys.stdout.isatty():
+            from rich import get_console, progress
 
-            self._wait = REDRAW
-            self._bar = Bar(
-                SpinnerColumn(finished_text="✓"),
-                TextColumn("[bold]{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.fields[line]}", markup=False),
-                console=_console(),
-                refresh_per_second=4,
-            )
-            self._task = self._bar.add_task(
-                self.stage, total=self.total, completed=self.step, line=self._line()
-            )
-            self._bar.start()
+            if not get_console().is_dumb_terminal:
+                self._wait = REDRAW
+                self._bar = progress.Progress(
+                    progress.SpinnerColumn(finished_text="✓"),
+                    progress.TextColumn("[bold]{task.description}"),
+                    progress.BarColumn(bar_width=24),
+                    progress.TextColumn("{task.fields[line]}", markup=False),
+                    refresh_per_second=4,
+                )
+                self._task = self._bar.add_task(self.stage, total=self.total, line="")
+                self._show()
+                self._bar.start()
         return self
 
     def update(self, step: int, **values: float | int | str) -> None:
@@ -81,12 +73,9 @@ class Progress:
     def __exit__(self, *error: object) -> None:
         now = time.monotonic()
         self._mark(now)
-        took = f"took {clock(now - self._began)}"
+        self._show(f"took {clock(now - self._began)}")
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.step, line=self._line(took))
             self._bar.stop()
-        elif self.active:
-            _print(f"{self.stage}  {self._line(took)}")
 
     def _mark(self, now: float) -> None:
         self._first = self._first or (now, self.step)
@@ -94,12 +83,12 @@ class Progress:
         while len(self._marks) > 2 and self._marks[0][0] < now - WINDOW:
             self._marks.popleft()
 
-    def _show(self) -> None:
+    def _show(self, end: str = "") -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=self.step, line=self._line())
-        elif self.active and self.step != self._printed:
+            self._bar.update(self._task, completed=self.step, line=self._line(end))
+        elif self.active and (end or self.step != self._printed):
             self._printed = self.step
-            _print(f"{self.stage}  {self._line()}")
+            _print(f"{self.stage}  {self._line(end)}")
 
     def _line(self, end: str = "") -> str:
         """step/total, rate, values, and the time left or `end`."""
@@ -108,7 +97,8 @@ class Progress:
         if rate:
             speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
             parts.append(f"{speed} steps/s" if rate >= 1 else f"{1 / rate:.3g} s/step")
-        parts += [f"{name} {_short(value)}" for name, value in self.values.items()]
+        for name, value in self.values.items():
+            parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
         if end:
             parts.append(end)
         elif rate:
@@ -135,19 +125,10 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
-def _short(value: float | int | str) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-@functools.cache
-def _console() -> "Console":
-    from rich.console import Console
-
-    return Console()
-
-
 def _print(text: str, style: str | None = None) -> None:
     if sys.stdout.isatty():
-        _console().print(text, style=style, markup=False, highlight=False)
+        from rich import get_console
+
+        get_console().print(text, style=style, markup=False, highlight=False)
     else:
         print(text, flush=True)

@@ -31,11 +31,7 @@ AnyPath = str | os.PathLike[str]
 
 
 def write_mp4(
-    path: AnyPath,
-    video: np.ndarray | Iterable[np.ndarray],
-    fps: float,
-    scale: int = 1,
-    crf: int = 12,
+    path: AnyPath, video: Iterable[np.ndarray], fps: float, scale: int = 1, crf: int = 12
 ) -> None:
     """Writes H.264 that every browser plays: yuv420p, BT.709, index in front.
 
@@ -73,11 +69,9 @@ def write_mp4(
             for index, frame_HW3 in enumerate(frames):
                 frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame_HW3), format="rgb24")
                 frame = frame.reformat(
-                    format="yuv420p",
-                    dst_colorspace="ITU709",
-                    dst_color_range=ColorRange.MPEG,
+                    format="yuv420p", dst_colorspace="ITU709", dst_color_range=ColorRange.MPEG,
                     interpolation=int(exact),
-                )
+                )  # fmt: skip
                 frame.pts, frame.time_base = index, 1 / rate
                 container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
@@ -145,12 +139,9 @@ def tile(
     `gap` pixels of a grey `colour` are between videos and `edge` pixels around them all. A single
     video (T, H, W, 3) comes back as it is. Raises `UserError` for anything but uint8 RGB.
     """
-    shape, kind = videos_NTHW3.shape, videos_NTHW3.dtype
-    if kind != np.uint8 or len(shape) not in (4, 5) or shape[-1] != 3:
-        raise UserError(f"a video is uint8 (T, H, W, 3) or (N, T, H, W, 3), not {kind} {shape}")
-    if len(shape) == 4:
+    if _checked(videos_NTHW3, ndims=(4, 5)).ndim == 4:
         return videos_NTHW3
-    n, t, h, w, _ = shape
+    n, t, h, w, _ = videos_NTHW3.shape
     columns = columns or max(1, round(math.sqrt(n * h / w)))
     high = 2 * edge + math.ceil(n / columns) * (h + gap) - gap
     canvas_THW3 = np.full((t, high, 2 * edge + columns * (w + gap) - gap, 3), colour, np.uint8)
@@ -161,13 +152,9 @@ def tile(
 
 
 def contact_sheet(
-    path: AnyPath,
-    videos: Sequence[np.ndarray] | np.ndarray,
-    captions: Sequence[str] | None = None,
-    columns: int = 1,
-    every: int = 1,
-    scale: int = 1,
-) -> None:
+    path: AnyPath, videos: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str] | None = None,
+    columns: int = 1, every: int = 1, scale: int = 1,
+) -> None:  # fmt: skip
     """Writes a PNG of videos as strips of frames, each with its caption above.
 
     `videos` is (N, T, H, W, 3) or a sequence of (T, H, W, 3) of one height and width; `columns`
@@ -192,11 +179,9 @@ def contact_sheet(
     line_h = 14
     rows = [range(i, min(i + columns, len(strips))) for i in range(0, len(strips), columns)]
     text_h = [line_h * max(len(texts[i]) for i in row) for row in rows]
-    size = (
-        border + min(columns, len(strips)) * (cell_w + border),
-        border + sum(text_h) + len(rows) * (high + border),
-    )
-    sheet = Image.new("RGB", size, "white")
+    sheet_w = border + min(columns, len(strips)) * (cell_w + border)
+    sheet_h = border + sum(text_h) + len(rows) * (high + border)
+    sheet = Image.new("RGB", (sheet_w, sheet_h), "white")
     draw = ImageDraw.Draw(sheet)
     top = border
     for row, above in zip(rows, text_h, strict=True):
@@ -215,14 +200,18 @@ def to_data_uri(data: bytes, mime: str) -> str:
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
-def _enlarged(video_THW3: np.ndarray, scale: int) -> np.ndarray:
-    """Checks a video and makes a block of scale x scale of every pixel."""
-    shape, kind = np.shape(video_THW3), getattr(video_THW3, "dtype", None)
-    if kind != np.uint8 or len(shape) != 4 or shape[-1] != 3 or 0 in shape:
+def _checked(video: np.ndarray, ndims: Sequence[int] = (4,)) -> np.ndarray:
+    shape, kind = np.shape(video), getattr(video, "dtype", None)
+    if kind != np.uint8 or len(shape) not in ndims or shape[-1] != 3 or 0 in shape:
         raise UserError(f"a video to write is uint8 (T, H, W, 3), not {kind} {shape}")
+    return np.asarray(video)
+
+
+def _enlarged(video_THW3: np.ndarray, scale: int) -> np.ndarray:
+    """A block of scale x scale of every pixel."""
     if scale < 1:
         raise UserError(f"scale={scale}: a whole number from 1 on")
-    return np.asarray(video_THW3).repeat(scale, axis=1).repeat(scale, axis=2)
+    return _checked(video_THW3).repeat(scale, axis=1).repeat(scale, axis=2)
 
 
 def _rate(fps: float) -> Fraction:
