@@ -22,7 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from tools.flags import Parser
-from vdit.data import curate, folder
+from vdit.data import curate
+from vdit.data.captions import Row
+from vdit.data.captions import rows as captioned
 from vdit.data.decode import DecodeError, Decoder, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
@@ -87,8 +89,8 @@ def curated(options: argparse.Namespace) -> Result:
     """Measures every film, in sorted order."""
     result = Result([], [])
     seen: list[list[int]] = []
-    rows: dict[str, list[folder.Row]] = collections.defaultdict(list)
-    for row in folder.rows(options.folder, curated_too=False):
+    rows: dict[str, list[Row]] = collections.defaultdict(list)
+    for row in captioned(options.folder, curated_too=False):
         if row.where != row.file and options.out.exists() and not options.dry:
             table = one_line(row.where.rsplit(" line ", 1)[0])
             if Path(table).resolve() == options.out.resolve():
@@ -113,7 +115,7 @@ def curated(options: argparse.Namespace) -> Result:
 
 
 def _film(
-    row: folder.Row,
+    row: Row,
     frames: curate.Frames,
     rate: float,
     options: argparse.Namespace,

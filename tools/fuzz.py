@@ -174,7 +174,7 @@ def _table(name: str, text: str) -> Kind:
         return [folder / name]
 
     def read(folder: Path) -> None:
-        from vdit.data.folder import rows
+        from vdit.data.captions import rows
 
         for row in rows(folder):
             _plain(row.caption)

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vdit.data import folder as room
+from vdit.data.captions import checked_caption
 from vdit.data.decode import Decoder
-from vdit.data.folder import Folder, fitting
+from vdit.data.films import fitting
+from vdit.data.folder import Folder
 from vdit.errors import UserError
 from vdit.runtime.video import write_gif, write_mp4
 
@@ -485,4 +486,4 @@ def test_a_place_that_cannot_be_written_is_one_line(root: Path) -> None:
 
 
 def test_captions_are_one_line() -> None:
-    assert room._caption("here", " a red\n\n ball\tfalls ") == "a red ball falls"
+    assert checked_caption("here", " a red\n\n ball\tfalls ") == "a red ball falls"

@@ -83,6 +83,12 @@ def one_line(text: str, limit: int = 300) -> str:
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
 
 
+def said(error: BaseException) -> str:
+    """What an exception says, on one line."""
+    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    return one_line(" ".join(text.split()), 200)
+
+
 def is_time(value: Any) -> bool:
     """Whether what a foreign table holds is a finite number of seconds."""
     try:

@@ -29,7 +29,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vdit.data.decode import CHUNK, CHUNK_BYTES, HEARTBEAT, Info, Limits, one_line
+from vdit.data.decode import CHUNK, CHUNK_BYTES, HEARTBEAT, Info, Limits, said
 from vdit.errors import UserError
 
 # Playlists and other formats that make FFmpeg open further files are not among them.
@@ -74,11 +74,7 @@ def serve(settings: str) -> None:
         except BrokenPipeError:
             return
         except Exception as error:
-            watch.send({"error": f"{type(error).__name__}: {_said(error)}"})
-
-
-def _said(error: BaseException) -> str:
-    return one_line(str(getattr(error, "strerror", None) or error or type(error).__name__), 200)
+            watch.send({"error": f"{type(error).__name__}: {said(error)}"})
 
 
 def _limit_process(memory: int) -> None:
@@ -223,7 +219,7 @@ def _video(container: Any, limits: Limits, threads: int) -> Iterator[tuple[_Show
             aspect = _pixel_aspect(stream)
             yield _Shown(start, end, frame, _quarter(frame.rotation), aspect), slack
     except av.FFmpegError as error:
-        raise _Bad(f"damaged at {end:.2f} s ({_said(error)})") from None
+        raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
@@ -279,7 +275,7 @@ def _opened(path: str, limits: Limits) -> Iterator[Any]:
             head = file.read(16)
             missing = _cut_short(file, head, status.st_size)
     except OSError as error:
-        raise _Bad(_said(error)) from None
+        raise _Bad(said(error)) from None
     if missing:
         raise _Bad(f"cut short: {missing}")
     if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff" or head[8:12] == b"WEBP":
@@ -292,7 +288,7 @@ def _opened(path: str, limits: Limits) -> Iterator[Any]:
         lenient: Any = {"metadata_errors": "replace"} if old else {}
         container = av.open(path, container_options=allowed, **lenient)
     except (av.FFmpegError, ValueError) as error:
-        raise _Bad(f"not a video that can be read ({_said(error)})") from None
+        raise _Bad(f"not a video that can be read ({said(error)})") from None
     with container:
         yield container
 
@@ -367,7 +363,7 @@ class _Stills:
                     yield _Shown(start, end, frame, 0, Fraction(1)), 0.001
                     start = end
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-            raise _Bad(f"damaged image ({_said(error)})") from None
+            raise _Bad(f"damaged image ({said(error)})") from None
 
 
 def _upright_rgb(image: Any) -> np.ndarray:
@@ -500,7 +496,7 @@ def _measure_packets(
                 start, end = min(start, last), max(end, last + length)
             watch.beat(last)
     except av.FFmpegError as error:
-        raise _Bad(f"damaged at {last:.2f} s ({_said(error)})") from None
+        raise _Bad(f"damaged at {last:.2f} s ({said(error)})") from None
     return frames, end - start if start < end else frames * usual
 
 

@@ -89,7 +89,8 @@ def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
 
     Raises `UserError` for a shape that suits none.
     """
-    from vdit.data.folder import fitting, write_skipped
+    from vdit.data.clips import write_skipped
+    from vdit.data.films import fitting
 
     base: Any = _folder(config, "train", workdir)
     shapes, root = config.data.shapes, Path(config.data.path)

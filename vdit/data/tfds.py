@@ -1,7 +1,7 @@
 """`VideoSet`: a prepared TensorFlow Datasets video set as a random-access source, TensorFlow-free.
 
 A set is a folder SET[/CONFIG]/VERSION with features.json, dataset_info.json and ArrayRecord shards.
-features.json is only read: no class that it names is looked up. TFDS itself is told of two plain
+features.json is only read: no class that it names is looked up. TFDS itself is given two plain
 fields, the video as it is stored and the caption, and reads them by `as_data_source`; what is
 stored is inflated or decoded here, under limits. Every record is read once before training, so a
 damaged one is named before anything is learned.
@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import math
-import operator
 import os
 import re
 import struct
@@ -31,7 +30,8 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 from tensorflow_datasets.core.read_only_builder import builder_from_metadata
 
-from vdit.data.decode import Limits, one_line
+from vdit.data.clips import Clips, write_skipped
+from vdit.data.decode import Limits, one_line, said
 from vdit.data.media import fit
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
@@ -70,7 +70,7 @@ class _Stored:
     encoding: str  # none, bytes, zlib, or images: a list of PNG or JPEG files
 
 
-class VideoSet:
+class VideoSet(Clips):
     """Clips of `frames` frames at `fps` and `size`, of a prepared set: a grain data source.
 
     Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time; clips begin
@@ -83,37 +83,29 @@ class VideoSet:
     "heldout" is the set's test or validation split; of a set without, the share `heldout` of its
     split "train", at least one video, chosen by `seed`. So no video is in both splits.
 
-    Videos shorter than a clip are listed in `skipped` as (record, reason), and in the file
-    `skipped_path`. What the records hold is remembered in the file `checked`, so that they need
-    not be read again while their digests stay. `digest` tells whether two sources hold the same
-    clips in the same order.
+    Videos shorter than a clip are listed in `skipped` by record, and in the file `skipped_path`.
+    The records' shapes are kept in the file `checked`, so that they need not be read again while
+    their digests stay.
 
     Raises `UserError`, in one line: no such set, or several; not of ArrayRecord files; no field
     that can be read; a record or shard that is damaged; too few videos.
     """
 
     def __init__(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        name: str = "",
-        frames: int = 17,
-        size: tuple[int, int] = (32, 32),
-        fps: float = 10.0,
-        native_fps: float = 0.0,
-        stride: float = 1.0,
-        split: str = "train",
-        video_field: str = "",
-        caption_field: str = "",
-        template: str = "a video of {label}",
-        heldout: float = 0.1,
-        seed: int = 0,
+        self, path: str | os.PathLike[str], *, name: str = "", frames: int = 17,
+        size: tuple[int, int] = (32, 32), fps: float = 10.0, native_fps: float = 0.0,
+        stride: float = 1.0, split: str = "train", video_field: str = "", caption_field: str = "",
+        template: str = "a video of {label}", heldout: float = 0.1, seed: int = 0,
         checked: str | os.PathLike[str] | None = None,
-        skipped_path: str | os.PathLike[str] | None = None,
-        limits: Limits | None = None,
-    ):
-        _check(frames, size, fps, native_fps, stride, split, template, heldout)
-        self.frames, self.size, self.fps, self.split = frames, (size[0], size[1]), fps, split
+        skipped_path: str | os.PathLike[str] | None = None, limits: Limits | None = None,
+    ):  # fmt: skip
+        super().__init__("tfds", frames, size, fps, stride, split)
+        if not 0 <= native_fps <= 1000:
+            raise UserError(f"tfds native_fps={native_fps}: 0 (what the set says) to 1000")
+        if "{label}" not in template:
+            raise UserError(f"tfds template={template!r}: a text with {{label}} in it")
+        if not 0 < heldout < 1:
+            raise UserError(f"tfds heldout={heldout}: a share over 0 and under 1")
         self._limits, self._template = limits or Limits(), template
         self.name, folder = find(path, name)
         self._where = one_line(f"{path}: {self.name}")
@@ -125,93 +117,74 @@ class VideoSet:
             label = builder.info.features[self._field[1]]
             named = isinstance(label, tfds.features.ClassLabel)
             self._labels = tuple(label.names) if named else None
-            told = dict(builder.info.metadata.items())
-            self._native = native_fps or float(told.get("fps", 0))
+            self._native = native_fps or float(dict(builder.info.metadata.items()).get("fps", 0))
         except Exception as error:  # whatever TFDS says of a set that it cannot read
-            raise UserError(f"{self._where}: cannot be read ({_said(error)})") from None
+            raise UserError(f"{self._where}: cannot be read ({said(error)})") from None
         if not 0 < self._native < math.inf:
             raise UserError(
                 f"{self._where} does not tell its frame rate: give --config.data.native_fps=RATE"
             )
-        self._index(builder, checked, heldout, seed, stride)
+        content, shapes = self._open(builder, checked)
+        self._choose_clips(content, shapes[self._split], heldout, seed)
         if skipped_path is not None:
-            lines = (json.dumps({"file": name, "reason": why}) for name, why in self.skipped)
-            write_text(skipped_path, "".join(line + "\n" for line in lines))
+            write_skipped(skipped_path, self.skipped)
 
-    def _index(
-        self,
-        builder: Any,
-        checked: str | os.PathLike[str] | None,
-        heldout: float,
-        seed: int,
-        stride: float,
-    ) -> None:
-        """Checks the records of both splits, and lists the clips of the wanted one."""
+    def _open(
+        self, builder: Any, checked: str | os.PathLike[str] | None
+    ) -> tuple[str, dict[str, np.ndarray]]:
+        """A digest of the set's content, and its videos' checked (T, H, W), (N, 3) by split."""
         splits = builder.info.splits
-        own = next((name for name in HELDOUT if _count(splits, name)), "")
-        if not _count(splits, "train"):
-            there = ", ".join(splits) or "none"
-            raise UserError(f"{self._where} has no clips in a split train; its splits: {there}")
-        names = ["train"] + ([own] if own else [])
+        there = [name for name in ("train", *HELDOUT) if name in splits]
+        filled = [name for name in there if splits[name].num_examples]
+        if filled[:1] != ["train"]:
+            listed = ", ".join(splits) or "none"
+            raise UserError(f"{self._where} has no clips in a split train; its splits: {listed}")
+        self._heldout = filled[1] if len(filled) > 1 else ""  # the set's own split for it
+        self._split = filled[1] if self.split == "heldout" and self._heldout else "train"
+        names = filled[:2]
         try:
             records = {name: builder.as_data_source(name) for name in names}
         except Exception as error:  # whatever TFDS says of the names of files
-            raise UserError(f"{self._where}: cannot be read ({_said(error)})") from None
+            raise UserError(f"{self._where}: cannot be read ({said(error)})") from None
+        self._records = records[self._split]
         self._shards = {name: list(_shards(splits[name], self._where)) for name in names}
-        told = (self._content(builder), self._field, self._labels, CHECK_FORMAT)
-        content = hashlib.sha256(repr(told).encode()).hexdigest()
-        self._split = own if self.split == "heldout" and own else "train"
+        files = [Path(builder.data_dir) / "features.json"]
+        files += [path for paths in self._shards.values() for path, _ in paths]
+        hashed = ([_hashed(path) for path in files], self._field, self._labels, CHECK_FORMAT)
+        content = hashlib.sha256(repr(hashed).encode()).hexdigest()
         shapes = _remembered(checked, content)
         if shapes is None:
             shapes = self._measure(records)
             if checked is not None:
                 lists = {name: array.tolist() for name, array in shapes.items()}
                 write_text(checked, json.dumps({"content": content, "shapes": lists}))
-        self._records, shape_N3 = records[self._split], shapes[self._split]
+        return content, shapes
+
+    def _choose_clips(self, content: str, shape_N3: np.ndarray, heldout: float, seed: int) -> None:
+        """Cuts the videos of the split into clips."""
         for height, width in sorted({(int(h), int(w)) for _, h, w in shape_N3}):
             fit(np.zeros((1, height, width, 3), np.uint8), self.size, self._limits)
-        chosen = np.arange(len(shape_N3))
-        if not own:
+        chosen = list(range(len(shape_N3)))
+        if not self._heldout:
             chosen = _share(len(shape_N3), self.split, heldout, seed, self._where)
-        ratio = self.fps / self._native
-        have = np.ceil(shape_N3[:, 0] * ratio - 1e-6).astype(int)  # k / fps < T / native_fps
-        step = max(1, round(stride * self.fps))
-        starts = {n: np.arange(0, have[n] - self.frames + 1, step) for n in chosen.tolist()}
-        self.skipped = [
-            (self._record(self._split, n), f"{have[n]} frames at {self.fps:g} fps: a clip has"
-             f" {self.frames}")
-            for n, first in starts.items() if not len(first)
-        ]  # fmt: skip
-        if len(self.skipped) == len(starts):
+        have = np.ceil(shape_N3[:, 0] * (self.fps / self._native) - 1e-6).astype(int)
+        for number in chosen:  # frame k is there where k / fps < T / native_fps
+            if have[number] < self.frames:
+                self._skip_short(self._span_name(number), have[number])
+        if len(self.skipped) == len(chosen):
             raise UserError(
-                f"{self._where}: none of the {len(starts)} videos for {self.split} is as long as a"
+                f"{self._where}: none of the {len(chosen)} videos for {self.split} is as long as a"
                 f" clip of {self.frames} frames at {self.fps:g} fps; the longest has"
                 f" {have[chosen].max()}"
             )
-        self._start = np.concatenate(list(starts.values()))
-        self._number = np.repeat(list(starts), [len(first) for first in starts.values()])
-        asked = (content, self._split, self._template, self.frames, self.size, self.fps)
-        parts = (repr((asked, self._native)).encode(), self._start.tobytes())
-        self.digest = hashlib.sha256(b"".join((*parts, self._number.tobytes()))).hexdigest()
-
-    def _content(self, builder: Any) -> list[tuple[str, int, str]]:
-        """Name, size and SHA-256 of all that the clips come from."""
-        shards = [path for paths in self._shards.values() for path, _ in paths]
-        found = []
-        for path in (Path(builder.data_dir) / "features.json", *shards):
-            try:
-                status = path.stat()
-                key = (status.st_size, status.st_mtime_ns, status.st_ino)
-                found.append((path.name, status.st_size, _sha256(path, key)))
-            except OSError as error:
-                raise UserError(f"cannot read {one_line(str(path))}: {error.strerror}") from None
-        return found
+        settings = (content, self._split, self._template, self.frames, self.size, self.fps)
+        self._cut({n: (0, int(have[n])) for n in chosen}, (settings, self._native))
 
     def _measure(self, records: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Reads every record; their videos' (T, H, W), (N, 3) for each split."""
-        total = sum(len(source) for source in records.values())
         shapes: dict[str, np.ndarray] = {}
         done = 0
+        total = sum(len(source) for source in records.values())
         with Progress(f"reading {one_line(self.name, 60)}", total) as progress:
             for name, source in records.items():
                 for path, count in self._shards[name]:
@@ -235,7 +208,7 @@ class VideoSet:
             )
         except Exception as error:  # whatever readers say of a foreign record
             where = self._record(split, number)
-            raise UserError(f"{self._where}: {where}: {_said(error)}") from None
+            raise UserError(f"{self._where}: {where}: {said(error)}") from None
 
     def _record(self, split: str, number: int) -> str:
         """Names a record by its shard and its place there."""
@@ -245,66 +218,21 @@ class VideoSet:
             number -= count
         raise IndexError(number)
 
-    def origin(self, index: SupportsIndex) -> tuple[str, float]:
-        """(record, second at which it begins) of a clip."""
-        index = self._checked(index)
-        place = self._record(self._split, int(self._number[index]))
-        return place, float(self._start[index] / self.fps)
+    def _span_name(self, number: int) -> str:
+        return self._record(self._split, number)
 
     @property
     def classes(self) -> tuple[str, ...] | None:
         """The names of the classes, where captions are of a ClassLabel."""
         return self._labels
 
-    def __len__(self) -> int:
-        return len(self._start)
-
-    def __repr__(self) -> str:
-        return f"VideoSet({self.name!r}, {self.split}, {self.digest[:16]})"  # grain compares it
-
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
-        index = self._checked(index)
-        video_THW3, caption = self._read(self._split, self._records, int(self._number[index]))
-        times = (self._start[index] + np.arange(self.frames)) / self.fps
+        number, start = self._place(index)
+        video_THW3, caption = self._read(self._split, self._records, number)
+        times = (start + np.arange(self.frames)) / self.fps
         pictures = np.floor(times * self._native + 1e-6).astype(int)
         chosen_THW3 = video_THW3[np.minimum(pictures, len(video_THW3) - 1)]
         return {"video": fit(chosen_THW3, self.size, self._limits), "caption": caption}
-
-    def _checked(self, index: SupportsIndex) -> int:
-        number = operator.index(index)
-        if not 0 <= number < len(self):
-            raise IndexError(f"clip {number} of {len(self)}")
-        return number
-
-
-def _check(
-    frames: int,
-    size: Sequence[int],
-    fps: float,
-    native_fps: float,
-    stride: float,
-    split: str,
-    template: str,
-    heldout: float,
-) -> None:
-    if frames < 1 or len(size) != 2 or min(size) < 1:
-        raise UserError(f"tfds frames={frames}, size={tuple(size)}: whole numbers from 1 on")
-    if not 0 < fps <= 1000 or not 0 < stride < math.inf or not 0 <= native_fps <= 1000:
-        raise UserError(
-            f"tfds fps={fps}, native_fps={native_fps}, stride={stride} s: over 0 (native_fps: 0 is"
-            " what the set says), rates at most 1000"
-        )
-    if split not in ("train", "heldout"):
-        raise UserError(f"tfds split={split!r}: train or heldout")
-    if "{label}" not in template:
-        raise UserError(f"tfds template={template!r}: a text with {{label}} in it")
-    if not 0 < heldout < 1:
-        raise UserError(f"tfds heldout={heldout}: a share over 0 and under 1")
-
-
-def _said(error: Exception) -> str:
-    text = str(getattr(error, "strerror", None) or error) or type(error).__name__
-    return one_line(" ".join(text.split()), 200)
 
 
 # ---------------------------------------------------------------------------------------------
@@ -317,10 +245,9 @@ def find(path: str | os.PathLike[str], name: str = "") -> tuple[str, Path]:
 
     The name is compared with what is there and never becomes part of a path.
     """
-    shown = one_line(os.fspath(path))
+    shown, root = one_line(os.fspath(path)), Path(path)
     if not os.fspath(path):
         raise UserError("no folder of TFDS sets is given: data.path is empty")
-    root = Path(path)
     if not root.is_dir():
         raise UserError(f"{shown}: not a folder")
     if (root / "dataset_info.json").is_file():
@@ -351,16 +278,15 @@ def find(path: str | os.PathLike[str], name: str = "") -> tuple[str, Path]:
 
 def _parsed(path: Path, message: Any) -> Any:
     """A JSON file as a protocol message."""
+    shown = one_line(str(path))
     try:
         if path.stat().st_size > HEAD_MOST:
-            raise UserError(f"{one_line(str(path))}: over {HEAD_MOST >> 20} MiB")
+            raise UserError(f"{shown}: over {HEAD_MOST >> 20} MiB")
         return json_format.Parse(path.read_text(encoding="utf-8"), message)
     except OSError as error:
-        raise UserError(f"cannot read {one_line(str(path))}: {error.strerror}") from None
+        raise UserError(f"cannot read {shown}: {error.strerror}") from None
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(
-            f"{one_line(str(path))}: not as TFDS writes it since 4.5 ({_said(error)})"
-        ) from None
+        raise UserError(f"{shown}: not as TFDS writes it since 4.5 ({said(error)})") from None
 
 
 def _info(folder: Path, where: str) -> Any:
@@ -371,13 +297,11 @@ def _info(folder: Path, where: str) -> Any:
             f'{where} is kept as {one_line(info.file_format or "tfrecord", 40)}: prepare it with'
             ' file_format="array_record"'
         )
-    for text in (info.name, *(split.name for split in info.splits)):
-        if not PLAIN.fullmatch(text):
-            raise UserError(f"{where}: dataset_info.json has the name {ascii(text)[:80]}")
-    for split in info.splits:
-        if not TEMPLATE.fullmatch(split.filepath_template):
-            shown = ascii(split.filepath_template)[:80]
-            raise UserError(f"{where}: dataset_info.json has the file name {shown}")
+    names = [("name", PLAIN, text) for text in (info.name, *(s.name for s in info.splits))]
+    names += [("file name", TEMPLATE, split.filepath_template) for split in info.splits]
+    for kind, pattern, text in names:
+        if not pattern.fullmatch(text):
+            raise UserError(f"{where}: dataset_info.json has the {kind} {ascii(text)[:80]}")
     return info
 
 
@@ -390,24 +314,23 @@ def _fields(
     if top.WhichOneof("content") != "features_dict":
         raise UserError(f"{where}: its features are {_described(top)}: a FeaturesDict is allowed")
     there = dict(sorted(top.features_dict.features.items()))
-    stored = {name: kept for name, proto in there.items() if (kept := _stored(proto))}
-    said = [name for name, proto in there.items() if _is_text(proto)]
-    video = _choose("video", video, there, list(stored), ("video",), VIDEOS, where)
-    caption = _choose("caption", caption, there, said, CAPTIONS, "Text or ClassLabel", where)
-    text, kept = tfds.features.Text(), stored[video]
-    if kept.encoding == "images":
+    videos = {name: stored for name, proto in there.items() if (stored := _stored(proto))}
+    texts = [name for name, proto in there.items() if _is_text(proto)]
+    video = _choose("video", video, there, list(videos), ("video",), VIDEOS, where)
+    caption = _choose("caption", caption, there, texts, CAPTIONS, "Text or ClassLabel", where)
+    text, stored = tfds.features.Text(), videos[video]
+    if stored.encoding == "images":
         feature: Any = tfds.features.Sequence(text)
-    elif kept.encoding == "none":
-        feature = tfds.features.Tensor(shape=kept.shape, dtype=np.uint8)
-    elif kept.shape.count(None) > 1:  # then a record tells its own shape
+    elif stored.encoding == "none":
+        feature = tfds.features.Tensor(shape=stored.shape, dtype=np.uint8)
+    elif stored.shape.count(None) > 1:  # then a record tells its own shape
         shape = tfds.features.Tensor(shape=(4,), dtype=np.int32)
         feature = tfds.features.FeaturesDict({"shape": shape, "value": text})
     else:
         feature = text
-    label = there[caption].class_label.num_classes
-    is_label = there[caption].WhichOneof("content") == "class_label"
-    said_as = tfds.features.ClassLabel(num_classes=label) if is_label else text
-    return (video, caption), kept, tfds.features.FeaturesDict({video: feature, caption: said_as})
+    if there[caption].WhichOneof("content") == "class_label":
+        text = tfds.features.ClassLabel(num_classes=there[caption].class_label.num_classes)
+    return (video, caption), stored, tfds.features.FeaturesDict({video: feature, caption: text})
 
 
 def _check_classes(name: str, proto: Any, where: str) -> None:
@@ -426,30 +349,24 @@ def _check_classes(name: str, proto: Any, where: str) -> None:
 
 
 def _choose(
-    what: str,
-    given: str,
-    there: Mapping[str, Any],
-    fitting: Sequence[str],
-    usual: Sequence[str],
-    allowed: str,
-    where: str,
-) -> str:
+    what: str, given: str, there: Mapping[str, Any], fitting: Sequence[str], usual: Sequence[str],
+    allowed: str, where: str,
+) -> str:  # fmt: skip
     """The field that is given, or the only one that fits, or the one with a usual name."""
     option = f"data.{what}_field"
+    listed = one_line(", ".join(f"{name}: {_described(proto)}" for name, proto in there.items()))
     if given and given not in fitting:
         is_ = f"is {_described(there[given])}" if given in there else "is not there"
-        listed = one_line(", ".join(f"{n}: {_described(proto)}" for n, proto in there.items()))
         raise UserError(
             f"{where}: {option}={one_line(given, 40)} {is_}; {allowed} is allowed; there: {listed}"
         )
+    if not fitting:
+        raise UserError(f"{where} has no {what} field: {allowed} is allowed; there: {listed}")
     named = fitting if len(fitting) == 1 else [name for name in usual if name in fitting]
-    if given or named:
-        return given or named[0]
-    if fitting:
-        listed = one_line(", ".join(fitting))
-        raise UserError(f"{where} has several {what} fields ({listed}): choose one with {option}")
-    listed = one_line(", ".join(f"{n}: {_described(proto)}" for n, proto in there.items()))
-    raise UserError(f"{where} has no {what} field: {allowed} is allowed; there: {listed}")
+    if not given and not named:
+        several = one_line(", ".join(fitting))
+        raise UserError(f"{where} has several {what} fields ({several}): choose one with {option}")
+    return given or named[0]
 
 
 def _described(proto: Any) -> str:
@@ -459,8 +376,8 @@ def _described(proto: Any) -> str:
     if content == "sequence":
         return f"{kind}({_described(proto.sequence.feature)})"
     if content in ("tensor", "image", "video"):
-        told = getattr(proto, content)
-        return f"{kind}({_shown(_dimensions(told.shape))}, {one_line(told.dtype, 20)})"
+        array = getattr(proto, content)
+        return f"{kind}({_shown(_dimensions(array.shape))}, {one_line(array.dtype, 20)})"
     return kind
 
 
@@ -473,23 +390,22 @@ def _shown(shape: Sequence[int | None]) -> str:
 
 
 def _stored(proto: Any) -> _Stored | None:
-    """How a field keeps videos; None if it is none that can be read."""
+    """How a field keeps videos; None if it holds none that can be read."""
     content = proto.WhichOneof("content")
+    channels: tuple[int, ...] = (1, 3)
     if content == "tensor":
-        shape, encoding = _dimensions(proto.tensor.shape), proto.tensor.encoding or "none"
+        shape, encoding, channels = _dimensions(proto.tensor.shape), proto.tensor.encoding, (3,)
+        encoding = encoding or "none"
         known = encoding in ("bytes", "zlib") or encoding == "none" and shape.count(None) < 2
         good = proto.tensor.dtype == "uint8" and known and not proto.tensor.optional
-        channels: tuple[int, ...] = (3,)
-    else:
-        image, encoding = proto.video, "images"
-        shape = _dimensions(image.shape)
-        good = content == "video"
-        if content == "sequence":
-            image, length = proto.sequence.feature.image, proto.sequence.length
-            shape = (None if length < 0 else length, *_dimensions(image.shape))
-            good = proto.sequence.feature.python_class_name.endswith(".Image")
+    elif content == "sequence":
+        image, length = proto.sequence.feature.image, proto.sequence.length
+        shape, encoding = (None if length < 0 else length, *_dimensions(image.shape)), "images"
+        good = proto.sequence.feature.python_class_name.endswith(".Image")
         good = good and image.dtype in ("", "uint8")
-        channels = (1, 3)
+    else:
+        shape, encoding = _dimensions(proto.video.shape), "images"
+        good = content == "video" and proto.video.dtype in ("", "uint8")
     good = good and len(shape) == 4 and shape[3] in channels and 0 not in shape
     return _Stored(shape, encoding) if good else None
 
@@ -498,10 +414,6 @@ def _is_text(proto: Any) -> bool:
     """Whether a field can be the caption: a text, or a class."""
     scalar = proto.tensor.dtype == "string" and not proto.tensor.shape.dimensions
     return proto.WhichOneof("content") in ("text", "class_label") or scalar
-
-
-def _count(splits: Any, name: str) -> int:
-    return splits[name].num_examples if name in splits else 0
 
 
 def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
@@ -516,9 +428,19 @@ def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
         yield Path(path), count
 
 
+def _hashed(path: Path) -> tuple[str, int, str]:
+    """Name, size and SHA-256 of a file."""
+    try:
+        status = path.stat()
+        key = (status.st_size, status.st_mtime_ns, status.st_ino)
+        return path.name, status.st_size, _sha256(path, key)
+    except OSError as error:
+        raise UserError(f"cannot read {one_line(str(path))}: {error.strerror}") from None
+
+
 @functools.cache
 def _sha256(path: Path, status: tuple[int, ...]) -> str:
-    """SHA-256 of a file, once for each size and time of change."""
+    """SHA-256 of a file, computed once while its status stays."""
     del status
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -526,38 +448,37 @@ def _sha256(path: Path, status: tuple[int, ...]) -> str:
 
 def _check_shard(path: Path, count: int) -> None:
     """Refuses a shard that cannot be opened, or has another number of records."""
+    shown = one_line(str(path))
     try:
         reader = ArrayRecordReader(str(path))
         there = reader.num_records()
         reader.close()
     except Exception as error:
-        raise UserError(f"{one_line(str(path))}: damaged ({_said(error)})") from None
+        raise UserError(f"{shown}: damaged ({said(error)})") from None
     if there != count:
-        raise UserError(
-            f"{one_line(str(path))}: {there} records, where dataset_info.json says {count}"
-        )
+        raise UserError(f"{shown}: {there} records, where dataset_info.json says {count}")
 
 
 def _remembered(
     checked: str | os.PathLike[str] | None, content: str
 ) -> dict[str, np.ndarray] | None:
-    """What the records of a set hold, if they have been read before and are the same."""
+    """The shapes of a set's videos, if they have been read before and the set is the same."""
     try:
-        told = json.loads(Path(checked or "").read_text(encoding="utf-8"))
-        if told["content"] != content:
+        kept = json.loads(Path(checked or "").read_text(encoding="utf-8"))
+        if kept["content"] != content:
             return None
-        return {name: np.array(rows).reshape(-1, 3) for name, rows in told["shapes"].items()}
+        return {name: np.array(rows).reshape(-1, 3) for name, rows in kept["shapes"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
 
 
-def _share(count: int, split: str, heldout: float, seed: int, where: str) -> np.ndarray:
+def _share(count: int, split: str, heldout: float, seed: int, where: str) -> list[int]:
     """The records of one split, where the set has only train."""
     if count < 2:
         raise UserError(f"{where}: {count} video; one to train and one to hold out are needed")
     ranked = sorted(range(count), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest())
     held = min(count - 1, max(1, round(heldout * count)))
-    return np.array(sorted(ranked[:held] if split == "heldout" else ranked[held:]))
+    return sorted(ranked[:held] if split == "heldout" else ranked[held:])
 
 
 # ---------------------------------------------------------------------------------------------
@@ -593,7 +514,7 @@ def _frames(value: Any, stored: _Stored, limits: Limits) -> np.ndarray:
         _check_size([n or 1 for n in shape], limits)
         if stored.encoding == "zlib":
             value = inflate(value, most)
-        if len(value) > most or not value or len(value) % known or len(value) < known:
+        if len(value) > most or not value or len(value) % known:
             raise ValueError(f"{len(value)} bytes are no video of the shape {_shown(shape)}")
         value = np.frombuffer(value, np.uint8)
     video_THW3 = np.reshape(value, [-1 if n is None else n for n in shape])
@@ -613,9 +534,7 @@ def _most(shape: Sequence[int | None], limits: Limits) -> int:
     """Bytes that a video may have of which one side is free."""
     frames, *sides = shape[:3]
     known = math.prod(n for n in shape if n is not None)
-    if frames is None:
-        return min(MOST, known * limits.frames)
-    return min(MOST, frames * limits.pixels * 3)
+    return min(MOST, known * limits.frames if frames is None else frames * limits.pixels * 3)
 
 
 def _check_size(shape: Sequence[int], limits: Limits) -> None:
@@ -638,7 +557,7 @@ def inflate(data: bytes, most: int) -> bytes:
     try:
         content = stream.decompress(data, most + 1)
     except zlib.error as error:
-        raise ValueError(f"damaged zlib data ({_said(error)})") from None
+        raise ValueError(f"damaged zlib data ({said(error)})") from None
     if len(content) > most:
         raise ValueError(f"its zlib data inflates to over {most} bytes")
     if not stream.eof or stream.unused_data:
@@ -656,12 +575,12 @@ def _images(files: Sequence[bytes], shape: Sequence[int | None], limits: Limits)
     for number, file in enumerate(files):
         try:
             with Image.open(io.BytesIO(file), formats=("PNG", "JPEG")) as image:
-                told = (len(files), image.height, image.width)
+                own = (len(files), image.height, image.width)
                 wanted = (len(files), *(pictures[0].shape[:2] if pictures else shape[1:3]))
-                if not _agree(told, wanted):
-                    raise ValueError(f"{_shown(told)}, where {_shown(wanted)} is wanted")
-                _check_size(told, limits)  # before anything is decoded
+                if not _agree(own, wanted):
+                    raise ValueError(f"{_shown(own)}, where {_shown(wanted)} is wanted")
+                _check_size(own, limits)  # before anything is decoded
                 pictures.append(np.asarray(image.convert("RGB")))
         except (OSError, SyntaxError, EOFError, struct.error, ValueError) as error:
-            raise ValueError(f"frame {number} is damaged or another's: {_said(error)}") from None
+            raise ValueError(f"frame {number} is damaged or another's: {said(error)}") from None
     return np.stack(pictures)

@@ -1,0 +1,82 @@
+"""Clips cut from films at a fixed length, size and rate: what the sources `Folder` and `VideoSet`
+share."""
+
+import hashlib
+import json
+import math
+import operator
+import os
+from collections.abc import Iterable, Mapping
+from typing import SupportsIndex
+
+import numpy as np
+
+from vdit.errors import UserError
+from vdit.runtime.files import write_text
+
+
+class Clips:
+    """Clips of `frames` frames of `size` (height, width) at `fps`, each `stride` seconds.
+
+    A base class of data sources. Frames are counted at `fps`, so frame k is what a film shows at
+    k / fps seconds. `skipped` lists (name, reason) of what could not be used. Sources with the same
+    `digest` hold the same clips in the same order. `source` names the source in messages.
+
+    Raises `UserError` for settings that no source can have.
+    """
+
+    name: str
+    digest: str
+
+    def __init__(
+        self, source: str, frames: int, size: tuple[int, int], fps: float, stride: float, split: str
+    ):
+        shown = tuple(size)
+        if frames < 1 or len(shown) != 2 or min(shown) < 1:
+            raise UserError(f"{source} frames={frames}, size={shown}: whole numbers from 1 on")
+        if not 0 < fps <= 1000 or not 0 < stride < math.inf:
+            raise UserError(f"{source} fps={fps}, stride={stride} s: over 0, fps at most 1000")
+        if split not in ("train", "heldout"):
+            raise UserError(f"{source} split={split!r}: train or heldout")
+        self.frames, self.size, self.fps, self.split = frames, (size[0], size[1]), fps, split
+        self.skipped: list[tuple[str, str]] = []
+        self._step = max(1, round(stride * fps))
+
+    def _skip_short(self, name: str, frames: int) -> None:
+        reason = f"{frames} frames at {self.fps:g} fps: a clip has {self.frames}"
+        self.skipped.append((name, reason))
+
+    def _cut(self, spans: Mapping[int, tuple[int, int]], content: object) -> None:
+        """Cuts spans, (first frame, end) by number, into clips; `content` goes into the digest."""
+        clips = [np.arange(a, b - self.frames + 1, self._step) for a, b in spans.values()]
+        self._start = np.concatenate(clips)
+        self._span = np.repeat(list(spans), [len(starts) for starts in clips])
+        parts = (repr(content).encode(), self._start.tobytes(), self._span.tobytes())
+        self.digest = hashlib.sha256(b"".join(parts)).hexdigest()
+
+    def _place(self, index: SupportsIndex) -> tuple[int, int]:
+        """(number of the span, first frame) of a clip."""
+        number = operator.index(index)
+        if not 0 <= number < len(self):
+            raise IndexError(f"clip {number} of {len(self)}")
+        return int(self._span[number]), int(self._start[number])
+
+    def _span_name(self, number: int) -> str:
+        raise NotImplementedError
+
+    def origin(self, index: SupportsIndex) -> tuple[str, float]:
+        """(file or record, second at which it begins) of a clip."""
+        span, start = self._place(index)
+        return self._span_name(span), start / self.fps
+
+    def __len__(self) -> int:
+        return len(self._start)
+
+    def __repr__(self) -> str:  # grain compares it when it restores an iterator
+        return f"{type(self).__name__}({self.name!r}, {self.split}, {self.digest[:16]})"
+
+
+def write_skipped(path: str | os.PathLike[str], skipped: Iterable[tuple[str, str]]) -> None:
+    """Writes what was left out, (name, reason) each, as one JSON object a line."""
+    lines = (json.dumps({"file": name, "reason": why}) for name, why in dict.fromkeys(skipped))
+    write_text(path, "".join(line + "\n" for line in lines))

@@ -1,0 +1,204 @@
+"""Films decoded once into a cache: each a .npy file of uint8 frames at one size and rate.
+
+A clip of such a film is one short read, and a damaged film is found before training begins.
+
+Dimension key: T or n frames, H height, W width.
+"""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vdit.data.decode import DecodeError, Decoder, Limits, is_time, one_line
+from vdit.errors import UserError
+from vdit.runtime.files import atomic_path, write_text
+
+FORMAT = 1  # another number when the same film would be stored otherwise
+
+Progress = Callable[[float, float], None]  # (seconds decoded, seconds in all)
+
+
+@dataclasses.dataclass(frozen=True)
+class Film:
+    """A decoded film in the cache."""
+
+    path: Path
+    frames: int
+    offset: int  # of the first frame's bytes
+
+    def read(self, start: int, frames: int, size: tuple[int, int]) -> np.ndarray:
+        """Frames from `start` on, uint8 (T, H, W, 3)."""
+        shape = (frames, *size, 3)
+        try:
+            offset = self.offset + start * math.prod(shape[1:])
+            data = np.fromfile(self.path, np.uint8, count=math.prod(shape), offset=offset)
+            return data.reshape(shape)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self.path}: damaged cache ({error}); delete it and rerun") from None
+
+
+class FilmCache:
+    """Films of the folder `root` at `size` (height, width) and `fps`, kept in `folder`.
+
+    A film's path, size, time of change and settings are its name there: a film that changes is
+    decoded again.
+    """
+
+    def __init__(self, root: Path, folder: Path, size: tuple[int, int], fps: float):
+        self.root, self.folder, self.size, self.fps = root, folder, size, fps
+
+    def decode(
+        self, ends: Mapping[str, float], max_bytes: int, limits: Limits | None = None,
+        workers: int | None = None, progress: Progress | None = None,
+    ) -> tuple[dict[str, Film], list[tuple[str, str]]]:  # fmt: skip
+        """The films named in `ends`, each up to that second; and (name, reason) of those that fail.
+
+        Raises `UserError` where the frames of all would take more than `max_bytes`.
+        """
+        paths = {name: self._path(name, end) for name, end in sorted(ends.items())}
+        films = {name: film for name, path in paths.items() if (film := self._load(path))}
+        new = [name for name in paths if name not in films]
+        cores = min(os.cpu_count() or 1, 8)
+        workers = min(workers or cores, max(1, len(new)))
+        failed: dict[str, str] = {}
+        lengths: dict[str, float] = {}
+        done: dict[str, float] = {}
+        lock = threading.Lock()
+
+        def probe(name: str) -> None:
+            try:
+                lengths[name] = min(decoder.probe(self.root / name).seconds, ends[name])
+            except DecodeError as error:
+                failed[name] = error.reason
+
+        def reached(name: str, second: float) -> None:
+            with lock:
+                done[name] = max(done.get(name, 0.0), min(second, lengths[name]))
+                if progress is not None:
+                    total = sum(lengths.values())
+                    progress(min(sum(done.values()), total), total)
+
+        def decode(name: str) -> None:
+            until = None if ends[name] == math.inf else ends[name]
+            try:
+                pieces = decoder.stream(
+                    self.root / name, self.fps, self.size, until, lambda at: reached(name, at)
+                )
+                films[name] = _store(paths[name], pieces, self.size)
+            except DecodeError as error:
+                failed[name] = error.reason
+            reached(name, math.inf)
+
+        with Decoder(limits, workers, threads=max(1, cores // workers)) as decoder:
+            _each(probe, new, workers, decoder)
+            self._check_room(films.values(), sum(lengths.values()), max_bytes)
+            _each(decode, [name for name in new if name not in failed], workers, decoder)
+        return films, sorted(failed.items())
+
+    def _path(self, name: str, end: float) -> Path:
+        until, version = None if end == math.inf else end, importlib.metadata.version("av")
+        settings = (self.size, self.fps, until, FORMAT, version)
+        key = hashlib.sha256(repr((_status(self.root / name), settings)).encode()).hexdigest()
+        return self.folder / f"{key[:32]}.npy"
+
+    def _load(self, path: Path) -> Film | None:
+        """A film that is complete in the cache, else None."""
+        try:
+            video_THW3 = np.load(path, mmap_mode="r")
+        except (OSError, ValueError, EOFError):
+            return None
+        if video_THW3.dtype != np.uint8 or video_THW3.shape[1:] != (*self.size, 3):
+            return None
+        return Film(path, len(video_THW3), video_THW3.offset)
+
+    def _check_room(self, films: Iterable[Film], seconds: float, max_bytes: int) -> None:
+        """Refuses frames of `films` and of `seconds` more that exceed `max_bytes`."""
+        frames = seconds * self.fps + sum(film.frames for film in films)
+        need = frames * self.size[0] * self.size[1] * 3
+        if need > max_bytes:
+            raise UserError(
+                f"{one_line(str(self.root))}: {need / 2**30:.2g} GiB of frames at {self.size[0]}x"
+                f"{self.size[1]} and {self.fps:g} fps, over the limit of "
+                f"{max_bytes / 2**30:.2g} GiB; lower size or fps, or give fewer films"
+            )
+
+
+def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int]) -> Film:
+    """Writes frames as one .npy file while they come."""
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+
+        def head(frames: int) -> int:
+            file.seek(0)
+            fields = {"descr": "|u1", "fortran_order": False, "shape": (frames, *size, 3)}
+            np.lib.format.write_array_header_1_0(file, fields)  # leaves room for a longer number
+            return file.tell()
+
+        begin, frames = head(0), 0
+        for piece_nHW3 in pieces:
+            frames += len(piece_nHW3)
+            file.write(piece_nHW3.data)
+        if head(frames) != begin:
+            raise AssertionError("the .npy header grew")
+    return Film(path, frames, begin)
+
+
+def _status(path: Path) -> tuple[str, int, int]:
+    """Real path, size and time of change of a file."""
+    try:
+        status = os.stat(path)
+    except OSError:  # the decoder will say it
+        return os.path.realpath(path), 0, 0
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns
+
+
+def _each(
+    work: Callable[[str], None], names: Sequence[str], workers: int, decoder: Decoder
+) -> None:
+    """Runs `work` on every name in threads; the first error, or Ctrl-C, ends the others."""
+    with ThreadPoolExecutor(workers) as pool:
+        jobs = [pool.submit(work, name) for name in names]
+        try:
+            for job in jobs:
+                job.result()
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            decoder.close()
+            raise
+
+
+def fitting(
+    root: Path, files: Iterable[str], sizes: Sequence[tuple[int, int]], remembered: Path
+) -> dict[str, set[int]]:
+    """Which of the sizes (height, width) suit each film's aspect: indices into `sizes`.
+
+    Such a size shows as much of the picture as any of them, or less by at most a twentieth (see
+    `media.fit`). The films' aspects are kept in the file `remembered`.
+    """
+    try:
+        known = dict(json.loads(remembered.read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        known = {}
+    aspects, found = {}, {}
+    with Decoder() as decoder:
+        for name in sorted(set(files)):
+            key = repr(_status(root / name))
+            aspect: Any = known.get(key)
+            if not is_time(aspect) or aspect <= 0:
+                info = decoder.probe(root / name)
+                aspect = info.height / info.width
+            aspects[key] = aspect
+            ratios = [height / width / aspect for height, width in sizes]
+            shown = [min(ratio, 1 / ratio) for ratio in ratios]
+            found[name] = {i for i, share in enumerate(shown) if share >= max(shown) - 0.05}
+    write_text(remembered, json.dumps(aspects))
+    return found
