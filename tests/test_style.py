@@ -22,6 +22,7 @@ LAYERS = {
     "data": 7,
     "config": 8,
     "train": 9,
+    "encode": 10,
     "stages": 10,
     "sample": 10,
     "show": 11,

@@ -1,23 +1,19 @@
 """The training stages: compress (vae), encode once (latents), denoise (dit); name (classify)."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
-from vdit.config.classes import write_classes
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import (
     build_dit,
     build_process,
-    token_pixels,
     token_shards,
     training_times,
     wordless,
@@ -25,42 +21,35 @@ from vdit.config.denoiser import (
 from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
+from vdit.data.clips import tell_skipped
 from vdit.data.labels import Labelled
-from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
-from vdit.data.loader import PackedBatches, ahead, batches
+from vdit.data.latents import Latents
+from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
-from vdit.errors import Interrupted, UserError
-from vdit.models.autoencoder import encode_in_chunks
+from vdit.encode import cache_latents as cache_latents
+from vdit.errors import UserError
 from vdit.models.chunks import row_places
 from vdit.models.lpips import read_weights
-from vdit.models.text import TextEncoder, encode_features
-from vdit.nn.patch import pad_to_multiple
+from vdit.models.text import TextEncoder
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
 from vdit.objectives.vae import Adversary, Perceptual, to_float, vae_objective
 from vdit.runtime.mesh import (
-    batch_sharding,
     data_process,
-    local_mesh,
     replicated,
     sequence_constraint,
-    to_local,
 )
-from vdit.runtime.processes import agreed, together, zero_first
-from vdit.runtime.progress import Progress, say
+from vdit.runtime.processes import zero_first
+from vdit.runtime.progress import say
 from vdit.tokens import (
     Budget,
     Patterns,
-    extra_spans,
     pattern_shares,
     patterns,
-    shot_list,
 )
 from vdit.train import Params, Runtime, fit
-
-TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
 
 
 def all_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
@@ -176,13 +165,6 @@ def classification(
     return classify_objective(model, answer_counts(config), config.classify.smoothing)
 
 
-def tell_skipped(clips: Any) -> None:
-    """One line of the files that a source could not use, if there are any."""
-    if skipped := getattr(clips, "skipped", None):
-        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
-        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
-
-
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
     refuse_other(config, "vae", runtime)
@@ -209,157 +191,6 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
         frozen={"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {},
         meta=stage_meta(config, "vae"),
     )
-
-
-def latents_folder(runtime: Runtime) -> Any:
-    """Where the latent cache lives."""
-    return runtime.workdir / "latents"
-
-
-def verified(folder: Path) -> Latents:
-    """A finished cache, whose shards are what was written."""
-    cache = Latents(folder)
-    cache.verify(jax.process_index(), jax.process_count())
-    return cache
-
-
-def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
-    """Stage latents: every clip's latents, its extra spans' and its caption's ids, once."""
-    folder = latents_folder(runtime)
-    with zero_first("clips"):
-        clips = sources.training_clips(config, runtime.workdir)
-    if config.data.shapes:  # else the stage vae has said it
-        tell_skipped(clips)
-    # A folder's clips can change under the same config: their digest is part of the cache's.
-    content = {"content": getattr(clips, "digest", "")}
-    fields = all_fields(config, "latents") | content
-    mine = digest(fields)
-    count = min(config.latents.clips, len(clips))
-    manifest = read_manifest(folder)
-    if manifest is not None and manifest["digest"] != mine:
-        raise UserError(
-            f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
-            " another --workdir"
-        )
-    there = manifest is not None and manifest["count"] == count and is_whole(folder, manifest)
-    if agreed(there):
-        return verified(folder)
-
-    def captions() -> Iterator[str]:
-        for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
-            yield from shot_list(clips[i], shots)[0]
-
-    shots = sources.most_shots(config)
-    with zero_first("tokenizer"):
-        if classes := getattr(clips, "classes", None):
-            write_classes(config, runtime.workdir, classes)
-        tokenizer = build_tokenizer(config, runtime.workdir, captions)
-    encoder = build_text_encoder(config, tokenizer)
-    here, p = local_mesh(runtime.mesh, config.latents.batch), config.vae.patch[0]
-    model = build_vae(config, here if here.size > 1 else None)
-    vae_params = to_local(runtime.mesh, vae_params, here)
-    kind = getattr(clips, "kind", lambda index: 0)
-    pretrained = None
-    if encoder.frozen and config.latents.features:
-        empty = np.zeros((1, tokenizer.length), np.int32)
-        pretrained = encoder.init(jax.random.key(0), empty, empty > 0)
-
-    @jax.jit
-    def chunk(video: jax.Array, state: Any, params: Any) -> tuple[jax.Array, Any]:
-        video = to_float(pad_to_multiple(video, token_pixels(config)))
-        made: Any = model.apply({"params": params}, video, state, method=model.encode)
-        mean, log_variance, state = made
-        return jnp.concatenate([mean, jnp.exp(log_variance)], axis=-1), state
-
-    def own(frames: int) -> int:
-        """Latent frames of a clip, without its spans."""
-        return model.latent_shape(frames, 1, 1)[0]
-
-    def encode(video: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Latents of clips and, behind them, of their spans, each by itself; and the posterior's
-        variance (B, Z), a mean over a clip's places."""
-        run = functools.partial(chunk, params=vae_params["vae"])
-        spans = extra_spans(own(video.shape[1]), p)
-        parts = [video, *(video[:, first : first + n] for first, n in spans)]
-        made = [encode_in_chunks(run, part, p, config.vae.chunk) for part in parts]
-        latent, variance = jnp.split(jnp.concatenate(made, axis=1), 2, axis=-1)
-        return latent.astype(jnp.float16), variance.mean((1, 2, 3))
-
-    def elements(
-        rows: Sequence[Mapping[str, Any]], encoded: tuple[jax.Array, jax.Array]
-    ) -> Iterator[dict[str, np.ndarray]]:
-        """What the cache holds of each row."""
-        told = [shot_list(row, shots) for row in rows]
-        ids, mask = tokenizer.encode([text for texts, _ in told for text in texts], "caption")
-        text = {"ids": ids, "mask": mask}
-        if pretrained is not None:
-            features = encode_features(encoder, pretrained, ids, mask)
-            text["features"] = features.astype(np.float16)
-        if shots:
-            text = {n: v.reshape(len(rows), 1 + shots, *v.shape[1:]) for n, v in text.items()}
-        latent, variance = (np.asarray(value) for value in encoded)
-        for row, clip in enumerate(rows):
-            element = {"latent": latent[row], "variance": variance[row]}
-            element |= {name: v[row] for name, v in text.items()}
-            if shots:
-                element["starts"] = told[row][1]
-            if "fps" in clip:  # of several shapes
-                element["fps"] = np.float32(clip["fps"])
-                element["frames"] = np.int32(own(len(clip["video"])))
-            if "label" in clip:
-                element["label"] = clip["label"]
-            yield element
-
-    def alike(indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """Elements of clips of one shape: the longer they are, the fewer at once.
-
-        While the device encodes some, those before them are written and those after them read.
-        """
-        shape = config.data.shapes[kind(indices[0])] if config.data.shapes else ()
-        frames = int(shape[0]) if shape else config.data.frames
-        most = config.latents.batch
-        shares = min(most, most * config.vae.chunk * p // frames) // here.size
-        size = here.size * max(1, shares)
-
-        def read(start: int) -> tuple[list[Mapping[str, Any]], np.ndarray]:
-            rows = [clips[i] for i in indices[start : start + size]]
-            video = np.stack([row["video"] for row in rows])
-            return rows, np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
-
-        before = None
-        for rows, video in ahead(read, range(0, len(indices), size)):
-            with jax.set_mesh(here):
-                encoded = encode(jax.device_put(video, batch_sharding(here)))
-            if before is not None:
-                yield from elements(*before)
-            before = rows, encoded
-        if before is not None:
-            yield from elements(*before)
-
-    def shard(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
-        """Buckets of one shape are encoded one after another and given out in the clips' order."""
-        buckets: dict[int, list[int]] = {}
-        for index in indices:
-            buckets.setdefault(kind(index), []).append(index)
-        made = {name: alike(bucket) for name, bucket in buckets.items()}
-        for index in indices:
-            yield next(made[kind(index)])
-
-    with Progress("latents", count, active=jax.process_index() == 0) as progress:
-        done = write_cache(
-            folder,
-            mine,
-            count,
-            config.latents.shard,
-            shard,
-            progress.update,
-            lambda: runtime.preemption.reached(0),
-            (jax.process_index(), jax.process_count()),
-            together,
-        )
-    if not done:
-        raise Interrupted("stage latents: stopped; whole shards are kept; run again")
-    return verified(folder)  # for shards may be kept of an earlier run
 
 
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:

@@ -7,12 +7,13 @@ import math
 import operator
 import os
 from collections.abc import Iterable, Mapping
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
 
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
+from vdit.runtime.progress import say
 
 
 class Clips:
@@ -80,3 +81,10 @@ def write_skipped(path: str | os.PathLike[str], skipped: Iterable[tuple[str, str
     """Writes what was left out, (name, reason) each, as one JSON object a line."""
     lines = (json.dumps({"file": name, "reason": why}) for name, why in dict.fromkeys(skipped))
     write_text(path, "".join(line + "\n" for line in lines))
+
+
+def tell_skipped(clips: Any) -> None:
+    """Prints one line about what a source could not use, if there is anything."""
+    if skipped := getattr(clips, "skipped", None):
+        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
+        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, SupportsIndex, TypeGuard
 
@@ -215,6 +215,20 @@ def _summary(folder: Path, shard: str) -> dict[str, Any]:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def by_kind(
+    indices: Sequence[int],
+    kind: Callable[[int], int],
+    encode: Callable[[list[int]], Iterator[Mapping[str, np.ndarray]]],
+) -> Iterator[Mapping[str, np.ndarray]]:
+    """The elements of `indices` in order, where `encode` is given those of one kind together."""
+    buckets: dict[int, list[int]] = {}
+    for index in indices:
+        buckets.setdefault(kind(index), []).append(index)
+    encoded = {name: encode(bucket) for name, bucket in buckets.items()}
+    for index in indices:
+        yield next(encoded[kind(index)])
 
 
 def write_cache(

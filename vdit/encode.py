@@ -1,0 +1,216 @@
+"""Stage latents: encodes the data set into the latent cache.
+
+Dimension key: B clips, T frames, H height, W width, Z latent channels.
+"""
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from vdit.config.autoencoder import build_vae
+from vdit.config.classes import write_classes
+from vdit.config.denoiser import token_pixels
+from vdit.config.identity import digest, stage_fields
+from vdit.config.text import build_text_encoder, build_tokenizer, text_content
+from vdit.data import sources
+from vdit.data.clips import tell_skipped
+from vdit.data.latents import Latents, by_kind, is_whole, read_manifest, write_cache
+from vdit.data.loader import ahead
+from vdit.errors import Interrupted, UserError
+from vdit.models.autoencoder import encode_in_chunks
+from vdit.models.text import encode_features
+from vdit.nn.patch import pad_to_multiple
+from vdit.objectives.vae import to_float
+from vdit.runtime.mesh import batch_sharding, local_mesh, to_local
+from vdit.runtime.processes import agreed, together, zero_first
+from vdit.runtime.progress import Progress
+from vdit.tokens import extra_spans, shot_list
+from vdit.train import Params, Runtime
+
+TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
+
+
+def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
+    """Stage latents: caches each clip's latents, its extra spans' and its caption's ids."""
+    folder = runtime.workdir / "latents"
+    with zero_first("clips"):
+        clips = sources.training_clips(config, runtime.workdir)
+    if config.data.shapes:  # else the stage vae has said it
+        tell_skipped(clips)
+    # Files can change under the same config, so the digest of their content is part of the cache's.
+    content = text_content(config) | {"content": getattr(clips, "digest", "")}
+    mine = digest(stage_fields(config, "latents") | content)
+    count = min(config.latents.clips, len(clips))
+    if agreed(_is_finished(folder, mine, count)):
+        return _verified(folder)
+    encoder = ClipEncoder(config, runtime, vae_params, clips)
+    process = jax.process_index(), jax.process_count()
+    with Progress("latents", count, active=process[0] == 0) as progress:
+        done = write_cache(
+            folder, mine, count, config.latents.shard, encoder.shard, progress.update,
+            lambda: runtime.preemption.reached(0), process, together,
+        )  # fmt: skip
+    if not done:
+        raise Interrupted("stage latents: stopped; whole shards are kept; run again")
+    return _verified(folder)  # for shards may be kept of an earlier run
+
+
+def _is_finished(folder: Path, digest: str, count: int) -> bool:
+    """Whether a cache of `count` clips is complete; raises `UserError` for another's cache."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return False
+    if manifest["digest"] != digest:
+        raise UserError(
+            f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
+            " another --workdir"
+        )
+    return manifest["count"] == count and is_whole(folder, manifest)
+
+
+def _verified(folder: Path) -> Latents:
+    """A finished cache, whose shards are what was written."""
+    cache = Latents(folder)
+    cache.verify(jax.process_index(), jax.process_count())
+    return cache
+
+
+class ClipEncoder:
+    """Turns clips into what the cache holds of them, on this process's devices."""
+
+    def __init__(self, config: ConfigDict, runtime: Runtime, vae_params: Params, clips: Any):
+        self._clips, self._data, self._batch = clips, config.data, config.latents.batch
+        self._kind = getattr(clips, "kind", lambda index: 0)
+        self._captions = CaptionEncoder(config, runtime.workdir, clips)
+        self._videos = VideoEncoder(config, runtime, vae_params)
+
+    def shard(self, indices: range) -> Iterator[Mapping[str, np.ndarray]]:
+        """The elements of clips, in order; those of one shape are encoded together."""
+        return by_kind(indices, self._kind, self._alike)
+
+    def _alike(self, indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
+        """The elements of clips of one shape: the longer they are, the fewer at once.
+
+        While the device encodes a batch, the one before is written and the next one is read.
+        """
+        shapes = self._data.shapes
+        frames = int(shapes[self._kind(indices[0])][0]) if shapes else self._data.frames
+        size = self._videos.batch_size(self._batch, frames)
+
+        def read(start: int) -> tuple[list[Mapping[str, Any]], np.ndarray]:
+            rows = [self._clips[i] for i in indices[start : start + size]]
+            video = np.stack([row["video"] for row in rows])
+            return rows, np.resize(video, (size, *video.shape[1:]))  # one shape, one compilation
+
+        before = None
+        for rows, video in ahead(read, range(0, len(indices), size)):
+            encoded = self._videos.encode(video)
+            if before is not None:
+                yield from self._elements(*before)
+            before = rows, encoded
+        if before is not None:
+            yield from self._elements(*before)
+
+    def _elements(
+        self, rows: Sequence[Mapping[str, Any]], encoded: tuple[jax.Array, jax.Array]
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """What the cache holds of each row."""
+        captions = self._captions.encode(rows)
+        latent, variance = (np.asarray(value) for value in encoded)
+        for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
+            element = {"latent": latent[i], "variance": variance[i]} | caption
+            if "fps" in row:  # of several shapes
+                element["fps"] = np.float32(row["fps"])
+                element["frames"] = np.int32(self._videos.latent_frames(len(row["video"])))
+            if "label" in row:
+                element["label"] = row["label"]
+            yield element
+
+
+class CaptionEncoder:
+    """Token ids of captions and, with `latents.features`, a frozen text encoder's features."""
+
+    def __init__(self, config: ConfigDict, workdir: Path, clips: Any):
+        self._shots = sources.most_shots(config)
+
+        def captions() -> Iterator[str]:
+            for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
+                yield from shot_list(clips[i], self._shots)[0]
+
+        with zero_first("tokenizer"):
+            if classes := getattr(clips, "classes", None):
+                write_classes(config, workdir, classes)
+            self._tokenizer = build_tokenizer(config, workdir, captions)
+        self._encoder = build_text_encoder(config, self._tokenizer)
+        self._params: Any = None
+        if self._encoder.frozen and config.latents.features:
+            empty = np.zeros((1, self._tokenizer.length), np.int32)
+            self._params = self._encoder.init(jax.random.key(0), empty, empty > 0)
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
+        """"ids", "mask" and maybe "features" of each clip; of clips with shots also their "starts".
+
+        Each array of a clip with shots has a row for its caption, and one for each shot.
+        """
+        texts, starts = zip(*(shot_list(row, self._shots) for row in rows), strict=True)
+        ids, mask = self._tokenizer.encode([text for shots in texts for text in shots], "caption")
+        arrays = {"ids": ids, "mask": mask}
+        if self._params is not None:
+            features = encode_features(self._encoder, self._params, ids, mask)
+            arrays["features"] = features.astype(np.float16)
+        if self._shots:
+            shape = len(rows), 1 + self._shots
+            arrays = {name: x.reshape(*shape, *x.shape[1:]) for name, x in arrays.items()}
+            arrays["starts"] = np.stack(starts)
+        return [{name: x[i] for name, x in arrays.items()} for i in range(len(rows))]
+
+
+class VideoEncoder:
+    """The autoencoder's encoder on the local devices, with a batch sharded among them."""
+
+    def __init__(self, config: ConfigDict, runtime: Runtime, vae_params: Params):
+        self._mesh = local_mesh(runtime.mesh, config.latents.batch)
+        self._model = build_vae(config, self._mesh if self._mesh.size > 1 else None)
+        self._patch, self._chunk = config.vae.patch[0], config.vae.chunk
+        params = to_local(runtime.mesh, vae_params, self._mesh)["vae"]
+        pixels = token_pixels(config)
+        encode = jax.jit(functools.partial(_encode_chunk, self._model, pixels))
+        self._encode_chunk = functools.partial(encode, params=params)
+
+    def batch_size(self, most: int, frames: int) -> int:
+        """Clips to encode at once: `most`, fewer of longer clips, and a multiple of the devices."""
+        clips = min(most, most * self._chunk * self._patch // frames)
+        return self._mesh.size * max(1, clips // self._mesh.size)
+
+    def latent_frames(self, frames: int) -> int:
+        """Latent frames of a clip, without its spans."""
+        return self._model.latent_shape(frames, 1, 1)[0]
+
+    def encode(self, video_BTHW3: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        """Latents of clips and, behind them, of their spans, each by itself; and the posterior's
+        variance (B, Z), a mean over a clip's places."""
+        with jax.set_mesh(self._mesh):
+            video = jax.device_put(video_BTHW3, batch_sharding(self._mesh))
+            spans = extra_spans(self.latent_frames(video.shape[1]), self._patch)
+            parts = [video, *(video[:, first : first + n] for first, n in spans)]
+            encoded = [
+                encode_in_chunks(self._encode_chunk, part, self._patch, self._chunk)
+                for part in parts
+            ]
+            latent, variance = jnp.split(jnp.concatenate(encoded, axis=1), 2, axis=-1)
+            return latent.astype(jnp.float16), variance.mean((1, 2, 3))
+
+
+def _encode_chunk(
+    model: Any, pixels: tuple[int, int], video: jax.Array, state: Any, params: Any
+) -> tuple[jax.Array, Any]:
+    """Mean and variance of a chunk, side by side in the last axis, and the encoder's state."""
+    video = to_float(pad_to_multiple(video, pixels))
+    mean, log_variance, state = model.apply({"params": params}, video, state, method=model.encode)
+    return jnp.concatenate([mean, jnp.exp(log_variance)], axis=-1), state
