@@ -20,7 +20,7 @@ from vdit.config.identity import digest, stage_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
 from vdit.data.clips import tell_skipped
-from vdit.data.latents import Latents, by_kind, is_whole, read_manifest, write_cache
+from vdit.data.latents import Elements, Latents, by_kind, is_whole, read_manifest, write_cache
 from vdit.data.loader import ahead
 from vdit.errors import Interrupted, UserError
 from vdit.models.autoencoder import encode_in_chunks
@@ -90,7 +90,7 @@ class ClipEncoder:
         self._captions = CaptionEncoder(config, runtime.workdir, clips)
         self._videos = VideoEncoder(config, runtime, vae_params)
 
-    def shard(self, indices: range) -> Iterator[Mapping[str, np.ndarray]]:
+    def shard(self, indices: range) -> Elements:
         """The elements of clips, in order; those of one shape are encoded together."""
         return by_kind(indices, self._kind, self._alike)
 

@@ -27,23 +27,26 @@ LEAST = 0.05  # of a channel that is switched off, beside a precision of some 1 
 MANIFEST = "manifest.json"
 SHARD = re.compile(r"[\w.-]+\.array_record")
 
+Elements = Iterable[Mapping[str, np.ndarray]]
+Encode = Callable[[range], Elements]
+
 
 class Latents:
-    """Random access to a finished cache; the element is a dict of arrays."""
+    """Random access to a finished cache; an element is a dict of arrays."""
 
     def __init__(self, folder: str | os.PathLike[str]) -> None:
         self.folder = Path(folder)
-        self.manifest = read_manifest(folder)
-        if self.manifest is None:
+        manifest = read_manifest(folder)
+        if manifest is None:
             raise UserError(f"{folder} holds no finished latent cache; run the stage latents")
-        for name in self.manifest["shards"]:
-            summary, path = _summary(self.folder, name), self.folder / name
+        self.manifest: dict[str, Any] = manifest
+        paths = [self.folder / name for name in manifest["shards"]]
+        for path, summary in zip(paths, self._summaries(), strict=True):
             there = path.stat().st_size if path.exists() else "no"
-            if there != summary.get("bytes", there):
+            if there != summary["bytes"]:
                 raise damaged(path, f"has {there} bytes instead of {summary['bytes']}")
-        paths = [str(self.folder / name) for name in self.manifest["shards"]]
         try:
-            self._records = ArrayRecordDataSource(paths)
+            self._records = ArrayRecordDataSource([str(path) for path in paths])
         except RuntimeError as error:
             self._blame(error)
 
@@ -56,17 +59,18 @@ class Latents:
         except RuntimeError as error:
             self._blame(error)
 
+    def _summaries(self) -> Iterator[dict[str, Any]]:
+        return (_summary(self.folder, name) for name in self.manifest["shards"])
+
     def _blame(self, error: RuntimeError) -> NoReturn:
-        """Says which shard could not be read; raises `error` if all are as they were written."""
+        """Names the shard that cannot be read; raises `error` if all are as they were written."""
         self.verify()
         raise error
 
     def verify(self, index: int = 0, count: int = 1) -> None:
         """Compares shards index, index + count, ... with their digests; a bad one is named."""
-        assert self.manifest is not None
         for name in self.manifest["shards"][index::count]:
-            want = _summary(self.folder, name).get("sha256")
-            if want is not None and _sha256(self.folder / name) != want:
+            if _sha256(self.folder / name) != _summary(self.folder, name)["sha256"]:
                 raise damaged(self.folder / name, "is not what was written")
 
     def sizes(self, patch: tuple[int, int]) -> Sizes:
@@ -74,40 +78,31 @@ class Latents:
 
         Raises `UserError` for latents that do not divide into patches.
         """
-        assert self.manifest is not None
-        rows = []
-        for name in self.manifest["shards"]:
-            rows.append(row := _summary(self.folder, name))
-            if "shapes" not in row:
-                raise damaged(self.folder / f"{name}.json", "does not tell the clips' shapes")
-        # Spans that are stored behind a clip take the place of as many of its own latent frames.
-        shapes = np.array([
-            (count or shape[0], *shape[1:])
-            for row in rows
-            for shape, count in zip(
-                row["shapes"], row.get("frames", [0] * len(row["shapes"])), strict=True
-            )
-        ])  # fmt: skip
-        if (shapes[:, 1:] % np.array(patch)).any():
+        # Spans stored behind a clip take the place of as many of its own latent frames.
+        shapes, text = [], []
+        for row in self._summaries():
+            shapes += [(n, *s[1:]) for s, n in zip(row["shapes"], row["frames"], strict=True)]
+            text += row["text"]
+        shape_N3 = np.array(shapes)
+        if (shape_N3[:, 1:] % np.array(patch)).any():
             raise UserError(f"dit.patch {patch} does not divide latents of {self.folder}")
-        text = np.array([count for row in rows for count in row["text"]])
-        return Sizes(shapes.prod(1) // (patch[0] * patch[1]), text)
+        return Sizes(shape_N3.prod(1) // (patch[0] * patch[1]), np.array(text))
 
     def longest(self) -> tuple[int, int] | None:
-        """Places of the longest caption of a clip, and of a shot, rounded up to a multiple of 8, in
-        those that are stored; None of a cache that does not tell."""
-        assert self.manifest is not None
-        rows = [_summary(self.folder, name) for name in self.manifest["shards"]]
+        """Stored places that the longest caption of a clip, and of a shot, takes: a multiple of 8.
+
+        None for a cache whose summaries do not say it.
+        """
+        rows = list(self._summaries())
         if not all("longest" in row for row in rows):
             return None
-        told = [row["longest"] for row in rows]
         stored = self[0]["mask"].shape[-1]
-        clip, shot = (min(-(-max(of, 1) // 8) * 8, stored) for of in np.max(told, axis=0).tolist())
+        most = np.max([row["longest"] for row in rows], axis=0).tolist()
+        clip, shot = (min(-(-max(places, 1) // 8) * 8, stored) for places in most)
         return clip, shot
 
     def statistics(self) -> dict[str, np.ndarray]:
         """Mean (Z,) of the clips' latents, and the deviation (Z,) that they are divided by."""
-        assert self.manifest is not None
         return {name: np.asarray(self.manifest[name], np.float32) for name in ("mean", "std")}
 
 
@@ -147,8 +142,7 @@ def _is_manifest(value: Any) -> bool:
     """Whether all is there, and the shards are names of files in the folder."""
     if not isinstance(value, dict) or not {"digest", "count", "shards"} <= value.keys():
         return False
-    shards: Any = value["shards"]
-    mean, std = value.get("mean"), value.get("std")
+    shards, mean, std = (value.get(name) for name in ("shards", "mean", "std"))
     return (
         isinstance(value["count"], int)
         and isinstance(shards, list)
@@ -160,24 +154,19 @@ def _is_manifest(value: Any) -> bool:
 
 
 def _is_summary(value: Any) -> bool:
-    """Whether what is told of a shard is what `write_cache` tells."""
-    if not isinstance(value, dict) or "number" not in value:
+    """Whether it is what `_write_shard` says of a shard."""
+    if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
         return False
-    shapes: Any = value.get("shapes", [])  # older caches tell none
-    text: Any = value.get("text", [])
+    shapes, longest = value.get("shapes"), value.get("longest", [0, 0])
+    lists = {name: float for name in ("sum", "square", "noise")} | {"text": int, "frames": int}
     return (
-        _are_numbers(value.get("sum"), float)
-        and _are_numbers(value.get("square"), float)
-        and _are_numbers(value.get("noise", []), float)
-        and _are_numbers([value["number"], value.get("bytes", 0)], int)
-        and _are_numbers(value.get("longest", [0, 0]), int)
-        and len(value.get("longest", [0, 0])) == 2
+        all(_are_numbers(value.get(name), kind) for name, kind in lists.items())
+        and _are_numbers([value.get("number"), value.get("bytes")], int)
+        and _are_numbers(longest, int)
+        and len(longest) == 2
         and isinstance(shapes, list)
         and all(_are_numbers(shape, int) and len(shape) == 3 for shape in shapes)
-        and all(
-            _are_numbers(counts, int) and len(counts) == len(shapes)
-            for counts in (text, value.get("frames", text))
-        )
+        and len(value["text"]) == len(value["frames"]) == len(shapes)
     )
 
 
@@ -218,30 +207,22 @@ def _sha256(path: Path) -> str:
 
 
 def by_kind(
-    indices: Sequence[int],
-    kind: Callable[[int], int],
-    encode: Callable[[list[int]], Iterator[Mapping[str, np.ndarray]]],
-) -> Iterator[Mapping[str, np.ndarray]]:
+    indices: Sequence[int], kind: Callable[[int], int], encode: Callable[[list[int]], Elements]
+) -> Elements:
     """The elements of `indices` in order, where `encode` is given those of one kind together."""
     buckets: dict[int, list[int]] = {}
     for index in indices:
         buckets.setdefault(kind(index), []).append(index)
-    encoded = {name: encode(bucket) for name, bucket in buckets.items()}
+    encoded = {name: iter(encode(bucket)) for name, bucket in buckets.items()}
     for index in indices:
         yield next(encoded[kind(index)])
 
 
 def write_cache(
-    folder: str | os.PathLike[str],
-    digest: str,
-    count: int,
-    shard_size: int,
-    encode: Callable[[range], Iterable[Mapping[str, np.ndarray]]],
-    progress: Callable[[int], None] = lambda done: None,
-    stop: Callable[[], bool] = lambda: False,
-    process: tuple[int, int] = (0, 1),
-    together: Callable[[str], None] = lambda what: None,
-) -> bool:
+    folder: str | os.PathLike[str], digest: str, count: int, shard_size: int, encode: Encode,
+    progress: Callable[[int], None] = lambda done: None, stop: Callable[[], bool] = lambda: False,
+    process: tuple[int, int] = (0, 1), together: Callable[[str], None] = lambda what: None,
+) -> bool:  # fmt: skip
     """Fills a cache with `count` elements, shard by shard; False if `stop` asked to leave early.
 
     `encode(indices)` yields the elements of one shard, in order; each has "latent"
@@ -273,13 +254,8 @@ def write_cache(
     return True
 
 
-def _write_shard(
-    folder: Path,
-    name: str,
-    indices: range,
-    encode: Callable[[range], Iterable[Mapping[str, np.ndarray]]],
-) -> None:
-    """One shard and what is told of it, if they are not there."""
+def _write_shard(folder: Path, name: str, indices: range, encode: Encode) -> None:
+    """One shard and its summary, if they are not there."""
     summary = folder / f"{name}.json"
     if summary.exists() and (folder / name).exists():
         return
@@ -303,29 +279,21 @@ def _write_shard(
             text.append(int(places.sum()))
             longest = np.maximum(longest, [places[0], places[1:].max(initial=0)])
         writer.close()
-        told = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
-    told |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
-    told |= {"noise": noise.tolist()}
-    told |= {"shapes": shapes, "frames": frames, "text": text, "longest": longest.tolist()}
-    write_text(summary, json.dumps(told))
+        content = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
+    content |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
+    content |= {"noise": noise.tolist(), "shapes": shapes, "frames": frames, "text": text}
+    write_text(summary, json.dumps(content | {"longest": longest.tolist()}))
 
 
 def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:
-    """What is told of a cache whose shards are all there."""
+    """The manifest of a cache whose shards are all there."""
     for name in names:
         appears(folder / f"{name}.json")
-    sums = [_summary(folder, name) for name in names]
-    number = sum(row["number"] for row in sums)
-    mean = np.sum([row["sum"] for row in sums], axis=0) / number
-    variance = np.sum([row["square"] for row in sums], axis=0) / number - mean**2
-    told = [row for row in sums if row.get("noise")]  # shards of before tell none
-    places = sum(row["number"] for row in told)
-    noise = np.sum([row["noise"] for row in told], axis=0) / places if told else None
+    rows = [_summary(folder, name) for name in names]
+    number = sum(row["number"] for row in rows)
+    mean = np.sum([row["sum"] for row in rows], axis=0) / number
+    variance = np.sum([row["square"] for row in rows], axis=0) / number - mean**2
+    noise = np.sum([row["noise"] for row in rows], axis=0) / number if rows[0]["noise"] else None
     std = units(np.maximum(variance, 0.0), noise)
-    return {
-        "digest": digest,
-        "count": count,
-        "shards": names,
-        "mean": list(mean),
-        "std": list(std),
-    }
+    manifest = {"digest": digest, "count": count, "shards": names}
+    return manifest | {"mean": list(mean), "std": list(std)}

@@ -61,11 +61,11 @@ def serve(settings: str) -> None:
         watch = _Watch(out, limits.silence)
         try:
             watch.rest()
+            file = _File(path, limits, threads)
             if request["op"] == "probe":
-                info = _probe(path, limits, threads, watch)
-                watch.send({"info": dataclasses.asdict(info)})
+                watch.send({"info": dataclasses.asdict(file.probe(watch))})
             else:
-                _send_frames(path, request, limits, threads, watch)
+                _send_frames(file, request, watch)
             watch.send({"done": True})
         except _Bad as error:
             watch.send({"error": str(error)})
@@ -139,15 +139,24 @@ class _Shown:
     start: float
     end: float
     frame: Any  # av.VideoFrame
-    rotation: int
-    aspect: Fraction  # width of a pixel over its height
+    rotation: int = 0  # degrees, counter-clockwise: 0, 90, 180 or 270
+    aspect: Fraction = Fraction(1)  # width of a pixel over its height
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(width, height) with square pixels, before it is turned."""
+        return max(1, round(self.frame.width * self.aspect)), self.frame.height
 
 
-def _send_frames(
-    path: str, request: dict[str, Any], limits: Limits, threads: int, watch: _Watch
-) -> None:
+def _still(rgb_HW3: np.ndarray, start: float = 0.0, end: float = 0.0) -> _Shown:
+    import av
+
+    return _Shown(start, end, av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb_HW3), "rgb24"))
+
+
+def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
     """Picks frames by time: those of a list, or every 1/fps seconds up to the end."""
-    fit = _Fit(request["size"], limits)
+    fit, limits = _Fit(request["size"], file.limits), file.limits
     listed = request["op"] == "frames"
     if listed:
         wanted = iter(request["times"])
@@ -169,7 +178,7 @@ def _send_frames(
             given, target = given + 1, next(wanted, None)
             watch.beat(shown.start)
 
-    for shown, slack in _decoded(path, limits, threads):
+    for shown, slack in file.frames():
         watch.beat(shown.start)
         if last is not None:
             give(last, shown.start - slack)
@@ -184,113 +193,167 @@ def _send_frames(
     watch.flush(end)
 
 
-def _decoded(path: str, limits: Limits, threads: int) -> Iterator[tuple[_Shown, float]]:
-    """Every frame in order with the slack, in seconds, that its clock's rounding asks for."""
-    with _opened(path, limits) as source:
-        frames = source if isinstance(source, _Stills) else _video(source, limits, threads)
+class _File:
+    """A foreign file: its size, end and kind are checked when it is made."""
+
+    def __init__(self, path: str, limits: Limits, threads: int):
+        self.path, self.limits, self._threads = path, limits, threads
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):
+                raise _Bad("not a regular file")
+            if status.st_size == 0:
+                raise _Bad("the file is empty")
+            if status.st_size > limits.bytes:
+                raise _Bad(f"{status.st_size} bytes: over the limit of {limits.bytes}")
+            with open(path, "rb") as file:
+                head = file.read(16)
+                missing = _cut_short(file, head, status.st_size)
+        except OSError as error:
+            raise _Bad(said(error)) from None
+        if missing:
+            raise _Bad(f"cut short: {missing}")
+        pictures = head[:8] == b"\x89PNG\r\n\x1a\n", head[:3] == b"\xff\xd8\xff"
+        self._is_picture = any(pictures) or head[8:12] == b"WEBP"
+
+    def frames(self) -> Iterator[tuple[_Shown, float]]:
+        """Every frame in order with the slack, in seconds, that its clock's rounding asks for."""
+        frames = self._pictures() if self._is_picture else self._film()
         for count, item in enumerate(frames):
-            if count == limits.frames:
-                raise _Bad(f"over {limits.frames} frames: the limit")
+            if count == self.limits.frames:
+                raise _Bad(f"over {self.limits.frames} frames: the limit")
             yield item
 
+    def probe(self, watch: _Watch) -> Info:
+        """What the file holds."""
+        measure = self._measure_pictures if self._is_picture else self._measure_packets
+        frames, seconds = measure(watch)
+        if frames > self.limits.frames:
+            raise _Bad(f"{frames} frames: over the limit of {self.limits.frames}")
+        first = next(self.frames(), None)
+        if first is None:
+            raise _Bad("no frame could be decoded")
+        (width, height), rotation = first[0].size, first[0].rotation
+        if rotation % 180:
+            width, height = height, width
+        fps = frames / seconds if seconds else 0.0
+        return Info(frames, fps, width, height, seconds, rotation)
 
-def _video(container: Any, limits: Limits, threads: int) -> Iterator[tuple[_Shown, float]]:
-    import av
+    def _check_pixels(self, width: int, height: int) -> None:
+        if width * height > self.limits.pixels:
+            raise _Bad(f"frames of {width}x{height}: over the limit of {self.limits.pixels} pixels")
 
-    stream = _video_stream(container, limits, threads)
-    tick = float(stream.time_base)
-    # WebM rounds to 1 ms and GIF to 10 ms: without slack a frame would be taken twice.
-    slack = max(0.001, min(tick / 2 + 1e-6, 0.005))
-    usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
-    first, start, end = None, 0.0, 0.0
-    try:
-        for frame in container.decode(stream):
-            if frame.width * frame.height > limits.pixels:
-                raise _Bad(_too_large(frame.width, frame.height, limits))
-            if frame.is_corrupt:
-                raise _Bad(f"damaged at {end:.2f} s")
-            if first is None:
-                first = frame.pts or 0
-            # A frame without a time, or with one that falls, comes right after the one before.
-            told = end if frame.pts is None else (frame.pts - first) * tick
-            before, start = start, max(told, start)
-            usual = start - before or usual
-            end = start + ((frame.duration or 0) * tick or usual or 0.1)
-            aspect = _pixel_aspect(stream)
-            yield _Shown(start, end, frame, _quarter(frame.rotation), aspect), slack
-    except av.FFmpegError as error:
-        raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
+    def _pictures(self) -> Iterator[tuple[_Shown, float]]:
+        """The pictures of a PNG, JPEG or WebP file, still or animated, by Pillow."""
+        from PIL import Image
+
+        Image.MAX_IMAGE_PIXELS = None  # our own limit stands instead of a warning
+        try:
+            with Image.open(self.path, formats=("PNG", "JPEG", "WEBP")) as image:
+                self._check_pixels(image.width, image.height)
+                start = 0.0
+                for index in range(getattr(image, "n_frames", 1)):
+                    image.seek(index)
+                    image.load()
+                    end = start + image.info.get("duration", 0) / 1000
+                    yield _still(_upright_rgb(image), start, end), 0.001
+                    start = end
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+            raise _Bad(f"damaged image ({said(error)})") from None
+
+    def _measure_pictures(self, watch: _Watch) -> tuple[int, float]:
+        """Number of frames and seconds."""
+        frames, seconds = 0, 0.0
+        for shown, _ in self._pictures():
+            frames, seconds = frames + 1, shown.end
+            watch.beat(shown.start)
+        return frames, seconds
+
+    def _film(self) -> Iterator[tuple[_Shown, float]]:
+        """The frames of a film, by PyAV."""
+        import av
+
+        first, start, end = None, 0.0, 0.0
+        with self._opened() as (container, stream):
+            tick = float(stream.time_base)
+            # WebM rounds to 1 ms and GIF to 10 ms: without slack a frame would be taken twice.
+            slack = max(0.001, min(tick / 2 + 1e-6, 0.005))
+            usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
+            try:
+                for frame in container.decode(stream):
+                    self._check_pixels(frame.width, frame.height)
+                    if frame.is_corrupt:
+                        raise _Bad(f"damaged at {end:.2f} s")
+                    if first is None:
+                        first = frame.pts or 0
+                    # A frame without a time, or with one that falls, comes after the one before.
+                    time = end if frame.pts is None else (frame.pts - first) * tick
+                    before, start = start, max(time, start)
+                    usual = start - before or usual
+                    end = start + ((frame.duration or 0) * tick or usual or 0.1)
+                    rotation = round((frame.rotation or 0) / 90) % 4 * 90
+                    yield _Shown(start, end, frame, rotation, _pixel_aspect(stream)), slack
+            except av.FFmpegError as error:
+                raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
+
+    def _measure_packets(self, watch: _Watch) -> tuple[int, float]:
+        """Number of frames and seconds, from every packet's own time."""
+        import av
+
+        frames, start, end, last = 0, math.inf, 0.0, 0.0
+        with self._opened() as (container, stream):
+            usual = float(1 / stream.average_rate) if stream.average_rate else 0.1
+            try:
+                for packet in container.demux(stream):
+                    if not packet.size or packet.is_discard:
+                        continue
+                    if packet.is_corrupt:
+                        raise _Bad(f"damaged at {last:.2f} s")
+                    frames += 1
+                    if packet.pts is not None:
+                        last = float(packet.pts * stream.time_base)
+                        length = float((packet.duration or 0) * stream.time_base) or usual
+                        start, end = min(start, last), max(end, last + length)
+                    watch.beat(last)
+            except av.FFmpegError as error:
+                raise _Bad(f"damaged at {last:.2f} s ({said(error)})") from None
+        return frames, end - start if start < end else frames * usual
+
+    @contextlib.contextmanager
+    def _opened(self) -> Iterator[tuple[Any, Any]]:
+        """A container of PyAV and its first real video stream, checked and ready to decode."""
+        import av
+        from av.stream import Disposition
+
+        allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
+        # Before version 19 PyAV refuses a film whose title is not UTF-8, unless told otherwise.
+        old = int(av.__version__.split(".")[0]) < 19
+        lenient: Any = {"metadata_errors": "replace"} if old else {}
+        try:
+            container = av.open(self.path, container_options=allowed, **lenient)
+        except (av.FFmpegError, ValueError) as error:
+            raise _Bad(f"not a video that can be read ({said(error)})") from None
+        with container:
+            cover = Disposition.attached_pic
+            streams = [s for s in container.streams.video if not s.disposition & cover]
+            if not streams:
+                raise _Bad("no video in it" + (" (audio only)" if container.streams.audio else ""))
+            stream, context = streams[0], streams[0].codec_context
+            # Decoding without a context is a crash (PyAV issue 2344).
+            if context is None or not context.width or not context.height or not stream.time_base:
+                raise _Bad("damaged, or in a codec that is not known")
+            self._check_pixels(context.width, context.height)
+            # FFmpeg's own limit, for frames that are larger than the header says.
+            context.options = {"max_pixels": str(self.limits.pixels)}
+            context.thread_count = self._threads
+            context.thread_type = "AUTO" if self._threads > 1 else "NONE"
+            yield container, stream
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
     """Width over height of a pixel; 1 where the file says nothing sensible."""
     aspect = stream.sample_aspect_ratio
     return aspect if aspect and Fraction(1, 10) <= aspect <= 10 else Fraction(1)
-
-
-def _quarter(degrees: float) -> int:
-    return round((degrees or 0) / 90) % 4 * 90
-
-
-def _too_large(width: int, height: int, limits: Limits) -> str:
-    return f"frames of {width}x{height}: over the limit of {limits.pixels} pixels"
-
-
-def _video_stream(container: Any, limits: Limits, threads: int) -> Any:
-    """The first real video stream (a cover picture is none), checked and ready to decode."""
-    from av.stream import Disposition
-
-    streams = [
-        s for s in container.streams.video if not s.disposition & Disposition.attached_pic
-    ]
-    if not streams:
-        raise _Bad("no video in it" + (" (audio only)" if container.streams.audio else ""))
-    stream = streams[0]
-    context = stream.codec_context
-    # Decoding without a context is a crash (PyAV issue 2344).
-    if context is None or not context.width or not context.height or not stream.time_base:
-        raise _Bad("damaged, or in a codec that is not known")
-    if context.width * context.height > limits.pixels:
-        raise _Bad(_too_large(context.width, context.height, limits))
-    context.options = {"max_pixels": str(limits.pixels)}  # also for what the header does not say
-    context.thread_count = threads
-    context.thread_type = "AUTO" if threads > 1 else "NONE"
-    return stream
-
-
-@contextlib.contextmanager
-def _opened(path: str, limits: Limits) -> Iterator[Any]:
-    """An `av` container or `_Stills`, whichever the content asks for."""
-    import av
-
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise _Bad("not a regular file")
-        if status.st_size == 0:
-            raise _Bad("the file is empty")
-        if status.st_size > limits.bytes:
-            raise _Bad(f"{status.st_size} bytes: over the limit of {limits.bytes}")
-        with open(path, "rb") as file:
-            head = file.read(16)
-            missing = _cut_short(file, head, status.st_size)
-    except OSError as error:
-        raise _Bad(said(error)) from None
-    if missing:
-        raise _Bad(f"cut short: {missing}")
-    if head[:8] == b"\x89PNG\r\n\x1a\n" or head[:3] == b"\xff\xd8\xff" or head[8:12] == b"WEBP":
-        yield _Stills(path, limits)
-        return
-    try:
-        allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        # Before version 19 PyAV refuses a film whose title is not UTF-8, unless told.
-        old = int(av.__version__.split(".")[0]) < 19
-        lenient: Any = {"metadata_errors": "replace"} if old else {}
-        container = av.open(path, container_options=allowed, **lenient)
-    except (av.FFmpegError, ValueError) as error:
-        raise _Bad(f"not a video that can be read ({said(error)})") from None
-    with container:
-        yield container
 
 
 def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
@@ -337,35 +400,6 @@ def _ebml_size(file: BinaryIO) -> int | None:
     return None if value == (1 << 7 * (extra + 1)) - 1 else value
 
 
-class _Stills:
-    """A PNG, JPEG or WebP file, still or animated, as (shown frame, slack)."""
-
-    def __init__(self, path: str, limits: Limits):
-        self.path = path
-        self.limits = limits
-
-    def __iter__(self) -> Iterator[tuple[_Shown, float]]:
-        import av
-        from PIL import Image
-
-        Image.MAX_IMAGE_PIXELS = None  # our own limit stands instead of a warning
-        try:
-            with Image.open(self.path, formats=("PNG", "JPEG", "WEBP")) as image:
-                if image.width * image.height > self.limits.pixels:
-                    raise _Bad(_too_large(image.width, image.height, self.limits))
-                start = 0.0
-                for index in range(getattr(image, "n_frames", 1)):
-                    image.seek(index)
-                    image.load()
-                    end = start + image.info.get("duration", 0) / 1000
-                    rgb_HW3 = _upright_rgb(image)
-                    frame = av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
-                    yield _Shown(start, end, frame, 0, Fraction(1)), 0.001
-                    start = end
-        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-            raise _Bad(f"damaged image ({said(error)})") from None
-
-
 def _upright_rgb(image: Any) -> np.ndarray:
     """uint8 (H, W, 3): EXIF orientation applied, 16 bits to 8, transparency over white."""
     from PIL import Image, ImageOps
@@ -375,7 +409,7 @@ def _upright_rgb(image: Any) -> np.ndarray:
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")))
-    return np.ascontiguousarray(image.convert("RGB"))
+    return np.asarray(image.convert("RGB"))
 
 
 def _over_white(rgba_HW4: np.ndarray) -> np.ndarray:
@@ -389,20 +423,16 @@ class _Fit:
     def __init__(self, size: Sequence[int] | None, limits: Limits):
         from av.video.reformatter import VideoReformatter
 
-        self._size = size
-        self._limits = limits
-        self._reformatter = VideoReformatter()
+        self._size, self._limits, self._reformatter = size, limits, VideoReformatter()
 
     def __call__(self, shown: _Shown) -> np.ndarray:
         import av
         from av.video.reformatter import Interpolation
 
-        frame = shown.frame
-        wide, high = _shown_size(shown)
+        frame, (wide, high), turned = shown.frame, shown.size, shown.rotation % 180 != 0
         if self._size is None:
             # Every frame as the first one: a film may change its size in the middle.
-            self._size = (wide, high) if shown.rotation % 180 else (high, wide)
-        turned = shown.rotation % 180 != 0
+            self._size = (wide, high) if turned else (high, wide)
         h, w = (self._size[1], self._size[0]) if turned else self._size
         scale = max(h / high, w / wide)
         full_h, full_w = max(h, round(high * scale)), max(w, round(wide * scale))
@@ -415,13 +445,9 @@ class _Fit:
         # Without full chroma swscale loses up to 3 levels: white comes out as 253.
         exact = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
         picture_HW3 = self._reformatter.reformat(
-            frame,
-            width=full_w,
-            height=full_h,
-            format="rgb24",
-            interpolation=int(kind | exact),
-            threads=1,
-        ).to_ndarray()
+            frame, width=full_w, height=full_h, format="rgb24",
+            interpolation=int(kind | exact), threads=1,
+        ).to_ndarray()  # fmt: skip
         top, left = (full_h - h) // 2, (full_w - w) // 2
         return np.rot90(picture_HW3[top : top + h, left : left + w], shown.rotation // 90)
 
@@ -433,78 +459,10 @@ def fit(
 
     Raises `UserError` for a shape that is too long for that.
     """
-    import av
-
     if video_nHW3.shape[1:3] == tuple(size):
         return video_nHW3
     fitted = _Fit(size, limits or Limits())
-    frames = (
-        av.VideoFrame.from_ndarray(np.ascontiguousarray(picture_HW3), format="rgb24")
-        for picture_HW3 in video_nHW3
-    )
     try:
-        return np.stack([fitted(_Shown(0.0, 0.0, frame, 0, Fraction(1))) for frame in frames])
+        return np.stack([fitted(_still(picture_HW3)) for picture_HW3 in video_nHW3])
     except _Bad as error:
         raise UserError(str(error)) from None
-
-
-def _shown_size(shown: _Shown) -> tuple[int, int]:
-    """(width, height) of a frame with square pixels, before it is turned."""
-    return max(1, round(shown.frame.width * shown.aspect)), shown.frame.height
-
-
-def _probe(path: str, limits: Limits, threads: int, watch: _Watch) -> Info:
-    with _opened(path, limits) as source:
-        measure = _measure_stills if isinstance(source, _Stills) else _measure_packets
-        frames, seconds = measure(source, limits, threads, watch)
-    if frames > limits.frames:
-        raise _Bad(f"{frames} frames: over the limit of {limits.frames}")
-    first = next(_decoded(path, limits, threads), None)
-    if first is None:
-        raise _Bad("no frame could be decoded")
-    shown = first[0]
-    wide, high = _shown_size(shown)
-    return Info(
-        frames=frames,
-        fps=frames / seconds if seconds else 0.0,
-        width=high if shown.rotation % 180 else wide,
-        height=wide if shown.rotation % 180 else high,
-        seconds=seconds,
-        rotation=shown.rotation,
-    )
-
-
-def _measure_packets(
-    container: Any, limits: Limits, threads: int, watch: _Watch
-) -> tuple[int, float]:
-    """Number of frames and seconds, from every packet's own time."""
-    import av
-
-    stream = _video_stream(container, limits, threads)
-    frames, start, end, last = 0, math.inf, 0.0, 0.0
-    usual = float(1 / stream.average_rate) if stream.average_rate else 0.1
-    try:
-        for packet in container.demux(stream):
-            if not packet.size or packet.is_discard:
-                continue
-            if packet.is_corrupt:
-                raise _Bad(f"damaged at {last:.2f} s")
-            frames += 1
-            if packet.pts is not None:
-                last = float(packet.pts * stream.time_base)
-                length = float((packet.duration or 0) * stream.time_base) or usual
-                start, end = min(start, last), max(end, last + length)
-            watch.beat(last)
-    except av.FFmpegError as error:
-        raise _Bad(f"damaged at {last:.2f} s ({said(error)})") from None
-    return frames, end - start if start < end else frames * usual
-
-
-def _measure_stills(
-    stills: _Stills, limits: Limits, threads: int, watch: _Watch
-) -> tuple[int, float]:
-    frames, seconds = 0, 0.0
-    for shown, _ in stills:
-        frames, seconds = frames + 1, shown.end
-        watch.beat(shown.start)
-    return frames, seconds
