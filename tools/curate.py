@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tools import shots
 from tools.flags import Parser
-from vdit.data import curate
 from vdit.data.captions import Row
 from vdit.data.captions import rows as captioned
 from vdit.data.decode import DecodeError, Decoder, one_line
@@ -102,7 +102,7 @@ def curated(options: argparse.Namespace) -> Result:
                 info = decoder.probe(options.folder / file)
                 rate = min(info.fps, RATE) or 1.0
                 pieces = decoder.stream(options.folder / file, rate, SIZE)
-                frames = curate.measure(pieces)
+                frames = shots.measure(pieces)
             except DecodeError as error:
                 lost = {"file": file, "reason": "unreadable", "detail": error.reason}
                 result.dropped.append(lost)
@@ -116,7 +116,7 @@ def curated(options: argparse.Namespace) -> Result:
 
 def _film(
     row: Row,
-    frames: curate.Frames,
+    frames: shots.Frames,
     rate: float,
     options: argparse.Namespace,
     seen: list[list[int]],
@@ -126,16 +126,16 @@ def _film(
     low = math.ceil(row.start * rate - 1e-6)
     high = len(frames.cut) if row.end is None else math.ceil(row.end * rate - 1e-6)
     most = max(1, math.floor(options.max_seconds * rate + 1e-6))
-    for begin, end in curate.shots(frames):
+    for begin, end in shots.shots(frames):
         begin, end = max(begin, low), min(end, high)
         if end <= begin:
             continue
-        for first, last in curate.parts(begin, end, most):
-            values = curate.summary(frames, first, last)
-            print_ = curate.hashes(frames, first, last)
+        for first, last in shots.parts(begin, end, most):
+            values = shots.summary(frames, first, last)
+            print_ = shots.hashes(frames, first, last)
             place = {"start": round(first / rate, 6), "end": round(last / rate, 6)}
             why = reason(values, (last - first) / rate, options)
-            if why is None and any(curate.bits(print_, x) <= options.duplicates for x in seen):
+            if why is None and any(shots.bits(print_, x) <= options.duplicates for x in seen):
                 why = "duplicate"
             if why is None:
                 seen.append(print_)

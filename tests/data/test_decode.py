@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from vdit.data import decode
-from vdit.data.decode import DecodeError, Decoder, Limits, clip_times
+from vdit.data.decode import DecodeError, Decoder, Limits
 from vdit.errors import UserError
 
 RED, GREEN, BLUE = (220, 30, 40), (30, 190, 70), (40, 60, 210)
@@ -34,6 +34,11 @@ def numbered(count: int, height: int = 32, width: int = 48) -> np.ndarray:
     """Frame k is gray of level 12 k, so a decoded frame tells which one it is."""
     levels = (12 * np.arange(count)).astype(np.uint8)
     return np.broadcast_to(levels[:, None, None, None], (count, height, width, 3)).copy()
+
+
+def clip_times(start: float, count: int, fps: float) -> list[float]:
+    """The times in seconds of `count` frames at `fps` from `start` on."""
+    return [start + k / fps for k in range(count)]
 
 
 def numbers(video: np.ndarray) -> list[int]:

@@ -35,13 +35,15 @@ CHUNK_BYTES = 1 << 24  # ... and, where that is more than one frame, pixel bytes
 HEARTBEAT = 0.25  # seconds after which a worker reports even if it has no frame to send
 HEAD_LIMIT = 1 << 16  # bytes of a reply's JSON head
 
+AnyPath = str | os.PathLike[str]
+Reply = tuple[dict[str, Any], bytearray]  # the head, and pixels
+
 
 class DecodeError(UserError):
     """A media file that cannot be used: `path`, and `reason` in one line."""
 
-    def __init__(self, path: str | os.PathLike[str], reason: str):
-        self.path = os.fspath(path)
-        self.reason = reason
+    def __init__(self, path: AnyPath, reason: str):
+        self.path, self.reason = os.fspath(path), reason
         super().__init__(f"{one_line(self.path)}: {reason}")
 
     def __reduce__(self) -> tuple[type[Self], tuple[str, str]]:
@@ -104,7 +106,7 @@ def is_text(value: Any) -> bool:
 
 
 def read_clip(
-    path: str | os.PathLike[str], fps: float, size: tuple[int, int], frames: int
+    path: AnyPath, fps: float, size: tuple[int, int], frames: int
 ) -> tuple[np.ndarray, str]:
     """At most `frames` first frames at `fps`, uint8 (T, H, W, 3) of `size`, and what to say of it.
 
@@ -119,12 +121,7 @@ def read_clip(
     return video[:frames], said
 
 
-def clip_times(start: float, count: int, fps: float) -> list[float]:
-    """The times in seconds of `count` frames at `fps` from `start` on."""
-    return [start + k / fps for k in range(count)]
-
-
-class Decoder:
+class Decoder(contextlib.AbstractContextManager):
     """A pool of decoding processes, started when first needed; safe to use from many threads.
 
     Use as a context manager. `workers` files can be decoded at a time, each by `threads` threads.
@@ -133,18 +130,13 @@ class Decoder:
     def __init__(self, limits: Limits | None = None, workers: int = 1, threads: int = 1):
         if workers < 1 or threads < 1:
             raise UserError(f"decoder workers={workers}, threads={threads}: at least 1 of each")
-        self.limits = limits or Limits()
-        self.workers = workers
-        self._threads = threads
+        self.limits, self.workers, self._threads = limits or Limits(), workers, threads
         self._idle: queue.LifoQueue[_Worker | None] = queue.LifoQueue()
         for _ in range(workers):
             self._idle.put(None)
         self._live: set[_Worker] = set()
         self._lock = threading.Lock()
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -161,7 +153,7 @@ class Decoder:
                     idle.kill()
                 self._idle.put(None)
 
-    def probe(self, path: str | os.PathLike[str]) -> Info:
+    def probe(self, path: AnyPath) -> Info:
         """Reads the whole file without decoding more than its first frame.
 
         Raises `DecodeError` (a `UserError`) for a file that cannot be used.
@@ -175,12 +167,9 @@ class Decoder:
             raise DecodeError(path, "the decoder gave no answer") from None
 
     def frames(
-        self,
-        path: str | os.PathLike[str],
-        times: Sequence[float],
-        size: tuple[int, int] | None = None,
+        self, path: AnyPath, times: Sequence[float], size: tuple[int, int] | None = None
     ) -> np.ndarray:
-        """The pictures at `times` (seconds, not falling; see `clip_times`): uint8 (n, H, W, 3).
+        """The pictures at `times` (seconds, not falling): uint8 (n, H, W, 3).
 
         `size` is (H, W), None for the file's own. Raises `DecodeError` for a file that cannot be
         used and for a time outside of it.
@@ -197,13 +186,9 @@ class Decoder:
         return video_nHW3
 
     def stream(
-        self,
-        path: str | os.PathLike[str],
-        fps: float,
-        size: tuple[int, int] | None = None,
-        until: float | None = None,
-        alive: Callable[[float], None] | None = None,
-    ) -> Iterator[np.ndarray]:
+        self, path: AnyPath, fps: float, size: tuple[int, int] | None = None,
+        until: float | None = None, alive: Callable[[float], None] | None = None,
+    ) -> Iterator[np.ndarray]:  # fmt: skip
         """The whole file (up to `until` seconds) at `fps`, in uint8 pieces (n, H, W, 3).
 
         Memory stays flat however long the film is. `alive` is called with the second that the
@@ -213,15 +198,10 @@ class Decoder:
         return self._pixels(path, request, size, self.limits.frames, alive)
 
     def _pixels(
-        self,
-        path: str | os.PathLike[str],
-        request: dict[str, Any],
-        size: tuple[int, int] | None,
-        most: int,
+        self, path: AnyPath, request: dict[str, Any], size: tuple[int, int] | None, most: int,
         alive: Callable[[float], None] | None = None,
-    ) -> Iterator[np.ndarray]:
-        wanted = None if size is None else tuple(size)
-        given = 0
+    ) -> Iterator[np.ndarray]:  # fmt: skip
+        wanted, given = None if size is None else tuple(size), 0
         for head, data in self._ask(path, request | {"size": wanted}):
             if alive is not None and "at" in head:
                 alive(float(head["at"]))
@@ -234,14 +214,12 @@ class Decoder:
             wanted = (h, w)
             yield np.frombuffer(data, np.uint8).reshape(n, h, w, 3)
 
-    def _ask(
-        self, path: str | os.PathLike[str], request: dict[str, Any]
-    ) -> Iterator[tuple[dict[str, Any], bytearray]]:
+    def _ask(self, path: AnyPath, request: dict[str, Any]) -> Iterator[Reply]:
         """Sends one request to an idle worker and yields its replies (JSON head, pixels)."""
         worker = self._idle.get()
         in_step = False  # the worker has ended its answer and waits for the next request
         try:
-            if worker is not None and worker.dead():
+            if worker is not None and worker.process.poll() is not None:
                 self._bury(worker)
                 worker = None
             if worker is None:
@@ -286,20 +264,14 @@ class _Worker:
         settings = json.dumps(dataclasses.asdict(limits) | {"threads": threads})
         self.process = subprocess.Popen(
             [sys.executable, "-P", "-c", code + "media.serve(sys.argv[2])", root, settings],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            bufsize=0,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
             start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
             env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-        )
+        )  # fmt: skip
         assert self.process.stdin is not None and self.process.stdout is not None
         self._to, self._from = self.process.stdin.fileno(), self.process.stdout.fileno()
         os.set_blocking(self._to, False)
         os.set_blocking(self._from, False)
-
-    def dead(self) -> bool:
-        return self.process.poll() is not None
 
     def kill(self) -> None:
         self.process.kill()
@@ -309,7 +281,7 @@ class _Worker:
                 with contextlib.suppress(OSError):
                     pipe.close()
 
-    def ask(self, request: dict[str, Any]) -> Iterator[tuple[dict[str, Any], bytearray]]:
+    def ask(self, request: dict[str, Any]) -> Iterator[Reply]:
         """Yields (head, pixels) up to the head that says "done" or "error"."""
         end = time.monotonic() + self.limits.seconds
         line = json.dumps(request).encode()
@@ -322,11 +294,10 @@ class _Worker:
                 head = json.loads(self._read(length, end))
                 n, h, w = (int(x) for x in head.get("shape", (0, 0, 0)))
                 sane = min(n, h, w) >= 0 and n <= CHUNK and h * w <= self.limits.pixels
-                sane = sane and (n - 1) * h * w * 3 < CHUNK_BYTES
+                if not sane or (n - 1) * h * w * 3 >= CHUNK_BYTES:
+                    raise ValueError
             except (ValueError, TypeError, AttributeError, RecursionError):
-                sane = False
-            if not sane:
-                raise _Lost("the decoder's answer makes no sense")
+                raise _Lost("the decoder's answer makes no sense") from None
             yield head, self._read(n * h * w * 3, end)
             if "error" in head or head.get("done"):
                 return

@@ -4,6 +4,7 @@ Dense batches of clips that are all alike (`batches`), and rows of clips of any 
 (`PackedBatches`).
 """
 
+import functools
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,14 +30,9 @@ class Source(Protocol):
 
 
 def batches(
-    source: Source,
-    batch: int,
-    seed: int,
-    fields: tuple[str, ...],
-    threads: int = 1,
-    shuffle: bool = True,
-    process: tuple[int, int] = (0, 1),
-) -> "Batches":
+    source: Source, batch: int, seed: int, fields: tuple[str, ...], threads: int = 1,
+    shuffle: bool = True, process: tuple[int, int] = (0, 1),
+) -> "Batches":  # fmt: skip
     """An endless iterator over batches of a share of the source.
 
     `process` is (index, count): the `batch` samples of a step are dealt round robin to so many
@@ -45,8 +41,7 @@ def batches(
     depend on the number of threads. Raises `UserError` for a batch that cannot be shared evenly.
     """
     index, count = process
-    if batch < 1 or batch % count:
-        raise UserError(f"batch of {batch} on {count} processes; allowed: a multiple of {count}")
+    check_share(f"batch of {batch}", batch, count)
     dataset = grain.MapDataset.source(source)
     if shuffle:
         dataset = dataset.shuffle(seed=seed)
@@ -63,6 +58,12 @@ def batches(
         return iter(dataset[first + index :: count].to_iter_dataset(options).batch(share))
 
     return Batches(begin, batch)
+
+
+def check_share(name: str, batch: int, count: int) -> None:
+    """Refuses a batch that processes cannot share evenly."""
+    if batch < 1 or batch % count:
+        raise UserError(f"{name} on {count} processes; allowed: a multiple of {count}")
 
 
 def ahead(read: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
@@ -83,9 +84,7 @@ class Batches(grain.DatasetIterator):
     That number is of all processes together, so another number of them can go on.
     """
 
-    def __init__(
-        self, begin: Callable[[int], Iterator[dict[str, np.ndarray]]], batch: int
-    ) -> None:
+    def __init__(self, begin: Callable[[int], Iterator[dict[str, np.ndarray]]], batch: int) -> None:
         super().__init__()
         self._begin, self._batch, self._next = begin, batch, 0
         self._iterator = begin(0)
@@ -126,29 +125,19 @@ class PackedBatches(grain.DatasetIterator):
     """
 
     def __init__(
-        self,
-        read: Callable[[int, int], Sample],
-        sizes: Sizes,
-        budget: Budget,
-        batch: int,
-        seed: int,
-        patch: tuple[int, int],
-        threads: int = 1,
-        process: tuple[int, int] = (0, 1),
-    ) -> None:
+        self, read: Callable[[int, int], Sample], sizes: Sizes, budget: Budget, batch: int,
+        seed: int, patch: tuple[int, int], threads: int = 1, process: tuple[int, int] = (0, 1),
+    ) -> None:  # fmt: skip
         super().__init__()
         # First, for an iterator that is refused is closed too.
         self._ahead: deque[tuple[list[Future], tuple[int, int]]] = deque()
         self._pool = ThreadPoolExecutor(max_workers=threads)
-        self._index, count = process
-        if batch < 1 or batch % count:
-            raise UserError(
-                f"batch of {batch} packed rows on {count} processes; allowed: a multiple of {count}"
-            )
+        self._index, self._count = process
+        check_share(f"batch of {batch} packed rows", batch, self._count)
         check_sizes(sizes, budget)
-        self._read, self._sizes, self._budget, self._patch = read, sizes, budget, patch
-        self._batch, self._count, self._seed = batch, count, seed
-        self._plans: dict[int, Plan] = {}
+        self._read, self._budget, self._patch, self._batch = read, budget, patch, batch
+        plan = functools.partial(plan_epoch, sizes, budget, seed)
+        self.plan: Callable[[int], Plan] = functools.lru_cache(maxsize=2)(plan)  # of an epoch
         self._next = self._asked = (0, 0)  # epoch and row of the next batch: given out, read
 
     def __next__(self) -> dict[str, np.ndarray]:
@@ -172,13 +161,6 @@ class PackedBatches(grain.DatasetIterator):
         self._ahead.clear()
         # Not waited for: a forgotten iterator may be closed by one of these threads.
         self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def plan(self, epoch: int) -> Plan:
-        """The rows of an epoch; the last two plans are kept."""
-        if epoch not in self._plans:
-            self._plans[epoch] = plan_epoch(self._sizes, self._budget, self._seed, epoch)
-            self._plans = dict(list(self._plans.items())[-2:])
-        return self._plans[epoch]
 
     def _ask(self) -> None:
         """Begins to read the next batch."""

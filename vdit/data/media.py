@@ -287,8 +287,8 @@ class _File:
                     if first is None:
                         first = frame.pts or 0
                     # A frame without a time, or with one that falls, comes after the one before.
-                    time = end if frame.pts is None else (frame.pts - first) * tick
-                    before, start = start, max(time, start)
+                    at = end if frame.pts is None else (frame.pts - first) * tick
+                    before, start = start, max(at, start)
                     usual = start - before or usual
                     end = start + ((frame.duration or 0) * tick or usual or 0.1)
                     rotation = round((frame.rotation or 0) / 90) % 4 * 90

@@ -18,20 +18,17 @@ class Mixture:
     """
 
     def __init__(
-        self,
-        sources: Sequence[Source],
-        fps: Sequence[float],
-        endless: bool,
+        self, sources: Sequence[Source], fps: Sequence[float], endless: bool,
         to_the_end: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         if not sources or len(sources) != len(fps):
             raise UserError(f"mixture: {len(sources)} sources and {len(fps)} rates; one each")
         self._sources, self._fps, self._endless = list(sources), list(fps), endless
-        lengths = [len(source) for source in sources]
+        lengths = np.array([len(source) for source in sources])
         self._turns: np.ndarray | None = None  # (clips, 2) number in its source, and which source
-        self._length = min(lengths) if endless else min(lengths) * len(sources)
+        self._length = int(lengths.min()) * (1 if endless else len(sources))
         if to_the_end:
-            self._turns = np.argwhere(np.arange(max(lengths))[:, None] < np.array(lengths))
+            self._turns = np.argwhere(np.arange(lengths.max())[:, None] < lengths)
             self._length = len(self._turns)
         # Of sources whose content can change (a folder), all together.
         self.digest = "".join(getattr(source, "digest", "") for source in sources)

@@ -54,14 +54,9 @@ class Sample(NamedTuple):
 
 
 def draw_sample(
-    element: Mapping[str, Any],
-    text: np.ndarray,
-    told: np.ndarray,
-    ordinal: int,
-    table: Patterns,
-    shares: Mapping[str, float],
-    seed: int,
-) -> Sample:
+    element: Mapping[str, Any], text: np.ndarray, told: np.ndarray, ordinal: int, table: Patterns,
+    shares: Mapping[str, float], seed: int,
+) -> Sample:  # fmt: skip
     """A cached clip as a sample of one of the table's patterns, which seed and ordinal choose.
 
     A clip of one latent frame has nothing to be given. Raises `UserError` where shares ask for
@@ -152,9 +147,7 @@ def fill_rows(sizes: Sizes, budget: Budget, window: int = WINDOW) -> Iterator[li
         yield row
 
 
-def plan_epoch(
-    sizes: Sizes, budget: Budget, seed: int, epoch: int, window: int = WINDOW
-) -> Plan:
+def plan_epoch(sizes: Sizes, budget: Budget, seed: int, epoch: int, window: int = WINDOW) -> Plan:
     """The rows of an epoch, from nothing but the sizes, the seed and the epoch's number."""
     check_sizes(sizes, budget)
     order = np.random.default_rng((seed, epoch)).permutation(len(sizes.tokens))

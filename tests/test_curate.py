@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from tools import shots
 from tools.curate import main
-from vdit.data import curate
 from vdit.data.folder import Folder
 from vdit.runtime.video import write_mp4
 
@@ -24,13 +24,13 @@ def texture(seed: int, frames: int, speed: int = 1) -> np.ndarray:
 def test_cuts_are_found_and_flashes_are_none() -> None:
     film = np.concatenate([texture(1, 20), texture(2, 25), texture(3, 30)])
     film[10:12] = 255
-    found = curate.shots(curate.measure([film[:33], film[33:]]))
+    found = shots.shots(shots.measure([film[:33], film[33:]]))
     assert found == [(0, 20), (20, 45), (45, 75)]
 
 
 def test_more_blur_is_less_sharp() -> None:
-    picture = curate.gray(texture(4, 1)[0])
-    values = [curate.sharpness(ndimage.gaussian_filter(picture, s)) for s in (0, 1, 2, 4)]
+    picture = shots.gray(texture(4, 1)[0])
+    values = [shots.sharpness(ndimage.gaussian_filter(picture, s)) for s in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True) and values[0] > 2 * values[-1]
 
 
