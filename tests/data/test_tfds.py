@@ -26,9 +26,10 @@ from vdit import stages
 from vdit.config import joined
 from vdit.config.identity import stage_fields
 from vdit.data import sources
-from vdit.data import tfds as room
+from vdit.data.decode import Limits
 from vdit.data.labels import by_caption
-from vdit.data.tfds import VideoSet, find, inflate
+from vdit.data.stored import inflate
+from vdit.data.tfds import VideoSet, find
 from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics
@@ -403,7 +404,7 @@ def test_records_that_are_wrong_are_named(
         return row | {"video": row["video"] | stored if isinstance(stored, dict) else stored}
 
     write(tmp_path, plain(shape=shape), {"train": rows()}, raw=spoil)
-    limits = room.Limits(frames=100, pixels=1000)
+    limits = Limits(frames=100, pixels=1000)
     refused(tmp_path, f"00000-of-00001 record 4: .*{words}", limits=limits)
 
 

@@ -9,16 +9,12 @@ damaged one is named before anything is learned.
 Dimension key: N records, T frames, H height, W width.
 """
 
-import dataclasses
 import functools
 import hashlib
-import io
 import json
 import math
 import os
 import re
-import struct
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
@@ -33,6 +29,7 @@ from tensorflow_datasets.core.read_only_builder import builder_from_metadata
 from vdit.data.clips import Clips, write_skipped
 from vdit.data.decode import Limits, one_line, said
 from vdit.data.media import fit
+from vdit.data.stored import Stored, shown
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.progress import Progress
@@ -42,7 +39,6 @@ PLAIN = re.compile(r"[\w.-]+")  # names of sets and splits, which become names o
 TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*")
 HELDOUT = ("test", "validation", "valid", "val")  # the first that a set has is held out
 CAPTIONS = ("caption", "text", "label")  # preferred where several fields could be the caption
-MOST = 2**30  # bytes of one video's pixels
 HEAD_MOST = 2**26  # bytes of a JSON file
 CHECK_FORMAT = 1  # another number when the same records would be judged otherwise
 
@@ -60,14 +56,6 @@ CLASSES = {
     "video_feature.Video": "video",
 }  # fmt: skip
 VIDEOS = "Tensor((T, H, W, 3), uint8), Video or Sequence(Image)"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Stored:
-    """How a set keeps its videos: shape (T, H, W, channels), None where records differ."""
-
-    shape: tuple[int | None, ...]
-    encoding: str  # none, bytes, zlib, or images: a list of PNG or JPEG files
 
 
 class VideoSet(Clips):
@@ -202,10 +190,8 @@ class VideoSet(Clips):
         video, caption = self._field
         try:
             element = source[number]
-            return (
-                _frames(element[video], self._stored, self._limits),
-                _caption(element[caption], self._labels, self._template),
-            )
+            text = _caption(element[caption], self._labels, self._template)
+            return self._stored.read(element[video], self._limits), text
         except Exception as error:  # whatever readers say of a foreign record
             where = self._record(split, number)
             raise UserError(f"{self._where}: {where}: {said(error)}") from None
@@ -235,23 +221,18 @@ class VideoSet(Clips):
         return {"video": fit(chosen_THW3, self.size, self._limits), "caption": caption}
 
 
-# ---------------------------------------------------------------------------------------------
-# The set: its folder, its files, its fields
-# ---------------------------------------------------------------------------------------------
-
-
 def find(path: str | os.PathLike[str], name: str = "") -> tuple[str, Path]:
     """The full name, SET[/CONFIG]:VERSION, and the folder of the one set that `name` fits.
 
     The name is compared with what is there and never becomes part of a path.
     """
-    shown, root = one_line(os.fspath(path)), Path(path)
+    where, root = one_line(os.fspath(path)), Path(path)
     if not os.fspath(path):
         raise UserError("no folder of TFDS sets is given: data.path is empty")
     if not root.is_dir():
-        raise UserError(f"{shown}: not a folder")
+        raise UserError(f"{where}: not a folder")
     if (root / "dataset_info.json").is_file():
-        raise UserError(f"{shown} is a set itself: data.path is the folder above SET/VERSION")
+        raise UserError(f"{where} is a set itself: data.path is the folder above SET/VERSION")
     found = {
         f"{folder.parent.relative_to(root).as_posix()}:{folder.name}": folder
         for depth in ("*/*", "*/*/*")
@@ -269,24 +250,24 @@ def find(path: str | os.PathLike[str], name: str = "") -> tuple[str, Path]:
         return fitting[0], found[fitting[0]]
     listed = one_line(", ".join(fitting or found) or "none")
     if fitting:
-        raise UserError(f"{shown} holds several sets ({listed}): choose one with data.name")
+        raise UserError(f"{where} holds several sets ({listed}): choose one with data.name")
     raise UserError(
-        f"{shown} holds no prepared set {one_line(name, 80)}: SET[/CONFIG][:VERSION]; there: "
+        f"{where} holds no prepared set {one_line(name, 80)}: SET[/CONFIG][:VERSION]; there: "
         f"{listed}"
     )
 
 
 def _parsed(path: Path, message: Any) -> Any:
     """A JSON file as a protocol message."""
-    shown = one_line(str(path))
+    name = one_line(str(path))
     try:
         if path.stat().st_size > HEAD_MOST:
-            raise UserError(f"{shown}: over {HEAD_MOST >> 20} MiB")
+            raise UserError(f"{name}: over {HEAD_MOST >> 20} MiB")
         return json_format.Parse(path.read_text(encoding="utf-8"), message)
     except OSError as error:
-        raise UserError(f"cannot read {shown}: {error.strerror}") from None
+        raise UserError(f"cannot read {name}: {error.strerror}") from None
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{shown}: not as TFDS writes it since 4.5 ({said(error)})") from None
+        raise UserError(f"{name}: not as TFDS writes it since 4.5 ({said(error)})") from None
 
 
 def _info(folder: Path, where: str) -> Any:
@@ -307,7 +288,7 @@ def _info(folder: Path, where: str) -> Any:
 
 def _fields(
     folder: Path, where: str, video: str, caption: str
-) -> tuple[tuple[str, str], _Stored, tfds.features.FeaturesDict]:
+) -> tuple[tuple[str, str], Stored, tfds.features.FeaturesDict]:
     """Names of the video's and the caption's field, how videos are stored, and what TFDS reads."""
     top = _parsed(folder / "features.json", feature_pb2.Feature())
     _check_classes("features", top, where)
@@ -377,7 +358,7 @@ def _described(proto: Any) -> str:
         return f"{kind}({_described(proto.sequence.feature)})"
     if content in ("tensor", "image", "video"):
         array = getattr(proto, content)
-        return f"{kind}({_shown(_dimensions(array.shape))}, {one_line(array.dtype, 20)})"
+        return f"{kind}({shown(_dimensions(array.shape))}, {one_line(array.dtype, 20)})"
     return kind
 
 
@@ -385,11 +366,7 @@ def _dimensions(shape: Any) -> tuple[int | None, ...]:
     return tuple(None if n < 0 else int(n) for n in shape.dimensions)
 
 
-def _shown(shape: Sequence[int | None]) -> str:
-    return f"({', '.join('?' if n is None else str(n) for n in shape)})"
-
-
-def _stored(proto: Any) -> _Stored | None:
+def _stored(proto: Any) -> Stored | None:
     """How a field keeps videos; None if it holds none that can be read."""
     content = proto.WhichOneof("content")
     channels: tuple[int, ...] = (1, 3)
@@ -407,7 +384,7 @@ def _stored(proto: Any) -> _Stored | None:
         shape, encoding = _dimensions(proto.video.shape), "images"
         good = content == "video" and proto.video.dtype in ("", "uint8")
     good = good and len(shape) == 4 and shape[3] in channels and 0 not in shape
-    return _Stored(shape, encoding) if good else None
+    return Stored(shape, encoding) if good else None
 
 
 def _is_text(proto: Any) -> bool:
@@ -448,15 +425,15 @@ def _sha256(path: Path, status: tuple[int, ...]) -> str:
 
 def _check_shard(path: Path, count: int) -> None:
     """Refuses a shard that cannot be opened, or has another number of records."""
-    shown = one_line(str(path))
+    name = one_line(str(path))
     try:
         reader = ArrayRecordReader(str(path))
         there = reader.num_records()
         reader.close()
     except Exception as error:
-        raise UserError(f"{shown}: damaged ({said(error)})") from None
+        raise UserError(f"{name}: damaged ({said(error)})") from None
     if there != count:
-        raise UserError(f"{shown}: {there} records, where dataset_info.json says {count}")
+        raise UserError(f"{name}: {there} records, where dataset_info.json says {count}")
 
 
 def _remembered(
@@ -481,11 +458,6 @@ def _share(count: int, split: str, heldout: float, seed: int, where: str) -> lis
     return sorted(ranked[:held] if split == "heldout" else ranked[held:])
 
 
-# ---------------------------------------------------------------------------------------------
-# Records
-# ---------------------------------------------------------------------------------------------
-
-
 def _caption(value: Any, labels: tuple[str, ...] | None, template: str) -> str:
     """The caption on one line; ValueError where there is none."""
     if labels is not None:
@@ -496,91 +468,3 @@ def _caption(value: Any, labels: tuple[str, ...] | None, template: str) -> str:
     if not text:
         raise ValueError("its caption is empty")
     return text
-
-
-def _frames(value: Any, stored: _Stored, limits: Limits) -> np.ndarray:
-    """The pixels of a stored video: uint8 (T, H, W, 3); ValueError says what is wrong."""
-    if stored.encoding == "images":
-        return _images(list(value), stored.shape, limits)
-    shape = stored.shape
-    if isinstance(value, Mapping):
-        own, value = tuple(int(n) for n in value["shape"]), value["value"]
-        if not _agree(own, shape):
-            raise ValueError(f"its shape is {_shown(own)}, not {_shown(shape)}")
-        shape = own
-    if isinstance(value, bytes):
-        known = math.prod(n for n in shape if n is not None)  # bytes at one of what is free
-        most = _most(shape, limits) if None in shape else known
-        _check_size([n or 1 for n in shape], limits)
-        if stored.encoding == "zlib":
-            value = inflate(value, most)
-        if len(value) > most or not value or len(value) % known:
-            raise ValueError(f"{len(value)} bytes are no video of the shape {_shown(shape)}")
-        value = np.frombuffer(value, np.uint8)
-    video_THW3 = np.reshape(value, [-1 if n is None else n for n in shape])
-    if video_THW3.dtype != np.uint8 or not video_THW3.size:
-        raise ValueError(f"its video is {video_THW3.dtype} {_shown(video_THW3.shape)}")
-    _check_size(video_THW3.shape, limits)
-    return video_THW3
-
-
-def _agree(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    """Whether a record's own shape is one that its set allows."""
-    same = [w in (None, n) and n > 0 for n, w in zip(shape, wanted, strict=False)]
-    return len(shape) == len(wanted) and all(same)
-
-
-def _most(shape: Sequence[int | None], limits: Limits) -> int:
-    """Bytes that a video may have of which one side is free."""
-    frames, *sides = shape[:3]
-    known = math.prod(n for n in shape if n is not None)
-    return min(MOST, known * limits.frames if frames is None else frames * limits.pixels * 3)
-
-
-def _check_size(shape: Sequence[int], limits: Limits) -> None:
-    """Refuses a video over the limits."""
-    frames, height, width = shape[:3]
-    if frames > limits.frames:
-        raise ValueError(f"{frames} frames: over the limit of {limits.frames}")
-    if height * width > limits.pixels:
-        raise ValueError(f"frames of {width}x{height}: over the limit of {limits.pixels} pixels")
-    if frames * height * width * 3 > MOST:
-        raise ValueError(f"a video of {_shown(shape)}: over the limit of {MOST >> 20} MiB")
-
-
-def inflate(data: bytes, most: int) -> bytes:
-    """The content of a zlib stream; ValueError if it is damaged, cut, or has over `most` bytes.
-
-    No more than one byte over `most` is ever inflated.
-    """
-    stream = zlib.decompressobj()
-    try:
-        content = stream.decompress(data, most + 1)
-    except zlib.error as error:
-        raise ValueError(f"damaged zlib data ({said(error)})") from None
-    if len(content) > most:
-        raise ValueError(f"its zlib data inflates to over {most} bytes")
-    if not stream.eof or stream.unused_data:
-        raise ValueError("its zlib data is cut short or goes on after its end")
-    return content
-
-
-def _images(files: Sequence[bytes], shape: Sequence[int | None], limits: Limits) -> np.ndarray:
-    """The pixels of a video kept as PNG or JPEG files: uint8 (T, H, W, 3)."""
-    from PIL import Image
-
-    if not files or shape[0] not in (None, len(files)):
-        raise ValueError(f"{len(files)} frames, where its set has {_shown(shape)}")
-    pictures: list[np.ndarray] = []
-    for number, file in enumerate(files):
-        try:
-            with Image.open(io.BytesIO(file), formats=("PNG", "JPEG")) as image:
-                own = (len(files), image.height, image.width)
-                wanted = (len(files), *(pictures[0].shape[:2] if pictures else shape[1:3]))
-                if not _agree(own, wanted):
-                    raise ValueError(f"{_shown(own)}, where {_shown(wanted)} is wanted")
-                _check_size(own, limits)  # before anything is decoded
-                pictures.append(np.asarray(image.convert("RGB")))
-        except (OSError, SyntaxError, EOFError, struct.error, ValueError) as error:
-            raise ValueError(f"frame {number} is damaged or another's: {said(error)}") from None
-    return np.stack(pictures)
