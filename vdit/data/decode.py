@@ -2,7 +2,7 @@
 
 A file from elsewhere can take its decoder down with it, so the program never decodes one itself:
 `Decoder` keeps worker processes (a new Python each, never a fork, without jax) that answer over a
-pipe, and replaces a worker that died or fell silent. Replies are a JSON head and raw pixels: a
+socket, and replaces a worker that died or fell silent. Replies are a JSON head and raw pixels: a
 worker taken over by a hostile file cannot hand the program anything but pixels.
 
 What becomes of a file, `vdit/data/media.py` says, which is the workers' side.
@@ -16,7 +16,7 @@ import json
 import math
 import os
 import queue
-import select
+import socket
 import struct
 import subprocess
 import sys
@@ -146,7 +146,7 @@ class Decoder(contextlib.AbstractContextManager):
         with self._lock:
             self._closed = True
             for worker in self._live:
-                worker.process.kill()  # whoever uses it notices, and closes its pipes
+                worker.process.kill()  # whoever uses it notices, and closes its socket
         for _ in range(self.workers):
             with contextlib.suppress(queue.Empty):
                 if (idle := self._idle.get_nowait()) is not None:
@@ -254,7 +254,7 @@ class _Lost(Exception):
 
 
 class _Worker:
-    """One decoding process and its two pipes."""
+    """One decoding process and the socket to it."""
 
     def __init__(self, limits: Limits, threads: int):
         self.limits = limits
@@ -262,30 +262,25 @@ class _Worker:
         # Not `-m` and not multiprocessing: both would import the program's main module, and jax.
         code = "import sys; sys.path.insert(0, sys.argv[1]); from vdit.data import media; "
         settings = json.dumps(dataclasses.asdict(limits) | {"threads": threads})
-        self.process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code + "media.serve(sys.argv[2])", root, settings],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, bufsize=0,
-            start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
-            env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
-        )  # fmt: skip
-        assert self.process.stdin is not None and self.process.stdout is not None
-        self._to, self._from = self.process.stdin.fileno(), self.process.stdout.fileno()
-        os.set_blocking(self._to, False)
-        os.set_blocking(self._from, False)
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", code + "media.serve(sys.argv[2])", root, settings],
+                stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL,
+                start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
+                env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
+            )  # fmt: skip
 
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):
-                    pipe.close()
+        self._socket.close()
 
     def ask(self, request: dict[str, Any]) -> Iterator[Reply]:
         """Yields (head, pixels) up to the head that says "done" or "error"."""
         end = time.monotonic() + self.limits.seconds
         line = json.dumps(request).encode()
-        self._write(struct.pack(">I", len(line)) + line, end)
+        self._within(end, self._socket.sendall, struct.pack(">I", len(line)) + line)
         while True:
             (length,) = struct.unpack(">I", self._read(4, end))
             if length > HEAD_LIMIT:
@@ -302,37 +297,31 @@ class _Worker:
             if "error" in head or head.get("done"):
                 return
 
-    def _wait(self, descriptor: int, event: int, end: float) -> None:
-        left = min(self.limits.silence, end - time.monotonic())
-        poll = select.poll()
-        poll.register(descriptor, event)
-        if left <= 0 or not poll.poll(max(1, left * 1000)):
-            if end - time.monotonic() <= 0:
-                raise _Lost(f"decoding took over {self.limits.seconds:g} s and was stopped")
-            raise _Lost(f"the decoder hung ({self.limits.silence:g} s without an answer)")
-
-    def _write(self, data: bytes, end: float) -> None:
-        view = memoryview(data)
-        while view:
-            self._wait(self._to, select.POLLOUT, end)
-            try:
-                view = view[os.write(self._to, view) :]
-            except OSError:
-                raise _Lost(self._epitaph()) from None
-
     def _read(self, size: int, end: float) -> bytearray:
         data = bytearray(size)
         view = memoryview(data)
         while view:
-            self._wait(self._from, select.POLLIN, end)
-            try:
-                got = os.readv(self._from, [view])
-            except OSError:
-                got = 0
+            got = self._within(end, self._socket.recv_into, view)
             if not got:
                 raise _Lost(self._epitaph())
             view = view[got:]
         return data
+
+    def _within(self, end: float, call: Callable[[Any], Any], data: Any) -> Any:
+        """A call of the socket, ended by the limits of silence and time."""
+        left = min(self.limits.silence, end - time.monotonic())
+        try:
+            if left <= 0:
+                raise TimeoutError
+            self._socket.settimeout(left)
+            return call(data)
+        except TimeoutError:
+            why = f"the decoder hung ({self.limits.silence:g} s without an answer)"
+            if time.monotonic() >= end:
+                why = f"decoding took over {self.limits.seconds:g} s and was stopped"
+            raise _Lost(why) from None
+        except OSError:
+            raise _Lost(self._epitaph()) from None
 
     def _epitaph(self) -> str:
         try:

@@ -71,7 +71,7 @@ def serve(settings: str) -> None:
             watch.send({"error": str(error)})
         except MemoryError:
             watch.send({"error": f"needs more than {limits.memory >> 20} MiB to decode"})
-        except BrokenPipeError:
+        except ConnectionError:
             return
         except Exception as error:
             watch.send({"error": f"{type(error).__name__}: {said(error)}"})
