@@ -1,14 +1,13 @@
-"""Cuts the films of a folder into shots, leaves out poor ones, and writes their table.
+"""Splits the films of a folder into shots, drops poor ones, and writes a table of the rest.
 
     python -m tools.curate FOLDER [--out=captions.jsonl] [--min-seconds=1 --max-seconds=10]
                            [--min-motion=.002 --max-motion=.2] [--min-sharpness=.01]
                            [--black=.5] [--duplicates=6] [--force] [--dry]
 
-A shot is left out as too_short, black (over that share of blank frames), static, too_much_motion,
-blurred, or duplicate (its hash is within that many of 64 bits of an earlier one's); a film as
-unreadable. Captions come from the folder's table or the texts beside the clips. Beside the table
-OUT there are OUT.report.json with the counts and dropped.jsonl with every reason. Exit status 2
-for wrong arguments.
+A shot is dropped as too_short, black (over that share of blank frames), static, too_much_motion,
+blurred, or duplicate (its hash differs in at most that many of 64 bits from an earlier one); a film
+as unreadable. Captions come from the folder's table or text files. OUT.report.json has the counts,
+dropped.jsonl beside OUT every reason. Exit status 2 for wrong arguments.
 """
 
 import argparse
@@ -65,14 +64,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @dataclasses.dataclass
 class Result:
-    """What is kept and what is not, in order."""
+    """Shots that are kept and dropped, in order."""
 
     kept: list[dict[str, Any]]
     dropped: list[dict[str, Any]]
 
 
 def reason(values: dict[str, float], seconds: float, options: argparse.Namespace) -> str | None:
-    """Why a part is left out, or None."""
+    """Why a part is dropped, or None."""
     for name, bad in (
         ("too_short", seconds < options.min_seconds - 1e-6),
         ("black", values["black"] > options.black),
@@ -94,7 +93,7 @@ def curated(options: argparse.Namespace) -> Result:
         if row.where != row.file and options.out.exists() and not options.dry:
             table = one_line(row.where.rsplit(" line ", 1)[0])
             if Path(table).resolve() == options.out.resolve():
-                raise UserError(f"{table} has the captions themselves; choose another --out")
+                raise UserError(f"{table} has the captions that are read; choose another --out")
         rows[row.file].append(row)
     with Decoder() as decoder, Progress("curate", len(rows)) as progress:
         for number, file in enumerate(sorted(rows), 1):
@@ -122,7 +121,7 @@ def _film(
     seen: list[list[int]],
     result: Result,
 ) -> None:
-    """Adds the shots that lie in one row."""
+    """Adds the shots within one row."""
     low = math.ceil(row.start * rate - 1e-6)
     high = len(frames.cut) if row.end is None else math.ceil(row.end * rate - 1e-6)
     most = max(1, math.floor(options.max_seconds * rate + 1e-6))
@@ -139,15 +138,15 @@ def _film(
                 why = "duplicate"
             if why is None:
                 seen.append(print_)
-                told = values | {"hash": f"{print_[1]:016x}"}
-                fields = {"file": row.file, "caption": row.caption, **place, "measures": told}
+                measures = values | {"hash": f"{print_[1]:016x}"}
+                fields = {"file": row.file, "caption": row.caption, **place, "measures": measures}
                 result.kept.append(fields)
             else:
                 result.dropped.append({"file": row.file, **place, "reason": why} | values)
 
 
 def _write(path: Path, items: list[dict[str, Any]]) -> None:
-    """A file of one JSON object a line."""
+    """Writes JSON lines."""
     write_text(path, "".join(json.dumps(item, ensure_ascii=False) + "\n" for item in items))
 
 
@@ -164,8 +163,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         _write(options.out.with_name("dropped.jsonl"), result.dropped)
         write_text(options.out.with_name(options.out.name + ".report.json"), report)
-        if not result.kept:  # a table without rows would say that there are no captions
-            raise UserError(f"nothing is left, so no table is written; left out: {dropped}")
+        if not result.kept:  # a table without rows would mean films without captions
+            raise UserError(f"no shot is kept, so no table is written; dropped: {dropped}")
         _write(options.out, result.kept)
         return 0
     except UserError as error:

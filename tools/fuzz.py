@@ -1,17 +1,17 @@
-"""Changes bytes of media, tables and shards, and counts what the program does not survive.
+"""Fuzzes the readers of media, tables, shards and weights with mutated files.
 
     python -m tools.fuzz [--mutations=10000] [--seed=0] [--only=KIND,...]
 
-A mutation is a good file of a kind with one to four changes: bits, bytes and numbers, parts that
-are cut out, doubled or moved, words that readers stumble over. It is read as the program reads it:
-media by the decoding processes under limits, tables as a folder's captions, shot lists as --shots,
-shards and manifests as the latent cache and as a TensorFlow Datasets set, weights as an imported
-autoencoder's. What may come of it is what was read, or a refusal of one line. Everything else is a
-failure: another exception, a line break in a refusal, a process that ends or says nothing for a
-minute. (A decoding process may end: that is what it is for. Those are counted apart.)
+A mutation is a valid file of a kind with one to four changes: flipped bits, other bytes or numbers,
+parts that are deleted, doubled or moved, tokens that trip parsers. It is read as the program reads
+it: media by the decoding processes under limits, tables as a folder's captions, shot lists as
+--shots, shards and manifests as the latent cache and as a TensorFlow Datasets set, weights as an
+imported autoencoder. It must be read, or refused in one line. Anything else is a failure: another
+exception, a refusal of several lines, a process that ends or is silent for a minute. (Decoding
+processes may end, which is what they are for; those are counted separately.)
 
-Prints a table, and of each failure its kind and number: `--only=KIND --seed=S --at=NUMBER` does
-that one again. Exit status 1 where something failed, 2 for wrong arguments.
+Prints a table, and the kind and number of each failure: `--only=KIND --seed=S --at=NUMBER` repeats
+one. Exit status 1 after a failure, 2 for wrong arguments.
 """
 
 import json
@@ -51,62 +51,62 @@ EXTREME = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 class Kind(NamedTuple):
-    """`make(folder)` writes good files and lists those to change; `read(folder)` reads them."""
+    """`make(folder)` writes valid files and lists those to mutate; `read(folder)` reads them."""
 
     make: Callable[[Path], list[Path]]
     read: Callable[[Path], None]
 
 
 # --------------------------------------------------------------------------------------------------
-# Changes
+# Mutations
 
 
 def mutate(data: bytes, rng: np.random.Generator, text: bool) -> bytes:
-    """One to four changes of some bytes."""
-    made = bytearray(data)
+    """Data with one to four changes."""
+    mutated = bytearray(data)
     for _ in range(int(rng.integers(1, 5)) if rng.integers(0, 2) else 1):
-        size = len(made)
-        tokens = list(TOKEN.finditer(made)) if text and rng.integers(0, 2) else []
+        size = len(mutated)
+        tokens = list(TOKEN.finditer(mutated)) if text and rng.integers(0, 2) else []
         if tokens:
             token = tokens[rng.integers(0, len(tokens))]
-            made[token.start() : token.end()] = WORDS[rng.integers(0, len(WORDS))]
+            mutated[token.start() : token.end()] = WORDS[rng.integers(0, len(WORDS))]
             continue
         at = int(rng.integers(0, size + 1))
         length = int(min(rng.integers(1, 1 + max(1, size // 4)), 2 ** rng.integers(0, 12)))
-        part = bytes(made[at : at + length])
+        part = bytes(mutated[at : at + length])
         change = int(rng.integers(0, 8))
         if change == 0 and at < size:
-            made[at] ^= 1 << int(rng.integers(0, 8))
+            mutated[at] ^= 1 << int(rng.integers(0, 8))
         elif change == 1:
-            made[at : at + length] = rng.bytes(len(part))
+            mutated[at : at + length] = rng.bytes(len(part))
         elif change == 2 and not text:
             value, width = EXTREME[rng.integers(0, len(EXTREME))], 2 ** int(rng.integers(0, 4))
             order: Any = ("big", "little")[rng.integers(0, 2)]
-            made[at : at + width] = (value % 256**width).to_bytes(width, order)
+            mutated[at : at + width] = (value % 256**width).to_bytes(width, order)
         elif change == 3:
-            del made[at : at + length]
+            del mutated[at : at + length]
         elif change == 4:
-            made[at:at] = part
+            mutated[at:at] = part
         elif change == 5:
             other = int(rng.integers(0, size + 1))
-            made[other:other] = part
+            mutated[other:other] = part
         elif change == 6 and rng.integers(0, 4) == 0:
-            del made[at:]
+            del mutated[at:]
         else:
-            made[at:at] = WORDS[rng.integers(0, len(WORDS))] if text else rng.bytes(length)
-    return bytes(made)
+            mutated[at:at] = WORDS[rng.integers(0, len(WORDS))] if text else rng.bytes(length)
+    return bytes(mutated)
 
 
 def mend_png(data: bytes) -> bytes:
-    """A PNG file with the checksums that its chunks ask for, as far as they can be followed."""
-    made, at = bytearray(data), 8
-    while at + 12 <= len(made):
-        end = at + 8 + int.from_bytes(made[at : at + 4], "big")
-        if end + 4 > len(made):
+    """A PNG file with correct checksums, as far as its chunks can be followed."""
+    mutated, at = bytearray(data), 8
+    while at + 12 <= len(mutated):
+        end = at + 8 + int.from_bytes(mutated[at : at + 4], "big")
+        if end + 4 > len(mutated):
             break
-        made[end : end + 4] = zlib.crc32(made[at + 4 : end]).to_bytes(4, "big")
+        mutated[end : end + 4] = zlib.crc32(mutated[at + 4 : end]).to_bytes(4, "big")
         at = end + 4
-    return bytes(made)
+    return bytes(mutated)
 
 
 # --------------------------------------------------------------------------------------------------
@@ -114,13 +114,13 @@ def mend_png(data: bytes) -> bytes:
 
 
 def _video() -> np.ndarray:
-    """Nine small pictures that differ."""
+    """Nine small frames that differ."""
     ramp = np.arange(9 * 24 * 32 * 3, dtype=np.uint32).reshape(9, 24, 32, 3)
     return (ramp * 2654435761 >> 13 & 255).astype(np.uint8)
 
 
 def _media(suffix: str, write: Callable[[Path], Any]) -> Kind:
-    """A media file, probed and decoded as films of a folder are."""
+    """A media file, probed and decoded like the films of a folder."""
     decoder: list[Decoder] = []
 
     def make(folder: Path) -> list[Path]:
@@ -185,14 +185,14 @@ def _table(name: str, text: str) -> Kind:
 
 
 def _plain(caption: str) -> None:
-    """A caption is text on one line that can be written."""
+    """Asserts that a caption is one line of encodable text."""
     assert caption.strip() and "\n" not in caption
     caption.encode("utf-8")
 
 
 def _make_shots(folder: Path) -> list[Path]:
-    told = [{"start": 0, "caption": "a wide shot"}, {"start": 1.7, "caption": "a “close” one"}]
-    (folder / "shots.json").write_text(json.dumps(told, ensure_ascii=False), encoding="utf-8")
+    shots = [{"start": 0, "caption": "a wide shot"}, {"start": 1.7, "caption": "a “close” one"}]
+    (folder / "shots.json").write_text(json.dumps(shots, ensure_ascii=False), encoding="utf-8")
     return [folder / "shots.json"]
 
 
@@ -233,8 +233,8 @@ def _make_set(folder: Path, names: tuple[str, ...]) -> list[Path]:
     from experiments.base import get_config
     from tools.tfds_export import export
 
-    made = export(get_config("smoke"), folder, 3, 2)
-    return sorted(path for path in made.iterdir() if any(name in path.name for name in names))
+    written = export(get_config("smoke"), folder, 3, 2)
+    return sorted(path for path in written.iterdir() if any(name in path.name for name in names))
 
 
 def _read_set(folder: Path) -> None:
@@ -256,10 +256,10 @@ def _make_weights(folder: Path, name: str) -> list[Path]:
     video, latent = (jax.ShapeDtypeStruct((1, 1, n, n, c), "float32") for n, c in ((4, 3), (2, 2)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), video, latent)["params"]
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-    made = vae_folder.to_folder(model, None)
-    assert made is not None
-    weights.write(folder / f"{vae_folder.STEM}.safetensors", weights.unload(params, made[1]))
-    (folder / "config.json").write_text(json.dumps(made[0]), encoding="utf-8")
+    layout = vae_folder.to_folder(model, None)
+    assert layout is not None
+    weights.write(folder / f"{vae_folder.STEM}.safetensors", weights.unload(params, layout[1]))
+    (folder / "config.json").write_text(json.dumps(layout[0]), encoding="utf-8")
     return [folder / name]
 
 
@@ -307,7 +307,7 @@ TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json")
 
 
 # --------------------------------------------------------------------------------------------------
-# Trying
+# Runs
 
 
 class Outcome(NamedTuple):
@@ -318,7 +318,7 @@ class Outcome(NamedTuple):
 
 
 def attempt(kind: Kind, folder: Path) -> Outcome:
-    """What comes of reading a folder."""
+    """The outcome of reading a folder."""
     try:
         kind.read(folder)
         return Outcome("read")
@@ -335,14 +335,14 @@ def attempt(kind: Kind, folder: Path) -> Outcome:
 
 
 class Case:
-    """The good files of a kind, and the mutations of one of them."""
+    """The valid files of a kind; a mutation changes one of them."""
 
     def __init__(self, name: str, folder: Path) -> None:
         folder.mkdir(parents=True)
         self.name, self.kind, self.folder = name, KINDS[name], folder
         self.good = {path: path.read_bytes() for path in self.kind.make(folder)}
         if (sound := attempt(self.kind, folder)).what != "read":
-            raise AssertionError(f"the good {name} is {sound}")
+            raise AssertionError(f"the valid {name} is {sound}")
 
     def run(self, seed: int, number: int) -> Outcome:
         """Mutation `number` of a seed."""
@@ -358,36 +358,36 @@ class Case:
 
 
 def serve(pipe: Any, root: str, seed: int) -> None:
-    """A trying process: kinds and numbers in, outcomes out."""
+    """The main loop of a fuzzing process: receives kinds and numbers, sends outcomes."""
     cases: dict[str, Case] = {}
     for descriptor in (1, 2):  # readers report their progress
         os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
-    while (asked := pipe.recv()) is not None:
-        name, number = asked
+    while (request := pipe.recv()) is not None:
+        name, number = request
         if name not in cases:
             cases[name] = Case(name, Path(root) / name)
         pipe.send(tuple(cases[name].run(seed, number)))
 
 
 class Trier:
-    """A process that tries mutations, and is replaced where one ends or hangs it."""
+    """Runs mutations in a process, which is replaced if one ends it or hangs."""
 
     def __init__(self, seed: int, patience: float = HANG) -> None:
         self.seed, self.patience = seed, patience
         self.process: Any = None
 
     def run(self, name: str, number: int) -> Outcome:
-        """What comes of a mutation."""
+        """The outcome of a mutation."""
         first = self.process is None or not self.process.is_alive()
         if first:
             self._start()
         try:
             self.pipe.send((name, number))
-            # A new process imports first, and makes its files.
-            if not self.pipe.poll(self.patience + (120 if first or name not in self.made else 0)):
+            # A new process first imports, and writes its files.
+            if not self.pipe.poll(self.patience + (120 if first or name not in self.ready else 0)):
                 self.close()
                 return Outcome("failed", f"no answer in {self.patience:g} s")
-            self.made.add(name)
+            self.ready.add(name)
             return Outcome(*self.pipe.recv())
         except (EOFError, OSError):
             self.process.join()
@@ -395,7 +395,7 @@ class Trier:
 
     def _start(self) -> None:
         self.close()
-        self.made: set[str] = set()
+        self.ready: set[str] = set()
         self.root = tempfile.TemporaryDirectory(prefix="fuzz-", ignore_cleanup_errors=True)
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
@@ -418,7 +418,7 @@ class Trier:
 def fuzz(
     names: Sequence[str], mutations: int, seed: int, progress: Callable[[str], None]
 ) -> tuple[dict[str, Counter[str]], list[str]]:
-    """Outcomes by kind, of so many mutations of all kinds together, and a line for each failure."""
+    """Counts of outcomes by kind, of `mutations` in all kinds together, and a line a failure."""
     counts: dict[str, Counter[str]] = {name: Counter() for name in names}
     failures, began = [], time.monotonic()
     trier = Trier(seed)

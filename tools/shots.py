@@ -1,6 +1,6 @@
-"""Shots of a film and what they look like, from small frames that come in pieces.
+"""Shot detection and quality measures of a film, from small frames that arrive in pieces.
 
-Only a few numbers a frame are kept (see `Frames`), never its pixels.
+A few numbers a frame are kept (`Frames`), no pixels.
 
 Dimension key: n frames, H height, W width, D descriptor.
 """
@@ -12,22 +12,22 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from scipy import fft, ndimage
 
-BINS, GRID = 16, 8  # of a descriptor: histogram bins a colour, and blocks a side
-REACH = 3  # frames: a flash of fewer is no cut
-WINDOW = 12  # frames each way that a cut is compared with
-FLOOR, TIMES = 0.06, 4.0  # a cut's least distance, and over the local median
-DARK, FLAT = 20.0, 4.0  # luma under which, and deviation under which, a frame is blank
+BINS, GRID = 16, 8  # of a descriptor: histogram bins a colour, blocks a side
+REACH = 3  # frames: a shorter flash is no cut
+WINDOW = 12  # frames on each side that a cut is compared with
+FLOOR, TIMES = 0.06, 4.0  # least distance at a cut: absolute, and in local medians
+DARK, FLAT = 20.0, 4.0  # luma, and its deviation, below which a frame is blank
 
 
 @dataclasses.dataclass(frozen=True)
 class Frames:
-    """Numbers of every frame of a film, each of shape (n,)."""
+    """Measures of the frames of a film, each of shape (n,)."""
 
-    cut: np.ndarray  # distance over the border before the frame, flashes left out
-    motion: np.ndarray  # mean absolute difference, 0 to 1, without a change of brightness
-    sharpness: np.ndarray  # variance of the Laplacian over that of the picture
+    cut: np.ndarray  # distance to the previous frame, without flashes
+    motion: np.ndarray  # mean absolute difference, 0 to 1, without changes of brightness
+    sharpness: np.ndarray  # variance of the Laplacian over that of the frame
     dark: np.ndarray  # bool
-    blank: np.ndarray  # bool: dark or of one colour
+    blank: np.ndarray  # bool: dark, or one colour
     hash: np.ndarray  # uint64
 
 
@@ -37,7 +37,7 @@ def gray(frame_HW3: np.ndarray) -> np.ndarray:
 
 
 def phash(gray_HW: np.ndarray) -> int:
-    """64 bits: which of the 8 x 8 lowest frequencies of a 32 x 32 picture are over the median."""
+    """Perceptual hash: which of the lowest 8 x 8 DCT coefficients at 32 x 32 exceed the median."""
     scale = (32 / gray_HW.shape[0], 32 / gray_HW.shape[1])
     small = ndimage.zoom(gray_HW, scale, order=1, grid_mode=True, mode="nearest")
     low = fft.dctn(small, norm="ortho")[:8, :8].ravel()
@@ -45,13 +45,13 @@ def phash(gray_HW: np.ndarray) -> int:
 
 
 def sharpness(gray_HW: np.ndarray) -> float:
-    """Variance of the Laplacian over the picture's own; 0 for a flat picture."""
+    """Variance of the Laplacian over that of the picture; 0 for a flat one."""
     spread = float(gray_HW.var())
     return float(ndimage.laplace(gray_HW).var()) / spread if spread > 1.0 else 0.0
 
 
 def _descriptor(frame_HW3: np.ndarray) -> np.ndarray:
-    """(D,): colour histograms that sum to 1, then block means over 255."""
+    """(D,): colour histograms with sum 1, then block means over 255."""
     h, w, _ = frame_HW3.shape
     index = (frame_HW3 >> 4) + BINS * np.arange(3, dtype=np.uint8)
     histogram = np.bincount(index.ravel(), minlength=3 * BINS) / frame_HW3.size
@@ -66,26 +66,26 @@ def _distance(a_D: np.ndarray, b_D: np.ndarray) -> float:
 
 
 def measure(pieces: Iterable[np.ndarray]) -> Frames:
-    """The numbers of a film that comes as uint8 (n, H, W, 3), H and W at least 8."""
+    """The measures of a film, uint8 (n, H, W, 3) pieces, H and W at least 8."""
     cut: list[float] = []
     rows: list[tuple[float, float, bool, bool]] = []
     hashes: list[int] = []
     last: collections.deque[np.ndarray] = collections.deque(maxlen=REACH + 1)
     before: np.ndarray | None = None
     for frame_HW3 in (frame for piece in pieces for frame in piece):
-        now, told = gray(frame_HW3), _descriptor(frame_HW3)
+        now, descriptor = gray(frame_HW3), _descriptor(frame_HW3)
         change = now - before if before is not None else np.zeros_like(now)
         motion = float(np.abs(change - np.median(change)).mean()) / 255
         dark = float(now.mean()) < DARK
         rows.append((motion, sharpness(now), dark, dark or float(now.std()) < FLAT))
         hashes.append(phash(now))
-        cut.append(_distance(last[-1], told) if last else 0.0)
-        # If this frame looks like an earlier one, what lies between is a flash and no cut.
+        cut.append(_distance(last[-1], descriptor) if last else 0.0)
+        # If this frame resembles an earlier one, those between are a flash, no cut.
         for back in range(2, len(last) + 1):
-            gap = _distance(last[-back], told)
+            gap = _distance(last[-back], descriptor)
             for k in range(len(cut) - back, len(cut)):
                 cut[k] = min(cut[k], gap)
-        last.append(told)
+        last.append(descriptor)
         before = now
     columns = [np.array(column) for column in zip(*rows, strict=True)] or [np.zeros(0)] * 4
     return Frames(
@@ -112,14 +112,14 @@ def shots(frames: Frames) -> list[tuple[int, int]]:
 
 
 def parts(first: int, last: int, most: int) -> list[tuple[int, int]]:
-    """A shot in equal parts of at most `most` frames."""
+    """Splits a shot into equal parts of at most `most` frames."""
     count = -(-(last - first) // most)
     edges = [first + (last - first) * k // count for k in range(count + 1)]
     return list(zip(edges, edges[1:], strict=False))
 
 
 def summary(frames: Frames, first: int, last: int) -> dict[str, float]:
-    """The measures of frames first to last - 1."""
+    """The measures of frames `first` to `last` - 1, summarised."""
     inner = frames.motion[first + 1 : last]
     return {
         "motion": round(float(inner.mean()) if inner.size else 0.0, 6),

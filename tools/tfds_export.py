@@ -3,11 +3,10 @@
     python -m tools.tfds_export --config=experiments/base.py --out=DIR --clips=N [--heldout=M]
                                 [--config.field=value]
 
-DIR/vdit_clips/1.0.0 then has N clips in the split train and M (a tenth of N) in the split test,
-from the source's train and held-out clips: the video (zlib), its caption and, of the world, the
-truth's arrays. vdit reads it with data.source=tfds, others with tfds.builder_from_directory(...)
-.as_data_source(...). It is written under another name and renamed when it is whole. Exit status 2
-for wrong arguments.
+DIR/vdit_clips/1.0.0 gets N of the source's training clips as the split train, and M (default N/10)
+held-out clips as the split test: the video (zlib), its caption and, for a world, its ground truth.
+vdit reads it with data.source=tfds, other code with tfds.builder_from_directory(...)
+.as_data_source(...). The folder appears only once it is complete. Exit status 2 for bad arguments.
 """
 
 import os
@@ -32,7 +31,7 @@ _HELDOUT = flags.DEFINE_integer("heldout", None, "held-out clips", flag_values=F
 
 
 def export(config: ConfigDict, out: Path, clips: int, heldout: int) -> Path:
-    """Writes the set; returns its folder. `UserError` if it is there, or clips are too few."""
+    """Writes the set; returns its folder. `UserError` if it exists, or clips are too few."""
     from tools.vdit_clips.vdit_clips_dataset_builder import Builder
     from vdit.config import joined
 
@@ -52,7 +51,7 @@ def export(config: ConfigDict, out: Path, clips: int, heldout: int) -> Path:
 
 
 def _write(config: ConfigDict, out: Path, work: Path, counts: Mapping[str, int]) -> None:
-    """Has TFDS write the set, in a folder that it renames at the end."""
+    """Writes the set by TFDS, which renames its folder at the end."""
     import tensorflow_datasets as tfds
 
     from tools.vdit_clips.vdit_clips_dataset_builder import Builder

@@ -20,7 +20,7 @@ from vdit.config.identity import digest, stage_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
 from vdit.data.clips import tell_skipped
-from vdit.data.latents import Elements, Latents, by_kind, is_whole, read_manifest, write_cache
+from vdit.data.latents import Elements, Latents, by_kind, is_complete, read_manifest, write_cache
 from vdit.data.loader import ahead
 from vdit.errors import Interrupted, UserError
 from vdit.models.autoencoder import encode_in_chunks
@@ -41,9 +41,9 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     folder = runtime.workdir / "latents"
     with zero_first("clips"):
         clips = sources.training_clips(config, runtime.workdir)
-    if config.data.shapes:  # else the stage vae has said it
+    if config.data.shapes:  # else the stage vae has printed it
         tell_skipped(clips)
-    # Files can change under the same config, so the digest of their content is part of the cache's.
+    # Files can change under the same configuration: the cache depends on their digest.
     content = text_content(config) | {"content": getattr(clips, "digest", "")}
     mine = digest(stage_fields(config, "latents") | content)
     count = min(config.latents.clips, len(clips))
@@ -58,11 +58,11 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         )  # fmt: skip
     if not done:
         raise Interrupted("stage latents: stopped; whole shards are kept; run again")
-    return _verified(folder)  # for shards may be kept of an earlier run
+    return _verified(folder)  # which may hold shards of an earlier run
 
 
 def _is_finished(folder: Path, digest: str, count: int) -> bool:
-    """Whether a cache of `count` clips is complete; raises `UserError` for another's cache."""
+    """Whether a cache of `count` clips is complete; `UserError` if its digest is another."""
     manifest = read_manifest(folder)
     if manifest is None:
         return False
@@ -71,18 +71,18 @@ def _is_finished(folder: Path, digest: str, count: int) -> bool:
             f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
             " another --workdir"
         )
-    return manifest["count"] == count and is_whole(folder, manifest)
+    return manifest["count"] == count and is_complete(folder, manifest)
 
 
 def _verified(folder: Path) -> Latents:
-    """A finished cache, whose shards are what was written."""
+    """A finished cache, its shards checked against their digests."""
     cache = Latents(folder)
     cache.verify(jax.process_index(), jax.process_count())
     return cache
 
 
 class ClipEncoder:
-    """Turns clips into what the cache holds of them, on this process's devices."""
+    """Turns clips into elements of the cache, on the devices of this process."""
 
     def __init__(self, config: ConfigDict, runtime: Runtime, vae_params: Params, clips: Any):
         self._clips, self._data, self._batch = clips, config.data, config.latents.batch
@@ -91,13 +91,13 @@ class ClipEncoder:
         self._videos = VideoEncoder(config, runtime, vae_params)
 
     def shard(self, indices: range) -> Elements:
-        """The elements of clips, in order; those of one shape are encoded together."""
+        """The elements of clips, in order; clips of one shape are encoded together."""
         return by_kind(indices, self._kind, self._alike)
 
     def _alike(self, indices: Sequence[int]) -> Iterator[dict[str, np.ndarray]]:
-        """The elements of clips of one shape: the longer they are, the fewer at once.
+        """The elements of clips of one shape.
 
-        While the device encodes a batch, the one before is written and the next one is read.
+        While the device encodes a batch, the previous one is written and the next one is read.
         """
         shapes = self._data.shapes
         frames = int(shapes[self._kind(indices[0])][0]) if shapes else self._data.frames
@@ -120,12 +120,11 @@ class ClipEncoder:
     def _elements(
         self, rows: Sequence[Mapping[str, Any]], encoded: tuple[jax.Array, jax.Array]
     ) -> Iterator[dict[str, np.ndarray]]:
-        """What the cache holds of each row."""
         captions = self._captions.encode(rows)
         latent, variance = (np.asarray(value) for value in encoded)
         for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
             element = {"latent": latent[i], "variance": variance[i]} | caption
-            if "fps" in row:  # of several shapes
+            if "fps" in row:  # data.shapes
                 element["fps"] = np.float32(row["fps"])
                 element["frames"] = np.int32(self._videos.latent_frames(len(row["video"])))
             if "label" in row:
@@ -154,9 +153,9 @@ class CaptionEncoder:
             self._params = self._encoder.init(jax.random.key(0), empty, empty > 0)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
-        """"ids", "mask" and maybe "features" of each clip; of clips with shots also their "starts".
+        """"ids", "mask" and, if they are cached, "features" of each clip's caption.
 
-        Each array of a clip with shots has a row for its caption, and one for each shot.
+        With shots the arrays have a row for the clip and one for each shot, and "starts" are there.
         """
         texts, starts = zip(*(shot_list(row, self._shots) for row in rows), strict=True)
         ids, mask = self._tokenizer.encode([text for shots in texts for text in shots], "caption")
@@ -172,7 +171,7 @@ class CaptionEncoder:
 
 
 class VideoEncoder:
-    """The autoencoder's encoder on the local devices, with a batch sharded among them."""
+    """The autoencoder's encoder; a batch is sharded over the devices of this process."""
 
     def __init__(self, config: ConfigDict, runtime: Runtime, vae_params: Params):
         self._mesh = local_mesh(runtime.mesh, config.latents.batch)
@@ -184,17 +183,17 @@ class VideoEncoder:
         self._encode_chunk = functools.partial(encode, params=params)
 
     def batch_size(self, most: int, frames: int) -> int:
-        """Clips to encode at once: `most`, fewer of longer clips, and a multiple of the devices."""
+        """Clips a batch: at most `most`, fewer of long clips, a multiple of the devices."""
         clips = min(most, most * self._chunk * self._patch // frames)
         return self._mesh.size * max(1, clips // self._mesh.size)
 
     def latent_frames(self, frames: int) -> int:
-        """Latent frames of a clip, without its spans."""
+        """Latent frames of a clip without its extra spans."""
         return self._model.latent_shape(frames, 1, 1)[0]
 
     def encode(self, video_BTHW3: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        """Latents of clips and, behind them, of their spans, each by itself; and the posterior's
-        variance (B, Z), a mean over a clip's places."""
+        """Latents of clips followed by those of their extra spans, each encoded separately, and
+        the posterior's variance (B, Z), a mean over positions."""
         with jax.set_mesh(self._mesh):
             video = jax.device_put(video_BTHW3, batch_sharding(self._mesh))
             spans = extra_spans(self.latent_frames(video.shape[1]), self._patch)
@@ -210,7 +209,7 @@ class VideoEncoder:
 def _encode_chunk(
     model: Any, pixels: tuple[int, int], video: jax.Array, state: Any, params: Any
 ) -> tuple[jax.Array, Any]:
-    """Mean and variance of a chunk, side by side in the last axis, and the encoder's state."""
+    """Mean and variance of a chunk, concatenated along channels, and the encoder's state."""
     video = to_float(pad_to_multiple(video, pixels))
     mean, log_variance, state = model.apply({"params": params}, video, state, method=model.encode)
     return jnp.concatenate([mean, jnp.exp(log_variance)], axis=-1), state

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vdit.data.latents import Latents, is_whole, read_manifest, write_cache
+from vdit.data.latents import Latents, is_complete, read_manifest, write_cache
 from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, Sizes
 from vdit.errors import UserError
@@ -98,9 +98,9 @@ def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
         Latents(tmp_path)
     shard.write_bytes(good)
     manifest = read_manifest(tmp_path)
-    assert manifest is not None and is_whole(tmp_path, manifest)
+    assert manifest is not None and is_complete(tmp_path, manifest)
     Path(f"{shard}.json").unlink()
-    assert not is_whole(tmp_path, manifest)
+    assert not is_complete(tmp_path, manifest)
 
 
 class Numbers:

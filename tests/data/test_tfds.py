@@ -162,7 +162,7 @@ def test_clips_are_cut_by_time_and_fitted(tmp_path: Path) -> None:
     ).copy()
     given = [{"video": video, "caption": "long"}, {"video": video[:4], "caption": "short"}]
     write(tmp_path, plain(shape=(None, 8, 12, 3)), {"train": given, "test": given}, metadata={})
-    refused(tmp_path, "does not tell its frame rate: give --config.data.native_fps")
+    refused(tmp_path, "has no frame rate: give --config.data.native_fps")
     source = make(tmp_path, frames=3, fps=5.0, native_fps=25.0, stride=0.4, size=(4, 4))
     # 2 s at 5 frames/s are ten pictures, each fifth frame; a clip begins at every second one.
     level = [[int(x) for x in source[n]["video"][:, 0, 0, 0]] for n in range(len(source))]

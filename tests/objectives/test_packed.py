@@ -213,7 +213,7 @@ def test_a_packed_sample_has_the_loss_of_a_dense_one(made: Any, number: int) -> 
     wanted = ~np.repeat(given, x0.shape[1] // frames, axis=1)[..., None]
     x_t = jnp.where(wanted, (1 - t) * x0 + t * eps, x0)
     ids = jnp.zeros((1, 5), jnp.int32).at[0, : len(own.text)].set(own.text)
-    mask = jnp.zeros((1, 5), bool).at[0, : len(own.text)].set(own.told)
+    mask = jnp.zeros((1, 5), bool).at[0, : len(own.text)].set(own.mask)
     features = TEXT.apply(params["text"], ids, mask)
     level = 1000.0 * jnp.stack([t, 0.0 * t])[None]
     pooled = TEXT.pool(features, mask)
@@ -241,7 +241,7 @@ def test_cached_features_serve_as_ids_do(made: Any) -> None:
     mask = np.zeros((4, 5), bool)
     for place, number in enumerate(ROWS[0]):
         words = SAMPLES[number].text
-        ids[place, : len(words)], mask[place, : len(words)] = words, SAMPLES[number].told
+        ids[place, : len(words)], mask[place, : len(words)] = words, SAMPLES[number].mask
     features = np.asarray(TEXT.apply(params["text"], ids, mask))
     samples = [
         SAMPLES[number]._replace(text=features[place, : len(SAMPLES[number].text)])

@@ -1,7 +1,7 @@
 """Captions of the films in a folder: captions.jsonl, captions.csv, or a text file beside each film.
 
-A table's row names a file and its caption and, with `start` and `end` (seconds), a part of it, so
-one long film can have many captions. Text files are for one caption a film (`cat.mp4`, `cat.txt`).
+A row of a table has a file and its caption. With `start` and `end` (seconds) it is a part of the
+film, so one long film can have many captions. The text file of `cat.mp4` is `cat.txt`.
 """
 
 import csv
@@ -34,11 +34,11 @@ class Row:
 
 
 def rows(root: Path, curated_too: bool = True) -> list[Row]:
-    """The captioned films of a folder; every film has a caption and every caption a film.
+    """The captioned films of a folder. Every film needs a caption, and every caption a film.
 
-    A table whose rows all have `measures` was written by tools/curate.py: it may leave films out,
-    and the text files that its captions came from may stay. Without `curated_too` such a table is
-    ignored in favour of the text files.
+    A table whose rows all have `measures` was written by tools/curate.py: it may omit films, and
+    the text files of its captions may remain. `curated_too=False` ignores such a table and reads
+    the text files.
     """
     shown = one_line(str(root))
     clips, texts = _files(root)
@@ -76,7 +76,7 @@ def rows(root: Path, curated_too: bool = True) -> list[Row]:
 
 
 def _files(root: Path) -> tuple[list[str], set[str]]:
-    """The clips, and the text files, as sorted paths inside the folder; hidden ones left out."""
+    """Sorted paths of the clips in the folder, and those of the text files; not hidden ones."""
     if not root.is_dir():
         raise UserError(f"{one_line(str(root))}: not a folder")
 
@@ -95,7 +95,7 @@ def _files(root: Path) -> tuple[list[str], set[str]]:
                 texts.add(inside)
             if suffix not in SUFFIXES:
                 continue
-            # Such a name cannot be written on one line, or not in UTF-8.
+            # Such a name does not fit on one line, or is not UTF-8.
             if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in inside):
                 raise UserError(
                     f"{one_line(str(root))}: the file name {ascii(inside)} has a line break, "
@@ -110,7 +110,7 @@ def _text_name(clip: str) -> str:
 
 
 def _beside(root: Path, clip: str) -> Row:
-    """A film whose caption is the text file beside it."""
+    """A film with the text file beside it."""
     path = root / _text_name(clip)
     if not path.is_file():
         raise UserError(

@@ -1,5 +1,4 @@
-"""Clips cut from films at a fixed length, size and rate: what the sources `Folder` and `VideoSet`
-share."""
+"""`Clips`: the common part of the sources that cut clips from videos, `Folder` and `VideoSet`."""
 
 import hashlib
 import json
@@ -17,13 +16,11 @@ from vdit.runtime.progress import say
 
 
 class Clips:
-    """Clips of `frames` frames of `size` (height, width) at `fps`, each `stride` seconds.
+    """Clips of `frames` frames of `size` (height, width) at `fps`, one every `stride` seconds.
 
-    A base class of data sources. Frames are counted at `fps`, so frame k is what a film shows at
-    k / fps seconds. `skipped` lists (name, reason) of what could not be used. Sources with the same
-    `digest` hold the same clips in the same order. `source` names the source in messages.
-
-    Raises `UserError` for settings that no source can have.
+    Frame k of a video is the picture at k / fps seconds. `skipped` lists the videos that were left
+    out as (name, reason). Equal digests mean the same clips in the same order. `source` names the
+    data source in messages. Raises `UserError` for invalid settings.
     """
 
     name: str
@@ -48,7 +45,7 @@ class Clips:
         self.skipped.append((name, reason))
 
     def _cut(self, spans: Mapping[int, tuple[int, int]], content: object) -> None:
-        """Cuts spans, (first frame, end) by number, into clips; `content` goes into the digest."""
+        """Numbers the clips of spans, (first frame, end) by number; `content` is hashed too."""
         clips = [np.arange(a, b - self.frames + 1, self._step) for a, b in spans.values()]
         self._start = np.concatenate(clips)
         self._span = np.repeat(list(spans), [len(starts) for starts in clips])
@@ -56,7 +53,7 @@ class Clips:
         self.digest = hashlib.sha256(b"".join(parts)).hexdigest()
 
     def _place(self, index: SupportsIndex) -> tuple[int, int]:
-        """(number of the span, first frame) of a clip."""
+        """Span and first frame of a clip."""
         number = operator.index(index)
         if not 0 <= number < len(self):
             raise IndexError(f"clip {number} of {len(self)}")
@@ -78,13 +75,13 @@ class Clips:
 
 
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[tuple[str, str]]) -> None:
-    """Writes what was left out, (name, reason) each, as one JSON object a line."""
+    """Writes (name, reason) pairs as JSON lines."""
     lines = (json.dumps({"file": name, "reason": why}) for name, why in dict.fromkeys(skipped))
     write_text(path, "".join(line + "\n" for line in lines))
 
 
 def tell_skipped(clips: Any) -> None:
-    """Prints one line about what a source could not use, if there is anything."""
+    """Prints one line about the files that a source skipped, if any."""
     if skipped := getattr(clips, "skipped", None):
         names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
         say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")

@@ -1,11 +1,11 @@
-"""Decoding of foreign media in worker processes, which may crash, hang or run out of memory.
+"""Decoding of untrusted media in worker processes, which may crash, hang or run out of memory.
 
-A file from elsewhere can take its decoder down with it, so the program never decodes one itself:
-`Decoder` keeps worker processes (a new Python each, never a fork, without jax) that answer over a
-socket, and replaces a worker that died or fell silent. Replies are a JSON head and raw pixels: a
-worker taken over by a hostile file cannot hand the program anything but pixels.
+A malformed file can bring down its decoder, so the program never decodes one itself: `Decoder`
+keeps worker processes (new Pythons, never forks, without jax) that answer over a socket, and
+replaces those that die or fall silent. A reply is a JSON head and raw pixels, so a worker that a
+hostile file has taken over can send nothing but pixels.
 
-What becomes of a file, `vdit/data/media.py` says, which is the workers' side.
+The workers' side, and how files are read, is `vdit/data/media.py`.
 
 Dimension key: n frames, H height, W width.
 """
@@ -30,9 +30,9 @@ import numpy as np
 
 from vdit.errors import UserError
 
-CHUNK = 64  # frames in one reply at most ...
-CHUNK_BYTES = 1 << 24  # ... and, where that is more than one frame, pixel bytes
-HEARTBEAT = 0.25  # seconds after which a worker reports even if it has no frame to send
+CHUNK = 64  # most frames in a reply
+CHUNK_BYTES = 1 << 24  # most bytes of pixels in a reply of several frames
+HEARTBEAT = 0.25  # seconds after which a worker reports even without a frame to send
 HEAD_LIMIT = 1 << 16  # bytes of a reply's JSON head
 
 AnyPath = str | os.PathLike[str]
@@ -52,14 +52,14 @@ class DecodeError(UserError):
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What one file may cost before it is refused. Defaults let any ordinary film through."""
+    """Limits over which a file is refused. The defaults admit any ordinary film."""
 
     pixels: int = 2**26  # of one decoded frame (8192 x 8192)
-    frames: int = 2**20  # decoded, and given out (12 hours at 24 frames/s)
+    frames: int = 2**20  # decoded, and returned (12 hours at 24 frames/s)
     bytes: int = 2**36  # of the file
     memory: int = 3 * 2**30  # address space of a worker, bytes (where the system enforces it)
     silence: float = 30.0  # seconds without a sign of life after which a worker is killed
-    seconds: float = 4 * 3600.0  # for one request as a whole
+    seconds: float = 4 * 3600.0  # for one request
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -69,30 +69,30 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Info:
-    """What a media file holds, counted in its packets rather than believed from its header."""
+    """Properties of a media file, from its packets rather than its header."""
 
     frames: int
     fps: float  # mean rate; 0 for a still image
-    width: int  # as shown: upright, square pixels
+    width: int  # upright, with square pixels
     height: int
     seconds: float  # from the first frame's start to the last one's end; 0 for a still image
-    rotation: int  # degrees, counter-clockwise, that have been applied to show it upright
+    rotation: int  # degrees counter-clockwise, already applied
 
 
 def one_line(text: str, limit: int = 300) -> str:
-    """Text without control characters (as escapes), cut to `limit` characters."""
+    """Text with control characters escaped, truncated to `limit` characters."""
     escaped = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return escaped if len(escaped) <= limit else escaped[: limit - 3] + "..."
 
 
 def said(error: BaseException) -> str:
-    """What an exception says, on one line."""
+    """An exception's message, on one line."""
     text = str(getattr(error, "strerror", None) or error) or type(error).__name__
     return one_line(" ".join(text.split()), 200)
 
 
 def is_time(value: Any) -> bool:
-    """Whether what a foreign table holds is a finite number of seconds."""
+    """Whether a value of a table is a finite number of seconds."""
     try:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number and math.isfinite(value)
@@ -101,14 +101,14 @@ def is_time(value: Any) -> bool:
 
 
 def is_text(value: Any) -> bool:
-    """Whether what a foreign table holds is text that can be written: no lone surrogates."""
+    """Whether a value of a table is text that can be encoded: no lone surrogates."""
     return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def read_clip(
     path: AnyPath, fps: float, size: tuple[int, int], frames: int
 ) -> tuple[np.ndarray, str]:
-    """At most `frames` first frames at `fps`, uint8 (T, H, W, 3) of `size`, and what to say of it.
+    """The first `frames` frames, or fewer, at `fps`, uint8 (T, H, W, 3) of `size`; and a summary.
 
     Raises `DecodeError`.
     """
@@ -122,9 +122,9 @@ def read_clip(
 
 
 class Decoder(contextlib.AbstractContextManager):
-    """A pool of decoding processes, started when first needed; safe to use from many threads.
+    """A thread-safe pool of decoding processes, started on demand; a context manager.
 
-    Use as a context manager. `workers` files can be decoded at a time, each by `threads` threads.
+    Decodes up to `workers` files at a time, each with `threads` threads.
     """
 
     def __init__(self, limits: Limits | None = None, workers: int = 1, threads: int = 1):
@@ -142,11 +142,11 @@ class Decoder(contextlib.AbstractContextManager):
         self.close()
 
     def close(self) -> None:
-        """Ends the workers; a request under way in another thread fails with `DecodeError`."""
+        """Ends the workers; requests of other threads fail with `DecodeError`."""
         with self._lock:
             self._closed = True
             for worker in self._live:
-                worker.process.kill()  # whoever uses it notices, and closes its socket
+                worker.process.kill()  # the thread that uses it closes its socket
         for _ in range(self.workers):
             with contextlib.suppress(queue.Empty):
                 if (idle := self._idle.get_nowait()) is not None:
@@ -154,25 +154,22 @@ class Decoder(contextlib.AbstractContextManager):
                 self._idle.put(None)
 
     def probe(self, path: AnyPath) -> Info:
-        """Reads the whole file without decoding more than its first frame.
-
-        Raises `DecodeError` (a `UserError`) for a file that cannot be used.
-        """
+        """Reads all packets and decodes the first frame; raises `DecodeError` for a bad file."""
         info: Any = None
         for head, _ in self._ask(path, {"op": "probe"}):
             info = head.get("info", info)
         try:
             return Info(**{name: kind(info[name]) for name, kind in Info.__annotations__.items()})
         except (TypeError, KeyError, ValueError):
-            raise DecodeError(path, "the decoder gave no answer") from None
+            raise DecodeError(path, "the decoder sent no answer") from None
 
     def frames(
         self, path: AnyPath, times: Sequence[float], size: tuple[int, int] | None = None
     ) -> np.ndarray:
         """The pictures at `times` (seconds, not falling): uint8 (n, H, W, 3).
 
-        `size` is (H, W), None for the file's own. Raises `DecodeError` for a file that cannot be
-        used and for a time outside of it.
+        `size` is (H, W), None for that of the file. Raises `DecodeError` for a bad file and for a
+        time outside of it.
         """
         times = [float(t) for t in times]
         if not times or not all(math.isfinite(t) for t in times) or times != sorted(times):
@@ -182,17 +179,17 @@ class Decoder(contextlib.AbstractContextManager):
         chunks = list(self._pixels(path, {"op": "frames", "times": times}, size, len(times)))
         video_nHW3 = np.concatenate(chunks) if chunks else np.empty((0, 0, 0, 3), np.uint8)
         if len(video_nHW3) != len(times):
-            raise DecodeError(path, "the decoder gave too few frames")
+            raise DecodeError(path, "the decoder sent too few frames")
         return video_nHW3
 
     def stream(
         self, path: AnyPath, fps: float, size: tuple[int, int] | None = None,
         until: float | None = None, alive: Callable[[float], None] | None = None,
     ) -> Iterator[np.ndarray]:  # fmt: skip
-        """The whole file (up to `until` seconds) at `fps`, in uint8 pieces (n, H, W, 3).
+        """The file (up to `until` seconds) at `fps`, in uint8 pieces (n, H, W, 3).
 
-        Memory stays flat however long the film is. `alive` is called with the second that the
-        decoder has come to. Raises as `frames` does.
+        Memory does not grow with its length. `alive` is called with the second that the decoder
+        has reached. Raises as `frames` does.
         """
         request = {"op": "stream", "fps": float(fps), "until": until}
         return self._pixels(path, request, size, self.limits.frames, alive)
@@ -210,14 +207,14 @@ class Decoder(contextlib.AbstractContextManager):
             n, h, w = head["shape"]
             given += n
             if given > most or (wanted is not None and wanted != (h, w)):
-                raise DecodeError(path, "the decoder gave other frames than it was asked for")
+                raise DecodeError(path, "the decoder sent unexpected frames")
             wanted = (h, w)
             yield np.frombuffer(data, np.uint8).reshape(n, h, w, 3)
 
     def _ask(self, path: AnyPath, request: dict[str, Any]) -> Iterator[Reply]:
-        """Sends one request to an idle worker and yields its replies (JSON head, pixels)."""
+        """Sends a request to an idle worker and yields its replies."""
         worker = self._idle.get()
-        in_step = False  # the worker has ended its answer and waits for the next request
+        in_step = False  # the worker has finished its answer
         try:
             if worker is not None and worker.process.poll() is not None:
                 self._bury(worker)
@@ -228,7 +225,7 @@ class Decoder(contextlib.AbstractContextManager):
                         raise DecodeError(path, "the decoder has been closed")
                     worker = _Worker(self.limits, self._threads)
                     self._live.add(worker)
-            # The name goes as bytes: file names need not be UTF-8.
+            # Bytes, as file names need not be UTF-8.
             name = os.fsencode(os.path.abspath(path)).hex()
             for head, data in worker.ask({**request, "path": name}):
                 if "error" in head:
@@ -259,7 +256,7 @@ class _Worker:
     def __init__(self, limits: Limits, threads: int):
         self.limits = limits
         root = str(Path(__file__).resolve().parents[2])
-        # Not `-m` and not multiprocessing: both would import the program's main module, and jax.
+        # Neither `-m` nor multiprocessing: both would import the program's main module, and jax.
         code = "import sys; sys.path.insert(0, sys.argv[1]); from vdit.data import media; "
         settings = json.dumps(dataclasses.asdict(limits) | {"threads": threads})
         self._socket, theirs = socket.socketpair()
@@ -267,7 +264,7 @@ class _Worker:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-c", code + "media.serve(sys.argv[2])", root, settings],
                 stdin=theirs.fileno(), stdout=theirs.fileno(), stderr=subprocess.DEVNULL,
-                start_new_session=True,  # a Ctrl-C in the terminal is for the program alone
+                start_new_session=True,  # Ctrl-C in the terminal is for the program only
                 env=os.environ | {"OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
             )  # fmt: skip
 
@@ -277,7 +274,7 @@ class _Worker:
         self._socket.close()
 
     def ask(self, request: dict[str, Any]) -> Iterator[Reply]:
-        """Yields (head, pixels) up to the head that says "done" or "error"."""
+        """Yields replies up to the one with "done" or "error"."""
         end = time.monotonic() + self.limits.seconds
         line = json.dumps(request).encode()
         self._within(end, self._socket.sendall, struct.pack(">I", len(line)) + line)
@@ -308,7 +305,7 @@ class _Worker:
         return data
 
     def _within(self, end: float, call: Callable[[Any], Any], data: Any) -> Any:
-        """A call of the socket, ended by the limits of silence and time."""
+        """Calls a method of the socket, with the limits of silence and time as its timeout."""
         left = min(self.limits.silence, end - time.monotonic())
         try:
             if left <= 0:

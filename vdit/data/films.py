@@ -1,6 +1,6 @@
 """Films decoded once into a cache: each a .npy file of uint8 frames at one size and rate.
 
-A clip of such a film is one short read, and a damaged film is found before training begins.
+A clip is then one short read, and damaged films are known before training begins.
 
 Dimension key: T or n frames, H height, W width.
 """
@@ -23,7 +23,7 @@ from vdit.data.decode import DecodeError, Decoder, Limits, is_time, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, write_text
 
-FORMAT = 1  # another number when the same film would be stored otherwise
+FORMAT = 1  # changes whenever the same film would be stored differently
 
 Progress = Callable[[float, float], None]  # (seconds decoded, seconds in all)
 
@@ -48,10 +48,10 @@ class Film:
 
 
 class FilmCache:
-    """Films of the folder `root` at `size` (height, width) and `fps`, kept in `folder`.
+    """A cache in `folder` of the films of `root`, decoded at `size` (height, width) and `fps`.
 
-    A film's path, size, time of change and settings are its name there: a film that changes is
-    decoded again.
+    The key of a film is its path, size, modification time and the settings: a film that changes
+    is decoded again.
     """
 
     def __init__(self, root: Path, folder: Path, size: tuple[int, int], fps: float):
@@ -61,9 +61,9 @@ class FilmCache:
         self, ends: Mapping[str, float], max_bytes: int, limits: Limits | None = None,
         workers: int | None = None, progress: Progress | None = None,
     ) -> tuple[dict[str, Film], list[tuple[str, str]]]:  # fmt: skip
-        """The films named in `ends`, each up to that second; and (name, reason) of those that fail.
+        """Decodes the films of `ends`, each up to that second; returns those that fail as well.
 
-        Raises `UserError` where the frames of all would take more than `max_bytes`.
+        Failures are (name, reason). Raises `UserError` if all frames exceed `max_bytes`.
         """
         paths = {name: self._path(name, end) for name, end in sorted(ends.items())}
         films = {name: film for name, path in paths.items() if (film := self._load(path))}
@@ -112,7 +112,7 @@ class FilmCache:
         return self.folder / f"{key[:32]}.npy"
 
     def _load(self, path: Path) -> Film | None:
-        """A film that is complete in the cache, else None."""
+        """A film from the cache; None if it is missing or damaged."""
         try:
             video_THW3 = np.load(path, mmap_mode="r")
         except (OSError, ValueError, EOFError):
@@ -122,7 +122,7 @@ class FilmCache:
         return Film(path, len(video_THW3), video_THW3.offset)
 
     def _check_room(self, films: Iterable[Film], seconds: float, max_bytes: int) -> None:
-        """Refuses frames of `films` and of `seconds` more that exceed `max_bytes`."""
+        """Refuses more than `max_bytes` for `films` and `seconds` that are still to be decoded."""
         frames = seconds * self.fps + sum(film.frames for film in films)
         need = frames * self.size[0] * self.size[1] * 3
         if need > max_bytes:
@@ -134,13 +134,13 @@ class FilmCache:
 
 
 def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int]) -> Film:
-    """Writes frames as one .npy file while they come."""
+    """Streams frames into one .npy file."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
 
         def head(frames: int) -> int:
             file.seek(0)
             fields = {"descr": "|u1", "fortran_order": False, "shape": (frames, *size, 3)}
-            np.lib.format.write_array_header_1_0(file, fields)  # leaves room for a longer number
+            np.lib.format.write_array_header_1_0(file, fields)  # has room for a longer shape
             return file.tell()
 
         begin, frames = head(0), 0
@@ -153,10 +153,10 @@ def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int]) -> F
 
 
 def _status(path: Path) -> tuple[str, int, int]:
-    """Real path, size and time of change of a file."""
+    """Real path, size and modification time of a file."""
     try:
         status = os.stat(path)
-    except OSError:  # the decoder will say it
+    except OSError:  # the decoder reports it
         return os.path.realpath(path), 0, 0
     return os.path.realpath(path), status.st_size, status.st_mtime_ns
 
@@ -164,7 +164,7 @@ def _status(path: Path) -> tuple[str, int, int]:
 def _each(
     work: Callable[[str], None], names: Sequence[str], workers: int, decoder: Decoder
 ) -> None:
-    """Runs `work` on every name in threads; the first error, or Ctrl-C, ends the others."""
+    """Runs `work` on every name in threads; the first error, or Ctrl-C, cancels the rest."""
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(work, name) for name in names]
         try:
@@ -179,10 +179,10 @@ def _each(
 def fitting(
     root: Path, files: Iterable[str], sizes: Sequence[tuple[int, int]], remembered: Path
 ) -> dict[str, set[int]]:
-    """Which of the sizes (height, width) suit each film's aspect: indices into `sizes`.
+    """Indices of the sizes (height, width) that suit each film's aspect ratio.
 
-    Such a size shows as much of the picture as any of them, or less by at most a twentieth (see
-    `media.fit`). The films' aspects are kept in the file `remembered`.
+    These crop least of its picture, within 5% of it (see `media.fit`). The file `remembered` caches
+    the films' aspects.
     """
     try:
         known = dict(json.loads(remembered.read_text(encoding="utf-8")))

@@ -20,19 +20,19 @@ Span = tuple[Row, int, int]  # a row, its first frame, and the frame after its l
 class Folder(Clips):
     """Clips of `frames` frames at `fps`, cut from the films of a folder: a grain data source.
 
-    Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time. Clips begin
-    every `stride` seconds (so a long film gives many, which may overlap). The share `heldout` of
-    the rows, at least one, chosen by `seed`, is the split "heldout", the rest is "train"; rows of
-    one film that overlap in time stay together, and of a single row the end is held out. So no
-    frame is in both splits. With `parts`, the `rows` of another source of this folder, it is cut
-    from exactly these: the split is then that source's, however long its clips are.
+    Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time. A clip
+    starts every `stride` seconds, so clips of a film may overlap. The split "heldout" is a share
+    `heldout` of the rows, at least one, drawn by `seed`; "train" is the rest. Rows of one film that
+    overlap in time stay together, and of a single row the end is held out, so no frame is in both
+    splits. `parts`, the `rows` of another source of this folder, replaces the split: all clips are
+    cut from these.
 
-    `cache` is a folder for the decoded films (`FilmCache`). Films that cannot be decoded, or are
-    shorter than a clip, are listed in `skipped`, and in the file `skipped_path`. `progress` is
-    called with (seconds decoded, seconds in all).
+    `cache` is the folder of decoded films (`FilmCache`). Films that cannot be decoded or are
+    shorter than a clip are listed in `skipped` and in the file `skipped_path`. `progress` is called
+    with (seconds decoded, seconds in total).
 
-    Raises `UserError`, in one line, for a folder without usable clips, captions that do not fit
-    the films one to one, and films that need more than `max_bytes` in the cache.
+    Raises `UserError` for a folder without usable clips, for captions that do not match the films,
+    and for films that need more than `max_bytes` in the cache.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Folder(Clips):
         root, shown = Path(path), one_line(str(Path(path)))
         self.name = root.name
         captioned = rows(root) if parts is None else parts
-        ends: dict[str, float] = {}  # the second after which no row wants more of a film
+        ends: dict[str, float] = {}  # the last second that any row needs of a film
         for row in captioned:
             ends[row.file] = max(ends.get(row.file, 0), math.inf if row.end is None else row.end)
         decoded = FilmCache(root, Path(cache), self.size, fps)
@@ -77,7 +77,7 @@ class Folder(Clips):
         self._cut(bounds, (content, self.frames))
 
     def _spans(self, rows: Sequence[Row], films: Mapping[str, Film]) -> list[Span]:
-        """The rows of decoded films that are as long as a clip, in order of file and time."""
+        """The decoded rows at least as long as a clip, by file and time; skips the others."""
         spans = []
         for row in sorted(rows, key=lambda row: (row.file, row.start, row.end or math.inf)):
             if row.file not in films:
@@ -85,7 +85,7 @@ class Folder(Clips):
             have = films[row.file].frames
             first = math.ceil(row.start * self.fps - 1e-6)  # start <= k / fps < end
             end = have if row.end is None else math.ceil(row.end * self.fps - 1e-6)
-            if first >= have or end > have + 1:  # a frame of grace for a rounded end
+            if first >= have or end > have + 1:  # tolerates an end rounded up by a frame
                 raise UserError(
                     f"{row.where}: {row.start:g} to {'the end' if row.end is None else row.end} s "
                     f"is outside of {row.file}, which is {have / self.fps:g} s long"
@@ -101,7 +101,7 @@ class Folder(Clips):
 
     @property
     def captions(self) -> list[str]:
-        """The split's different captions, in order."""
+        """The split's distinct captions, in order."""
         return list(dict.fromkeys(row.caption for row in self.rows))
 
     def _span_name(self, number: int) -> str:
@@ -116,12 +116,12 @@ class Folder(Clips):
 def _split(
     spans: Sequence[Span], split: str, heldout: float, seed: int, frames: int, fps: float
 ) -> list[Span]:
-    """The spans of one split, and their rows as they are cut for it. No frame is in both."""
+    """The spans of one split, their rows cut to it. No frame is in both splits."""
     if not heldout:
         if split == "heldout":
             raise UserError("folder heldout=0: nothing is held out to make the split of")
         return list(spans)
-    # Units: spans that overlap in time, directly or through others, stay together.
+    # A unit is a set of spans connected by overlap in time.
     units: list[list[Span]] = []
     last = 0
     for span in spans:  # in order of file and start
@@ -147,7 +147,7 @@ def _split(
 def _split_in_time(
     unit: list[Span], last: int, split: str, heldout: float, frames: int, fps: float
 ) -> list[Span]:
-    """One split of spans that hang together up to frame `last`: the end of them is held out."""
+    """One split of a unit that ends at frame `last`: its last part is held out."""
     have = last - unit[0][1]
     tail = max(frames, round(heldout * have))
     if have - tail < frames:

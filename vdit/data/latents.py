@@ -1,8 +1,8 @@
-"""The latent cache: what the DiT trains on, encoded once.
+"""The latent cache: the data set of the DiT, encoded once.
 
-A cache is a folder of ArrayRecord shards and a manifest with the digest of everything that its
-content depends on. Shards are written whole or not at all, so an interrupted encoding goes on
-with the first shard that is missing; several processes write every so manieth shard each.
+A cache is a folder of ArrayRecord shards, a summary of each, and a manifest with the digest of all
+that the content depends on. Shards are written atomically, so an interrupted encoding resumes at
+the first missing shard. Process i of N writes shards i, i + N, ...
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from vdit.errors import UserError
 from vdit.models.chunks import row_places
 from vdit.runtime.files import appears, atomic_path, write_text
 
-LEAST = 0.05  # of a channel that is switched off, beside a precision of some 1 to 100
+LEAST = 0.05  # precision of a collapsed channel; others have about 1 to 100
 MANIFEST = "manifest.json"
 SHARD = re.compile(r"[\w.-]+\.array_record")
 
@@ -42,9 +42,9 @@ class Latents:
         self.manifest: dict[str, Any] = manifest
         paths = [self.folder / name for name in manifest["shards"]]
         for path, summary in zip(paths, self._summaries(), strict=True):
-            there = path.stat().st_size if path.exists() else "no"
-            if there != summary["bytes"]:
-                raise damaged(path, f"has {there} bytes instead of {summary['bytes']}")
+            size = path.stat().st_size if path.exists() else "no"
+            if size != summary["bytes"]:
+                raise damaged(path, f"has {size} bytes instead of {summary['bytes']}")
         try:
             self._records = ArrayRecordDataSource([str(path) for path in paths])
         except RuntimeError as error:
@@ -63,22 +63,22 @@ class Latents:
         return (_summary(self.folder, name) for name in self.manifest["shards"])
 
     def _blame(self, error: RuntimeError) -> NoReturn:
-        """Names the shard that cannot be read; raises `error` if all are as they were written."""
+        """Raises a `UserError` that names the damaged shard, or `error` if there is none."""
         self.verify()
         raise error
 
     def verify(self, index: int = 0, count: int = 1) -> None:
-        """Compares shards index, index + count, ... with their digests; a bad one is named."""
+        """Checks the digests of shards index, index + count, ...; a `UserError` names a bad one."""
         for name in self.manifest["shards"][index::count]:
             if _sha256(self.folder / name) != _summary(self.folder, name)["sha256"]:
                 raise damaged(self.folder / name, "is not what was written")
 
     def sizes(self, patch: tuple[int, int]) -> Sizes:
-        """Tokens of `patch` rows and columns, and caption tokens, of every clip: no record is read.
+        """Tokens and caption tokens of every clip, from the summaries; `patch` is rows, columns.
 
         Raises `UserError` for latents that do not divide into patches.
         """
-        # Spans stored behind a clip take the place of as many of its own latent frames.
+        # Extra spans, stored behind a clip, replace as many of its latent frames.
         shapes, text = [], []
         for row in self._summaries():
             shapes += [(n, *s[1:]) for s, n in zip(row["shapes"], row["frames"], strict=True)]
@@ -89,9 +89,9 @@ class Latents:
         return Sizes(shape_N3.prod(1) // (patch[0] * patch[1]), np.array(text))
 
     def longest(self) -> tuple[int, int] | None:
-        """Stored places that the longest caption of a clip, and of a shot, takes: a multiple of 8.
+        """Token places for the longest caption of a clip and of a shot, rounded up to 8.
 
-        None for a cache whose summaries do not say it.
+        At most those that are stored; None if the summaries lack them.
         """
         rows = list(self._summaries())
         if not all("longest" in row for row in rows):
@@ -102,20 +102,19 @@ class Latents:
         return clip, shot
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """Mean (Z,) of the clips' latents, and the deviation (Z,) that they are divided by."""
+        """"mean" and "std" (Z,), with which latents are normalised."""
         return {name: np.asarray(self.manifest[name], np.float32) for name in ("mean", "std")}
 
 
 def units(variance_Z: np.ndarray, noise_Z: np.ndarray | None) -> np.ndarray:
-    """What each channel of latents is divided by: deviations (Z,), so that the mean variance is 1.
+    """Divisors (Z,) of the latents' channels, which bring the mean variance to 1.
 
-    `variance_Z` is that of the latents, `noise_Z` that of the autoencoder's posterior. Where the
-    error of a reconstruction and its KL are balanced, an error in channel c costs as many pixels as
-    1 / noise - 1 of it (the derivative by the noise, Kingma and Welling 2014, Appendix B, is zero).
-    In these units equal errors cost alike, precise channels stand out of a sampler's noise first,
-    and a channel that the KL has switched off stays near zero: with a deviation of one it would be
-    noise that counts as much as any other. Without `noise_Z` all channels have one deviation, as
-    in latent diffusion (Rombach et al. 2022).
+    `variance_Z` is that of the latents, `noise_Z` that of the autoencoder's posterior. Where
+    reconstruction error and KL balance, a squared error in a channel costs in proportion to
+    1 / noise - 1 (zero derivative by the noise: Kingma and Welling 2014, Appendix B). In these
+    units equal errors cost alike, precise channels emerge from a sampler's noise first, and
+    collapsed channels stay near zero, where unit variance would make their noise count as much as
+    any signal. Without `noise_Z` all channels share one divisor (Rombach et al. 2022).
     """
     precision = np.ones_like(variance_Z)
     if noise_Z is not None:
@@ -139,7 +138,7 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 
 def _is_manifest(value: Any) -> bool:
-    """Whether all is there, and the shards are names of files in the folder."""
+    """Whether the fields are complete, and the shards are file names in the folder."""
     if not isinstance(value, dict) or not {"digest", "count", "shards"} <= value.keys():
         return False
     shards, mean, std = (value.get(name) for name in ("shards", "mean", "std"))
@@ -154,7 +153,7 @@ def _is_manifest(value: Any) -> bool:
 
 
 def _is_summary(value: Any) -> bool:
-    """Whether it is what `_write_shard` says of a shard."""
+    """Whether the fields are those that `_write_shard` writes."""
     if not isinstance(value, dict) or not isinstance(value.get("sha256"), str):
         return False
     shapes, longest = value.get("shapes"), value.get("longest", [0, 0])
@@ -171,7 +170,7 @@ def _is_summary(value: Any) -> bool:
 
 
 def _are_numbers(values: Any, kind: type) -> TypeGuard[list[float]]:
-    """Whether it is a list of finite numbers; of whole ones of at least 0 where `kind` is int."""
+    """Whether it is a list of finite numbers; for int, of integers from 0 on."""
     allowed = (int,) if kind is int else (int, float)
     return isinstance(values, list) and all(
         type(value) in allowed and abs(value) < 1e30 and (kind is float or value >= 0)
@@ -179,14 +178,14 @@ def _are_numbers(values: Any, kind: type) -> TypeGuard[list[float]]:
     )
 
 
-def is_whole(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> bool:
-    """Whether every shard of a finished cache is there, and what is told of it."""
+def is_complete(folder: str | os.PathLike[str], manifest: Mapping[str, Any]) -> bool:
+    """Whether every shard of a finished cache and its summary exist."""
     names = [name for shard in manifest["shards"] for name in (shard, f"{shard}.json")]
     return all((Path(folder) / name).exists() for name in names)
 
 
 def damaged(path: Path, how: str) -> UserError:
-    """What to say of a shard that is not as it was written."""
+    """The error for a shard that is not as it was written."""
     return UserError(f"{path} {how}; delete it and run again: it alone is encoded again")
 
 
@@ -209,7 +208,7 @@ def _sha256(path: Path) -> str:
 def by_kind(
     indices: Sequence[int], kind: Callable[[int], int], encode: Callable[[list[int]], Elements]
 ) -> Elements:
-    """The elements of `indices` in order, where `encode` is given those of one kind together."""
+    """The elements of `indices` in order; `encode` gets those of one kind together."""
     buckets: dict[int, list[int]] = {}
     for index in indices:
         buckets.setdefault(kind(index), []).append(index)
@@ -223,16 +222,16 @@ def write_cache(
     progress: Callable[[int], None] = lambda done: None, stop: Callable[[], bool] = lambda: False,
     process: tuple[int, int] = (0, 1), together: Callable[[str], None] = lambda what: None,
 ) -> bool:  # fmt: skip
-    """Fills a cache with `count` elements, shard by shard; False if `stop` asked to leave early.
+    """Fills a cache with `count` elements, shard by shard; False if `stop` ended it early.
 
-    `encode(indices)` yields the elements of one shard, in order; each has "latent"
-    (stored, h, w, Z) and may have "mask", the caption's, and "frames", how many of the stored are
-    the clip's own; shapes may differ. "variance" (Z,), the posterior's, is not stored: with it
-    channels are measured in `units`. Mean and deviation are taken over the shards' stored sums, so
-    a resumed encoding ends with the same manifest as one that was never stopped.
+    `encode(indices)` yields the elements of one shard, in order. Each has "latent"
+    (stored, h, w, Z) and may have the caption's "mask" and "frames", the number of latent frames
+    without extra spans; shapes may vary. The posterior's "variance" (Z,) is not stored, but sets
+    the `units` of the channels. Statistics come from the shards' sums, so a resumed encoding ends
+    with the same manifest as an uninterrupted one.
 
-    `process` is (index, count): of several, each writes every count-th shard and asks `stop` as
-    often as the others do; `together` waits for all of them, and process 0 writes the manifest.
+    `process` is (index, count). All processes call `stop` equally often, `together` is their
+    barrier, and process 0 writes the manifest.
     """
     folder = Path(folder)
     index, of = process
@@ -255,7 +254,7 @@ def write_cache(
 
 
 def _write_shard(folder: Path, name: str, indices: range, encode: Encode) -> None:
-    """One shard and its summary, if they are not there."""
+    """Writes a shard and its summary, unless both exist."""
     summary = folder / f"{name}.json"
     if summary.exists() and (folder / name).exists():
         return
@@ -286,7 +285,7 @@ def _write_shard(folder: Path, name: str, indices: range, encode: Encode) -> Non
 
 
 def _manifest(folder: Path, digest: str, count: int, names: list[str]) -> dict[str, Any]:
-    """The manifest of a cache whose shards are all there."""
+    """The manifest of a cache whose shards are complete."""
     for name in names:
         appears(folder / f"{name}.json")
     rows = [_summary(folder, name) for name in names]

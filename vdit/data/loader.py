@@ -1,7 +1,6 @@
-"""Batches: any random-access source, shuffled, repeated, batched, with a state to resume from.
+"""Loading: endless shuffled batches of a random-access source, resumable from a state.
 
-Dense batches of clips that are all alike (`batches`), and rows of clips of any size
-(`PackedBatches`).
+`batches` serves clips of one shape, `PackedBatches` rows of clips of any shape.
 """
 
 import functools
@@ -18,11 +17,11 @@ from vdit.errors import UserError
 from vdit.tokens import Budget
 
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
 
 
 class Source(Protocol):
-    """What data sources are: random access by index."""
+    """A data source: random access by index."""
 
     def __len__(self) -> int: ...
 
@@ -33,12 +32,12 @@ def batches(
     source: Source, batch: int, seed: int, fields: tuple[str, ...], threads: int = 1,
     shuffle: bool = True, process: tuple[int, int] = (0, 1),
 ) -> "Batches":  # fmt: skip
-    """An endless iterator over batches of a share of the source.
+    """An endless iterator over this process's part of each batch.
 
-    `process` is (index, count): the `batch` samples of a step are dealt round robin to so many
-    shares, so a step has the same samples on any number of processes. Every element carries
-    "ordinal" (uint32), its number in the stream of all: noise is keyed by it. The order does not
-    depend on the number of threads. Raises `UserError` for a batch that cannot be shared evenly.
+    `process` is (index, count): a batch is dealt round robin to the processes, so a step has the
+    same samples on any number of them. Each element carries "ordinal" (uint32), its number in the
+    global stream: noise is keyed by it. The order does not depend on the number of threads. Raises
+    `UserError` for a batch that does not divide among the processes.
     """
     index, count = process
     check_share(f"batch of {batch}", batch, count)
@@ -61,15 +60,15 @@ def batches(
 
 
 def check_share(name: str, batch: int, count: int) -> None:
-    """Refuses a batch that processes cannot share evenly."""
+    """Refuses a batch that does not divide among the processes."""
     if batch < 1 or batch % count:
         raise UserError(f"{name} on {count} processes; allowed: a multiple of {count}")
 
 
-def ahead(read: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]:
-    """read(item) of each in turn; the next is read by a thread while one is used."""
+def ahead(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """Yields read(item) for each item; a thread reads the next one while one is used."""
     with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting: Future[Made] | None = None
+        waiting: Future[Result] | None = None
         for item in items:
             done, waiting = waiting, pool.submit(read, item)
             if done is not None:
@@ -79,10 +78,8 @@ def ahead(read: Callable[[Item], Made], items: Iterable[Item]) -> Iterator[Made]
 
 
 class Batches(grain.DatasetIterator):
-    """Batches from an element of the stream on; the state is the next one's number in it.
-
-    That number is of all processes together, so another number of them can go on.
-    """
+    """Batches of a stream; the state is the number of the next element in the global stream, so
+    a run can resume on another number of processes."""
 
     def __init__(self, begin: Callable[[int], Iterator[dict[str, np.ndarray]]], batch: int) -> None:
         super().__init__()
@@ -90,16 +87,16 @@ class Batches(grain.DatasetIterator):
         self._iterator = begin(0)
 
     def __next__(self) -> dict[str, np.ndarray]:
-        made = next(self._iterator)
+        batch = next(self._iterator)
         self._next += self._batch
-        return made
+        return batch
 
     def get_state(self) -> dict[str, int]:
-        """Where the next batch begins."""
+        """The start of the next batch."""
         return {"next_index": self._next}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes to where another iterator was, on any number of processes."""
+        """Resumes from the state of another iterator, on any number of processes."""
         self.close()
         self._next = int(state["next_index"])
         self._iterator = self._begin(self._next)
@@ -113,15 +110,14 @@ class Batches(grain.DatasetIterator):
 class PackedBatches(grain.DatasetIterator):
     """An endless iterator over this process's rows of packed clips, "tokens" (B, L, C) and so on.
 
-    `read(clip, ordinal)` gives the clip of that index as a `Sample`; it is called from `threads`
-    threads. The stream is each epoch's rows (`packing.plan_epoch`) one after another, each clip
-    once an epoch. A batch is the next `batch` rows of the stream, over all processes, dealt round
-    robin: so the order of rows is the same on any number of processes, and the state is the number
-    of the next row: an epoch and a row of it. An ordinal is the clip's number in the stream of
-    clips as the epochs' shuffles give it.
+    `read(clip, ordinal)` returns a clip as a `Sample`; `threads` threads call it. The stream is the
+    rows of each epoch (`packing.plan_epoch`) in turn, with each clip once an epoch. A batch is the
+    next `batch` rows, dealt round robin to the processes, so their order is the same on any number
+    of processes; the state is the next row's epoch and number. An ordinal is the clip's number in
+    the shuffled stream of clips.
 
-    `process` is (index, count), as in `batches`. Raises `UserError` for clips that no row can
-    hold, and for a batch that the processes cannot share evenly.
+    `process` is (index, count), as in `batches`. Raises `UserError` for clips that fit no row, and
+    for a batch that does not divide among the processes.
     """
 
     def __init__(
@@ -129,7 +125,7 @@ class PackedBatches(grain.DatasetIterator):
         seed: int, patch: tuple[int, int], threads: int = 1, process: tuple[int, int] = (0, 1),
     ) -> None:  # fmt: skip
         super().__init__()
-        # First, for an iterator that is refused is closed too.
+        # First: an iterator whose arguments are refused is closed too.
         self._ahead: deque[tuple[list[Future], tuple[int, int]]] = deque()
         self._pool = ThreadPoolExecutor(max_workers=threads)
         self._index, self._count = process
@@ -138,33 +134,33 @@ class PackedBatches(grain.DatasetIterator):
         self._read, self._budget, self._patch, self._batch = read, budget, patch, batch
         plan = functools.partial(plan_epoch, sizes, budget, seed)
         self.plan: Callable[[int], Plan] = functools.lru_cache(maxsize=2)(plan)  # of an epoch
-        self._next = self._asked = (0, 0)  # epoch and row of the next batch: given out, read
+        self._next = self._reading = (0, 0)  # epoch and row: next to return, next to read
 
     def __next__(self) -> dict[str, np.ndarray]:
-        while len(self._ahead) < 2:  # one batch is read while another is used
-            self._ask()
+        while len(self._ahead) < 2:  # reads one batch while another is used
+            self._read_ahead()
         rows, self._next = self._ahead.popleft()
-        made = [row.result() for row in rows]
-        return {name: np.stack([row[name] for row in made]) for name in made[0]}
+        arrays = [row.result() for row in rows]
+        return {name: np.stack([row[name] for row in arrays]) for name in arrays[0]}
 
     def get_state(self) -> dict[str, int]:
-        """Where the next batch begins."""
+        """The start of the next batch."""
         return {"epoch": self._next[0], "row": self._next[1]}
 
     def set_state(self, state: Mapping[str, int]) -> None:
-        """Goes to where another iterator was, on any number of processes."""
+        """Resumes from the state of another iterator, on any number of processes."""
         self._ahead.clear()
-        self._next = self._asked = (int(state["epoch"]), int(state["row"]))
+        self._next = self._reading = (int(state["epoch"]), int(state["row"]))
 
     def close(self) -> None:
         """Stops the threads, each after the row that it reads."""
         self._ahead.clear()
-        # Not waited for: a forgotten iterator may be closed by one of these threads.
+        # Without waiting: garbage collection may close an iterator in one of these threads.
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _ask(self) -> None:
-        """Begins to read the next batch."""
-        epoch, row = self._asked
+    def _read_ahead(self) -> None:
+        """Starts reading the next batch."""
+        epoch, row = self._reading
         rows = []
         for number in range(self._batch):
             if row == len(self.plan(epoch)):
@@ -176,8 +172,8 @@ class PackedBatches(grain.DatasetIterator):
                 clips = [(int(plan.order[place]), first + int(place)) for place in places]
                 rows.append(self._pool.submit(self._row, clips))
             row += 1
-        self._asked = (epoch, row)
-        self._ahead.append((rows, self._asked))
+        self._reading = (epoch, row)
+        self._ahead.append((rows, self._reading))
 
     def _row(self, clips: list[tuple[int, int]]) -> dict[str, np.ndarray]:
         return pack([self._read(*clip) for clip in clips], self._budget, self._patch)

@@ -1,14 +1,14 @@
-"""A decoding worker: foreign files opened, measured, and turned into pictures of the wanted size.
+"""The decoding worker: opens untrusted files, measures them, and resizes their frames.
 
-It runs in a process of its own, which `vdit.data.decode` starts, watches and may kill.
+It runs in a separate process, which `vdit.data.decode` starts, watches and may kill.
 
-What every file becomes: RGB, upright (rotation metadata and EXIF applied; mirroring is not), with
-square pixels, transparency over white, scaled (area average down, bicubic up) until it covers the
-wanted size and cropped at its centre. Time starts at the first frame; the picture at time t is
-the last one that began by then, whatever the frame rate or its variation; where an animation's
-last picture has no duration it stays as long as the one before. A file with any damaged frame, or
-cut short, is refused as a whole. PNG, JPEG and WebP come through Pillow, still (one picture at
-time 0) or animated; the rest through PyAV. What a file is, its content says, not its name.
+Frames become RGB, upright (rotation metadata and EXIF are applied, mirroring is not), with square
+pixels and transparency over white. They are scaled (area down, bicubic up) until they cover the
+requested size, and center-cropped. Time starts at the first frame; the frame at time t is the last
+one that began by then, at constant and variable frame rates alike. If the last picture of an
+animation has no duration, it lasts as long as the one before. A file that is truncated, or has any
+damaged frame, is refused. Pillow reads PNG, JPEG and WebP, still (one frame at time 0) or animated,
+and PyAV the rest; the content decides, not the name.
 
 Dimension key: n frames, H height, W width.
 """
@@ -32,7 +32,7 @@ import numpy as np
 from vdit.data.decode import CHUNK, CHUNK_BYTES, HEARTBEAT, Info, Limits, said
 from vdit.errors import UserError
 
-# Playlists and other formats that make FFmpeg open further files are not among them.
+# None of these, unlike playlists, makes FFmpeg open further files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpegts"
 MP4_BOXES = (
     b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx", b"mfra",
@@ -41,17 +41,17 @@ MP4_BOXES = (
 
 
 class _Bad(Exception):
-    """The file cannot be used; says why in one line."""
+    """The file cannot be used; the reason in one line."""
 
 
 def serve(settings: str) -> None:
-    """A worker's whole life: requests from stdin, replies to stdout, until stdin ends."""
+    """A worker's main loop: requests from stdin, replies to stdout, until stdin ends."""
     values = json.loads(settings)
     threads = values.pop("threads")
     limits = Limits(**values)
     requests = os.fdopen(os.dup(0), "rb")
     out = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # a library that prints must not break the protocol
+    os.dup2(2, 1)  # libraries that print must not break the protocol
     import av  # noqa: F401  (before memory is limited)
 
     _limit_process(limits.memory)
@@ -88,9 +88,9 @@ def _limit_process(memory: int) -> None:
 
 
 class _Watch:
-    """Sends replies, and a sign of life now and then; an alarm ends a worker left alone in a hang.
+    """Sends replies and heartbeats; an alarm ends a worker that hangs.
 
-    The program kills a silent worker first; the alarm is for a program that is gone itself.
+    The program kills a silent worker before that; the alarm is for a program that has died.
     """
 
     def __init__(self, out: BinaryIO, silence: float):
@@ -103,7 +103,7 @@ class _Watch:
         signal.setitimer(signal.ITIMER_REAL, self._silence + 5)
 
     def send(self, head: dict[str, Any], chunk_nHW3: np.ndarray | None = None) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)  # writing waits for the program, without limit
+        signal.setitimer(signal.ITIMER_REAL, 0)  # writing may wait for the program forever
         line = json.dumps(head).encode()
         self._out.write(struct.pack(">I", len(line)) + line)
         if chunk_nHW3 is not None:
@@ -120,7 +120,7 @@ class _Watch:
 
     def flush(self, at: float) -> None:
         if self._frames:
-            chunk_nHW3 = np.ascontiguousarray(np.stack(self._frames))  # turned ones are not
+            chunk_nHW3 = np.ascontiguousarray(np.stack(self._frames))  # rotated ones are not
             self._frames = []
             self.send({"shape": chunk_nHW3.shape[:3], "at": at}, chunk_nHW3)
 
@@ -134,7 +134,7 @@ class _Watch:
 
 @dataclasses.dataclass
 class _Shown:
-    """One decoded frame and when it is shown, in seconds from the first one's start."""
+    """A decoded frame and the time it is shown, in seconds from the start of the first one."""
 
     start: float
     end: float
@@ -144,7 +144,7 @@ class _Shown:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(width, height) with square pixels, before it is turned."""
+        """(width, height) with square pixels, before rotation."""
         return max(1, round(self.frame.width * self.aspect)), self.frame.height
 
 
@@ -155,7 +155,7 @@ def _still(rgb_HW3: np.ndarray, start: float = 0.0, end: float = 0.0) -> _Shown:
 
 
 def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
-    """Picks frames by time: those of a list, or every 1/fps seconds up to the end."""
+    """Sends the frames at listed times, or every 1/fps seconds up to the end."""
     fit, limits = _Fit(request["size"], file.limits), file.limits
     listed = request["op"] == "frames"
     if listed:
@@ -167,7 +167,7 @@ def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
     given, target, last, end = 0, next(wanted, None), None, 0.0
 
     def give(shown: _Shown, before: float) -> None:
-        """Gives `shown` for every wanted time before `before`."""
+        """Sends `shown` for every time before `before`."""
         nonlocal given, target
         picture = None
         while target is not None and target < before:
@@ -194,7 +194,7 @@ def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
 
 
 class _File:
-    """A foreign file: its size, end and kind are checked when it is made."""
+    """A media file; the constructor checks its size, end and format."""
 
     def __init__(self, path: str, limits: Limits, threads: int):
         self.path, self.limits, self._threads = path, limits, threads
@@ -217,7 +217,7 @@ class _File:
         self._is_picture = any(pictures) or head[8:12] == b"WEBP"
 
     def frames(self) -> Iterator[tuple[_Shown, float]]:
-        """Every frame in order with the slack, in seconds, that its clock's rounding asks for."""
+        """All frames in order, each with the tolerance, in seconds, for its clock's rounding."""
         frames = self._pictures() if self._is_picture else self._film()
         for count, item in enumerate(frames):
             if count == self.limits.frames:
@@ -225,7 +225,6 @@ class _File:
             yield item
 
     def probe(self, watch: _Watch) -> Info:
-        """What the file holds."""
         measure = self._measure_pictures if self._is_picture else self._measure_packets
         frames, seconds = measure(watch)
         if frames > self.limits.frames:
@@ -244,10 +243,10 @@ class _File:
             raise _Bad(f"frames of {width}x{height}: over the limit of {self.limits.pixels} pixels")
 
     def _pictures(self) -> Iterator[tuple[_Shown, float]]:
-        """The pictures of a PNG, JPEG or WebP file, still or animated, by Pillow."""
+        """Frames read by Pillow."""
         from PIL import Image
 
-        Image.MAX_IMAGE_PIXELS = None  # our own limit stands instead of a warning
+        Image.MAX_IMAGE_PIXELS = None  # `limits` replaces its warning
         try:
             with Image.open(self.path, formats=("PNG", "JPEG", "WEBP")) as image:
                 self._check_pixels(image.width, image.height)
@@ -270,7 +269,7 @@ class _File:
         return frames, seconds
 
     def _film(self) -> Iterator[tuple[_Shown, float]]:
-        """The frames of a film, by PyAV."""
+        """Frames read by PyAV."""
         import av
 
         first, start, end = None, 0.0, 0.0
@@ -286,7 +285,7 @@ class _File:
                         raise _Bad(f"damaged at {end:.2f} s")
                     if first is None:
                         first = frame.pts or 0
-                    # A frame without a time, or with one that falls, comes after the one before.
+                    # A frame without a time, or with a falling one, follows the previous frame.
                     at = end if frame.pts is None else (frame.pts - first) * tick
                     before, start = start, max(at, start)
                     usual = start - before or usual
@@ -297,7 +296,7 @@ class _File:
                 raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
     def _measure_packets(self, watch: _Watch) -> tuple[int, float]:
-        """Number of frames and seconds, from every packet's own time."""
+        """Number of frames and seconds, from the packets' times."""
         import av
 
         frames, start, end, last = 0, math.inf, 0.0, 0.0
@@ -321,12 +320,12 @@ class _File:
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
-        """A container of PyAV and its first real video stream, checked and ready to decode."""
+        """PyAV's container and its first video stream that is no cover, ready to decode."""
         import av
         from av.stream import Disposition
 
         allowed = {"format_whitelist": FORMATS, "protocol_whitelist": "file"}
-        # Before version 19 PyAV refuses a film whose title is not UTF-8, unless told otherwise.
+        # By default PyAV before 19 refuses titles that are not UTF-8.
         old = int(av.__version__.split(".")[0]) < 19
         lenient: Any = {"metadata_errors": "replace"} if old else {}
         try:
@@ -343,7 +342,7 @@ class _File:
             if context is None or not context.width or not context.height or not stream.time_base:
                 raise _Bad("damaged, or in a codec that is not known")
             self._check_pixels(context.width, context.height)
-            # FFmpeg's own limit, for frames that are larger than the header says.
+            # For frames that are larger than the header says.
             context.options = {"max_pixels": str(self.limits.pixels)}
             context.thread_count = self._threads
             context.thread_type = "AUTO" if self._threads > 1 else "NONE"
@@ -351,26 +350,26 @@ class _File:
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
-    """Width over height of a pixel; 1 where the file says nothing sensible."""
+    """Width over height of a pixel; 1 if the file has no plausible value."""
     aspect = stream.sample_aspect_ratio
     return aspect if aspect and Fraction(1, 10) <= aspect <= 10 else Fraction(1)
 
 
 def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
-    """Says what is missing at the end of a GIF, Matroska/WebM or MP4/MOV file; "" if nothing.
+    """What is missing at the end of a GIF, Matroska/WebM or MP4/MOV file; "" if nothing.
 
-    FFmpeg plays what there is of a truncated file without a word.
+    FFmpeg plays truncated files without an error.
     """
     if head[:4] == b"GIF8":
         file.seek(max(0, size - 64))
         return "" if file.read().rstrip(b"\0")[-1:] == b"\x3b" else "no end mark"
-    if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML head, then one segment that tells its length
+    if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML head, then a segment with its length
         file.seek(4)
         if (length := _ebml_size(file)) is None:
             return ""
         file.seek(length, os.SEEK_CUR)
         if file.read(4) != b"\x18\x53\x80\x67" or (length := _ebml_size(file)) is None:
-            return ""  # a live recording, or something that FFmpeg will judge
+            return ""  # a live recording, or invalid, which FFmpeg reports
         return _lacks(file.tell() + length, size)
     at = 0
     while at + 8 <= size:
@@ -380,7 +379,7 @@ def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
             break
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
-        if length < 8:  # 0: up to the end; else FFmpeg will judge
+        if length < 8:  # 0: up to the end; else invalid, which FFmpeg reports
             break
         at += length
     return _lacks(at, size)
@@ -391,7 +390,7 @@ def _lacks(end: int, size: int) -> str:
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
-    """A Matroska length: the first byte's leading zeros count the bytes that follow."""
+    """A Matroska length: the leading zeros of the first byte count the bytes that follow."""
     first = file.read(1)
     if not first or first == b"\0":
         return None
@@ -404,7 +403,7 @@ def _upright_rgb(image: Any) -> np.ndarray:
     """uint8 (H, W, 3): EXIF orientation applied, 16 bits to 8, transparency over white."""
     from PIL import Image, ImageOps
 
-    if image.mode.startswith("I"):  # 16-bit grayscale; Pillow's own conversion would clip it
+    if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
     image = ImageOps.exif_transpose(image)
     if image.has_transparency_data:
@@ -418,7 +417,7 @@ def _over_white(rgba_HW4: np.ndarray) -> np.ndarray:
 
 
 class _Fit:
-    """Turns decoded frames into uint8 (H, W, 3) of the wanted size (None: the file's own)."""
+    """Resizes decoded frames to uint8 (H, W, 3) of a size (None: that of the file)."""
 
     def __init__(self, size: Sequence[int] | None, limits: Limits):
         from av.video.reformatter import VideoReformatter
@@ -431,7 +430,7 @@ class _Fit:
 
         frame, (wide, high), turned = shown.frame, shown.size, shown.rotation % 180 != 0
         if self._size is None:
-            # Every frame as the first one: a film may change its size in the middle.
+            # That of the first frame: a film may change its size in the middle.
             self._size = (wide, high) if turned else (high, wide)
         h, w = (self._size[1], self._size[0]) if turned else self._size
         scale = max(h / high, w / wide)
@@ -442,7 +441,7 @@ class _Fit:
             rgb_HW3 = _over_white(frame.to_ndarray(format="rgba"))
             frame = av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
         kind = Interpolation.AREA if scale <= 1 else Interpolation.BICUBIC
-        # Without full chroma swscale loses up to 3 levels: white comes out as 253.
+        # Without full chroma swscale is off by up to 3 levels: white becomes 253.
         exact = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
         picture_HW3 = self._reformatter.reformat(
             frame, width=full_w, height=full_h, format="rgb24",
@@ -455,9 +454,9 @@ class _Fit:
 def fit(
     video_nHW3: np.ndarray, size: tuple[int, int], limits: Limits | None = None
 ) -> np.ndarray:
-    """Pictures, uint8 (n, H, W, 3), scaled and cropped to `size` (H, W) as those of a file are.
+    """Frames, uint8 (n, H, W, 3), scaled and cropped to `size` (H, W) as those of files are.
 
-    Raises `UserError` for a shape that is too long for that.
+    Raises `UserError` for an aspect ratio too extreme for that.
     """
     if video_nHW3.shape[1:3] == tuple(size):
         return video_nHW3

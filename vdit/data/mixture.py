@@ -1,4 +1,4 @@
-"""A source of clips of several shapes: images and videos of any size, aspect, length and rate."""
+"""A source of clips of several shapes: images and videos of any size, length and frame rate."""
 
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
@@ -10,11 +10,11 @@ from vdit.errors import UserError
 
 
 class Mixture:
-    """Clip i is of source i % K, in turn; elements are that source's, and "fps" (float).
+    """Interleaves K sources: clip i comes from source i % K, with "fps" (float) added.
 
-    With `endless` sources it is their clip i, so that no two shapes show one scene; else their
-    clip i // K, as far as the shortest reaches, or, with `to_the_end`, as far as each does: then
-    those that are left take turns. Raises `UserError` without sources.
+    It is clip i of an `endless` source, so no two shapes show the same scene, else clip i // K. The
+    mixture ends with the shortest source; with `to_the_end` the longer ones go on in turn. Raises
+    `UserError` without sources.
     """
 
     def __init__(
@@ -25,20 +25,20 @@ class Mixture:
             raise UserError(f"mixture: {len(sources)} sources and {len(fps)} rates; one each")
         self._sources, self._fps, self._endless = list(sources), list(fps), endless
         lengths = np.array([len(source) for source in sources])
-        self._turns: np.ndarray | None = None  # (clips, 2) number in its source, and which source
+        self._turns: np.ndarray | None = None  # (clips, 2): number in the source, source
         self._length = int(lengths.min()) * (1 if endless else len(sources))
         if to_the_end:
             self._turns = np.argwhere(np.arange(lengths.max())[:, None] < lengths)
             self._length = len(self._turns)
-        # Of sources whose content can change (a folder), all together.
+        # The digests of sources whose content can change (a folder), concatenated.
         self.digest = "".join(getattr(source, "digest", "") for source in sources)
-        self.skipped: list[tuple[str, str]] = []  # files that they could not use, and why
+        self.skipped: list[tuple[str, str]] = []  # (file, reason)
 
     def __len__(self) -> int:
         return self._length
 
     def kind(self, index: int) -> int:
-        """Which shape clip `index` has: clips of one kind are encoded together."""
+        """The number of the clip's shape: clips of one kind are encoded together."""
         return self._turn(index)[1]
 
     def _turn(self, index: int) -> tuple[int, int]:

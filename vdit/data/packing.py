@@ -1,10 +1,10 @@
-"""Packing: which clips share a row, and the arrays of such a row.
+"""Packing: assigns clips to rows of tokens, and builds the arrays of a row.
 
-A plan is global: from how many tokens each clip has to rows of clips, the same on every process.
-A row then is plain arrays of one static shape (`tokens.Budget`), whatever clips it holds.
+A plan is global: it depends on the clips' numbers of tokens alone and is the same on every process.
+A row has one static shape (`tokens.Budget`), whatever clips it holds.
 
-Dimension key: N clips, n latent frames, h w places, Z latent channels, L tokens of a row, C token
-channels, M samples of a row, S caption tokens of a row, s of one sample, E text width.
+Dimension key: N clips, n latent frames, h w rows and columns, Z latent channels, L tokens of a row,
+C token channels, M samples of a row, S caption tokens of a row, s of one sample, E text width.
 """
 
 from bisect import bisect_right, insort
@@ -17,28 +17,28 @@ from vdit.errors import UserError
 from vdit.nn.patch import patchify
 from vdit.tokens import Budget, Patterns, grid_positions, pattern_shares
 
-WINDOW = 256  # clips that wait for a row; more pack tighter, fewer keep closer to the drawn order
+WINDOW = 256  # clips considered for a row; more pack tighter, fewer stay close to random order
 
 
 class Sizes(NamedTuple):
-    """What a plan needs to know of every clip."""
+    """Numbers of tokens of all clips."""
 
-    tokens: np.ndarray  # (N,) tokens of its latents
-    text: np.ndarray  # (N,) tokens of its caption, gaps between chunks included
+    tokens: np.ndarray  # (N,) of the latents
+    text: np.ndarray  # (N,) of the caption, gaps between chunks included
 
 
 class Plan(NamedTuple):
     """The rows of one epoch."""
 
     order: np.ndarray  # (N,) clips in the epoch's random order
-    places: np.ndarray  # (N,) places in that order, row after row
-    starts: np.ndarray  # (rows + 1,) where each row begins in `places`
+    places: np.ndarray  # (N,) indices into `order`, row after row
+    starts: np.ndarray  # (rows + 1,) bounds of the rows in `places`
 
     def __len__(self) -> int:
         return len(self.starts) - 1
 
     def row(self, row: int) -> np.ndarray:
-        """Places in the epoch's order of the clips of a row; `order` says which clips they are."""
+        """Indices into `order` of the clips of a row."""
         return self.places[self.starts[row] : self.starts[row + 1]]
 
 
@@ -47,20 +47,19 @@ class Sample(NamedTuple):
 
     latent: np.ndarray  # (n, h, w, Z)
     times: np.ndarray  # (n,) seconds, see tokens.latent_times
-    text: np.ndarray  # (s,) ids of its caption's tokens, or (s, E) their features; no padding
-    told: np.ndarray  # (s,) bool: tokens, not the gaps between a caption's chunks
-    ordinal: int  # its number in the stream
-    given: np.ndarray  # (n,) bool: latent frames that are told, and not learned
+    text: np.ndarray  # (s,) ids of the caption's tokens, or (s, E) features; no padding
+    mask: np.ndarray  # (s,) bool: false in the gaps between a caption's chunks
+    ordinal: int  # number in the stream
+    given: np.ndarray  # (n,) bool: latent frames that are conditions, without loss
 
 
 def draw_sample(
-    element: Mapping[str, Any], text: np.ndarray, told: np.ndarray, ordinal: int, table: Patterns,
+    element: Mapping[str, Any], text: np.ndarray, mask: np.ndarray, ordinal: int, table: Patterns,
     shares: Mapping[str, float], seed: int,
 ) -> Sample:  # fmt: skip
-    """A cached clip as a sample of one of the table's patterns, which seed and ordinal choose.
+    """A cached clip with a pattern of given frames from the table, drawn by seed and ordinal.
 
-    A clip of one latent frame has nothing to be given. Raises `UserError` where shares ask for
-    spans that the element does not hold.
+    Raises `UserError` for a pattern whose spans are not in the cache.
     """
     latent = element["latent"]
     chance = np.ones(1) if len(table.names) == 1 else pattern_shares(table, shares)
@@ -73,25 +72,25 @@ def draw_sample(
             " spans for it; delete their folder, or allow text and prefix alone"
         )
     given = table.given[pattern]
-    return Sample(latent[source], table.times[source], text, told, ordinal, given)
+    return Sample(latent[source], table.times[source], text, mask, ordinal, given)
 
 
 def budget_of(sizes: Sizes, wanted: tuple[int, int, int], caption: int) -> Budget:
-    """The shape of rows: wanted (tokens, samples, caption tokens), where 0 is chosen from the data.
+    """The shape of rows: (tokens, samples, caption tokens), where 0 is derived from the data.
 
-    Chosen are twice the longest clip's tokens, as many samples as fit of the mean size twice over,
-    and caption tokens for those with a fourth to spare; `caption` is the most that one may have.
+    Derived are twice the longest clip's tokens, twice as many samples as fit on average, and 1.25
+    times their mean number of caption tokens; `caption` is the limit of one caption.
     """
     tokens, samples, text = wanted
     tokens = tokens or 2 * int(sizes.tokens.max())
-    many = tokens / float(sizes.tokens.mean())  # samples of a row, on average
-    samples = samples or max(int(np.ceil(2 * many)), 2)
-    text = text or max(int(np.ceil(1.25 * many * float(sizes.text.mean()))), caption)
+    mean = tokens / float(sizes.tokens.mean())  # samples a row
+    samples = samples or max(int(np.ceil(2 * mean)), 2)
+    text = text or max(int(np.ceil(1.25 * mean * float(sizes.text.mean()))), caption)
     return Budget(tokens, samples, text, caption)
 
 
 def check_sizes(sizes: Sizes, budget: Budget) -> None:
-    """Refuses (`UserError`) an empty data set, and a clip that has no place in any row."""
+    """Raises `UserError` for an empty data set, and for a clip that fits no row."""
     if len(sizes.tokens) == 0:
         raise UserError("packing: the data set has no clips; allowed: at least 1")
     if budget.samples < 1:
@@ -109,11 +108,10 @@ def check_sizes(sizes: Sizes, budget: Budget) -> None:
 
 
 def fill_rows(sizes: Sizes, budget: Budget, window: int = WINDOW) -> Iterator[list[int]]:
-    """Rows of clips, each clip once, from clips that come one after another.
+    """Rows of clips, each clip once: first fit decreasing over a sliding window.
 
-    A row begins with the clip that has waited longest and takes, again and again, the largest that
-    still fits of the `window` clips that wait: first fit decreasing, written row by row, over a
-    window that slides. So no clip waits for ever, and a row's clips come from one neighbourhood.
+    A row starts with the oldest of the `window` waiting clips, then repeatedly takes the largest
+    that still fits. So no clip waits forever, and a row's clips come from one neighbourhood.
     """
     count = len(sizes.tokens)
     waiting: list[tuple[int, int]] = []  # (tokens, -clip) in order
@@ -136,8 +134,8 @@ def fill_rows(sizes: Sizes, budget: Budget, window: int = WINDOW) -> Iterator[li
             gone[clip] = True
             row.append(clip)
             tokens, text = tokens - size, text - int(sizes.text[clip])
-            # What did not fit before does not fit now: only after the row's first clip, which is
-            # the oldest and not the largest, is the whole window looked at.
+            # What did not fit before does not fit now. The first clip is the oldest, not the
+            # largest: only after it the search covers the entire window.
             high = len(waiting) if len(row) == 1 else at
             at = bisect_right(waiting, (tokens, 1), 0, high) - 1
             while at >= 0 and sizes.text[-waiting[at][1]] > text:
@@ -148,7 +146,7 @@ def fill_rows(sizes: Sizes, budget: Budget, window: int = WINDOW) -> Iterator[li
 
 
 def plan_epoch(sizes: Sizes, budget: Budget, seed: int, epoch: int, window: int = WINDOW) -> Plan:
-    """The rows of an epoch, from nothing but the sizes, the seed and the epoch's number."""
+    """The rows of an epoch, a function of the sizes, the seed and the epoch's number."""
     check_sizes(sizes, budget)
     order = np.random.default_rng((seed, epoch)).permutation(len(sizes.tokens))
     rows = list(fill_rows(Sizes(sizes.tokens[order], sizes.text[order]), budget, window))
@@ -157,20 +155,19 @@ def plan_epoch(sizes: Sizes, budget: Budget, seed: int, epoch: int, window: int 
 
 
 def padding(plan: Plan, sizes: Sizes, budget: Budget) -> float:
-    """The share of an epoch's tokens that are padding."""
+    """The fraction of an epoch's tokens that are padding."""
     return 1.0 - float(sizes.tokens.sum()) / (len(plan) * budget.tokens)
 
 
 def pack(
     samples: Sequence[Sample], budget: Budget, patch: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """One row of samples, as `packed_objective` reads it; `patch` is rows, columns of a token.
+    """One row of samples, the input of `packed_objective`; `patch` is rows, columns of a token.
 
     "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
-    padding, "given" (L,) bool; "ordinal" (M,) of each sample, 0 where there is none; all captions
-    one after another as "ids" (S,) or "features" (S, E), and "text" (S,), the segment of each of
-    their tokens and 0 for a gap between two chunks. Slots and null keys follow from these
-    (`tokens.packed_layout`, `tokens.packed_condition`).
+    padding, "given" (L,) bool; "ordinal" (M,), 0 for no sample; the concatenated captions as "ids"
+    (S,) or "features" (S, E), and "text" (S,), their tokens' segments, 0 for a gap between chunks.
+    Slots and null keys follow (`tokens.packed_layout`, `tokens.packed_condition`).
 
     Raises `UserError` if a latent does not divide into patches or the samples exceed the budget.
     """
@@ -211,5 +208,5 @@ def pack(
         row["given"][here] = np.repeat(sample.given, count // frames)
         row["ordinal"][number] = sample.ordinal % 2**32
         row[name][there] = sample.text
-        row["text"][there] = np.where(sample.told, number + 1, 0)
+        row["text"][there] = np.where(sample.mask, number + 1, 0)
     return row

@@ -1,7 +1,7 @@
-"""Videos inside the records of a data set: raw or zlib pixels, or a picture file a frame.
+"""Videos stored in the records of a data set: raw or zlib-compressed pixels, or an image a frame.
 
-Records come from elsewhere: nothing is inflated or decoded past the limits. What is wrong with one
-is a ValueError. Dimension key: T frames, H height, W width.
+Records are untrusted: nothing is inflated or decoded past the limits, and an invalid one raises
+ValueError. Dimension key: T frames, H height, W width.
 """
 
 import dataclasses
@@ -21,10 +21,10 @@ MOST = 2**30  # bytes of one video's pixels
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """How a set stores its videos: shape (T, H, W, channels), None where records differ."""
+    """How a set stores its videos: shape (T, H, W, channels), None where it varies."""
 
     shape: tuple[int | None, ...]
-    encoding: str  # none, bytes, zlib, or images: a list of PNG or JPEG files
+    encoding: str  # none, bytes, zlib or images (a list of PNG or JPEG files)
 
     def read(self, value: Any, limits: Limits) -> np.ndarray:
         """The pixels of a record's video, uint8 (T, H, W, 3)."""
@@ -32,12 +32,12 @@ class Stored:
             return self._images(list(value), limits)
         shape = self.shape
         if isinstance(value, Mapping):
-            own, value = tuple(int(n) for n in value["shape"]), value["value"]
-            if not _agree(own, shape):
-                raise ValueError(f"its shape is {shown(own)}, not {shown(shape)}")
-            shape = own
+            actual, value = tuple(int(n) for n in value["shape"]), value["value"]
+            if not _fits(actual, shape):
+                raise ValueError(f"its shape is {shown(actual)}, not {shown(shape)}")
+            shape = actual
         if isinstance(value, bytes):
-            known = math.prod(n for n in shape if n is not None)  # bytes at one of what is free
+            known = math.prod(n for n in shape if n is not None)  # bytes if free dimensions are 1
             most = _most(shape, limits) if None in shape else known
             _check_size([n or 1 for n in shape], limits)
             if self.encoding == "zlib":
@@ -60,11 +60,11 @@ class Stored:
         for number, file in enumerate(files):
             try:
                 with Image.open(io.BytesIO(file), formats=("PNG", "JPEG")) as image:
-                    own = (len(files), image.height, image.width)
+                    actual = (len(files), image.height, image.width)
                     sides = pictures[0].shape[:2] if pictures else self.shape[1:3]
-                    if not _agree(own, wanted := (len(files), *sides)):
-                        raise ValueError(f"{shown(own)}, where {shown(wanted)} is wanted")
-                    _check_size(own, limits)  # before anything is decoded
+                    if not _fits(actual, wanted := (len(files), *sides)):
+                        raise ValueError(f"{shown(actual)}, where {shown(wanted)} is wanted")
+                    _check_size(actual, limits)  # before anything is decoded
                     pictures.append(np.asarray(image.convert("RGB")))
             except (OSError, SyntaxError, EOFError, struct.error, ValueError) as error:
                 raise ValueError(f"frame {number} is damaged or another's: {said(error)}") from None
@@ -72,24 +72,24 @@ class Stored:
 
 
 def shown(shape: Sequence[int | None]) -> str:
-    """A shape in words: "?" for a side that is free."""
+    """A shape as text, "?" for a free dimension."""
     return f"({', '.join('?' if n is None else str(n) for n in shape)})"
 
 
-def _agree(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
-    """Whether a record's own shape is one that its set allows."""
+def _fits(shape: Sequence[int], wanted: Sequence[int | None]) -> bool:
+    """Whether a record's shape is one that its set allows."""
     same = [w in (None, n) and n > 0 for n, w in zip(shape, wanted, strict=False)]
     return len(shape) == len(wanted) and all(same)
 
 
 def _most(shape: Sequence[int | None], limits: Limits) -> int:
-    """Bytes that a video may have of which one side is free."""
+    """The most bytes of a video that has a free dimension."""
     frames, known = shape[0], math.prod(n for n in shape if n is not None)
     return min(MOST, known * limits.frames if frames is None else frames * limits.pixels * 3)
 
 
 def _check_size(shape: Sequence[int], limits: Limits) -> None:
-    """Refuses a video over the limits."""
+    """Raises ValueError for a video over the limits."""
     frames, height, width = shape[:3]
     if frames > limits.frames:
         raise ValueError(f"{frames} frames: over the limit of {limits.frames}")
@@ -100,9 +100,9 @@ def _check_size(shape: Sequence[int], limits: Limits) -> None:
 
 
 def inflate(data: bytes, most: int) -> bytes:
-    """The content of a zlib stream; ValueError if it is damaged, cut, or has over `most` bytes.
+    """The content of a zlib stream; inflates at most one byte over `most`.
 
-    No more than one byte over `most` is ever inflated.
+    Raises ValueError if it is damaged, truncated, followed by more data, or over `most` bytes.
     """
     stream = zlib.decompressobj()
     try:

@@ -1,10 +1,9 @@
 """`VideoSet`: a prepared TensorFlow Datasets video set as a random-access source, TensorFlow-free.
 
 A set is a folder SET[/CONFIG]/VERSION with features.json, dataset_info.json and ArrayRecord shards.
-features.json is only read: no class that it names is looked up. TFDS itself is given two plain
-fields, the video as it is stored and the caption, and reads them by `as_data_source`; what is
-stored is inflated or decoded here, under limits. Every record is read once before training, so a
-damaged one is named before anything is learned.
+features.json is parsed here, and no class that it names is imported. TFDS reads two plain fields,
+the stored video and the caption, by `as_data_source`; `stored.py` decodes the video under limits.
+All records are read once before training, so a damaged one is reported first.
 
 Dimension key: N records, T frames, H height, W width.
 """
@@ -35,14 +34,14 @@ from vdit.runtime.files import write_text
 from vdit.runtime.progress import Progress
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
-PLAIN = re.compile(r"[\w.-]+")  # names of sets and splits, which become names of files
+PLAIN = re.compile(r"[\w.-]+")  # names of sets and splits, parts of file names
 TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*")
-HELDOUT = ("test", "validation", "valid", "val")  # the first that a set has is held out
-CAPTIONS = ("caption", "text", "label")  # preferred where several fields could be the caption
+HELDOUT = ("test", "validation", "valid", "val")  # the first of these in a set is held out
+CAPTIONS = ("caption", "text", "label")  # preferred among several fields that could be the caption
 HEAD_MOST = 2**26  # bytes of a JSON file
-CHECK_FORMAT = 1  # another number when the same records would be judged otherwise
+CHECK_FORMAT = 1  # changes whenever the same records would be checked differently
 
-# TFDS's own classes of features, and the field of the message that each one fills.
+# The classes of features that TFDS defines, and the field of the message that each one fills.
 _CORE = "tensorflow_datasets.core.features."
 CLASSES = {
     "audio_feature.Audio": "audio", "bounding_boxes.BBoxFeature": "bounding_box",
@@ -61,22 +60,21 @@ VIDEOS = "Tensor((T, H, W, 3), uint8), Video or Sequence(Image)"
 class VideoSet(Clips):
     """Clips of `frames` frames at `fps` and `size`, of a prepared set: a grain data source.
 
-    Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time; clips begin
-    every `stride` seconds of each video. `name` is SET[/CONFIG][:VERSION] in the folder `path`;
-    empty, it is the only set there. `native_fps` is the rate of the videos' own frames (0: the
-    "fps" of the set's metadata.json); the picture at a time is the last one that began by then.
-    The caption is a text, or a class's name in place of {label} in `template`. The fields for both
-    are found, where `video_field` and `caption_field` do not name them.
+    Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time; a clip
+    starts every `stride` seconds of each video. `name` is SET[/CONFIG][:VERSION] in the folder
+    `path`; it may be empty if there is one set. `native_fps` is the frame rate of the videos (0:
+    "fps" of the set's metadata.json); resampling takes the last frame that began by then. The
+    caption is a text, or `template` with a class name for {label}. `video_field` and
+    `caption_field` name the two fields where several could serve.
 
-    "heldout" is the set's test or validation split; of a set without, the share `heldout` of its
-    split "train", at least one video, chosen by `seed`. So no video is in both splits.
+    "heldout" is the set's test or validation split; without one, it is a share `heldout` of the
+    videos of "train", at least one, drawn by `seed`. So no video is in both splits.
 
-    Videos shorter than a clip are listed in `skipped` by record, and in the file `skipped_path`.
-    The records' shapes are kept in the file `checked`, so that they need not be read again while
-    their digests stay.
+    Videos shorter than a clip are listed in `skipped` and in the file `skipped_path`. The file
+    `checked` caches the shapes of the records: unchanged records are not read again.
 
-    Raises `UserError`, in one line: no such set, or several; not of ArrayRecord files; no field
-    that can be read; a record or shard that is damaged; too few videos.
+    Raises `UserError` for a set that is missing, ambiguous, not stored as ArrayRecord, damaged or
+    too small, or has no readable field.
     """
 
     def __init__(
@@ -106,11 +104,11 @@ class VideoSet(Clips):
             named = isinstance(label, tfds.features.ClassLabel)
             self._labels = tuple(label.names) if named else None
             self._native = native_fps or float(dict(builder.info.metadata.items()).get("fps", 0))
-        except Exception as error:  # whatever TFDS says of a set that it cannot read
+        except Exception as error:  # any error of TFDS about a set that it cannot read
             raise UserError(f"{self._where}: cannot be read ({said(error)})") from None
         if not 0 < self._native < math.inf:
             raise UserError(
-                f"{self._where} does not tell its frame rate: give --config.data.native_fps=RATE"
+                f"{self._where} has no frame rate: give --config.data.native_fps=RATE"
             )
         content, shapes = self._open(builder, checked)
         self._choose_clips(content, shapes[self._split], heldout, seed)
@@ -120,19 +118,19 @@ class VideoSet(Clips):
     def _open(
         self, builder: Any, checked: str | os.PathLike[str] | None
     ) -> tuple[str, dict[str, np.ndarray]]:
-        """A digest of the set's content, and its videos' checked (T, H, W), (N, 3) by split."""
+        """The digest of the set's content, and the shapes (N, 3) of its videos by split."""
         splits = builder.info.splits
         there = [name for name in ("train", *HELDOUT) if name in splits]
         filled = [name for name in there if splits[name].num_examples]
         if filled[:1] != ["train"]:
             listed = ", ".join(splits) or "none"
             raise UserError(f"{self._where} has no clips in a split train; its splits: {listed}")
-        self._heldout = filled[1] if len(filled) > 1 else ""  # the set's own split for it
+        self._heldout = filled[1] if len(filled) > 1 else ""  # a split of the set
         self._split = filled[1] if self.split == "heldout" and self._heldout else "train"
         names = filled[:2]
         try:
             records = {name: builder.as_data_source(name) for name in names}
-        except Exception as error:  # whatever TFDS says of the names of files
+        except Exception as error:  # any error of TFDS about names of files
             raise UserError(f"{self._where}: cannot be read ({said(error)})") from None
         self._records = records[self._split]
         self._shards = {name: list(_shards(splits[name], self._where)) for name in names}
@@ -149,14 +147,14 @@ class VideoSet(Clips):
         return content, shapes
 
     def _choose_clips(self, content: str, shape_N3: np.ndarray, heldout: float, seed: int) -> None:
-        """Cuts the videos of the split into clips."""
+        """Cuts the videos of the split into clips; skips those that are too short."""
         for height, width in sorted({(int(h), int(w)) for _, h, w in shape_N3}):
             fit(np.zeros((1, height, width, 3), np.uint8), self.size, self._limits)
         chosen = list(range(len(shape_N3)))
         if not self._heldout:
             chosen = _share(len(shape_N3), self.split, heldout, seed, self._where)
         have = np.ceil(shape_N3[:, 0] * (self.fps / self._native) - 1e-6).astype(int)
-        for number in chosen:  # frame k is there where k / fps < T / native_fps
+        for number in chosen:  # it has frame k if k / fps < T / native_fps
             if have[number] < self.frames:
                 self._skip_short(self._span_name(number), have[number])
         if len(self.skipped) == len(chosen):
@@ -169,7 +167,7 @@ class VideoSet(Clips):
         self._cut({n: (0, int(have[n])) for n in chosen}, (settings, self._native))
 
     def _measure(self, records: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Reads every record; their videos' (T, H, W), (N, 3) for each split."""
+        """Reads every record; the shapes (T, H, W) of the videos, (N, 3) by split."""
         shapes: dict[str, np.ndarray] = {}
         done = 0
         total = sum(len(source) for source in records.values())
@@ -186,18 +184,18 @@ class VideoSet(Clips):
         return shapes
 
     def _read(self, split: str, source: Any, number: int) -> tuple[np.ndarray, str]:
-        """The whole video, uint8 (T, H, W, 3), and the caption of a record."""
+        """The complete video, uint8 (T, H, W, 3), and the caption of a record."""
         video, caption = self._field
         try:
             element = source[number]
             text = _caption(element[caption], self._labels, self._template)
             return self._stored.read(element[video], self._limits), text
-        except Exception as error:  # whatever readers say of a foreign record
+        except Exception as error:  # any error of a reader about an untrusted record
             where = self._record(split, number)
             raise UserError(f"{self._where}: {where}: {said(error)}") from None
 
     def _record(self, split: str, number: int) -> str:
-        """Names a record by its shard and its place there."""
+        """A record's name: its shard, and its number in it."""
         for path, count in self._shards[split]:
             if number < count:
                 return f"{one_line(path.name)} record {number}"
@@ -209,7 +207,7 @@ class VideoSet(Clips):
 
     @property
     def classes(self) -> tuple[str, ...] | None:
-        """The names of the classes, where captions are of a ClassLabel."""
+        """The class names if captions come from a ClassLabel."""
         return self._labels
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
@@ -222,9 +220,9 @@ class VideoSet(Clips):
 
 
 def find(path: str | os.PathLike[str], name: str = "") -> tuple[str, Path]:
-    """The full name, SET[/CONFIG]:VERSION, and the folder of the one set that `name` fits.
+    """The full name, SET[/CONFIG]:VERSION, and the folder of the one set that matches `name`.
 
-    The name is compared with what is there and never becomes part of a path.
+    The name is compared with existing folders and never becomes part of a path.
     """
     where, root = one_line(os.fspath(path)), Path(path)
     if not os.fspath(path):
@@ -271,7 +269,7 @@ def _parsed(path: Path, message: Any) -> Any:
 
 
 def _info(folder: Path, where: str) -> Any:
-    """dataset_info.json, whose names are fit to become names of files in the folder."""
+    """dataset_info.json, with names that are safe as file names in the folder."""
     info = _parsed(folder / "dataset_info.json", dataset_info_pb2.DatasetInfo())
     if info.file_format != "array_record":
         raise UserError(
@@ -289,7 +287,7 @@ def _info(folder: Path, where: str) -> Any:
 def _fields(
     folder: Path, where: str, video: str, caption: str
 ) -> tuple[tuple[str, str], Stored, tfds.features.FeaturesDict]:
-    """Names of the video's and the caption's field, how videos are stored, and what TFDS reads."""
+    """Names of the video and the caption field, how videos are stored, and features for TFDS."""
     top = _parsed(folder / "features.json", feature_pb2.Feature())
     _check_classes("features", top, where)
     if top.WhichOneof("content") != "features_dict":
@@ -304,7 +302,7 @@ def _fields(
         feature: Any = tfds.features.Sequence(text)
     elif stored.encoding == "none":
         feature = tfds.features.Tensor(shape=stored.shape, dtype=np.uint8)
-    elif stored.shape.count(None) > 1:  # then a record tells its own shape
+    elif stored.shape.count(None) > 1:  # then each record has a shape
         shape = tfds.features.Tensor(shape=(4,), dtype=np.int32)
         feature = tfds.features.FeaturesDict({"shape": shape, "value": text})
     else:
@@ -315,7 +313,7 @@ def _fields(
 
 
 def _check_classes(name: str, proto: Any, where: str) -> None:
-    """Refuses a feature, or one inside it, of a class that is not TFDS's own."""
+    """Refuses a feature, nested ones included, whose class TFDS does not define."""
     known, content = proto.python_class_name, proto.WhichOneof("content")
     if not known.startswith(_CORE) or CLASSES.get(known.removeprefix(_CORE)) != content:
         raise UserError(
@@ -333,7 +331,7 @@ def _choose(
     what: str, given: str, there: Mapping[str, Any], fitting: Sequence[str], usual: Sequence[str],
     allowed: str, where: str,
 ) -> str:  # fmt: skip
-    """The field that is given, or the only one that fits, or the one with a usual name."""
+    """The named field, or the only one that fits, or the one with a usual name."""
     option = f"data.{what}_field"
     listed = one_line(", ".join(f"{name}: {_described(proto)}" for name, proto in there.items()))
     if given and given not in fitting:
@@ -351,7 +349,7 @@ def _choose(
 
 
 def _described(proto: Any) -> str:
-    """A feature in words."""
+    """A feature as text."""
     kind = proto.python_class_name.rsplit(".", 1)[-1]
     content = proto.WhichOneof("content")
     if content == "sequence":
@@ -367,7 +365,7 @@ def _dimensions(shape: Any) -> tuple[int | None, ...]:
 
 
 def _stored(proto: Any) -> Stored | None:
-    """How a field keeps videos; None if it holds none that can be read."""
+    """How a field stores videos; None if it holds none that can be read."""
     content = proto.WhichOneof("content")
     channels: tuple[int, ...] = (1, 3)
     if content == "tensor":
@@ -394,7 +392,7 @@ def _is_text(proto: Any) -> bool:
 
 
 def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
-    """Files and numbers of records of a split."""
+    """The shards of a split and their numbers of records."""
     for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
         try:
             there = Path(path).is_file()
@@ -417,14 +415,14 @@ def _hashed(path: Path) -> tuple[str, int, str]:
 
 @functools.cache
 def _sha256(path: Path, status: tuple[int, ...]) -> str:
-    """SHA-256 of a file, computed once while its status stays."""
+    """SHA-256 of a file, cached by its status."""
     del status
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _check_shard(path: Path, count: int) -> None:
-    """Refuses a shard that cannot be opened, or has another number of records."""
+    """Refuses a shard that cannot be opened or has another number of records."""
     name = one_line(str(path))
     try:
         reader = ArrayRecordReader(str(path))
@@ -439,7 +437,7 @@ def _check_shard(path: Path, count: int) -> None:
 def _remembered(
     checked: str | os.PathLike[str] | None, content: str
 ) -> dict[str, np.ndarray] | None:
-    """The shapes of a set's videos, if they have been read before and the set is the same."""
+    """The cached shapes of a set's videos, if its content is unchanged."""
     try:
         kept = json.loads(Path(checked or "").read_text(encoding="utf-8"))
         if kept["content"] != content:
@@ -450,7 +448,7 @@ def _remembered(
 
 
 def _share(count: int, split: str, heldout: float, seed: int, where: str) -> list[int]:
-    """The records of one split, where the set has only train."""
+    """The records of one split if the set has only train."""
     if count < 2:
         raise UserError(f"{where}: {count} video; one to train and one to hold out are needed")
     ranked = sorted(range(count), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest())
@@ -459,7 +457,7 @@ def _share(count: int, split: str, heldout: float, seed: int, where: str) -> lis
 
 
 def _caption(value: Any, labels: tuple[str, ...] | None, template: str) -> str:
-    """The caption on one line; ValueError where there is none."""
+    """The caption on one line; raises ValueError if there is none."""
     if labels is not None:
         if not 0 <= int(value) < len(labels):
             raise ValueError(f"its label is {value} of {len(labels)} classes")
