@@ -4,6 +4,7 @@ A row of a table has a file and its caption. With `start` and `end` (seconds) it
 film, so one long film can have many captions. The text file of `cat.mp4` is `cat.txt`.
 """
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -165,10 +166,8 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 raise UserError(f"{shown} line {reader.line_num}: not {len(head)} cells")
             fields: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
             for name in {"start", "end"} & set(fields):
-                try:
+                with contextlib.suppress(ValueError):  # `_row` reports it
                     fields[name] = float(fields[name])
-                except ValueError:
-                    pass  # `_row` says what is wrong
             yield reader.line_num, fields
     except csv.Error as error:
         raise UserError(f"{shown} line {reader.line_num}: not CSV ({error})") from None

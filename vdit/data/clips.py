@@ -5,7 +5,7 @@ import json
 import math
 import operator
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, SupportsIndex
 
 import numpy as np
@@ -72,6 +72,13 @@ class Clips:
 
     def __repr__(self) -> str:  # grain compares it when it restores an iterator
         return f"{type(self).__name__}({self.name!r}, {self.split}, {self.digest[:16]})"
+
+
+def held_out(keys: Sequence[str], share: float, seed: int) -> set[int]:
+    """Numbers of the keys that are held out: a share, at least one but not all, drawn by `seed`."""
+    hashes = [hashlib.sha256(f"{seed} {key}".encode()).digest() for key in keys]
+    count = min(len(keys) - 1, max(1, round(share * len(keys))))
+    return set(sorted(range(len(keys)), key=hashes.__getitem__)[:count])
 
 
 def write_skipped(path: str | os.PathLike[str], skipped: Iterable[tuple[str, str]]) -> None:

@@ -1,7 +1,6 @@
 """`Folder`: a folder of captioned films as a random-access source for grain."""
 
 import dataclasses
-import hashlib
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -9,7 +8,7 @@ from pathlib import Path
 from typing import Any, SupportsIndex
 
 from vdit.data.captions import Row, rows
-from vdit.data.clips import Clips, write_skipped
+from vdit.data.clips import Clips, held_out, write_skipped
 from vdit.data.decode import Limits, one_line
 from vdit.data.films import Film, FilmCache, Progress
 from vdit.errors import UserError
@@ -134,14 +133,9 @@ def _split(
             last = end
     if len(units) == 1:
         return _split_in_time(units[0], last, split, heldout, frames, fps)
-
-    def rank(unit: list[Span]) -> bytes:
-        row, first, _ = unit[0]
-        return hashlib.sha256(f"{seed} {first} {row.file}".encode()).digest()
-
-    count = min(len(units) - 1, max(1, round(heldout * len(units))))
-    held = {id(unit) for unit in sorted(units, key=rank)[:count]}
-    return [span for unit in units if (id(unit) in held) == (split == "heldout") for span in unit]
+    held = held_out([f"{unit[0][1]} {unit[0][0].file}" for unit in units], heldout, seed)
+    chosen = [unit for n, unit in enumerate(units) if (n in held) == (split == "heldout")]
+    return [span for unit in chosen for span in unit]
 
 
 def _split_in_time(

@@ -139,11 +139,11 @@ def read_manifest(folder: str | os.PathLike[str]) -> dict[str, Any] | None:
 
 def _is_manifest(value: Any) -> bool:
     """Whether the fields are complete, and the shards are file names in the folder."""
-    if not isinstance(value, dict) or not {"digest", "count", "shards"} <= value.keys():
+    if not isinstance(value, dict) or "digest" not in value:
         return False
     shards, mean, std = (value.get(name) for name in ("shards", "mean", "std"))
     return (
-        isinstance(value["count"], int)
+        isinstance(value.get("count"), int)
         and isinstance(shards, list)
         and all(isinstance(name, str) and SHARD.fullmatch(name) for name in shards)
         and _are_numbers(mean, float)

@@ -370,7 +370,8 @@ def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
         file.seek(length, os.SEEK_CUR)
         if file.read(4) != b"\x18\x53\x80\x67" or (length := _ebml_size(file)) is None:
             return ""  # a live recording, or invalid, which FFmpeg reports
-        return _lacks(file.tell() + length, size)
+        end = file.tell() + length
+        return f"{size} bytes of {end}" if end > size else ""
     at = 0
     while at + 8 <= size:
         file.seek(at)
@@ -382,11 +383,7 @@ def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
         if length < 8:  # 0: up to the end; else invalid, which FFmpeg reports
             break
         at += length
-    return _lacks(at, size)
-
-
-def _lacks(end: int, size: int) -> str:
-    return f"{size} bytes of {end}" if end > size else ""
+    return f"{size} bytes of {at}" if at > size else ""
 
 
 def _ebml_size(file: BinaryIO) -> int | None:

@@ -25,7 +25,7 @@ from google.protobuf import json_format
 from tensorflow_datasets.core.proto import dataset_info_pb2, feature_pb2
 from tensorflow_datasets.core.read_only_builder import builder_from_metadata
 
-from vdit.data.clips import Clips, write_skipped
+from vdit.data.clips import Clips, held_out, write_skipped
 from vdit.data.decode import Limits, one_line, said
 from vdit.data.media import fit
 from vdit.data.stored import Stored, shown
@@ -107,9 +107,7 @@ class VideoSet(Clips):
         except Exception as error:  # any error of TFDS about a set that it cannot read
             raise UserError(f"{self._where}: cannot be read ({said(error)})") from None
         if not 0 < self._native < math.inf:
-            raise UserError(
-                f"{self._where} has no frame rate: give --config.data.native_fps=RATE"
-            )
+            raise UserError(f"{self._where} has no frame rate: give --config.data.native_fps=RATE")
         content, shapes = self._open(builder, checked)
         self._choose_clips(content, shapes[self._split], heldout, seed)
         if skipped_path is not None:
@@ -151,8 +149,12 @@ class VideoSet(Clips):
         for height, width in sorted({(int(h), int(w)) for _, h, w in shape_N3}):
             fit(np.zeros((1, height, width, 3), np.uint8), self.size, self._limits)
         chosen = list(range(len(shape_N3)))
-        if not self._heldout:
-            chosen = _share(len(shape_N3), self.split, heldout, seed, self._where)
+        if not self._heldout:  # the set has only train
+            if len(chosen) < 2:
+                needed = "one to train and one to hold out are needed"
+                raise UserError(f"{self._where}: {len(chosen)} video; {needed}")
+            held = held_out([str(number) for number in chosen], heldout, seed)
+            chosen = [n for n in chosen if (n in held) == (self.split == "heldout")]
         have = np.ceil(shape_N3[:, 0] * (self.fps / self._native) - 1e-6).astype(int)
         for number in chosen:  # it has frame k if k / fps < T / native_fps
             if have[number] < self.frames:
@@ -249,10 +251,8 @@ def find(path: str | os.PathLike[str], name: str = "") -> tuple[str, Path]:
     listed = one_line(", ".join(fitting or found) or "none")
     if fitting:
         raise UserError(f"{where} holds several sets ({listed}): choose one with data.name")
-    raise UserError(
-        f"{where} holds no prepared set {one_line(name, 80)}: SET[/CONFIG][:VERSION]; there: "
-        f"{listed}"
-    )
+    wanted = f"{one_line(name, 80)}: SET[/CONFIG][:VERSION]"
+    raise UserError(f"{where} holds no prepared set {wanted}; there: {listed}")
 
 
 def _parsed(path: Path, message: Any) -> Any:
@@ -294,7 +294,11 @@ def _fields(
         raise UserError(f"{where}: its features are {_described(top)}: a FeaturesDict is allowed")
     there = dict(sorted(top.features_dict.features.items()))
     videos = {name: stored for name, proto in there.items() if (stored := _stored(proto))}
-    texts = [name for name, proto in there.items() if _is_text(proto)]
+    texts = [
+        name for name, proto in there.items()
+        if proto.WhichOneof("content") in ("text", "class_label")
+        or (proto.tensor.dtype == "string" and not proto.tensor.shape.dimensions)
+    ]  # fmt: skip
     video = _choose("video", video, there, list(videos), ("video",), VIDEOS, where)
     caption = _choose("caption", caption, there, texts, CAPTIONS, "Text or ClassLabel", where)
     text, stored = tfds.features.Text(), videos[video]
@@ -318,8 +322,7 @@ def _check_classes(name: str, proto: Any, where: str) -> None:
     if not known.startswith(_CORE) or CLASSES.get(known.removeprefix(_CORE)) != content:
         raise UserError(
             f"{where}: {one_line(name, 40)} in features.json is of the class"
-            f" {one_line(known, 80) or 'none'} ({content}): only TFDS's own are read, and no other"
-            " is imported"
+            f" {one_line(known, 80) or 'none'} ({content}): only those of TFDS are read"
         )
     for inner, feature in sorted(proto.features_dict.features.items()):
         _check_classes(inner, feature, where)
@@ -385,12 +388,6 @@ def _stored(proto: Any) -> Stored | None:
     return Stored(shape, encoding) if good else None
 
 
-def _is_text(proto: Any) -> bool:
-    """Whether a field can be the caption: a text, or a class."""
-    scalar = proto.tensor.dtype == "string" and not proto.tensor.shape.dimensions
-    return proto.WhichOneof("content") in ("text", "class_label") or scalar
-
-
 def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
     """The shards of a split and their numbers of records."""
     for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
@@ -445,15 +442,6 @@ def _remembered(
         return {name: np.array(rows).reshape(-1, 3) for name, rows in kept["shapes"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return None
-
-
-def _share(count: int, split: str, heldout: float, seed: int, where: str) -> list[int]:
-    """The records of one split if the set has only train."""
-    if count < 2:
-        raise UserError(f"{where}: {count} video; one to train and one to hold out are needed")
-    ranked = sorted(range(count), key=lambda n: hashlib.sha256(f"{seed} {n}".encode()).digest())
-    held = min(count - 1, max(1, round(heldout * count)))
-    return sorted(ranked[:held] if split == "heldout" else ranked[held:])
 
 
 def _caption(value: Any, labels: tuple[str, ...] | None, template: str) -> str:
