@@ -50,7 +50,7 @@ def rows(root: Path, curated_too: bool = True) -> list[Row]:
         raise UserError(f"{shown}: captions in {' and '.join(tables)}; one of them is allowed")
     if not tables:
         return [_beside(root, name) for name in clips]
-    table = root / tables[0]
+    table, where = root / tables[0], f"{shown}/{tables[0]}"
     lines = list((_jsonl if table.suffix == ".jsonl" else _csv)(table))
     curated = bool(lines) and all("measures" in fields for _, fields in lines)
     if curated and not curated_too:
@@ -63,7 +63,7 @@ def rows(root: Path, curated_too: bool = True) -> list[Row]:
     known = set(clips)
     seen: dict[tuple[str, float, float | None], Row] = {}
     for line, fields in lines:
-        row = _row(f"{one_line(str(table))} line {line}", fields, known)
+        row = _row(f"{where} line {line}", fields, known)
         key = (row.file, row.start, row.end)
         if key in seen:
             before = seen[key].where.rsplit("line ")[-1]
@@ -72,7 +72,7 @@ def rows(root: Path, curated_too: bool = True) -> list[Row]:
     missing = sorted(known - {file for file, _, _ in seen})
     if missing and not curated:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{one_line(str(table))}: no row for {missing[0]}{more}")
+        raise UserError(f"{where}: no row for {missing[0]}{more}")
     return list(seen.values())
 
 
