@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from experiments import base
 from vdit.errors import UserError
-from vdit.models.layouts import DIT_THETA
+from vdit.published.dit import THETA
 from vdit.worlds.bodies.questions import QUESTIONS
 
 
@@ -31,7 +31,7 @@ def ask(config: ConfigDict, label: str) -> None:
 def image(config: ConfigDict) -> None:
     """Single pictures, by a network that diffusers knows too (`tools.export_weights`)."""
     ask(config, "colour")
-    config.dit.paper.level_theta = DIT_THETA
+    config.dit.paper.level_theta = THETA
     if config.dit.preset == "nano":
         config.dit.preset = "128x4x4"  # with the paper's activation
     config.data.frames = 1

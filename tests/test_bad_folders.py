@@ -14,7 +14,7 @@ from experiments import base, folder
 from tests.test_import_vivit import write_folder
 from tools import import_weights
 from vdit.errors import UserError
-from vdit.models import weights
+from vdit.published import weights
 from vdit.run import run
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -53,7 +53,7 @@ def overlapping(path: Path) -> str:
     last = max((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
     header[last]["data_offsets"] = [n - 1 for n in header[last]["data_offsets"]]
     rewrite(path, header, data)
-    return "overlaps another"
+    return "invalid offset for tensor"
 
 
 def truncated(path: Path) -> str:

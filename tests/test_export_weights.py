@@ -17,7 +17,7 @@ from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import read_config, write_config
 from vdit.config.text import build_tokenizer
-from vdit.models import vae_folder, vivit_folder, weights
+from vdit.published import vae_folder, vivit_folder, weights
 from vdit.runtime.checkpoint import Checkpoints, restore_ema
 from vdit.sample import load
 from vdit.stages import stage_meta

@@ -14,8 +14,8 @@ from tools import export_weights, import_weights
 from tools.importing import published
 from vdit import main as program
 from vdit.config.identity import read_config
-from vdit.models import vae_folder, weights
 from vdit.objectives.diffusion import dense_tokens
+from vdit.published import vae_folder, weights
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.mesh import make_mesh, param_sharding
 from vdit.sample import Model, load

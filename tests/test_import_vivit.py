@@ -16,8 +16,9 @@ from vdit import classify, main
 from vdit import run as program
 from vdit.config.classifier import answer_names, build_classifier
 from vdit.config.identity import read_config
-from vdit.models import vivit, vivit_folder, weights
+from vdit.models import vivit
 from vdit.models.vivit import central_frame, fit_positions, inflate
+from vdit.published import vivit_folder, weights
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.video import write_mp4
@@ -237,7 +238,7 @@ def test_a_video_model_starts_from_a_video_model(tmp_path: Path) -> None:
         ({"num_hidden_layers": 2}, "no part takes: vit.encoder.layer.2"),
         ({"num_hidden_layers": 4}, "lacks the tensor vit.encoder.layer.3"),
         ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000; allowed"),
-        ({"hidden_act": "relu"}, "hidden_act is relu; allowed: gelu_fast or"),
+        ({"hidden_act": "relu"}, 'hidden_act is "relu"; allowed: gelu or gelu_fast or'),
         ({"num_channels": 1}, "num_channels is 1; allowed: 3"),
         ({"qkv_bias": False}, "qkv_bias is False; allowed: True"),
         ({"patch_size": [4, 2]}, "patch_size is (4, 2); allowed: as many rows as columns"),

@@ -14,9 +14,9 @@ from safetensors.numpy import load_file, save_file
 from tools import export_weights, import_weights
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import read_config
-from vdit.models.layouts import STEM
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import dense_tokens
+from vdit.published.layouts import STEM
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.tokens import class_condition, text_condition
 

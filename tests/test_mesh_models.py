@@ -18,11 +18,11 @@ from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import build_dit, build_process, token_shards
 from vdit.diffusion.schedule import sample_times
 from vdit.models.dit import preset
-from vdit.models.text import encoder
 from vdit.objectives.classify import classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
+from vdit.published.text_folder import encoder
 from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding, sequence_constraint
 from vdit.sample import Model
 from vdit.tokens import pattern_shares, patterns

@@ -17,9 +17,10 @@ from vdit.data.labels import by_caption
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit_paper import CONDITIONINGS, DiTPaper
-from vdit.models.text import Tokenizer, encoder, learned_tokenizer, no_tokenizer
+from vdit.models.text import Tokenizer, learned_tokenizer, no_tokenizer
 from vdit.objectives.diffusion import conditioned, diffusion_objective
 from vdit.objectives.objective import Objective
+from vdit.published.text_folder import encoder
 from vdit.run import run
 from vdit.runtime.metrics import read
 from vdit.sample import Given, Model

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from tests import reference
-from vdit.models import text_folder, vae_folder, vivit, vivit_folder, weights
+from vdit.models import vivit
+from vdit.published import text_folder, vae_folder, vivit_folder, weights
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -17,6 +17,7 @@ LAYERS = {
     "kernels": 2,
     "tokens": 3,
     "models": 4,
+    "published": 5,
     "objectives": 5,
     "runtime": 6,
     "data": 7,
@@ -33,7 +34,7 @@ LAYERS = {
     "run": 12,
     "main": 13,
 }
-BLIND = ("models", "objectives")  # what the runtime must not know
+BLIND = ("models", "published", "objectives")  # what the runtime must not know
 
 
 def imports(path: Path) -> set[str]:

@@ -37,8 +37,7 @@ from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import answer_names, build_classifier
 from vdit.config.identity import read_config
 from vdit.errors import UserError
-from vdit.models import layouts, vae_folder, vivit_folder, weights
-from vdit.models.vae_conv import ConvVAE
+from vdit.published import layouts, vae_folder, vivit_folder, weights
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
 from vdit.runtime.files import write_text
 
@@ -75,14 +74,11 @@ def flat(config: ConfigDict) -> dict[str, Any]:
 
 
 def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
-    """A denoiser of the layouts of `vdit.models.layouts`."""
+    """A denoiser of the layouts of `vdit.published.layouts`."""
     del workdir
     params = traverse_util.flatten_dict(made.params["dit"], sep="/")
-    # The first to read the text's features: stacked or not, the last axis but one is theirs.
-    first = ("text_in/kernel", "/text/k/kernel")
-    readers = [v for end in first for k, v in params.items() if k.endswith(end)]
     latent = build_vae(config).latent_shape(config.data.frames, *config.data.size)
-    sizes = layouts.Sizes(latent, readers[0].shape[-2] if readers else 1)
+    sizes = layouts.Sizes(latent, layouts.text_width(params))
     found = layouts.to_layout(flat(config), sizes, flat(default()))
     if found is None:
         return None
@@ -93,13 +89,10 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
 
 def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
     """A convolutional autoencoder, with the latents' statistics of its denoiser or its folder."""
-    model = build_vae(config)
-    if not isinstance(model, ConvVAE):
-        return None
     directory = workdir / "checkpoints" / "dit"
     step = newest_good_step(directory)
     meta = made.meta if step is None else load_meta(directory, step)
-    found = vae_folder.to_folder(model, meta.get("latents"))
+    found = vae_folder.to_folder(build_vae(config), meta.get("latents"))
     if found is None:
         return None
     return Folder(found[0], vae_folder.STEM, made.params["vae"], found[1])

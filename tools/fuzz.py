@@ -248,8 +248,8 @@ def _read_set(folder: Path) -> None:
 
 
 def _make_weights(folder: Path, name: str) -> list[Path]:
-    from vdit.models import vae_folder, weights
     from vdit.models.vae_conv import ConvVAE
+    from vdit.published import vae_folder, weights
 
     sizes = 2, (4, 4), (4, 4)  # channels, and the levels' widths
     model = ConvVAE((1, 2, 2), *sizes, blocks=1, causal=False, groups=2)
@@ -264,7 +264,7 @@ def _make_weights(folder: Path, name: str) -> list[Path]:
 
 
 def _read_weights(folder: Path) -> None:
-    from vdit.models import vae_folder, weights
+    from vdit.published import vae_folder, weights
 
     _, plan = vae_folder.read_module(folder)
     vae_folder.read_statistics(folder)

@@ -54,7 +54,7 @@ from vdit.config.classifier import build_classifier
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import write_config
 from vdit.errors import UserError
-from vdit.models import weights
+from vdit.published import weights
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.mesh import param_sharding

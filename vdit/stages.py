@@ -29,13 +29,13 @@ from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.encode import cache_latents as cache_latents
 from vdit.errors import UserError
 from vdit.models.chunks import row_places
-from vdit.models.lpips import read_weights
 from vdit.models.text import TextEncoder
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
 from vdit.objectives.vae import Adversary, Perceptual, to_float, vae_objective
+from vdit.published.lpips import read_weights
 from vdit.runtime.mesh import (
     data_process,
     replicated,

@@ -10,7 +10,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from vdit.errors import UserError
-from vdit.models import chunks, minilm, text
+from vdit.models import chunks, text
+from vdit.published import minilm, text_folder
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "minilm.npz"
 CAPTIONS = [
@@ -46,14 +47,14 @@ def wide() -> text.Tokenizer:
 
 @pytest.fixture(scope="module")
 def learned(tokenizer: text.Tokenizer) -> tuple[text.TextEncoder, dict]:
-    encoder = text.encoder("learned", vocab=tokenizer.vocab, width=32, depth=2, heads=4)
+    encoder = text_folder.encoder("learned", vocab=tokenizer.vocab, width=32, depth=2, heads=4)
     ids, mask = tokenizer.encode(CAPTIONS[:2])
     return encoder, jax.jit(encoder.init)(jax.random.key(0), ids, mask)
 
 
 @pytest.fixture(scope="module")
 def pretrained() -> tuple[text.TextEncoder, dict]:
-    encoder = text.encoder("minilm")
+    encoder = text_folder.encoder("minilm")
     ids = np.zeros((1, 1), np.int32)
     return encoder, encoder.init(jax.random.key(0), ids, ids > 0)
 
@@ -207,9 +208,9 @@ def test_refusals(tokenizer: text.Tokenizer) -> None:
     with pytest.raises(UserError, match="200 given; allowed: 257"):
         text.learned_tokenizer(CAPTIONS, 200)
     with pytest.raises(UserError, match="'bert' given; known: learned, none, minilm"):
-        text.encoder("bert")
+        text_folder.encoder("bert")
     with pytest.raises(UserError, match="width 30, heads 4"):
-        text.encoder("learned", vocab=300, width=30, heads=4)
+        text_folder.encoder("learned", vocab=300, width=30, heads=4)
 
 
 def test_longer_padding_and_batch_order_change_nothing(

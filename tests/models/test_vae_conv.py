@@ -16,8 +16,8 @@ from vdit.config import default, joined
 from vdit.config.autoencoder import build_vae
 from vdit.config.identity import stage_fields
 from vdit.errors import UserError
-from vdit.models import vae_folder, weights
 from vdit.nn.tiles import tiled
+from vdit.published import vae_folder, weights
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "vae"
 FOLDERS = ("kl", "wan21", "wan22")

@@ -15,11 +15,12 @@ from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
 from vdit.models.lpips import LPIPS
-from vdit.models.text import TextEncoder, encoder
+from vdit.models.text import TextEncoder
 from vdit.models.vae import VAE
 from vdit.objectives.diffusion import dense_tokens, diffusion_objective
 from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
 from vdit.objectives.vae import Perceptual, to_float, to_uint8, vae_objective
+from vdit.published.text_folder import encoder
 from vdit.tokens import pattern_shares, patterns
 
 N, P, FPS = 4, 2, 10.0

@@ -12,10 +12,10 @@ from vdit.data.packing import Sample, draw_sample, pack
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
-from vdit.models.text import encoder
 from vdit.objectives.diffusion import dense_tokens, diffusion_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import packed_objective
+from vdit.published.text_folder import encoder
 from vdit.tokens import (
     Budget,
     drop_text,

@@ -11,7 +11,9 @@ from ml_collections import ConfigDict
 from vdit.config import joined
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.errors import UserError
-from vdit.models import layouts, vivit, vivit_folder
+from vdit.models import vivit
+from vdit.published import vivit_folder
+from vdit.published.stable_diffusion import PLACE
 from vdit.runtime.progress import say
 
 Finish = Callable[[Any], Any]  # from a folder's parameters to a network's
@@ -32,7 +34,7 @@ def fields(found: vivit_folder.Found) -> dict[str, Any]:
     model = found.model
     return {
         "stages": ("classify",), "data.objects": (1, 1), "data.frames": found.frames,
-        "data.size": found.size, "vae.patch": layouts.ROOM,
+        "data.size": found.size, "vae.patch": PLACE,
         "classify.preset": vivit.preset_name(model), "classify.activation": model.activation,
         "classify.mlp_ratio": model.mlp_ratio, "classify.epsilon": model.epsilon,
         "classify.classes": model.classes,

@@ -15,8 +15,8 @@ from vdit.config.classes import CLASSES
 from vdit.config.identity import read_config
 from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text
 from vdit.errors import UserError
-from vdit.models import weights
-from vdit.models.text_folder import TOKENIZER_BYTES
+from vdit.published import weights
+from vdit.published.text_folder import TOKENIZER_BYTES
 
 OWN = "vdit.json"  # of an exported workdir: what its stages say of themselves
 COPIED = ("tokenizer.json", CLASSES)
@@ -38,8 +38,8 @@ def own(source: Path) -> Import:
     parts = {}
     for stage, told in said.items():
         file = source / f"{stage}.safetensors"
-        made = own_shapes(config, stage, source)
-        plan = weights.plan(weights.read_header(file), made, [(r"(.*)", r"\1", None)], (), file)
+        made, tensors = own_shapes(config, stage, source), weights.read_headers(source, stage)
+        plan = weights.plan(tensors, made, [(r"(.*)", r"\1", None)], (), file)
         part = parts[stage] = part_of(config, stage, file, plan, groups=True)
         if stage == "dit" or (isinstance(told, dict) and "latents" in told):
             part.meta["latents"] = own_statistics(told, config.vae.channels, source / OWN)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from vdit import stages
 from vdit.config import default
 from vdit.config.denoiser import build_dit
-from vdit.models import weights
+from vdit.published import weights
 from vdit.tokens import Condition, Layout
 
 

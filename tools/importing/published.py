@@ -1,11 +1,14 @@
 """What published folders become: pipelines, denoisers, autoencoders, ViTs and ViViTs.
 
-All is checked by configurations and headers; no tensor is read.
+Configurations and headers are checked; no tensor is read. Families are those of
+`vdit.published.families`.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from ml_collections import ConfigDict
 
 from tools.importing import classifier as classifiers
 from tools.importing.classifier import Target
@@ -15,9 +18,10 @@ from vdit.config.autoencoder import build_vae
 from vdit.config.classes import CLASSES, to_json
 from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text, text_content
 from vdit.errors import UserError
-from vdit.models import layouts, vae_folder, vivit_folder, weights
-from vdit.models.text_folder import TOKENIZER_BYTES
 from vdit.models.vae_conv import ConvVAE
+from vdit.published import families, layouts, text_folder, vae_folder, vivit_folder, weights
+from vdit.published.family import Autoencoder, Classifier, Denoiser
+from vdit.published.text_folder import TOKENIZER_BYTES
 
 
 def planned(
@@ -27,15 +31,15 @@ def planned(
     found = folders(source, vae, text)
     folder = found["denoiser"]
     said = weights.read_json(folder / "config.json", weights.CONFIG_BYTES)
-    kind = str(said.get("_class_name") or said.get("model_type"))
-    alone = kind in vae_folder.FAMILIES or kind in vivit_folder.FAMILIES
-    if target is not None and kind not in vivit_folder.FAMILIES:
-        raise UserError(f"--config with {folder}: only a ViT's or ViViT's folder takes it")
-    if alone and len(found) > 1:
-        raise UserError(f"--vae or --text with {folder} of {kind}: only a denoiser takes them")
-    if not alone:
+    name, family = families.named(said) or ("", None)
+    if target is not None and not isinstance(family, Classifier):
+        known = " or ".join(families.of(Classifier))
+        raise UserError(f"--config with {folder}: only a folder of {known} takes it")
+    if not isinstance(family, Autoencoder | Classifier):
         return denoiser(source, found)
-    return classifier(folder, target) if kind in vivit_folder.FAMILIES else autoencoder(folder)
+    if len(found) > 1:
+        raise UserError(f"--vae or --text with {folder} of {name}: only a denoiser takes them")
+    return classifier(folder, target) if isinstance(family, Classifier) else autoencoder(folder)
 
 
 def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
@@ -44,46 +48,13 @@ def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path
         if path is not None and not path.is_dir():
             raise UserError(f"--{flag}={path}: there is no such folder")
     found = {name: source / name for name in layouts.PARTS if (source / name).is_dir()}
-    denoisers = [found.pop(name) for name in ("transformer", "unet") if name in found]
+    names = dict.fromkeys(layout.folder for layout in layouts.LAYOUTS.values())
+    denoisers = [found.pop(name) for name in names if name in found]
     if found and not denoisers:
-        raise UserError(f"{source} holds no folder transformer or unet")
+        raise UserError(f"{source} holds no folder {' or '.join(names)}")
     given = {"vae": vae, "text_encoder": text}
     more = {name: path for name, path in given.items() if path is not None}
     return found | more | {"denoiser": (denoisers or [source])[0]}
-
-
-# A scheduler's fields for each table, and what vdit calls what its network predicts.
-TABLES: dict[str, dict[str, Any]] = {
-    "ddpm": {"beta_schedule": "linear", "beta_start": 1e-4, "beta_end": 0.02},
-    "scaled_linear": {
-        "beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012
-    },
-}  # fmt: skip
-PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-
-
-def read_schedule(source: Path, process: str) -> dict[str, Any]:
-    """What a pipeline's scheduler says for the configuration: spacing of steps, prediction.
-
-    `UserError` where its noise is not the table `process`.
-    """
-    path = source / "scheduler" / "scheduler_config.json"
-    if not path.exists():
-        return {"sample.spacing": "leading"}  # diffusers' default
-    config = weights.read_json(path, weights.CONFIG_BYTES)
-    for field, value in {
-        "num_train_timesteps": 1000, **TABLES[process], "clip_sample": False,
-        "thresholding": False, "rescale_betas_zero_snr": False, "trained_betas": None,
-    }.items():  # fmt: skip
-        if config.get(field, value) != value:
-            raise UserError(f"{path}: {field} is {config[field]!r}; allowed: {value!r}")
-    spacing = config.get("timestep_spacing", "leading")
-    if spacing not in ("leading", "trailing"):
-        raise UserError(f"{path}: timestep_spacing is {spacing!r}; allowed: leading, trailing")
-    kind = config.get("prediction_type", "epsilon")
-    if kind not in PREDICTIONS:
-        raise UserError(f"{path}: prediction_type is {kind!r}; allowed: {', '.join(PREDICTIONS)}")
-    return {"sample.spacing": spacing, "dit.prediction": PREDICTIONS[kind]}
 
 
 def class_names(source: Path, count: int) -> list[str]:
@@ -99,15 +70,7 @@ def class_names(source: Path, count: int) -> list[str]:
 
 def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
     """The configuration of an autoencoder; `UserError` for one that has none."""
-    width, decoder_width = module.widths[0], module.decoder_widths[0]
-    fields: dict[str, Any] = {
-        "vae.model": "causal" if module.causal else "kl", "vae.patch": module.patch,
-        "vae.channels": module.channels, "vae.width": width,
-        "vae.multipliers": tuple(w // width for w in module.widths),
-        "vae.blocks": module.blocks, "vae.groups": module.groups or 32, "vae.pixels": module.pixels,
-        "vae.residual": module.residual,
-        "vae.decoder_width": 0 if decoder_width == width else decoder_width,
-    }  # fmt: skip
+    fields = vae_folder.to_vdit(module)
     made = build_vae(configured(fields))
     for name in vae_folder.FIELDS:
         ours, theirs = getattr(made, name), getattr(module, name)
@@ -151,47 +114,31 @@ def classifier(folder: Path, target: Target | None) -> Import:
 def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
     """A denoiser and what a pipeline's folder has beside it."""
     folder = found["denoiser"]
-    others = (*vae_folder.FAMILIES, *(f"model_type {kind}" for kind in vivit_folder.FAMILIES))
+    others = [name for family in families.of(Autoencoder).values() for name in family.classes]
+    others += [f"model_type {name}" for name in families.of(Classifier)]
     name, numbers = layouts.read_layout(folder, others)
     layout = layouts.LAYOUTS[name]
-    told = "cross_attention_dim" if name == "unet" else "caption_channels"  # width of its text
     try:
         changes = layout.to_vdit(numbers)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    changes |= read_schedule(source, changes["dit.process"])
+    changes |= layout.schedule(source / "scheduler" / "scheduler_config.json")
     plans: dict[str, tuple[Path, weights.Plan]] = {}
-    scale = [1.0 / layouts.SCALING] * changes["vae.channels"]
-    statistics = {"mean": [0.0] * len(scale), "std": scale}
+    statistics = layout.latents(changes["vae.channels"])
     if "vae" in found:
-        module, plan = vae_folder.read_module(found["vae"])
-        if module.causal:
-            raise UserError(f"{found['vae']} is causal in time; allowed by {folder}: AutoencoderKL")
-        changes |= vae_fields(found["vae"], module)
-        if module.channels != numbers["in_channels"]:
-            raise UserError(
-                f"{found['vae']} has latents of {module.channels} channels; allowed by {folder}:"
-                f" {numbers['in_channels']}"
-            )
-        pixels = numbers["sample_size"] * module.patch[1]
-        changes |= {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
+        fields, plan = its_autoencoder(found["vae"], folder, layout, numbers)
+        changes |= fields
         statistics = statistics_of(found["vae"])
         plans["vae"] = found["vae"], plan
-    if changes.get("text.encoder") in ("t5", "clip") and "text_encoder" in found:
+    if changes.get("text.encoder") in text_folder.FAMILIES and "text_encoder" in found:
         changes["text.path"] = str(found["text_encoder"].absolute())
     config = configured(changes)
+    width = numbers.get(layout.text, 1)
     if config.text.path:
-        encoder = build_text_encoder(config, build_tokenizer(config, Path()))
-        look_through_text(config)
-        if encoder.dim != numbers[told]:
-            raise UserError(
-                f"{config.text.path} has features of {encoder.dim} numbers; allowed by {folder}:"
-                f" {numbers[told]}"
-            )
-    abstract = shapes(config, numbers.get(told, 1))
+        check_text(config, folder, width)
     tensors = weights.read_headers(folder, layouts.STEM)
-    layers = layout.layers(numbers)
-    plan = weights.plan(tensors, abstract, layout.rows, layout.others, folder, layers)
+    rows, layers = layout.rows, layout.layers(numbers)
+    plan = weights.plan(tensors, shapes(config, width), rows, layout.others, folder, layers)
     plans["dit"] = folder, plan
     imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
     more = {"dit": {"latents": statistics, "imported": imported}}
@@ -204,3 +151,30 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
         parts[stage] = Part(where, made, meta | more.get(stage, {}))
     classes = class_names(source, config.dit.paper.classes)
     return Import(config, parts, {CLASSES: to_json(classes)} if classes else {})
+
+
+def its_autoencoder(
+    vae: Path, folder: Path, layout: Denoiser, numbers: Mapping[str, Any]
+) -> tuple[dict[str, Any], weights.Plan]:
+    """vdit's fields for a pipeline's autoencoder, and its plan; `UserError` if it does not fit."""
+    weights.read_config(vae, layout.autoencoders, "_class_name")
+    module, plan = vae_folder.read_module(vae)
+    if module.channels != numbers["in_channels"]:
+        raise UserError(
+            f"{vae} has latents of {module.channels} channels; allowed by {folder}:"
+            f" {numbers['in_channels']}"
+        )
+    pixels = numbers["sample_size"] * module.patch[1]
+    sizes = {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
+    return vae_fields(vae, module) | sizes, plan
+
+
+def check_text(config: ConfigDict, folder: Path, width: int) -> None:
+    """Refuses a text encoder's folder that does not fit the denoiser in `folder`."""
+    encoder = build_text_encoder(config, build_tokenizer(config, Path()))
+    look_through_text(config)
+    if encoder.dim != width:
+        raise UserError(
+            f"{config.text.path} has features of {encoder.dim} numbers; allowed by {folder}:"
+            f" {width}"
+        )

@@ -21,9 +21,9 @@ from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder
-from vdit.models.text_folder import FAMILIES
 from vdit.nn.narrow import operand_dtypes
 from vdit.objectives.objective import Objective
+from vdit.published.text_folder import FAMILIES
 from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
 from vdit.sample import Model, narrow
 from vdit.tokens import Budget

@@ -15,6 +15,7 @@ from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
 from vdit.models.vae import VAE
 from vdit.models.vae_conv import ConvVAE
+from vdit.published.lpips import weights_file
 
 
 def fields() -> ConfigDict:
@@ -201,7 +202,7 @@ def _check_losses(config: ConfigDict) -> None:
                 f"data.size is {size}: vae.lpips_net={vae.lpips_net} needs {least} rows and columns"
                 " or more"
             )
-        lpips.weights_file(vae.lpips_net)
+        weights_file(vae.lpips_net)
 
 
 def build_lpips(

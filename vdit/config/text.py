@@ -10,9 +10,10 @@ from ml_collections import ConfigDict
 from vdit.config import shared
 from vdit.config.run import Machine, machine
 from vdit.errors import UserError
-from vdit.models import text_folder, weights
-from vdit.models.minilm import POSITIONS, minilm_tokenizer
-from vdit.models.text import TextEncoder, Tokenizer, encoder, learned_tokenizer, no_tokenizer
+from vdit.models.text import TextEncoder, Tokenizer, learned_tokenizer, no_tokenizer
+from vdit.models.text_encoders import MiniLM
+from vdit.published import text_folder, weights
+from vdit.published.minilm import minilm_tokenizer
 from vdit.runtime.files import write_text
 
 
@@ -56,7 +57,7 @@ Captions = Callable[[], Iterable[str]] | None
 
 
 class Row(NamedTuple):
-    """What a text encoder of `vdit.models.text.ENCODERS` is built from."""
+    """What a text encoder of `text_folder.ENCODERS` is built from."""
 
     tokenizer: Callable[[ConfigDict, Path, Captions], Tokenizer]
     options: Callable[[ConfigDict, Tokens, Machine], dict[str, Any]] = lambda *given: {}
@@ -86,7 +87,7 @@ def _learned_options(config: ConfigDict, tokens: Tokens, machine: Machine) -> di
 
 
 def _minilm(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer:
-    return _stored(config, workdir, captions and minilm_tokenizer, POSITIONS)
+    return _stored(config, workdir, captions and minilm_tokenizer, MiniLM.positions)
 
 
 def _folder(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer:
@@ -125,7 +126,7 @@ def build_text_encoder(
     """The text encoder, for one device or for steps on a mesh."""
     row = shared.choose(ENCODERS, "text.encoder", config.text.encoder)
     options = row.options(config, tokens, machine(config, mesh, platform))
-    return encoder(config.text.encoder, **options)
+    return text_folder.encoder(config.text.encoder, **options)
 
 
 def look_through_text(config: ConfigDict) -> None:

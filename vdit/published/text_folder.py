@@ -1,64 +1,26 @@
-"""Pretrained text encoders from a folder: which families are known, and how each is read.
+"""Pretrained text encoders from a folder, by their family (`families.FAMILIES`), and the table of
+all text encoders.
 
-A family is a row of `FAMILIES`: its network, the names of its tensors, and what its tokenizer must
-know. A folder holds config.json, tokenizer.json and safetensors (`weights.py`); the tokenizer may
-lie beside it.
+A folder holds config.json, tokenizer.json and safetensors (`weights.py`); the tokenizer may lie
+beside it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 from tokenizers import Tokenizer
 
 from vdit.errors import UserError
-from vdit.models import clip_text, t5, weights
+from vdit.models.text import TextEncoder, abstract, learned, no_text, pool_mean
+from vdit.models.text_encoders import MiniLM, pool_last
+from vdit.published import families, family, weights
+from vdit.published.minilm import load_minilm
 
 TOKENIZER_BYTES = 2**26  # a larger tokenizer.json is refused; UMT5's has 2**24
-
-
-@dataclass(frozen=True)
-class Family:
-    """Text encoders of one architecture: how their folders are read."""
-
-    types: tuple[str, ...]  # model_type in config.json
-    module: Callable[[Mapping[str, Any], Path], Any]
-    rows: Sequence[weights.Row]
-    others: tuple[str, ...]  # tensors that the encoder does without
-    begin: tuple[str, ...]  # tokens that the tokenizer puts before a text
-    end: str  # and after it
-    pad: str  # and after that, if the folder's tokenizer_config.json names no other
-    last_pools: bool  # the pooled text is the end token's features, not the mean
-
-
-_T5 = partial(
-    Family,
-    rows=t5.ROWS,
-    others=t5.OTHERS,
-    begin=(),
-    end="</s>",
-    pad="<pad>",
-    last_pools=False,
-)
-FAMILIES: dict[str, Family] = {
-    "t5": _T5(("t5",), partial(t5.from_config, defaults=t5.FIELDS, own_bias=False)),
-    "umt5": _T5(("umt5",), partial(t5.from_config, defaults=t5.UMT5_FIELDS, own_bias=True)),
-    "clip": Family(
-        ("clip_text_model", "clip"),
-        clip_text.from_config,
-        rows=clip_text.ROWS,
-        others=clip_text.OTHERS,
-        begin=("<|startoftext|>",),
-        end="<|endoftext|>",
-        pad="<|endoftext|>",
-        last_pools=True,
-    ),
-}
+FAMILIES = families.of(family.TextEncoder)
 
 
 def _folder(name: str, path: str) -> Path:
@@ -70,25 +32,25 @@ def _folder(name: str, path: str) -> Path:
     return folder
 
 
+def _network(name: str, folder: Path) -> Any:
+    kind = FAMILIES[name]
+    return kind.module(weights.read_config(folder, kind.classes), folder)
+
+
 def read_module(name: str, path: str) -> tuple[nn.Module, weights.Plan]:
     """The network of a folder and the plan of its parameters; headers are read, no tensor.
 
     `UserError` for a folder of another model, or whose tensors do not fit.
     """
-    folder, family = _folder(name, path), FAMILIES[name]
-    module = family.module(weights.read_config(folder, family.types), folder)
-    ids = jax.ShapeDtypeStruct((1, 1), jnp.int32)
-    mask = jax.ShapeDtypeStruct((1, 1), jnp.bool_)
-    shapes = jax.eval_shape(module.init, jax.random.key(0), ids, mask)["params"]
+    folder, kind = _folder(name, path), FAMILIES[name]
+    module = _network(name, folder)
     tensors = weights.read_headers(folder)
-    return module, weights.plan(tensors, shapes, family.rows, family.others, folder)
+    return module, weights.plan(tensors, abstract(module), kind.rows, kind.others, folder)
 
 
 def positions(name: str, path: str) -> int | None:
     """How many tokens a folder's encoder takes at once; None where its positions have no end."""
-    folder, family = _folder(name, path), FAMILIES[name]
-    module = family.module(weights.read_config(folder, family.types), folder)
-    return getattr(module, "positions", None)
+    return getattr(_network(name, _folder(name, path)), "positions", None)
 
 
 def _words(folder: Path) -> Path:
@@ -111,7 +73,7 @@ def read_tokenizer(name: str, path: str) -> str:
 
     `UserError` if it lacks a token, or does not begin and end a text as the family does.
     """
-    folder, family = _words(_folder(name, path)), FAMILIES[name]
+    folder, kind = _words(_folder(name, path)), FAMILIES[name]
     file = folder / "tokenizer.json"
     if not file.exists() and (folder / "spiece.model").exists():
         raise UserError(
@@ -126,15 +88,15 @@ def read_tokenizer(name: str, path: str) -> str:
         probe = tokenizer.encode("a", add_special_tokens=True)
     except Exception as error:  # the library raises bare Exception
         raise UserError(f"cannot read {file}: {error}") from error
-    pad = _pad_token(folder) or family.pad
-    for token in (*family.begin, family.end, pad):
+    pad = _pad_token(folder) or kind.pad
+    for token in (*kind.begin, kind.end, pad):
         if tokenizer.token_to_id(token) is None:
             raise UserError(f"{file} lacks the token {token!r}, which {name} needs")
-    first, last = tuple(probe.tokens[: len(family.begin)]), probe.tokens[-1:]
-    if first != family.begin or last != [family.end] or len(probe.ids) == len(first) + 1:
+    first, last = tuple(probe.tokens[: len(kind.begin)]), probe.tokens[-1:]
+    if first != kind.begin or last != [kind.end] or len(probe.ids) == len(first) + 1:
         raise UserError(
             f"{file} makes 'a' the tokens {' '.join(probe.tokens)!r}; allowed by {name}:"
-            f" {' '.join((*family.begin, '...', family.end))!r}"
+            f" {' '.join((*kind.begin, '...', kind.end))!r}"
         )
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
     return tokenizer.to_str()
@@ -148,3 +110,41 @@ def _pad_token(folder: Path) -> str | None:
     token = weights.read_json(path, weights.CONFIG_BYTES).get("pad_token")
     token = token.get("content") if isinstance(token, dict) else token
     return token if isinstance(token, str) else None
+
+
+# --------------------------------------------------------------------------------------------------
+# All text encoders
+
+
+def _minilm() -> TextEncoder:
+    return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
+
+
+def _from_folder(name: str, path: str, vocab: int) -> TextEncoder:
+    """The encoder in the folder `path`, for the texts of a tokenizer of `vocab`."""
+    module: Any
+    module, plan = read_module(name, path)
+    if vocab > module.vocab:
+        raise UserError(
+            f"{path}: tokenizer.json has ids up to {vocab - 1}; vocab_size of config.json allows:"
+            f" {module.vocab - 1}"
+        )
+    pool = pool_last if FAMILIES[name].last_pools else pool_mean
+    load = partial(weights.load, plan)
+    return TextEncoder(name, module.width, frozen=True, module=module, load=load, pool=pool)
+
+
+ENCODERS: dict[str, Callable[..., TextEncoder]] = {
+    "learned": learned,  # trained with the denoiser
+    "none": no_text,  # for a network that reads no text
+    "minilm": _minilm,
+    **{name: partial(_from_folder, name) for name in FAMILIES},
+}
+
+
+def encoder(name: str, **options: Any) -> TextEncoder:
+    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype, gather),
+    "minilm" or "none" (no options), or one of `FAMILIES` (path, vocab)."""
+    if name not in ENCODERS:
+        raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
+    return ENCODERS[name](**options)

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from vdit.errors import UserError
-from vdit.models import weights
-from vdit.models.weights import Row
+from vdit.published import weights
+from vdit.published.weights import Row
 
 ROWS: tuple[Row, ...] = (
     ("blocks/(up|down)/kernel", r"layer.{}.\1.weight", (1, 0)),
@@ -216,25 +216,28 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 @pytest.mark.parametrize(
     "header, data, why",
     [
-        ({"a": ENTRY, "b": ENTRY | {"data_offsets": [4, 12]}}, 12, "tensor b overlaps another"),
-        ({"a": ENTRY, "b": ENTRY}, 8, "overlaps another"),
-        ({"a": ENTRY | {"data_offsets": [4, 12]}}, 12, "tensor a comes after a gap"),
+        ({"a": ENTRY, "b": ENTRY | {"data_offsets": [4, 12]}}, 12, "invalid offset for tensor `b`"),
+        ({"a": ENTRY, "b": ENTRY}, 8, "invalid offset for tensor"),
+        ({"a": ENTRY | {"data_offsets": [4, 12]}}, 12, "invalid offset for tensor `a`"),
         ({"a": ENTRY}, 4, "bytes; its header says"),
-        ({"a": ENTRY | {"data_offsets": [0, 4]}}, 4, "spans 4 bytes; its dtype and shape need 8"),
-        ({"a": ENTRY | {"data_offsets": [8, 0]}}, 8, "spans -8 bytes"),
-        ({"a": ENTRY | {"data_offsets": [-8, 0]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"data_offsets": [0, 2**63]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"data_offsets": [0, 8, 8]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"data_offsets": [0.0, 8.0]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"shape": [-1, -2]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"shape": [True, 2]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"shape": [1] * 99 + [2]}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"shape": "22"}}, 8, "no valid shape and offsets"),
-        ({"a": ENTRY | {"dtype": "F33"}}, 8, "of dtype F33; known: "),
-        ({"a": ENTRY | {"dtype": ["F32"]}}, 8, "of dtype ['F32']; known: "),
-        ({"a": 3}, 8, "of dtype None"),
-        ({"a\n" * 500: 3}, 8, r"tensor 'a\na\n"),
+        ({"a": ENTRY | {"data_offsets": [0, 4]}}, 4, "invalid shape, data type, or offset"),
+        ({"a": ENTRY | {"data_offsets": [8, 0]}}, 8, "invalid offset for tensor `a`"),
+        ({"a": ENTRY | {"data_offsets": [-8, 0]}}, 8, "integer `-8`, expected usize"),
+        ({"a": ENTRY | {"data_offsets": [0, 2**63]}}, 8, "invalid shape, data type, or offset"),
+        ({"a": ENTRY | {"data_offsets": [0, 8, 8]}}, 8, "length 3, expected 2 elements"),
+        ({"a": ENTRY | {"data_offsets": [0.0, 8.0]}}, 8, "point `0.0`, expected usize"),
+        ({"a": ENTRY | {"shape": [-1, -2]}}, 8, "integer `-1`, expected usize"),
+        ({"a": ENTRY | {"shape": [True, 2]}}, 8, "boolean `true`, expected usize"),
+        ({"a": ENTRY | {"shape": [1] * 99 + [2]}}, 8, "tensor a has 100 axes; allowed: 8"),
+        ({"a": ENTRY | {"shape": "22"}}, 8, 'string "22", expected a sequence'),
+        ({"a": ENTRY | {"dtype": "F33"}}, 8, "unknown variant `F33`, expected one of `BOOL`"),
+        ({"a": ENTRY | {"dtype": ["F32"]}}, 8, "invalid type: sequence, expected string"),
+        ({"a": 3}, 8, "integer `3`, expected struct TensorInfo"),
+        ({"a\n" * 500: ENTRY | {"data_offsets": [4, 12]}}, 12, r"offset for tensor `a\na\n"),
         (b'{"a": 1, "a": 2}', 8, "a is there twice"),
+        (b'{"a": %b, "a": %b}' % (2 * (json.dumps(ENTRY).encode(),)), 8, "a is there twice"),
+        ({"a": ENTRY | {"shape": [2**40, 2**40]}}, 8, "overflow computing buffer size"),
+        ({"a": ENTRY, "__metadata__": 3}, 8, "integer `3`, expected a map"),
         (b"[" * 100_000, 0, "not JSON"),
         (b'{"a": ' + b"9" * 5000 + b"}", 0, "not JSON"),
         (b"\xff\xfe{}", 0, "not JSON"),
@@ -295,3 +298,24 @@ def test_a_config_of_another_model_is_refused(tmp_path: Path) -> None:
     path.write_text("{}" + " " * 2**20)
     with pytest.raises(UserError, match="it has 1048578 bytes; allowed: 1048576"):
         weights.read_config(tmp_path, ("t5",))
+
+
+def test_what_is_written_is_read_back_from_one_file_or_from_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As other libraries write it; a shard holds as many tensors as fit into `SHARD_BYTES`."""
+    for folder, most in (("one", 10**9), ("many", 120)):
+        (tmp_path / folder).mkdir()
+        monkeypatch.setattr(weights, "SHARD_BYTES", most)
+        made = tensors() | {"vision.scalar": np.array(2.0, np.float16)}
+        file = tmp_path / folder / "model.safetensors"
+        weights.write(file, [(name, lambda v=v: v) for name, v in made.items()])
+    save_file(made, tmp_path / "theirs", metadata={"format": "pt"})
+    names = {path.name for path in (tmp_path / "many").iterdir()}
+    assert (tmp_path / "one" / file.name).read_bytes() == (tmp_path / "theirs").read_bytes()
+    assert [path.name for path in (tmp_path / "one").iterdir()] == [file.name]
+    count = len(names) - 1
+    shards = {f"model-{i + 1:05}-of-{count:05}.safetensors" for i in range(count)}
+    assert names == {*shards, "model.safetensors.index.json"} and count > 2
+    assert all((tmp_path / "many" / name).stat().st_size < 500 for name in shards)
+    jax.tree.map(np.testing.assert_array_equal, *(read(tmp_path / n) for n in ("one", "many")))

@@ -1,17 +1,19 @@
-"""Pretrained weights: safetensors files of a folder, checked before use and read tensor by tensor.
+"""Published weights: safetensors files of a folder, validated, then read one tensor at a time.
 
 A folder as Hugging Face writes it: config.json, and model.safetensors or shards of it listed by
-model.safetensors.index.json. None of it is trusted: sizes are bounded before anything is read, and
-a header's offsets are checked before they are followed. What does not fit is a `UserError` that
-names the file or the tensor. Nothing is ever unpickled.
+model.safetensors.index.json. The package safetensors validates a file's header (dtypes, shapes,
+offsets); sizes are limited before it does. Bytes are read by their offsets, not through the
+package's memory map: so a file that shrinks is an error and no signal, what is read does not stay
+in resident memory, and a digest or a scan needs no whole tensor. What does not fit is a `UserError`
+that names the file or the tensor. Nothing is unpickled.
 
-Which tensor becomes which parameter is a table of `Row`s, one for each layout.
+A key table maps parameters to tensors: a sequence of `Row`s for each layout.
 """
 
 import functools
 import hashlib
 import json
-import math
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,34 +24,35 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from vdit.errors import UserError
 
-CONFIG_BYTES = 2**20  # a larger config.json is refused
-HEADER_BYTES = 2**24  # so is a longer header or index: 100,000 tensors fit
+CONFIG_BYTES = 2**20  # limit of a config.json
+HEADER_BYTES = 2**24  # limit of a header or an index: 100,000 tensors fit
 SAMPLE_BYTES = 4096  # of each tensor, for the digest
-PIECE_BYTES = 2**24  # of a tensor that is only looked through
-LARGEST = 2**24  # a size in a config.json above this is refused
+PIECE_BYTES = 2**24  # read at once by `look_through`
+SHARD_BYTES = 5 * 10**9  # a file that is written; more tensors go into another shard
+LARGEST = 2**24  # limit of a number in a config.json
+AXES = 8  # limit of a tensor's axes
 
-# The format's names of dtypes with their bytes, and those that a parameter may have.
-BYTES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "I16": 2, "F16": 2,
-    "BF16": 2, "U32": 4, "I32": 4, "F32": 4, "U64": 8, "I64": 8, "F64": 8,
-}  # fmt: skip
+# dtypes that a parameter may have, by the format's names.
 FLOATS = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
-# (regex on our path, name in the file, order of the file's axes in ours or None for as they are).
-# The name takes the regex's groups, and `{}` is the layer: ours are stacked along the first axis;
-# `{*}` is the layer of a tensor that the file repeats in every layer, and that is one here.
-# Where several rows match, that one counts of whose tensors most are there. Each -1 behind the
-# order is an axis of one that the file has and we have not.
+# (regex for a parameter's path, the tensor's name, axes of the tensor in the order of the
+# parameter's, or None for the same order). The name may use the regex's groups. `{}` in it is the
+# layer: stacked parameters have the layers as their first axis. `{*}` is the layer of a tensor that
+# the file repeats in every layer and the network has once. Of several rows that match, the one with
+# most tensors in the file is taken. Each -1 at the end of the axes is a trailing axis of size 1
+# that only the file has.
 Row = tuple[str, str, tuple[int, ...] | None]
-TRANSPOSED = (1, 0)  # kernels are (in, out) here and (out, in) in torch
+TRANSPOSED = (1, 0)  # a kernel is (in, out) here and (out, in) in torch
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where one tensor lies: its file, dtype, shape and bytes."""
+    """Where a tensor is stored: file, dtype, shape, first byte and number of bytes."""
 
     file: Path
     dtype: str
@@ -58,11 +61,10 @@ class Tensor:
     size: int
 
 
-def _shown(name: str) -> str:
-    """A name from a file as an error may print it."""
-    if name.isprintable() and len(name) <= 120:
-        return name
-    return repr(name if len(name) <= 120 else name[:117] + "...")
+def _shown(name: str, most: int = 120) -> str:
+    """Text from a file as an error may print it: one line of about `most` characters."""
+    cut = name if len(name) <= most else name[: most - 3] + "..."
+    return cut if cut.isprintable() and cut == name else repr(cut)
 
 
 def read_bytes(path: Path, most: int) -> bytes:
@@ -114,51 +116,68 @@ def read_config(
 
 
 def fields(config: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of a config.json that `defaults` names, of its types; absent ones are as there.
+    """The fields of a config.json that `defaults` names; an absent or null one has its default.
 
-    A number that is not positive, or is above `LARGEST`, is a `UserError`.
+    A default gives the type: a number (positive, at most `LARGEST`), a string, a bool, or a tuple
+    of strings, the allowed ones, of which the first is the default. Anything else is a `UserError`.
     """
     found = {}
     for name, default in defaults.items():
+        choices = default if isinstance(default, tuple) else ()
         value = config.get(name)
-        value = default if value is None else value
-        kinds: tuple[type, ...] = (int, float) if isinstance(default, float) else (type(default),)
-        fits = isinstance(value, kinds) and not isinstance(value, bool)
-        if fits and not isinstance(value, str):
-            fits = 0 < value <= LARGEST
+        if value is None:
+            found[name] = choices[0] if choices else default
+            continue
+        if choices:
+            fits, allowed = value in choices, " or ".join(dict.fromkeys(choices))
+        elif isinstance(default, bool):
+            fits, allowed = isinstance(value, bool), "true or false"
+        elif isinstance(default, str):
+            fits, allowed = isinstance(value, str), "text"
+        else:
+            kinds = (int, float) if isinstance(default, float) else int
+            fits = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= LARGEST
+            allowed = f"a number above 0, at most {LARGEST}"
         if not fits:
-            what = "text" if isinstance(default, str) else f"a number above 0, at most {LARGEST}"
             shown = _shown(json.dumps(value))
-            raise UserError(f"{folder / 'config.json'}: {name} is {shown}; allowed: {what}")
+            raise UserError(f"{folder / 'config.json'}: {name} is {shown}; allowed: {allowed}")
         found[name] = value
     return found
 
 
-def _entry(path: Path, name: str, value: Any, start: int) -> Tensor:
-    """One entry of a header, whose offsets count from `start`."""
+def numbers(
+    config: Mapping[str, Any], name: str, default: Any, folder: Path, count: int = 0
+) -> tuple[int, ...]:
+    """A field of a config.json that is a list of `count` integers (0: of 1 to 16), each above 0.
 
-    def whole(numbers: Any, most: int) -> bool:
-        return (
-            isinstance(numbers, list)
-            and len(numbers) <= most
-            and all(type(n) is int and 0 <= n < 2**48 for n in numbers)
-        )
-
-    value = value if isinstance(value, dict) else {}
-    dtype: Any = value.get("dtype")
-    shape: Any = value.get("shape")
-    offsets: Any = value.get("data_offsets")
-    where = f"cannot read {path}: tensor {_shown(name)}"
-    if not isinstance(dtype, str) or dtype not in BYTES:
-        raise UserError(f"{where} is of dtype {_shown(str(dtype))}; known: {', '.join(BYTES)}")
-    if not whole(shape, 8) or not whole(offsets, 2) or len(offsets) != 2:
-        raise UserError(f"{where} has no valid shape and offsets")
-    size = math.prod(shape) * BYTES[dtype]
-    if offsets[1] - offsets[0] != size:
+    One integer stands for all `count` of them.
+    """
+    value = config.get(name)
+    value = default if value is None else value
+    found = tuple(value) if isinstance(value, list | tuple) else (value,) * max(count, 1)
+    fits = len(found) == count if count else 0 < len(found) <= 16
+    if not fits or not all(type(n) is int and 0 < n <= 2**16 for n in found):
         raise UserError(
-            f"{where} spans {offsets[1] - offsets[0]} bytes; its dtype and shape need {size}"
+            f"{folder / 'config.json'}: {name} is {_shown(str(value))}; allowed:"
+            f" {count or '1 to 16'} numbers above 0, at most {2**16}"
         )
-    return Tensor(path, dtype, tuple(shape), start + offsets[0], size)
+    return found
+
+
+def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], path: Path) -> None:
+    """Refuses a file whose fields, where present, differ from `fixed`."""
+    for name, value in fixed.items():
+        if config.get(name, value) != value:
+            shown = _shown(repr(config[name]))
+            raise UserError(f"{path}: {name} is {shown}; allowed: {value!r}")
+
+
+def check_heads(width: int, heads: int, folder: Path) -> None:
+    """Refuses a width that is no multiple of the number of heads."""
+    if width % heads:
+        raise UserError(
+            f"{folder / 'config.json'}: {heads} heads do not cut the width {width} into even shares"
+        )
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
@@ -169,8 +188,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
     """
     try:
         with path.open("rb") as file:
-            total = file.seek(0, 2)
-            file.seek(0)
+            total = os.fstat(file.fileno()).st_size
             length = int.from_bytes(file.read(8), "little")
             if total >= 8 and length > HEADER_BYTES:
                 raise UserError(
@@ -178,20 +196,28 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 )
             if total < 8 + length:
                 raise UserError(f"cannot read {path}: cut short at {total} bytes, in its header")
-            text = file.read(length)
+            header = _parse(path, file.read(length))  # refuses a name that comes twice
+        header.pop("__metadata__", None)
+        with safe_open(path, "numpy"):
+            pass  # opening validates the header
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    header = _parse(path, text)
-    header.pop("__metadata__", None)
-    tensors = {name: _entry(path, name, value, 8 + length) for name, value in header.items()}
-    end = 8 + length
-    for name, tensor in sorted(tensors.items(), key=lambda item: (item[1].begin, item[1].size)):
-        if tensor.begin != end:
-            what = "overlaps another" if tensor.begin < end else "comes after a gap"
-            raise UserError(f"cannot read {path}: tensor {_shown(name)} {what}")
-        end += tensor.size
-    if end != total:
-        raise UserError(f"cannot read {path}: it has {total} bytes; its header says {end}")
+    except SafetensorError as error:
+        reason = str(error).rpartition("deserializing header: ")[2]
+        if "not fully covered" in reason:  # the last of the package's checks: entries are valid
+            end = max((value["data_offsets"][1] for value in header.values()), default=0)
+            reason = f"it has {total} bytes; its header says {8 + length + end}"
+        raise UserError(f"cannot read {path}: {_shown(reason, 200)}") from error
+    tensors = {}
+    for name, value in header.items():
+        if len(value["shape"]) > AXES:
+            count = len(value["shape"])
+            raise UserError(
+                f"cannot read {path}: tensor {_shown(name)} has {count} axes; allowed: {AXES}"
+            )
+        begin, end = value["data_offsets"]
+        shape, start = tuple(value["shape"]), 8 + length + begin
+        tensors[name] = Tensor(path, value["dtype"], shape, start, end - begin)
     return tensors
 
 
@@ -425,26 +451,37 @@ def _theirs(leaf: Any, layer: int | None, axes: tuple[int, ...] | None) -> np.nd
 
 
 def write(path: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray]]]) -> None:
-    """Writes a safetensors file; one tensor is in memory at a time.
+    """Writes tensors, each made by its function, to a safetensors file.
 
-    As the format's own library orders it: wide dtypes first, then by name.
+    Those beyond `SHARD_BYTES` go into further shards, listed by an index beside `path`, as Hugging
+    Face's libraries write and read them: one shard is in memory at a time.
     """
-    names = {np.dtype(dtype): name for name, dtype in FLOATS.items()}
-    made = dict(tensors)
-    found = {}
-    for name, make in made.items():
-        array = make()
-        found[name] = names[array.dtype], array.shape
-    order = sorted(made, key=lambda name: (-BYTES[found[name][0]], found[name][0], name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name in order:
-        dtype, shape = found[name]
-        begin, end = end, end + math.prod(shape) * BYTES[dtype]
-        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            file.write(np.ascontiguousarray(made[name]()).tobytes())
+    shards: list[tuple[Path, list[str]]] = []
+    held: dict[str, np.ndarray] = {}
+    size = total = 0
+
+    def flush() -> None:
+        file = path.with_name(f"{path.stem}-{len(shards) + 1:05}.safetensors")
+        save_file(held, file, {"format": "pt"})
+        shards.append((file, [*held]))
+        held.clear()
+
+    for name, make in tensors:
+        array = np.asarray(make(), order="C")
+        if held and size + array.nbytes > SHARD_BYTES:
+            flush()
+            size = 0
+        held[name] = array
+        size, total = size + array.nbytes, total + array.nbytes
+    flush()
+    if len(shards) == 1:
+        os.replace(shards[0][0], path)
+        return
+    named: dict[str, str] = {}
+    for file, names in shards:
+        renamed = file.with_stem(f"{file.stem}-of-{len(shards):05}")
+        os.replace(file, renamed)
+        named |= dict.fromkeys(names, renamed.name)
+    index = {"metadata": {"total_size": total}, "weight_map": named}
+    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
+    path.with_name(f"{path.name}.index.json").write_text(text, encoding="utf-8")

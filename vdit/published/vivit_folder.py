@@ -1,7 +1,7 @@
 """ViT and ViViT (Model 1) from a folder as transformers writes it, and back: config.json and
 model.safetensors (or shards of it).
 
-A family is a row of `FAMILIES`. Folders of the networks alone (ViTModel, VivitModel) have no head;
+Folders of the networks alone (ViTModel, VivitModel) have no head;
 their names go without the family's prefix, and what they pool by is not read.
 
 Source of the names: transformers 5.23; published folders have those of transformers 4.
@@ -17,42 +17,34 @@ import jax.numpy as jnp
 from flax import traverse_util
 
 from vdit.errors import UserError
-from vdit.models import weights
 from vdit.models.vivit import ViViT
-from vdit.models.weights import TRANSPOSED, Row
+from vdit.published import weights
+from vdit.published.family import Classifier, layer
+from vdit.published.weights import Row
 
 STEM = "model"  # of the weights' files
 
-
-class Family(NamedTuple):
-    """Networks of one model_type."""
-
-    architecture: str  # with a head, as it is written
-    patch: tuple[str, int]  # the field with a patch's sizes, and how many there are
-    defaults: Mapping[str, Any]  # of fields of config.json
-
-
-_DEFAULTS = {
-    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "num_channels": 3,
-    "intermediate_size": 3072,
-}  # fmt: skip
-FAMILIES: dict[str, Family] = {
-    "vit": Family(
-        "ViTForImageClassification", ("patch_size", 2),
-        _DEFAULTS | {"layer_norm_eps": 1e-12, "hidden_act": "gelu"},
-    ),
-    "vivit": Family(
-        "VivitForVideoClassification", ("tubelet_size", 3),
-        _DEFAULTS | {"layer_norm_eps": 1e-6, "hidden_act": "gelu_fast", "num_frames": 32},
-    ),
-}  # fmt: skip
 # Their names of an activation; the first of ours is written.
 ACTIVATIONS = {
     "gelu_fast": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf",
     "silu": "silu",
 }  # fmt: skip
+_DEFAULTS = {
+    "hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12,
+    "intermediate_size": 3072,
+}  # fmt: skip
+FAMILIES: dict[str, Classifier] = {
+    "vit": Classifier(
+        ("vit",), "ViTForImageClassification", ("patch_size", 2),
+        _DEFAULTS | {"layer_norm_eps": 1e-12, "hidden_act": ("gelu", *ACTIVATIONS)},
+    ),
+    "vivit": Classifier(
+        ("vivit",), "VivitForVideoClassification", ("tubelet_size", 3),
+        _DEFAULTS | {"layer_norm_eps": 1e-6, "hidden_act": tuple(ACTIVATIONS), "num_frames": 32},
+    ),
+}  # fmt: skip
+FIXED = {"num_channels": 3, "qkv_bias": True}
 OTHERS = (r"(vi(vi)?t\.)?(pooler\..*|embeddings\.mask_token)",)
-LARGEST = 2**16  # rows, columns, frames and classes
 
 # Of a layer: its names in published folders, and in transformers 5.
 _STACKS = ("encoder.layer.{}", "layers.{}")
@@ -68,19 +60,11 @@ _LAYERS = {
 }
 
 
-def _row(ours: str, theirs: str) -> tuple[Row, ...]:
-    return (
-        (f"{ours}/kernel", f"{theirs}.weight", TRANSPOSED),
-        (f"{ours}/scale", f"{theirs}.weight", None),
-        (f"{ours}/bias", f"{theirs}.bias", None),
-    )
-
-
 def rows(kind: str) -> tuple[Row, ...]:
     """The names of the tensors of a family's `unfolded` parameters; the first are written."""
     sizes = FAMILIES[kind].patch[1]
     kernel = (*range(2, 2 + sizes), 1, 0)  # (D, C, t, h, w) there
-    made = list(_row("head", "classifier"))
+    made = list(layer("head", "classifier"))
     for base in (f"{kind}.", ""):
         embed = f"{base}embeddings"
         made += [
@@ -88,11 +72,11 @@ def rows(kind: str) -> tuple[Row, ...]:
             ("embed_video/bias", f"{embed}.patch_embeddings.projection.bias", None),
             ("encoder/token", f"{embed}.cls_token", None),
             ("encoder/position", f"{embed}.position_embeddings", None),
-            *_row("encoder/norm", f"{base}layernorm"),
+            *layer("encoder/norm", f"{base}layernorm"),
         ]
         for number, stack in enumerate(_STACKS):
             for ours, names in _LAYERS.items():
-                made += _row(f"encoder/blocks/{ours}", f"{base}{stack}.{names[number]}")
+                made += layer(f"encoder/blocks/{ours}", f"{base}{stack}.{names[number]}")
     return tuple(made)
 
 
@@ -128,19 +112,6 @@ class Found(NamedTuple):
     classes: list[str]  # the names of its classes, if they have names
 
 
-def _sizes(config: Mapping[str, Any], name: str, count: int, default: int, where: Path) -> Any:
-    """A field that is one number or a list of `count`."""
-    value = config.get(name)
-    value = default if value is None else value
-    values = value if isinstance(value, list) else [value] * count
-    if len(values) != count or not all(type(n) is int and 0 < n <= LARGEST for n in values):
-        raise UserError(
-            f"{where}: {name} is {str(value)[:100]}; allowed: {count} numbers above 0, at most"
-            f" {LARGEST}"
-        )
-    return tuple(values)
-
-
 def read_module(folder: str | Path) -> Found:
     """The network of a folder and the plan of its parameters; headers are read, no tensor.
 
@@ -151,35 +122,28 @@ def read_module(folder: str | Path) -> Found:
     config = weights.read_config(folder, tuple(FAMILIES))
     kind = config["model_type"]
     family = FAMILIES[kind]
-    numbers = weights.fields(config, family.defaults, folder)
+    weights.check_fixed(config, FIXED, where)
+    said = weights.fields(config, family.defaults, folder)
     width, depth, heads = (
-        numbers[n] for n in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        said[n] for n in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
     field, count = family.patch
-    sides = _sizes(config, field, count, 16, where)
-    height, across = _sizes(config, "image_size", 2, 224, where)
-    frames = numbers.get("num_frames", 1)
-    patch = (1, *sides)[-3:]
-    for name, allowed in {
-        "num_channels": (3,), "qkv_bias": (True,), "hidden_act": tuple(ACTIVATIONS)
-    }.items():  # fmt: skip
-        value = numbers.get(name, config.get(name, allowed[0]))
-        if value not in allowed:
-            known = " or ".join(map(str, allowed))
-            raise UserError(f"{where}: {name} is {str(value)[:100]}; allowed: {known}")
-    if patch[1] != patch[2]:
+    sides = weights.numbers(config, field, 16, folder, count)
+    size = weights.numbers(config, "image_size", 224, folder, 2)
+    frames = said.get("num_frames", 1)
+    time, height, across = (1, *sides)[-3:]
+    if height != across:
         raise UserError(f"{where}: {field} is {sides}; allowed: as many rows as columns")
-    if width % heads:
-        raise UserError(f"{where}: {heads} heads do not cut the width {width} into even shares")
+    weights.check_heads(width, heads, folder)
     tensors = weights.read_headers(folder, STEM)
     head = tensors.get("classifier.weight")
     classes = head.shape[0] if head is not None and len(head.shape) == 2 else 0
     model = ViViT(
-        classes, width, depth, heads, patch=patch, mlp_ratio=numbers["intermediate_size"] / width,
-        epsilon=float(numbers["layer_norm_eps"]),
-        activation=ACTIVATIONS[numbers["hidden_act"]],
+        classes, width, depth, heads, patch=(time, height, across),
+        mlp_ratio=said["intermediate_size"] / width, epsilon=float(said["layer_norm_eps"]),
+        activation=ACTIVATIONS[said["hidden_act"]],
     )  # fmt: skip
-    video = jax.ShapeDtypeStruct((1, frames, height, across, 3), jnp.float32)
+    video = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
     shapes = jax.eval_shape(functools.partial(unfolded, patch=sides), shapes)
     if not classes:
@@ -189,7 +153,7 @@ def read_module(folder: str | Path) -> Found:
     names = []
     if isinstance(named, dict) and set(named) == {str(i) for i in range(classes)}:
         names = [str(named[str(i)]) for i in range(classes)]
-    return Found(model, frames, (height, across), plan, names)
+    return Found(model, frames, (size[0], size[1]), plan, names)
 
 
 def to_folder(
@@ -208,14 +172,13 @@ def to_folder(
         "architectures": [family.architecture],
         "model_type": kind,
         "image_size": size[0] if size[0] == size[1] else list(size),
-        "num_channels": 3,
         "hidden_size": model.width,
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
         "intermediate_size": int(model.width * model.mlp_ratio),
         "hidden_act": acts[0],
         "layer_norm_eps": model.epsilon,
-        "qkv_bias": True,
+        **FIXED,
         "hidden_dropout_prob": 0.0,
         "attention_probs_dropout_prob": 0.0,
     }

@@ -1,0 +1,107 @@
+"""Autoencoders in diffusers' folders, read and written by their family (`families.FAMILIES`)."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vdit.errors import UserError
+from vdit.models.vae_conv import ConvVAE
+from vdit.published import families, weights
+from vdit.published.family import Autoencoder
+
+STEM = "diffusion_pytorch_model"
+FAMILIES = {name: family for family in families.of(Autoencoder).values() for name in family.classes}
+
+# What two networks of one architecture share.
+FIELDS = (
+    "patch", "channels", "widths", "decoder_widths", "blocks", "causal", "groups", "pixels",
+    "residual", "attention", "quantise",
+)  # fmt: skip
+
+
+def _read(folder: Path) -> tuple[dict[str, Any], Autoencoder, ConvVAE]:
+    """A folder's config.json, its family and the network."""
+    config = weights.read_config(folder, tuple(FAMILIES), "_class_name")
+    family = FAMILIES[config["_class_name"]]
+    return config, family, family.from_config(config, folder)
+
+
+def read_module(folder: str | Path) -> tuple[ConvVAE, weights.Plan]:
+    """The network of a folder and the plan of its parameters; headers are read, no tensor.
+
+    `UserError` for a folder of another model, or whose tensors do not fit.
+    """
+    folder = Path(folder)
+    _, family, module = _read(folder)
+    video = jax.ShapeDtypeStruct((1, 1, *module.patch[1:], 3), jnp.float32)
+    noise = jax.ShapeDtypeStruct((1, 1, 1, 1, module.channels), jnp.float32)
+    shapes = jax.eval_shape(module.init, jax.random.key(0), video, noise)["params"]
+    tensors = weights.read_headers(folder, STEM)
+    return module, weights.plan(tensors, shapes, family.rows(module), (), folder)
+
+
+def read_statistics(folder: str | Path) -> dict[str, np.ndarray] | None:
+    """Mean and deviation (Z,) by which a denoiser of this autoencoder's latents sees them.
+
+    As `vdit.data.latents.Latents.statistics` gives them; None where the folder has none;
+    `UserError` where they are not numbers.
+    """
+    folder = Path(folder)
+    config, family, module = _read(folder)
+    try:
+        found = family.statistics(config, module.channels)
+        if found is None:
+            return None
+        mean, std = (np.asarray(x, np.float64).reshape(module.channels) for x in found)
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{folder / 'config.json'}: the latents' mean and deviation are not"
+            f" {module.channels} numbers"
+        ) from error
+    mean, std = mean.astype(np.float32), std.astype(np.float32)
+    if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
+        raise UserError(f"{folder / 'config.json'}: the latents' deviation must be above 0")
+    return {"mean": mean, "std": std}
+
+
+def to_vdit(module: ConvVAE) -> dict[str, Any]:
+    """vdit's fields for an autoencoder; a caller compares `FIELDS` of the one that they give."""
+    width, decoder_width = module.widths[0], module.decoder_widths[0]
+    return {
+        "vae.model": "causal" if module.causal else "kl",
+        "vae.patch": module.patch,
+        "vae.channels": module.channels,
+        "vae.width": width,
+        "vae.multipliers": tuple(w // width for w in module.widths),
+        "vae.blocks": module.blocks,
+        "vae.groups": module.groups or 32,
+        "vae.pixels": module.pixels,
+        "vae.residual": module.residual,
+        "vae.decoder_width": 0 if decoder_width == width else decoder_width,
+    }
+
+
+def to_folder(
+    module: Any, statistics: Mapping[str, Any] | None
+) -> tuple[dict[str, Any], Sequence[weights.Row]] | None:
+    """The config.json and the key table of an autoencoder; None if diffusers has none such.
+
+    `statistics` are the latents' "mean" and "std" as lists, if they are known.
+    """
+    if not isinstance(module, ConvVAE):
+        return None
+    for name, family in FAMILIES.items():
+        config = {"_class_name": name, **family.to_config(module)}
+        try:
+            theirs = family.from_config(config, Path())
+        except UserError:
+            continue
+        if all(getattr(module, field) == getattr(theirs, field) for field in FIELDS):
+            if statistics is not None:
+                config |= family.scaling(list(statistics["mean"]), list(statistics["std"]))
+            return config, family.rows(module)
+    return None
