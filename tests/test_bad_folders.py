@@ -66,7 +66,7 @@ def not_finite(path: Path) -> str:
     name = sorted(tensors)[0]
     tensors[name].reshape(-1)[-1] = np.nan
     save_file(tensors, path)
-    return f"tensor {name} has numbers not finite"
+    return f"tensor {name} has values that are not finite"
 
 
 def without_a_tensor(path: Path) -> str:

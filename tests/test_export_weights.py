@@ -94,9 +94,9 @@ def test_what_is_not_whole_is_one_line_and_nothing_is_written(
     refused(export_weights.main, [*flags, "--stage=vae", "--own"], "takes no --stage")
     refused(export_weights.main, [*flags, "--stage=text"], "invalid choice")
     assert export_weights.main([*flags, "--own"]) == 0
-    refused(export_weights.main, [*flags, "--own"], "is there already")
+    refused(export_weights.main, [*flags, "--own"], "already exists")
     back = [f"--source={out}", f"--workdir={again}"]
-    refused(import_weights.main, [*back, f"--vae={out}"], "which holds all")
+    refused(import_weights.main, [*back, f"--vae={out}"], "a complete workdir")
     file, good = out / "vae.safetensors", (out / "vae.safetensors").read_bytes()
     file.write_bytes(good[:-4])
     refused(import_weights.main, back, "its header says")

@@ -2,20 +2,19 @@
 
     python -m tools.export_weights --workdir=DIR --out=FOLDER [--stage=vae] [--raw] [--own]
 
---stage=dit (the default), vae or classify: FOLDER gets config.json and the weights as diffusers or
-transformers reads them, where the network exists there: DiTTransformer2DModel,
-LatteTransformer3DModel, UNet2DConditionModel (a denoiser trained here too, with the noise of its
-own process: its scheduler has to be made to match), AutoencoderKL, AutoencoderKLWan,
-VivitForVideoClassification (of one frame ViTForImageClassification). Sizes of frames are those of
-training.
+--stage=dit (the default), vae or classify: FOLDER gets config.json and the weights for diffusers or
+transformers, if the network is of a family in `vdit/published/families.py`: for example
+DiTTransformer2DModel, LatteTransformer3DModel, UNet2DConditionModel (also denoisers trained here:
+choose the scheduler by dit.process), AutoencoderKL, AutoencoderKLWan, VivitForVideoClassification
+(of one frame: ViTForImageClassification). The frame size is that of training.
 
-Networks that exist nowhere else (vdit's own DiT, the ViViT autoencoder, a learned text encoder) go
-with --own: FOLDER gets all of the workdir that samples are made from, under vdit's names:
-config.json, STAGE.safetensors for each stage, tokenizer.json, classes.json, vdit.json.
-`tools.import_weights --source=FOLDER --workdir=OTHER` makes the same workdir again, to the bit.
+Other networks (vdit's DiT, the ViViT autoencoder, a learned text encoder) need --own: FOLDER gets
+everything that sampling needs, under vdit's names: config.json, STAGE.safetensors for each stage,
+tokenizer.json, classes.json, vdit.json. `tools.import_weights --source=FOLDER --workdir=OTHER`
+restores the workdir, to the bit.
 
-It is the EMA, or with --raw the parameters as the optimizer left them. Exit status 2 for wrong
-arguments or models; FOLDER is there whole or not at all.
+Exports the EMA, or with --raw the raw parameters; more than 5 GB go to several shards with an
+index. Exit status 2 for invalid arguments or models. FOLDER is written completely or not at all.
 """
 
 import argparse
@@ -43,20 +42,20 @@ from vdit.runtime.files import write_text
 
 
 class Stage(NamedTuple):
-    """A stage's parameters by group, and what its checkpoint says of itself."""
+    """A stage's parameters by group, and its checkpoint's metadata."""
 
     params: dict[str, Any]
     meta: dict[str, Any]
 
 
 class Folder(NamedTuple):
-    """A network as another library reads it: config.json, the file's stem, rows, their layers."""
+    """A network for another library: config.json, the file's stem, parameters and key table."""
 
     config: dict[str, Any]
     stem: str
     params: Any
     rows: Sequence[weights.Row]
-    layers: int = 1
+    layers: int = 1  # repeats of a tensor with {*} in its name
 
 
 def read_stage(workdir: Path, stage: str, raw: bool) -> Stage:
@@ -73,10 +72,10 @@ def flat(config: ConfigDict) -> dict[str, Any]:
     return traverse_util.flatten_dict(config.to_dict(), sep=".")
 
 
-def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
-    """A denoiser of the layouts of `vdit.published.layouts`."""
+def denoiser(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None:
+    """A denoiser of a published family."""
     del workdir
-    params = traverse_util.flatten_dict(made.params["dit"], sep="/")
+    params = traverse_util.flatten_dict(stage.params["dit"], sep="/")
     latent = build_vae(config).latent_shape(config.data.frames, *config.data.size)
     sizes = layouts.Sizes(latent, layouts.text_width(params))
     found = layouts.to_layout(flat(config), sizes, flat(default()))
@@ -84,82 +83,83 @@ def denoiser(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
         return None
     layout, numbers = found
     count = layout.layers(numbers)
-    return Folder(numbers, layouts.STEM, made.params["dit"], layout.rows, count)
+    return Folder(numbers, layouts.STEM, stage.params["dit"], layout.rows, count)
 
 
-def autoencoder(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
+def autoencoder(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None:
     """A convolutional autoencoder, with the latents' statistics of its denoiser or its folder."""
     directory = workdir / "checkpoints" / "dit"
     step = newest_good_step(directory)
-    meta = made.meta if step is None else load_meta(directory, step)
+    meta = stage.meta if step is None else load_meta(directory, step)
     found = vae_folder.to_folder(build_vae(config), meta.get("latents"))
     if found is None:
         return None
-    return Folder(found[0], vae_folder.STEM, made.params["vae"], found[1])
+    return Folder(found[0], vae_folder.STEM, stage.params["vae"], found[1])
 
 
-def classifier(config: ConfigDict, made: Stage, workdir: Path) -> Folder | None:
-    """A ViViT whose tokens are tubelets and attend to all; of one frame a ViT."""
+def classifier(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None:
+    """A ViViT with joint attention over tubelets; of one frame a ViT."""
     found = vivit_folder.to_folder(
         build_classifier(config), config.data.frames, tuple(config.data.size)
     )
     if found is None:
         return None
-    said, rows, patch = found
+    labelled, rows, patch = found
     answers = [
         name if question == "class" else f"{question}: {name}"
         for question, names in answer_names(config, workdir).items()
         for name in names
     ]
-    said |= {"id2label": {str(i): name for i, name in enumerate(answers)}}
-    return Folder(said, vivit_folder.STEM, vivit_folder.unfolded(made.params["vivit"], patch), rows)
+    labelled |= {"id2label": {str(i): name for i, name in enumerate(answers)}}
+    params = vivit_folder.unfolded(stage.params["vivit"], patch)
+    return Folder(labelled, vivit_folder.STEM, params, rows)
 
 
 STAGES = {"dit": denoiser, "vae": autoencoder, "classify": classifier}
 
 
 def write(path: Path, params: Any, rows: Sequence[weights.Row], layers: int = 1) -> None:
-    """A safetensors file of parameters, under the names of `rows`."""
+    """Writes parameters to a safetensors file by a key table."""
     weights.write(path, weights.unload(params, rows, layers))
 
 
 def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
-    """One stage as another library reads it."""
-    made = STAGES[stage](config, read_stage(workdir, stage, raw), workdir)
-    if made is None:
+    """Writes one stage for another library."""
+    folder = STAGES[stage](config, read_stage(workdir, stage, raw), workdir)
+    if folder is None:
         model = config.classify.model if stage == "classify" else config[stage].model
         raise UserError(
             f"{workdir}: its {stage} ({stage}.model={model}) is no network of diffusers or"
-            " transformers: --own is allowed"
+            " transformers; use --own"
         )
-    write(out / f"{made.stem}.safetensors", made.params, made.rows, made.layers)
-    write_text(out / "config.json", json.dumps(made.config, indent=2) + "\n")
+    write(out / f"{folder.stem}.safetensors", folder.params, folder.rows, folder.layers)
+    write_text(out / "config.json", json.dumps(folder.config, indent=2) + "\n")
 
 
 def own(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
-    """All stages that there are, under vdit's names."""
+    """Writes all stages of a workdir under vdit's names."""
     del config, stage
-    there: dict[str, Mapping[str, Any]] = {}
+    stages: dict[str, Mapping[str, Any]] = {}
     for stage in STAGES:
         if not (workdir / "checkpoints" / stage).is_dir():
             continue
         params, meta = read_stage(workdir, stage, raw)
         params = {name: params[name] for name in groups_of(stage) if name in params}
         write(out / f"{stage}.safetensors", params, [(r"(.*)", r"\1", None)])
-        there[stage] = {name: meta[name] for name in ("latents", "imported") if name in meta}
-    if not there:
+        stages[stage] = {name: meta[name] for name in ("latents", "imported") if name in meta}
+    if not stages:
         raise UserError(f"{workdir} holds no checkpoints")
     for name in ("config.json", *COPIED):
         if (workdir / name).exists():
             shutil.copyfile(workdir / name, out / name)
-    write_text(out / OWN, json.dumps({"format": 1, "stages": there}, indent=1) + "\n")
+    write_text(out / OWN, json.dumps({"format": 1, "stages": stages}, indent=1) + "\n")
 
 
 def export(workdir: Path, out: Path, stage: str, raw: bool, plain: bool) -> None:
-    """Writes a folder, whole or not at all."""
+    """Writes a folder, completely or not at all."""
     config = read_config(workdir)
     if out.exists():
-        raise UserError(f"--out={out} is there already; choose another")
+        raise UserError(f"--out={out} already exists; choose another")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
@@ -181,7 +181,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--stage", choices=sorted(STAGES))
-    parser.add_argument("--raw", action="store_true", help="not the EMA")
+    parser.add_argument("--raw", action="store_true", help="the raw parameters instead of the EMA")
     parser.add_argument("--own", action="store_true", help="all stages, under vdit's names")
     try:
         options = parser.parse_args(arguments)

@@ -1,31 +1,34 @@
-"""Imports published weights into a workdir, which then samples as any other.
+"""Imports published weights into a workdir, which then samples like any other.
 
     python -m tools.import_weights --source=FOLDER --workdir=DIR [--vae=FOLDER] [--text=FOLDER]
         [--mesh=fsdp:8] [--parity=FILE]
     python -m vdit.main --mode=sample --workdir=DIR --prompt="golden retriever"
 
-FOLDER is as diffusers writes it: a pipeline's, of which the folders transformer/ or unet/, vae/,
-text_encoder/ and tokenizer/ are read, or a denoiser's alone (config.json and safetensors, or
-shards of them) with --vae and --text beside it. Known are the layouts of `vdit/models/layouts.py`
-(facebook/DiT-XL-2-256 and its kin, maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2), the
-autoencoder of stabilityai/sd-vae-ft-mse, T5 and CLIP. A text encoder is not copied: DIR refers to
-its folder. FOLDER may also be what `tools.export_weights --own` wrote, or an autoencoder's alone
-(AutoencoderKL, AutoencoderKLWan), which becomes the stage vae.
+FOLDER is one of
 
-FOLDER may be transformers' ViT or ViViT, with a head or without: it becomes the stage classify.
+- a pipeline of diffusers, with the folders transformer/ or unet/, vae/, text_encoder/, tokenizer/
+  and scheduler/, or a denoiser alone (config.json and safetensors, possibly sharded), with --vae
+  and --text. A text encoder is not copied: DIR refers to its folder;
+- an autoencoder alone, which becomes the stage vae;
+- a ViT or ViViT of transformers, with or without a head, which becomes the stage classify;
+- the output of `tools.export_weights --own`.
+
+Supported families are the rows of `vdit/published/families.py` (facebook/DiT-XL-2-256,
+maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2, stabilityai/sd-vae-ft-mse, the autoencoders
+of Wan 2.1 and 2.2, T5, CLIP, ViT, ViViT).
 
     python -m tools.import_weights --source=FOLDER --workdir=DIR [--start=central|inflate]
         --config=experiments/vivit.py --config.classify.preset=B/16x2 ...
 
-makes of it the start of the network that the configuration names, any of the four models (ViViT,
-section 3.4): tubelets read their central frame, or all of theirs alike (--start=inflate); positions
-are interpolated to another data.size; the head is new. `python -m vdit.main` with the same flags
-and --workdir=DIR trains it.
+initialises the network of the configuration, any of the four models, from a ViT or ViViT (ViViT,
+section 3.4): by central frame or filter inflation of the tubelet embedding (--start), with
+positions interpolated to data.size and a new head. `python -m vdit.main` with the same flags and
+--workdir=DIR trains it.
 
-DIR gets checkpoints with digests, split for --mesh, and config.json; it is written under another
-name and renamed when it is whole. All of FOLDER is checked first; what does not fit is named.
---parity compares with stored activations of a reference (`tools/parity.py`), block by block. Exit
-status 2 for wrong arguments or weights.
+DIR gets config.json and checkpoints with digests, sharded for --mesh. It is written under a
+temporary name and renamed when complete. FOLDER is validated first; errors name the file or tensor.
+--parity compares activations with those stored from a reference implementation
+(`tools/parity.py`), block by block. Exit status 2 for invalid arguments or weights.
 """
 
 import argparse
@@ -64,18 +67,18 @@ STEP = 0  # of an imported checkpoint
 
 
 def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
-    """Reads one network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
+    """Reads a network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
     group = groups_of(stage)[0]
 
     def named(tree: Any) -> Any:
         return tree if part.groups else {group: tree}
 
     def split(tree: Any) -> Any:
-        """The shardings of a tree as `part.plan` has it."""
+        """The shardings of a tree that is structured like `part.plan`."""
         if mesh is None:
             return None
-        made = param_sharding(mesh, named(tree))
-        return made if part.groups else made[group]
+        shardings = param_sharding(mesh, named(tree))
+        return shardings if part.groups else shardings[group]
 
     flat = {key: jax.ShapeDtypeStruct(s.shape, jnp.float32) for key, s in part.plan.items()}
     placed = split(traverse_util.unflatten_dict(flat))
@@ -83,7 +86,7 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     if part.finish is not None:
         shapes = jax.eval_shape(part.finish, params)
         params = jax.jit(part.finish, out_shardings=split(shapes))(params)
-    # There is nothing to resume: the weights are the EMA, and the state is a step.
+    # There is no training to resume: the weights are the EMA, and the state is a step.
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(workdir / "checkpoints" / stage, keep=1, in_flight=largest)
     state = {"step": np.zeros((), np.int32)}
@@ -95,20 +98,20 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
 
 
 def write(
-    made: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None
+    imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None
 ) -> None:
-    """The workdir, whole or not at all."""
+    """Writes the workdir, completely or not at all."""
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
-        raise UserError(f"{workdir} is there already; choose another --workdir")
+        raise UserError(f"{workdir} already exists; choose another --workdir")
     temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
     try:
-        write_config(made.config, temporary)
-        for name, text in made.files.items():
+        write_config(imported.config, temporary)
+        for name, text in imported.files.items():
             write_text(temporary / name, text)
-        for stage, part in made.parts.items():
+        for stage, part in imported.parts.items():
             params = write_part(stage, part, mesh, temporary)
             if stored is not None and parity.fits(stored, part.plan):
-                report(MODELS[stage](exact(made.config)), params, part.plan, stored)
+                report(MODELS[stage](exact(imported.config)), params, part.plan, stored)
             del params
         os.replace(temporary, workdir)
     except OSError as error:
@@ -123,31 +126,31 @@ MODELS: dict[str, Callable[[ConfigDict], Any]] = {
 
 
 def exact(config: ConfigDict) -> ConfigDict:
-    """The configuration with operands in float32."""
-    made = config.copy_and_resolve_references()
-    made.run.dtype = "float32"
-    return made
+    """The configuration with float32 operands."""
+    copied = config.copy_and_resolve_references()
+    copied.run.dtype = "float32"
+    return copied
 
 
 def report(model: Any, params: Any, plan: weights.Plan, stored: parity.Stored) -> None:
-    """Prints the differences from stored activations, block by block."""
+    """Prints the differences from stored activations by block."""
     wide = max(map(len, (*stored.blocks, "block")))
     say(f"{'block':{wide}} {'largest':>10} {'mean':>10} {'of at most':>12}")
     for row in parity.compare(model, params, plan, stored):
         say(f"{row.name:{wide}} {row.largest:10.2e} {row.mean:10.2e} {row.reference:12.2e}")
 
 
-def made_of(options: argparse.Namespace, changes: Sequence[str]) -> Import:
-    """What the flags ask for, checked by headers."""
+def planned_by(options: argparse.Namespace, changes: Sequence[str]) -> Import:
+    """The import that the flags describe, validated by headers."""
     given = {name: getattr(options, name) for name in ("vae", "text", "parity", "config", "start")}
     if (options.source / OWN).exists():
         if wrong := [name for name, value in given.items() if value is not None]:
-            raise UserError(f"--{wrong[0]} with {options.source}, which holds all: not allowed")
+            raise UserError(f"--{wrong[0]} with {options.source}, a complete workdir: not allowed")
         return own(options.source)
     target = None
     if options.config is not None:
         if options.parity is not None:
-            raise UserError("--parity with --config: weights that start another network have none")
+            raise UserError("--parity with --config: there is no reference for a new network")
         start = STARTS[options.start or "central"]
         target = Target(read_config(options.config, changes), start)
     elif changes or options.start:
@@ -155,14 +158,14 @@ def made_of(options: argparse.Namespace, changes: Sequence[str]) -> Import:
     return planned(options.source, options.vae, options.text, target)
 
 
-def activations(path: Path | None, made: Import) -> parity.Stored | None:
-    """Stored activations of one of the networks."""
+def activations(path: Path | None, imported: Import) -> parity.Stored | None:
+    """Stored activations; `UserError` if they are of none of the imported networks."""
     if path is None:
         return None
     stored = parity.read(path)
-    if not any(parity.fits(stored, part.plan) for part in made.parts.values()):
+    if not any(parity.fits(stored, part.plan) for part in imported.parts.values()):
         names = ", ".join([*stored.blocks][:3])
-        raise UserError(f"{path}: its blocks ({names}, ...) are of another network")
+        raise UserError(f"{path}: its blocks ({names}, ...) belong to another network")
     return stored
 
 
@@ -177,21 +180,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
     parser.add_argument("--text", type=Path, help="folder of the text encoder")
-    parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are split for")
+    parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are sharded for")
     parser.add_argument("--parity", type=Path, help="stored activations to compare with")
-    parser.add_argument("--config", help="a ViT's or ViViT's: the network that it is the start of")
+    parser.add_argument("--config", help="the network to initialise from a ViT or ViViT")
     parser.add_argument("--start", choices=sorted(STARTS), help="with --config: of tubelets")
     try:
         options, changes = parser.parse_known_args(arguments)
         mesh = mesh_of(options.mesh)
-        made = made_of(options, changes)
-        write(made, options.workdir, mesh, activations(options.parity, made))
+        imported = planned_by(options, changes)
+        write(imported, options.workdir, mesh, activations(options.parity, imported))
     except UserError as error:
         print(f"import_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    said = {"dit": "dit.preset", "vae": "vae.model", "classify": "classify.preset"}
-    flat = ((said[stage], said[stage].split(".")) for stage in made.parts)
-    sizes = [f"{name}={made.config[section][field]}" for name, (section, field) in flat]
+    shown = {"dit": "dit.preset", "vae": "vae.model", "classify": "classify.preset"}
+    flat = ((shown[stage], shown[stage].split(".")) for stage in imported.parts)
+    sizes = [f"{name}={imported.config[section][field]}" for name, (section, field) in flat]
     say(f"{options.workdir}: {', '.join(sizes)}")
     return 0
 

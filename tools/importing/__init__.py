@@ -1,1 +1,1 @@
-"""What `python -m tools.import_weights` is made of."""
+"""The parts of `python -m tools.import_weights`, by the kind of its source."""

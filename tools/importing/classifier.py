@@ -1,4 +1,4 @@
-"""What the folder of a ViT or ViViT becomes: the classifier that it is, or the start of another."""
+"""Imports a ViT or ViViT as a classifier, or as the initialisation of another one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,21 +16,21 @@ from vdit.published import vivit_folder
 from vdit.published.stable_diffusion import PLACE
 from vdit.runtime.progress import say
 
-Finish = Callable[[Any], Any]  # from a folder's parameters to a network's
+Finish = Callable[[Any], Any]  # a folder's parameters to the network's
 
 
 class Target(NamedTuple):
-    """The classifier that an image model's weights are the start of."""
+    """A classifier that is initialised from other weights."""
 
     config: ConfigDict
-    start: Callable[[jax.Array, int], jax.Array]  # of a tubelet's kernel
+    start: Callable[[jax.Array, int], jax.Array]  # initialises the tubelet embedding
 
 
 STARTS = {"central": vivit.central_frame, "inflate": vivit.inflate}
 
 
 def fields(found: vivit_folder.Found) -> dict[str, Any]:
-    """The configuration of a folder's network as it is."""
+    """vdit's fields for a folder's network."""
     model = found.model
     return {
         "stages": ("classify",), "data.objects": (1, 1), "data.frames": found.frames,
@@ -42,23 +42,23 @@ def fields(found: vivit_folder.Found) -> dict[str, Any]:
 
 
 def with_head(found: vivit_folder.Found, config: ConfigDict) -> Finish:
-    """A folder's network as it is, with a new head where it has none."""
+    """Adds a zero head to a network without one."""
     answers = sum(answer_counts(config).values())
 
     def finish(params: Any) -> Any:
-        made = vivit_folder.folded(params)
+        folded = vivit_folder.folded(params)
         if not found.model.classes:
             zeros = jnp.zeros((found.model.width, answers))
-            made["head"] = {"kernel": zeros, "bias": zeros[0]}
-        return made
+            folded["head"] = {"kernel": zeros, "bias": zeros[0]}
+        return folded
 
     return finish
 
 
 def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
-    """From a folder's parameters to those of a network that starts from them.
+    """Initialises the target network from a folder's parameters.
 
-    `UserError` for one that cannot.
+    `UserError` if their architectures do not match.
     """
     config, theirs = target.config, found.model
     joined.check(config)
@@ -67,7 +67,7 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
     def times(model: vivit.ViViT, frames: int) -> tuple[int, int]:
         return model.patch[0], (model.samples or frames) // model.patch[0]
 
-    alike: dict[str, tuple[Any, Any]] = {
+    pairs: dict[str, tuple[Any, Any]] = {
         "width of classify.preset": (ours.width, theirs.width),
         "depth of classify.preset": (ours.depth, theirs.depth),
         "heads of classify.preset": (ours.heads, theirs.heads),
@@ -77,10 +77,10 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
         "classify.epsilon": (ours.epsilon, theirs.epsilon),
     }  # fmt: skip
     if found.frames > 1:
-        alike["frames of a tubelet, and tubelets in data.frames"] = (
+        pairs["frames of a tubelet, and tubelets in data.frames"] = (
             times(ours, config.data.frames), times(theirs, found.frames)
         )  # fmt: skip
-    for name, (mine, other) in alike.items():
+    for name, (mine, other) in pairs.items():
         if mine != other:
             raise UserError(f"--config: {name} is {mine}; allowed by {folder}: {other}")
 

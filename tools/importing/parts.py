@@ -1,4 +1,4 @@
-"""What is imported: for each stage a folder, the plan of its parameters, what is said of it."""
+"""What is imported: for each stage a folder, the plan of its parameters, and metadata."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ from vdit.tokens import Condition, Layout
 
 @dataclass(frozen=True)
 class Part:
-    """What a stage is imported from: a folder, the plan of its parameters, what is said of it.
+    """The source of a stage: a folder, the plan of its parameters, and its checkpoint's metadata.
 
-    The plan's paths begin with the stage's groups of parameters if it has `groups`; else they are
-    of its first. `finish` makes the stage's parameters of those that are read.
+    With `groups`, the plan's paths start with the stage's groups of parameters; else they belong to
+    its first group. `finish` converts the parameters that are read to the stage's.
     """
 
     folder: Path
@@ -33,29 +33,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Import:
-    """All that goes into a workdir."""
+    """The contents of a workdir."""
 
     config: ConfigDict
     parts: dict[str, Part]  # by stage
-    files: dict[str, str]  # others of the workdir: name, content
+    files: dict[str, str]  # further files: name, content
 
 
 def part_of(
     config: ConfigDict, stage: str, folder: Path, plan: weights.Plan, **more: Any
 ) -> Part:
-    """A part whose checkpoint says what one that was trained here would."""
+    """A part with the metadata of a checkpoint that was trained here."""
     return Part(folder, plan, stages.stage_meta(config, stage), **more)
 
 
 def configured(changes: Mapping[str, Any]) -> ConfigDict:
-    """The default configuration with these fields ("dit.patch") changed."""
+    """The default configuration with changed fields ("dit.patch")."""
     config = default()
     config.update_from_flattened_dict(dict(changes))
     return config
 
 
-def shapes(config: ConfigDict, text: int) -> Any:
-    """The abstract parameters of a denoiser with `text` numbers of each token of its text."""
+def denoiser_shapes(config: ConfigDict, text: int) -> Any:
+    """The abstract parameters of a denoiser whose text features have width `text`."""
     model, patch = build_dit(config), config.dit.patch
     x = jax.ShapeDtypeStruct((1, 1, config.vae.channels * patch[0] * patch[1]), jnp.float32)
 
@@ -63,7 +63,7 @@ def shapes(config: ConfigDict, text: int) -> Any:
         one = jnp.ones((1, 1), jnp.int32)
         layout = Layout(jnp.zeros((1, 1, 3)), one, one, None, (1, 1, 1))
         features = jnp.zeros((1, 1, text))
-        told = Condition(features, one, one > 0, features, jnp.zeros((1, 1)), one[0])
-        return model.init(jax.random.key(0), x, layout, told)["params"]
+        condition = Condition(features, one, one > 0, features, jnp.zeros((1, 1)), one[0])
+        return model.init(jax.random.key(0), x, layout, condition)["params"]
 
     return jax.eval_shape(init, x)

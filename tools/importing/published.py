@@ -1,7 +1,6 @@
-"""What published folders become: pipelines, denoisers, autoencoders, ViTs and ViViTs.
+"""Imports published folders by their family's kind (`vdit.published.families`).
 
-Configurations and headers are checked; no tensor is read. Families are those of
-`vdit.published.families`.
+Reads and validates configurations and headers, no tensor data.
 """
 
 from collections.abc import Mapping
@@ -12,7 +11,7 @@ from ml_collections import ConfigDict
 
 from tools.importing import classifier as classifiers
 from tools.importing.classifier import Target
-from tools.importing.parts import Import, Part, configured, part_of, shapes
+from tools.importing.parts import Import, Part, configured, denoiser_shapes, part_of
 from vdit import stages
 from vdit.config.autoencoder import build_vae
 from vdit.config.classes import CLASSES, to_json
@@ -27,7 +26,7 @@ from vdit.published.text_folder import TOKENIZER_BYTES
 def planned(
     source: Path, vae: Path | None = None, text: Path | None = None, target: Target | None = None
 ) -> Import:
-    """What is to be imported, checked by headers; no tensor is read."""
+    """The import of a published folder."""
     found = folders(source, vae, text)
     folder = found["denoiser"]
     said = weights.read_json(folder / "config.json", weights.CONFIG_BYTES)
@@ -43,7 +42,7 @@ def planned(
 
 
 def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
-    """The folders "denoiser", and "vae" and "text_encoder" where they are."""
+    """The folders "denoiser", and, if they exist, "vae" and "text_encoder"."""
     for flag, path in (("source", source), ("vae", vae), ("text", text)):
         if path is not None and not path.is_dir():
             raise UserError(f"--{flag}={path}: there is no such folder")
@@ -58,18 +57,18 @@ def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path
 
 
 def class_names(source: Path, count: int) -> list[str]:
-    """The names of a pipeline's classes, in order; none if it does not tell them."""
+    """The names of a pipeline's classes, in order; empty if it has none."""
     path = source / "model_index.json"
-    named = weights.read_json(path, TOKENIZER_BYTES).get("id2label") if path.exists() else None
-    if not named or not count:
+    labels = weights.read_json(path, TOKENIZER_BYTES).get("id2label") if path.exists() else None
+    if not labels or not count:
         return []
-    if not isinstance(named, dict) or set(named) != {str(i) for i in range(count)}:
+    if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(count)}:
         raise UserError(f"{path}: id2label does not name the classes 0 to {count - 1}")
-    return [str(named[str(i)]) for i in range(count)]
+    return [str(labels[str(i)]) for i in range(count)]
 
 
 def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
-    """The configuration of an autoencoder; `UserError` for one that has none."""
+    """vdit's fields for an autoencoder; `UserError` if they cannot express it."""
     fields = vae_folder.to_vdit(module)
     made = build_vae(configured(fields))
     for name in vae_folder.FIELDS:
@@ -80,13 +79,13 @@ def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
 
 
 def statistics_of(folder: Path) -> dict[str, list[float]]:
-    """The latents' mean and deviation that an autoencoder's folder says; nothing if it does not."""
-    found = vae_folder.read_statistics(folder) or {}
-    return {name: [float(x) for x in values] for name, values in found.items()}
+    """The latents' mean and standard deviation in an autoencoder's folder; empty without them."""
+    statistics = vae_folder.read_statistics(folder) or {}
+    return {name: [float(x) for x in values] for name, values in statistics.items()}
 
 
 def autoencoder(folder: Path) -> Import:
-    """An autoencoder alone."""
+    """A folder of an autoencoder."""
     module, plan = vae_folder.read_module(folder)
     config = configured({"stages": ("vae",), **vae_fields(folder, module)})
     if not module.causal:
@@ -98,7 +97,7 @@ def autoencoder(folder: Path) -> Import:
 
 
 def classifier(folder: Path, target: Target | None) -> Import:
-    """A ViT or ViViT as it is, or as the start of another network."""
+    """A folder of a ViT or ViViT, as a classifier or as the initialisation of `target`."""
     found = vivit_folder.read_module(folder)
     if target is not None:
         config, names = target.config, {}
@@ -112,7 +111,7 @@ def classifier(folder: Path, target: Target | None) -> Import:
 
 
 def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
-    """A denoiser and what a pipeline's folder has beside it."""
+    """A denoiser with the other parts of its pipeline."""
     folder = found["denoiser"]
     others = [name for family in families.of(Autoencoder).values() for name in family.classes]
     others += [f"model_type {name}" for name in families.of(Classifier)]
@@ -137,12 +136,12 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
     if config.text.path:
         check_text(config, folder, width)
     tensors = weights.read_headers(folder, layouts.STEM)
-    rows, layers = layout.rows, layout.layers(numbers)
-    plan = weights.plan(tensors, shapes(config, width), rows, layout.others, folder, layers)
+    abstract, layers = denoiser_shapes(config, width), layout.layers(numbers)
+    plan = weights.plan(tensors, abstract, layout.rows, layout.others, folder, layers)
     plans["dit"] = folder, plan
     imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
     more = {"dit": {"latents": statistics, "imported": imported}}
-    # Without its text encoder's folder a denoiser is imported too, and then says nothing of it.
+    # A denoiser may be imported without its text encoder's folder.
     content = text_content(config) if config.text.path else {}
     parts = {}
     for stage, (where, made) in plans.items():

@@ -1,6 +1,6 @@
-"""LPIPS: how different two images look (Zhang et al. 2018, arXiv:1801.03924).
+"""LPIPS, a perceptual distance of images (Zhang et al. 2018, arXiv:1801.03924).
 
-The distance of the features that AlexNet or VGG16 has of them, each normed and weighted by channel.
+The distance between features of AlexNet or VGG16, normalised and weighted by channel.
 
 Dimension key: N images, H height, W width, C channels.
 """
@@ -19,13 +19,13 @@ MEAN, DEVIATION = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class Net(NamedTuple):
-    """Convolutions with ReLU, some behind a pooling."""
+    """Convolutions with ReLU, some after max pooling."""
 
-    convs: tuple[tuple[int, int, int, int], ...]  # features, side of the kernel, stride, margin
+    convs: tuple[tuple[int, int, int, int], ...]  # features, kernel size, stride, padding
     pooled: tuple[int, ...]  # convolutions whose input is pooled
-    window: int  # side of the pooling, by 2
+    window: int  # of the pooling, whose stride is 2
     taken: tuple[int, ...]  # convolutions whose output is compared
-    least: int  # rows and columns that leave something to the last pooling
+    least: int  # the fewest rows and columns of an image
 
 
 NETS = {
@@ -41,7 +41,7 @@ NETS = {
 
 
 def unit(x_NHWC: jax.Array) -> jax.Array:
-    """Each place's features, of length 1; none stay none, with a gradient of 0."""
+    """Features normalised to length 1 at each place; zeros stay zeros, with a gradient of 0."""
     square = jnp.square(x_NHWC).sum(-1, keepdims=True)
     length = jnp.sqrt(jnp.where(square > 0.0, square, 1.0)) + 1e-10
     return jnp.where(square > 0.0, x_NHWC / length, 0.0)

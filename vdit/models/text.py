@@ -32,22 +32,21 @@ ECHO = 60  # characters of a prompt that an error repeats
 
 
 def _one_line(caption: str) -> str:
-    """The caption with every run of white space made one space, and none at the ends."""
+    """The caption with runs of white space collapsed, and none at the ends."""
     return " ".join(caption.split())
 
 
 def _shortened(text: str) -> str:
-    """At most `ECHO` characters of a text, quoted, nothing unprintable."""
+    """At most `ECHO` characters of a text, quoted and escaped."""
     return repr(text if len(text) <= ECHO else text[: ECHO - 3] + "...")
 
 
 class Tokenizer:
     """Captions to padded token ids of one static length.
 
-    `json` is the text of a tokenizer.json of the library `tokenizers` (`learned_tokenizer`,
-    `published.minilm_tokenizer`, `text_folder.read_tokenizer`); `length` is the budget S in tokens,
-    special ones included. With `padding` what fills a text up to S counts as its tokens. `chunk` is
-    how many positions the encoder has: a text of more tokens is cut into chunks (`chunks.py`).
+    `json` is the text of a tokenizer.json of the library `tokenizers`; `length` is the budget S in
+    tokens, special ones included. With `padding`, padding counts as tokens of the text. `chunk` is
+    the number of the encoder's positions: a text of more tokens is split into chunks (`chunks.py`).
     """
 
     def __init__(
@@ -68,9 +67,9 @@ class Tokenizer:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Ids int32 (N, S), padded (with 0, or as the JSON says), and their mask, True for tokens.
 
-        A null text has an empty mask; between two chunks it has one empty place. A caption that
-        takes more places than the budget, or one that is not Unicode text, is a `UserError` that
-        says `where` (with its number among several).
+        A null text has an empty mask; one empty place separates two chunks. A caption over the
+        budget, or one that is not Unicode text, is a `UserError` that says `where` (with its number
+        among several).
         """
         ids_NS = np.full((len(captions), self.length), self._pad, np.int32)
         mask_NS = np.zeros((len(captions), self.length), bool)
@@ -101,21 +100,21 @@ class Tokenizer:
         return ids_NS, mask_NS
 
     def _chunks(self, text: str, name: str, most: int) -> list[list[int]]:
-        """The ids of a text's chunks, of at most so many tokens each."""
+        """The ids of a text's chunks, of at most `most` tokens each."""
         chunks = []
         while text:
             tokens = self._tokenizer.encode(text)
-            own = [
+            begins = [
                 begin
                 for (begin, _), special in zip(
                     tokens.offsets, tokens.special_tokens_mask, strict=True
                 )
                 if not special
             ]
-            fit = most - (len(tokens.ids) - len(own))
-            cut = len(text) if len(own) <= fit else cut_before(text, own[max(fit, 0)])
+            fit = most - (len(tokens.ids) - len(begins))
+            cut = len(text) if len(begins) <= fit else cut_before(text, begins[max(fit, 0)])
             ids = self._tokenizer.encode(text[:cut]).ids
-            while len(ids) > most and cut:  # a word that is cut may fall into more tokens
+            while len(ids) > most and cut:  # a word that is split may become more tokens
                 cut -= 1
                 ids = self._tokenizer.encode(text[:cut]).ids
             if not cut:
@@ -126,7 +125,7 @@ class Tokenizer:
         return chunks
 
     def empty(self) -> tuple[np.ndarray, np.ndarray]:
-        """Ids int32 (1, S) of a text without words, special tokens alone, and their mask."""
+        """Ids int32 (1, S) of the empty text, special tokens alone, and their mask."""
         ids = self._tokenizer.encode("").ids[: self.length]
         ids_1S = np.full((1, self.length), self._pad, np.int32)
         ids_1S[0, : len(ids)] = ids
@@ -141,8 +140,8 @@ def learned_tokenizer(captions: Iterable[str], vocab: int) -> str:
     """Byte-level BPE (Sennrich et al. 2016) of the captions, as the text of a tokenizer.json.
 
     Any text encodes, for every byte is a token; case does not matter. The same captions in any
-    order give the same tokenizer. It has at most `vocab` tokens: [PAD], 256 bytes, and pairs as
-    long as there are pairs that occur twice.
+    order give the same tokenizer. It has at most `vocab` tokens: [PAD], 256 bytes, and merged
+    pairs that occur at least twice.
     """
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab <= len(alphabet):
@@ -163,14 +162,14 @@ def learned_tokenizer(captions: Iterable[str], vocab: int) -> str:
 
 
 def no_tokenizer() -> str:
-    """The text of a tokenizer.json for which every caption is the null text."""
+    """The text of a tokenizer.json that encodes every caption as the null text."""
     tokenizer = tokenizers.Tokenizer(models.WordLevel({PAD: 0}, unk_token=PAD))
     tokenizer.normalizer = normalizers.Replace(Regex(r"[\s\S]"), "")
     return tokenizer.to_str()
 
 
 class NoText(nn.Module):
-    """No features of any caption: zeros (N, S, 1)."""
+    """Zeros (N, S, 1) for any caption."""
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
@@ -235,11 +234,11 @@ def pool_mean(features_NSD: jax.Array, mask_NS: jax.Array) -> jax.Array:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """One text encoder: its network, and where its parameters come from.
+    """A text encoder: its network, and the source of its parameters.
 
-    A `frozen` one comes pretrained: `init` reads its parameters (call it outside of jit), they
-    are not trained, and its features may be cached. `pool` makes one vector (N, D) of the features
-    and mask of each caption, zero for a null text.
+    A `frozen` one is pretrained: `init` reads its parameters (call it outside of jit), they are not
+    trained, and its features may be cached. `pool` reduces the features and mask of each caption to
+    one vector (N, D), zero for a null text.
     """
 
     name: str
@@ -250,7 +249,7 @@ class TextEncoder:
     pool: Callable[[jax.Array, jax.Array], jax.Array] = pool_mean
 
     def init(self, key: jax.Array, ids_NS: Any, mask_NS: Any) -> Any:
-        """Parameters: pretrained if there are any, else drawn by `key`."""
+        """Parameters: pretrained ones, or else random ones by `key`."""
         if self.load:
             return self.load()
         return self.module.init(key, ids_NS, mask_NS)["params"]
@@ -277,8 +276,8 @@ def encode_features(
 ) -> np.ndarray:
     """`encoder.apply` over any number of captions, in batches: float32 (N, S, D).
 
-    Repeated captions are encoded once; a batch holds captions of like length and is cut to
-    a multiple of 8 tokens, which leaves their features as they are and is up to S / 8 times faster.
+    Repeated captions are encoded once; a batch holds captions of similar length and is cut to a
+    multiple of 8 tokens, which does not change the features and is up to S / 8 times faster.
     """
     _, first, again = np.unique(
         np.where(mask_NS, ids_NS, -1), axis=0, return_index=True, return_inverse=True
@@ -306,10 +305,10 @@ def learned(
     dtype: Any = jnp.float32,
     gather: Gather = None,
 ) -> TextEncoder:
-    """`vocab` is the tokenizer's; `dtype` is that of the matmuls' operands; `gather`: see DiT."""
+    """`vocab` is the tokenizer's, `dtype` that of the matmuls' operands; `gather`: see `DiT`."""
     if width % heads or (width // heads) % 2:
         raise UserError(
-            f"text width {width}, heads {heads} given; allowed: heads that cut it into even shares"
+            f"text width {width}, heads {heads} given; allowed: heads of an even size"
         )
     module = LearnedText(vocab, width, depth, heads, unroll, dtype, gather)
     return TextEncoder("learned", width, frozen=False, module=module)

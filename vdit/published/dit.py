@@ -25,7 +25,7 @@ _EMBED: tuple[Row, ...] = (
     ("embed/bias", "pos_embed.proj.bias", None),
 )
 _LEVEL = {"level_in": "timestep_embedder.linear_1", "level_out": "timestep_embedder.linear_2"}
-_EMB = "transformer_blocks.{*}.norm1.emb"  # each block has its copy of the one embedder
+_EMB = "transformer_blocks.{*}.norm1.emb"  # every block stores a copy of the embedder
 _SPACE, _TIME = "transformer_blocks.{}", "temporal_transformer_blocks.{}"
 DIT_ROWS: tuple[Row, ...] = (
     *_EMBED,
@@ -51,7 +51,7 @@ LATTE_ROWS: tuple[Row, ...] = (
 
 
 def _to_vdit(config: Config, depth: int) -> dict[str, Any]:
-    """What both have, with `depth` blocks."""
+    """Fields that both families have, for `depth` blocks."""
     heads, patch, channels, side = (
         config[n] for n in ("num_attention_heads", "patch_size", "in_channels", "sample_size")
     )

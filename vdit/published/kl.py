@@ -1,5 +1,5 @@
-"""The image autoencoder of latent diffusion (arXiv:2112.10752) as diffusers' AutoencoderKL. A video
-is encoded frame by frame.
+"""The image autoencoder of latent diffusion (arXiv:2112.10752) as diffusers' AutoencoderKL; it
+encodes a video frame by frame.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def _side(side: str, levels: str, ours: str, theirs: str) -> tuple[Row, ...]:
     rows += layer(rf"{side}/level(\d+)/{ours}/conv", f"{level}.{theirs}.0.conv", KERNEL)
     attention = f"{side}.mid_block.attentions.0"
     rows += layer(f"{side}/attention/norm", f"{attention}.group_norm")
-    # The first published folders have the older names.
+    # Early published folders have the older names.
     for part, *names in (
         ("q", "to_q", "query"), ("k", "to_k", "key"), ("v", "to_v", "value"),
         ("o", "to_out.0", "proj_attn"),
@@ -84,7 +84,7 @@ def to_config(model: ConvVAE) -> dict[str, Any]:
 
 
 def statistics(config: Config, channels: int) -> tuple[Any, Any]:
-    """One number for all channels, or one for each beside it."""
+    """One number for all channels, or one per channel."""
     shift, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor", 0.18215)
     spread = np.asarray(config.get("latents_std") or [1.0] * channels, np.float64)
     mean = config.get("latents_mean") or [shift] * channels
@@ -92,7 +92,7 @@ def statistics(config: Config, channels: int) -> tuple[Any, Any]:
 
 
 def scaling(mean: list[float], std: list[float]) -> dict[str, Any]:
-    """One number, or one a channel."""
+    """One number for all channels, or one per channel."""
     if len(set(mean)) == len(set(std)) == 1:
         return {"scaling_factor": 1 / std[0], **({"shift_factor": mean[0]} if mean[0] else {})}
     return {"scaling_factor": 1.0, "latents_mean": mean, "latents_std": std}

@@ -35,9 +35,9 @@ def read_layout(folder: Path, others: Sequence[str] = ()) -> tuple[str, dict[str
 
 
 def text_width(params: Mapping[str, Any]) -> int:
-    """Numbers in a token's text features that a denoiser reads; 1 if it reads none.
+    """Width of the text features that a denoiser reads; 1 if it reads none.
 
-    `params` are flat, with "/" between the names.
+    `params` are flat, with names joined by "/".
     """
     for end in (layout.text_kernel for layout in LAYOUTS.values() if layout.text_kernel):
         for path, kernel in params.items():
@@ -47,34 +47,34 @@ def text_width(params: Mapping[str, Any]) -> int:
 
 
 def architecture(fields: Config, sizes: Sizes) -> dict[str, Any]:
-    """The fields that determine what a denoiser computes, equal for equal networks."""
-    named = ("dit.model", "dit.patch", "dit.axes", "dit.learned_variance")
+    """The fields that determine a denoiser's architecture, equal for equal networks."""
+    names = ("dit.model", "dit.patch", "dit.axes", "dit.learned_variance")
     groups = ("dit.paper.", "dit.unet.")
-    found = {k: v for k, v in fields.items() if k in named or k.startswith(groups)}
-    if not found["dit.paper.span"]:  # positions that count tokens
-        found["dit.paper.span"] = float(sizes.latent[1] // found["dit.patch"][0])
-    if found["dit.model"] == "unet":  # whose size is not dit.preset's
-        return {k: v for k, v in found.items() if not k.startswith("dit.paper.")}
-    return found | {"preset": {"activation": "gelu"} | preset(fields["dit.preset"])}
+    kept = {k: v for k, v in fields.items() if k in names or k.startswith(groups)}
+    if not kept["dit.paper.span"]:  # positions that count tokens
+        kept["dit.paper.span"] = float(sizes.latent[1] // kept["dit.patch"][0])
+    if kept["dit.model"] == "unet":  # its size is not in dit.preset
+        return {k: v for k, v in kept.items() if not k.startswith("dit.paper.")}
+    return kept | {"preset": {"activation": "gelu"} | preset(fields["dit.preset"])}
 
 
 def to_layout(
     fields: Config, sizes: Sizes, defaults: Config
 ) -> tuple[Denoiser, dict[str, Any]] | None:
-    """The layout of a denoiser, and its config.json; None if diffusers has no such network.
+    """The family of a denoiser and its config.json; None if diffusers has no such network.
 
-    `fields` are the configuration's, flat ("dit.patch"), and `defaults` those of a new one.
+    `fields` and `defaults` are a configuration's and the default one's, flat ("dit.patch").
     """
     if sizes.latent[1] != sizes.latent[2] or fields["dit.patch"][0] != fields["dit.patch"][1]:
         return None
     for layout in LAYOUTS.values():
         try:
-            found = layout.from_vdit(fields, sizes)
-            theirs = {**defaults, **layout.to_vdit(found)}
+            config = layout.from_vdit(fields, sizes)
+            theirs = {**defaults, **layout.to_vdit(config)}
         except UserError:
             continue
         same = architecture(theirs, sizes) == architecture(fields, sizes)
         if same and theirs["data.frames"] == sizes.latent[0]:
             fixed = {name: layout.fixed[name] for name in layout.written}
-            return layout, {"_class_name": layout.classes[0], **fixed, **found}
+            return layout, {"_class_name": layout.classes[0], **fixed, **config}
     return None

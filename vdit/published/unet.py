@@ -30,7 +30,7 @@ FIXED = {
 
 
 def _transformer(path: str, name: str) -> tuple[Row, ...]:
-    """A transformer, whose first and last layers are linear or convolutions of one pixel."""
+    """A transformer, whose first and last layers are linear or 1x1 convolutions."""
     rows = layer(f"{path}/norm", f"{name}.norm")
     for kind, axes in (("linear", TRANSPOSED), ("conv", pixel(KERNEL))):
         for end in ("in", "out"):
@@ -63,11 +63,11 @@ ROWS: tuple[Row, ...] = (
 
 
 def _levels(config: Config, folder: Path) -> dict[str, Any]:
-    """The fields with a value for each level, or one for all of them."""
+    """Fields with one value per level, or a single one for all levels."""
     widths = numbers(config, "block_out_channels", (320, 640, 1280, 1280), folder)
-    found: dict[str, Any] = {"block_out_channels": widths}
+    fields: dict[str, Any] = {"block_out_channels": widths}
     for name, default in (("attention_head_dim", 8), ("transformer_layers_per_block", 1)):
-        found[name] = numbers(config, name, default, folder, len(widths))
+        fields[name] = numbers(config, name, default, folder, len(widths))
     for name, known, plain in (("down_block_types", DOWN, -1), ("up_block_types", UP, 0)):
         kinds = [known[1]] * 4
         kinds[plain] = known[0]
@@ -79,8 +79,8 @@ def _levels(config: Config, folder: Path) -> dict[str, Any]:
                 f"{folder / 'config.json'}: {name} is {str(value)[:100]}; allowed:"
                 f" {' or '.join(known)}, one for each of {len(widths)} levels"
             )
-        found[name] = tuple(value)
-    return found
+        fields[name] = tuple(value)
+    return fields
 
 
 def _to_vdit(config: Config) -> dict[str, Any]:
@@ -99,7 +99,7 @@ def _to_vdit(config: Config) -> dict[str, Any]:
         "dit.model": "unet",
         "dit.unet.widths": tuple(widths),
         "dit.unet.blocks": config["layers_per_block"],
-        "dit.unet.heads": tuple(config["attention_head_dim"]),  # diffusers' name for their number
+        "dit.unet.heads": tuple(config["attention_head_dim"]),  # in fact their number
         "dit.unet.depths": tuple(d * kind for d, kind in zip(depths, kinds, strict=True)),
         "dit.unet.middle": depths[-1],
         "dit.unet.groups": config["norm_num_groups"],
@@ -109,7 +109,7 @@ def _to_vdit(config: Config) -> dict[str, Any]:
         "sample.guidance": 7.5,
         "text.encoder": "clip",
         "text.length": 77,
-        "text.padding": True,  # its pipeline gives the U-Net no mask
+        "text.padding": True,  # the pipeline passes no mask to the U-Net
     }
 
 

@@ -16,7 +16,7 @@ from vdit.published.family import Autoencoder
 STEM = "diffusion_pytorch_model"
 FAMILIES = {name: family for family in families.of(Autoencoder).values() for name in family.classes}
 
-# What two networks of one architecture share.
+# Fields that determine the architecture.
 FIELDS = (
     "patch", "channels", "widths", "decoder_widths", "blocks", "causal", "groups", "pixels",
     "residual", "attention", "quantise",
@@ -31,9 +31,9 @@ def _read(folder: Path) -> tuple[dict[str, Any], Autoencoder, ConvVAE]:
 
 
 def read_module(folder: str | Path) -> tuple[ConvVAE, weights.Plan]:
-    """The network of a folder and the plan of its parameters; headers are read, no tensor.
+    """The network of a folder and the plan of its parameters; reads headers, no tensor data.
 
-    `UserError` for a folder of another model, or whose tensors do not fit.
+    `UserError` for another network, or tensors that do not fit.
     """
     folder = Path(folder)
     _, family, module = _read(folder)
@@ -45,10 +45,10 @@ def read_module(folder: str | Path) -> tuple[ConvVAE, weights.Plan]:
 
 
 def read_statistics(folder: str | Path) -> dict[str, np.ndarray] | None:
-    """Mean and deviation (Z,) by which a denoiser of this autoencoder's latents sees them.
+    """Mean and standard deviation (Z,) by which latents are normalised for a denoiser.
 
-    As `vdit.data.latents.Latents.statistics` gives them; None where the folder has none;
-    `UserError` where they are not numbers.
+    As `vdit.data.latents.Latents.statistics` gives them; None if the folder has none; `UserError`
+    if they are not numbers.
     """
     folder = Path(folder)
     config, family, module = _read(folder)
@@ -69,7 +69,7 @@ def read_statistics(folder: str | Path) -> dict[str, np.ndarray] | None:
 
 
 def to_vdit(module: ConvVAE) -> dict[str, Any]:
-    """vdit's fields for an autoencoder; a caller compares `FIELDS` of the one that they give."""
+    """vdit's fields for an autoencoder; compare `FIELDS`, since they cannot express all of it."""
     width, decoder_width = module.widths[0], module.decoder_widths[0]
     return {
         "vae.model": "causal" if module.causal else "kl",
@@ -88,9 +88,9 @@ def to_vdit(module: ConvVAE) -> dict[str, Any]:
 def to_folder(
     module: Any, statistics: Mapping[str, Any] | None
 ) -> tuple[dict[str, Any], Sequence[weights.Row]] | None:
-    """The config.json and the key table of an autoencoder; None if diffusers has none such.
+    """The config.json and the key table of an autoencoder; None if diffusers does not have it.
 
-    `statistics` are the latents' "mean" and "std" as lists, if they are known.
+    `statistics` are the latents' "mean" and "std" as lists, if known.
     """
     if not isinstance(module, ConvVAE):
         return None

@@ -1,8 +1,7 @@
-"""ViT and ViViT (Model 1) from a folder as transformers writes it, and back: config.json and
-model.safetensors (or shards of it).
+"""ViT and ViViT (Model 1) in transformers' folders, read and written.
 
-Folders of the networks alone (ViTModel, VivitModel) have no head;
-their names go without the family's prefix, and what they pool by is not read.
+Folders of the backbones alone (ViTModel, VivitModel) have no head and no prefix in their tensors'
+names; their pooler is not read.
 
 Source of the names: transformers 5.23; published folders have those of transformers 4.
 """
@@ -24,7 +23,7 @@ from vdit.published.weights import Row
 
 STEM = "model"  # of the weights' files
 
-# Their names of an activation; the first of ours is written.
+# transformers' names of activations; the first that maps to one of vdit's is written.
 ACTIVATIONS = {
     "gelu_fast": "gelu", "gelu_new": "gelu", "gelu_pytorch_tanh": "gelu", "gelu": "gelu_erf",
     "silu": "silu",
@@ -46,7 +45,7 @@ FAMILIES: dict[str, Classifier] = {
 FIXED = {"num_channels": 3, "qkv_bias": True}
 OTHERS = (r"(vi(vi)?t\.)?(pooler\..*|embeddings\.mask_token)",)
 
-# Of a layer: its names in published folders, and in transformers 5.
+# A layer's tensors: names in published folders, and in transformers 5.
 _STACKS = ("encoder.layer.{}", "layers.{}")
 _LAYERS = {
     "attention_norm": ("layernorm_before", "layernorm_before"),
@@ -61,13 +60,13 @@ _LAYERS = {
 
 
 def rows(kind: str) -> tuple[Row, ...]:
-    """The names of the tensors of a family's `unfolded` parameters; the first are written."""
+    """The key table of a family's `unfolded` parameters; the first names are written."""
     sizes = FAMILIES[kind].patch[1]
-    kernel = (*range(2, 2 + sizes), 1, 0)  # (D, C, t, h, w) there
-    made = list(layer("head", "classifier"))
+    kernel = (*range(2, 2 + sizes), 1, 0)  # (D, C, t, h, w) in torch
+    table = list(layer("head", "classifier"))
     for base in (f"{kind}.", ""):
         embed = f"{base}embeddings"
-        made += [
+        table += [
             ("embed_video/kernel", f"{embed}.patch_embeddings.projection.weight", kernel),
             ("embed_video/bias", f"{embed}.patch_embeddings.projection.bias", None),
             ("encoder/token", f"{embed}.cls_token", None),
@@ -76,46 +75,46 @@ def rows(kind: str) -> tuple[Row, ...]:
         ]
         for number, stack in enumerate(_STACKS):
             for ours, names in _LAYERS.items():
-                made += layer(f"encoder/blocks/{ours}", f"{base}{stack}.{names[number]}")
-    return tuple(made)
+                table += layer(f"encoder/blocks/{ours}", f"{base}{stack}.{names[number]}")
+    return tuple(table)
 
 
 def unfolded(params: Mapping[str, Any], patch: tuple[int, ...]) -> dict[str, Any]:
-    """Parameters with the tubelets' kernel as a convolution's, and axes of one as there.
+    """Parameters in transformers' shapes: the tubelets' kernel as a convolution's, batch axes.
 
-    `patch` are its sizes there: two of a ViT.
+    `patch` is the kernel's size: two numbers for a ViT.
     """
-    made = traverse_util.flatten_dict(dict(params), sep="/")
-    kernel = made["embed_video/kernel"]
-    made["embed_video/kernel"] = kernel.reshape(*patch, -1, kernel.shape[-1])
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    kernel = flat["embed_video/kernel"]
+    flat["embed_video/kernel"] = kernel.reshape(*patch, -1, kernel.shape[-1])
     for name, axes in (("encoder/token", (0, 1)), ("encoder/position", (0,))):
-        made[name] = jnp.expand_dims(made[name], axes)
-    return traverse_util.unflatten_dict(made, sep="/")
+        flat[name] = jnp.expand_dims(flat[name], axes)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 def folded(params: Mapping[str, Any]) -> dict[str, Any]:
-    """The way back from `unfolded`."""
-    made = traverse_util.flatten_dict(dict(params), sep="/")
-    for name in ("embed_video/kernel", "encoder/token", "encoder/position"):
-        made[name] = made[name].reshape(*(() if name == "encoder/token" else (-1,)),
-                                        made[name].shape[-1])  # fmt: skip
-    return traverse_util.unflatten_dict(made, sep="/")
+    """The inverse of `unfolded`."""
+    flat = traverse_util.flatten_dict(dict(params), sep="/")
+    for name in ("embed_video/kernel", "encoder/position"):
+        flat[name] = flat[name].reshape(-1, flat[name].shape[-1])
+    flat["encoder/token"] = flat["encoder/token"].reshape(-1)
+    return traverse_util.unflatten_dict(flat, sep="/")
 
 
 class Found(NamedTuple):
     """The network of a folder."""
 
-    model: ViViT  # of as many classes as its head has, or none
-    frames: int  # of its clips: positions are learned for this number and size
+    model: ViViT  # with 0 classes if the folder has no head
+    frames: int  # of a clip: positions are learned for this number and size
     size: tuple[int, int]
     plan: weights.Plan  # of `unfolded` parameters, without a head if the folder has none
-    classes: list[str]  # the names of its classes, if they have names
+    classes: list[str]  # names of the classes, if the folder has them
 
 
 def read_module(folder: str | Path) -> Found:
-    """The network of a folder and the plan of its parameters; headers are read, no tensor.
+    """The network of a folder and the plan of its parameters; reads headers, no tensor data.
 
-    `UserError` for a folder of another model, one that cannot be here, or tensors that do not fit.
+    `UserError` for another or an unsupported network, or tensors that do not fit.
     """
     folder = Path(folder)
     where = folder / "config.json"
@@ -123,25 +122,25 @@ def read_module(folder: str | Path) -> Found:
     kind = config["model_type"]
     family = FAMILIES[kind]
     weights.check_fixed(config, FIXED, where)
-    said = weights.fields(config, family.defaults, folder)
+    numbers = weights.fields(config, family.defaults, folder)
     width, depth, heads = (
-        said[n] for n in ("hidden_size", "num_hidden_layers", "num_attention_heads")
+        numbers[n] for n in ("hidden_size", "num_hidden_layers", "num_attention_heads")
     )
     field, count = family.patch
     sides = weights.numbers(config, field, 16, folder, count)
     size = weights.numbers(config, "image_size", 224, folder, 2)
-    frames = said.get("num_frames", 1)
+    frames = numbers.get("num_frames", 1)
     time, height, across = (1, *sides)[-3:]
     if height != across:
-        raise UserError(f"{where}: {field} is {sides}; allowed: as many rows as columns")
+        raise UserError(f"{where}: {field} is {sides}; allowed: square patches")
     weights.check_heads(width, heads, folder)
     tensors = weights.read_headers(folder, STEM)
     head = tensors.get("classifier.weight")
     classes = head.shape[0] if head is not None and len(head.shape) == 2 else 0
     model = ViViT(
         classes, width, depth, heads, patch=(time, height, across),
-        mlp_ratio=said["intermediate_size"] / width, epsilon=float(said["layer_norm_eps"]),
-        activation=ACTIVATIONS[said["hidden_act"]],
+        mlp_ratio=numbers["intermediate_size"] / width, epsilon=float(numbers["layer_norm_eps"]),
+        activation=ACTIVATIONS[numbers["hidden_act"]],
     )  # fmt: skip
     video = jax.ShapeDtypeStruct((1, frames, *size, 3), jnp.float32)
     shapes = jax.eval_shape(model.init, jax.random.key(0), video)["params"]
@@ -149,20 +148,20 @@ def read_module(folder: str | Path) -> Found:
     if not classes:
         del shapes["head"]
     plan = weights.plan(tensors, shapes, rows(kind), OTHERS, folder)
-    named = config.get("id2label")
+    labels = config.get("id2label")
     names = []
-    if isinstance(named, dict) and set(named) == {str(i) for i in range(classes)}:
-        names = [str(named[str(i)]) for i in range(classes)]
+    if isinstance(labels, dict) and set(labels) == {str(i) for i in range(classes)}:
+        names = [str(labels[str(i)]) for i in range(classes)]
     return Found(model, frames, (size[0], size[1]), plan, names)
 
 
 def to_folder(
     model: ViViT, frames: int, size: tuple[int, int]
 ) -> tuple[dict[str, Any], tuple[Row, ...], tuple[int, ...]] | None:
-    """The config.json of a model for clips of that size, the names of its tensors and the sizes
-    that `unfolded` takes; None for one that transformers has not."""
-    acts = [theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation]
-    if (model.model, model.pool, model.samples) != ("joint", "token", 0) or not acts:
+    """The config.json of a model for clips of that size, its key table, and the kernel size for
+    `unfolded`; None for a network that transformers does not have."""
+    names = [theirs for theirs, ours in ACTIVATIONS.items() if ours == model.activation]
+    if (model.model, model.pool, model.samples) != ("joint", "token", 0) or not names:
         return None
     kind = "vit" if frames == model.patch[0] == 1 else "vivit"
     family = FAMILIES[kind]
@@ -176,7 +175,7 @@ def to_folder(
         "num_hidden_layers": model.depth,
         "num_attention_heads": model.heads,
         "intermediate_size": int(model.width * model.mlp_ratio),
-        "hidden_act": acts[0],
+        "hidden_act": names[0],
         "layer_norm_eps": model.epsilon,
         **FIXED,
         "hidden_dropout_prob": 0.0,

@@ -68,7 +68,7 @@ def _shown(name: str, most: int = 120) -> str:
 
 
 def read_bytes(path: Path, most: int) -> bytes:
-    """A small file's bytes; one that cannot be read, or has more than `most`, is refused."""
+    """A file's content; `UserError` if it is unreadable or larger than `most` bytes."""
     try:
         size = path.stat().st_size
         if size > most:
@@ -79,22 +79,22 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 
 def read_json(path: Path, most: int) -> dict[str, Any]:
-    """A small file that holds one JSON object."""
+    """A file that holds one JSON object, of at most `most` bytes."""
     return _parse(path, read_bytes(path, most))
 
 
 def _parse(path: Path, text: bytes) -> dict[str, Any]:
-    """A JSON object in which no name comes twice."""
+    """A JSON object without duplicate keys."""
 
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict(pairs)
-        if len(found) < len(pairs):
-            twice = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise ValueError(f"{_shown(twice)} is there twice")
-        return found
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        value = dict(pairs)
+        if len(value) < len(pairs):
+            key = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
+            raise ValueError(f"duplicate key {_shown(key)}")
+        return value
 
     try:
-        value = json.loads(text, object_pairs_hook=once)
+        value = json.loads(text, object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path}: not JSON ({error})") from error
     if not isinstance(value, dict):
@@ -105,28 +105,27 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 def read_config(
     folder: Path, types: Sequence[str], field: str = "model_type"
 ) -> dict[str, Any]:
-    """A folder's config.json; `UserError` if its `field` is none of `types`."""
+    """A folder's config.json; `UserError` if its `field` is not one of `types`."""
     path = folder / "config.json"
     config = read_json(path, CONFIG_BYTES)
-    found = config.get(field)
-    if found not in types:
-        allowed = " or ".join(types)
-        raise UserError(f"{path}: {field} is {_shown(repr(found))}; allowed: {allowed}")
+    if config.get(field) not in types:
+        allowed, shown = " or ".join(types), _shown(repr(config.get(field)))
+        raise UserError(f"{path}: {field} is {shown}; allowed: {allowed}")
     return config
 
 
 def fields(config: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The fields of a config.json that `defaults` names; an absent or null one has its default.
+    """The fields of a config.json that `defaults` names; absent and null ones get their default.
 
-    A default gives the type: a number (positive, at most `LARGEST`), a string, a bool, or a tuple
-    of strings, the allowed ones, of which the first is the default. Anything else is a `UserError`.
+    The default also gives the type: a positive number up to `LARGEST`, a string, a bool, or, as a
+    tuple, one of its strings (the first is the default). Any other value is a `UserError`.
     """
-    found = {}
+    values = {}
     for name, default in defaults.items():
         choices = default if isinstance(default, tuple) else ()
         value = config.get(name)
         if value is None:
-            found[name] = choices[0] if choices else default
+            values[name] = choices[0] if choices else default
             continue
         if choices:
             fits, allowed = value in choices, " or ".join(dict.fromkeys(choices))
@@ -141,31 +140,31 @@ def fields(config: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path)
         if not fits:
             shown = _shown(json.dumps(value))
             raise UserError(f"{folder / 'config.json'}: {name} is {shown}; allowed: {allowed}")
-        found[name] = value
-    return found
+        values[name] = value
+    return values
 
 
 def numbers(
     config: Mapping[str, Any], name: str, default: Any, folder: Path, count: int = 0
 ) -> tuple[int, ...]:
-    """A field of a config.json that is a list of `count` integers (0: of 1 to 16), each above 0.
+    """A field of a config.json that is a list of `count` positive integers (0: 1 to 16 of them).
 
-    One integer stands for all `count` of them.
+    A single integer is repeated `count` times.
     """
     value = config.get(name)
     value = default if value is None else value
-    found = tuple(value) if isinstance(value, list | tuple) else (value,) * max(count, 1)
-    fits = len(found) == count if count else 0 < len(found) <= 16
-    if not fits or not all(type(n) is int and 0 < n <= 2**16 for n in found):
+    values = tuple(value) if isinstance(value, list | tuple) else (value,) * max(count, 1)
+    fits = len(values) == count if count else 0 < len(values) <= 16
+    if not fits or not all(type(n) is int and 0 < n <= 2**16 for n in values):
         raise UserError(
             f"{folder / 'config.json'}: {name} is {_shown(str(value))}; allowed:"
             f" {count or '1 to 16'} numbers above 0, at most {2**16}"
         )
-    return found
+    return values
 
 
 def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], path: Path) -> None:
-    """Refuses a file whose fields, where present, differ from `fixed`."""
+    """Refuses a config.json in which a field of `fixed` is present with another value."""
     for name, value in fixed.items():
         if config.get(name, value) != value:
             shown = _shown(repr(config[name]))
@@ -173,17 +172,17 @@ def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], path: Path)
 
 
 def check_heads(width: int, heads: int, folder: Path) -> None:
-    """Refuses a width that is no multiple of the number of heads."""
+    """Refuses a width that is not a multiple of the number of heads."""
     if width % heads:
         raise UserError(
-            f"{folder / 'config.json'}: {heads} heads do not cut the width {width} into even shares"
+            f"{folder / 'config.json'}: the width {width} is not a multiple of its {heads} heads"
         )
 
 
 def read_header(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file by name; no data is read.
+    """The tensors of a safetensors file by name; reads the header only.
 
-    The format: 8 bytes for the header's length, the header as JSON, the data without a gap
+    The format: 8 bytes for the header's length, the header as JSON, then the data without gaps
     (https://github.com/huggingface/safetensors#format).
     """
     try:
@@ -196,7 +195,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 )
             if total < 8 + length:
                 raise UserError(f"cannot read {path}: cut short at {total} bytes, in its header")
-            header = _parse(path, file.read(length))  # refuses a name that comes twice
+            header = _parse(path, file.read(length))  # refuses duplicate names
         header.pop("__metadata__", None)
         with safe_open(path, "numpy"):
             pass  # opening validates the header
@@ -222,7 +221,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
 
 
 def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
-    """All tensors of a folder: of `stem`.safetensors, or of the shards that its index names."""
+    """All tensors of a folder: `stem`.safetensors, or the shards in its index."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.exists():
         return read_header(single)
@@ -235,15 +234,15 @@ def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
         raise UserError(f"cannot read {index}: its weight_map does not map tensors to files")
     files = sorted(set(named.values()))
-    # A shard lies in the folder itself: a name with a path in it could point anywhere.
-    if strange := [file for file in files if not re.fullmatch(r"[\w.-]+\.safetensors", file)]:
-        raise UserError(f"cannot read {index}: {_shown(strange[0])} is no shard's name")
+    # A shard is in the folder itself: a name that contains a path could point anywhere.
+    if invalid := [file for file in files if not re.fullmatch(r"[\w.-]+\.safetensors", file)]:
+        raise UserError(f"cannot read {index}: {_shown(invalid[0])} is not a valid shard name")
     tensors: dict[str, Tensor] = {}
     for file in files:
-        found = read_header(folder / file)
-        if twice := sorted(tensors.keys() & found.keys()):
-            raise UserError(f"cannot read {folder}: tensor {_shown(twice[0])} is in two shards")
-        tensors |= found
+        more = read_header(folder / file)
+        if both := sorted(tensors.keys() & more.keys()):
+            raise UserError(f"cannot read {folder}: tensor {_shown(both[0])} is in two shards")
+        tensors |= more
     if absent := sorted(named.keys() - tensors.keys()):
         raise UserError(f"cannot read {folder}: no shard holds the tensor {_shown(absent[0])}")
     return tensors
@@ -251,8 +250,8 @@ def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
 
 def _read(tensor: Tensor, most: int | None = None, start: int = 0) -> bytes:
     """A tensor's bytes from `start` on, at most `most` of them."""
-    left = tensor.size - start
-    size = left if most is None else min(most, left)
+    size = tensor.size - start
+    size = size if most is None else min(most, size)
     try:
         with tensor.file.open("rb") as file:
             file.seek(tensor.begin + start)
@@ -260,15 +259,14 @@ def _read(tensor: Tensor, most: int | None = None, start: int = 0) -> bytes:
     except OSError as error:
         raise UserError(f"cannot read {tensor.file}: {error.strerror or error}") from error
     if len(data) < size:
-        raise UserError(f"cannot read {tensor.file}: it became shorter while it was read")
+        raise UserError(f"cannot read {tensor.file}: it was truncated while being read")
     return data
 
 
 def digest(tensors: Mapping[str, Tensor], files: Iterable[bytes] = ()) -> str:
-    """SHA-256 of the tensors' names, dtypes, shapes and first bytes, and of whole small files.
+    """SHA-256 of the tensors' names, dtypes, shapes and first bytes, and of the contents `files`.
 
-    It reads 4 KiB a tensor, so it is cheap for any model; how tensors are cut into files does not
-    matter to it.
+    It reads 4 KiB per tensor, so it is cheap for any model, and does not depend on the sharding.
     """
     total = hashlib.sha256()
     for data in files:
@@ -281,9 +279,9 @@ def digest(tensors: Mapping[str, Tensor], files: Iterable[bytes] = ()) -> str:
 
 @dataclass(frozen=True)
 class Source:
-    """What one parameter is read from: a tensor, or one for each of its layers.
+    """The tensor that a parameter is read from, or one tensor per layer of a stacked parameter.
 
-    Several tensors of one that is not stacked are alike.
+    Several tensors of a parameter that is not stacked must be equal.
     """
 
     tensors: tuple[tuple[str, Tensor], ...]
@@ -303,13 +301,13 @@ def plan(
     folder: Path,
     layers: int = 1,
 ) -> Plan:
-    """Which tensors make the parameters of `shapes` (a tree of arrays or their abstract values).
+    """Maps the parameters of `shapes` (a tree of arrays, possibly abstract) to tensors.
 
-    `others` are regexes on names of tensors that the model does without; `layers` is how often a
-    tensor with `{*}` in its name is there. A tensor that is missing,
-    of another shape or dtype, or neither used nor among `others`, is a `UserError` that names it.
+    `others` are regexes for names of tensors that the network does not use; `layers` is the number
+    of repeats of a tensor with `{*}` in its name. `UserError` names a tensor that is missing, has
+    another shape or dtype, or is neither used nor among `others`.
     """
-    made, used = {}, set()
+    plan, used = {}, set()
     for parts, leaf in traverse_util.flatten_dict(shapes).items():
         name, axes = _choose("/".join(parts), leaf.shape[0], rows, tensors)
         axes = axes and _order(axes)
@@ -317,36 +315,36 @@ def plan(
         allowed = tuple(leaf.shape[1:] if stacked else leaf.shape)
         if axes is not None:
             allowed = tuple(allowed[axes.index(i)] for i in range(len(axes)))
-        found = []
+        read = []
         for full in _names(name, leaf.shape[0] if stacked else layers):
             if full not in tensors:
                 raise UserError(f"{folder} lacks the tensor {full}")
             tensor = tensors[full]
-            # A kernel of one pixel, or a norm's scale, may have axes of one behind its own.
+            # A 1x1 convolution's kernel, or a norm's scale, may have trailing axes of size 1.
             ones = (1,) * (len(tensor.shape) - len(allowed))
             if tensor.shape != allowed + ones:
                 raise UserError(f"{folder}: tensor {full} is {tensor.shape}; allowed: {allowed}")
             if tensor.dtype not in FLOATS:
                 known = ", ".join(FLOATS)
                 raise UserError(f"{folder}: tensor {full} is {tensor.dtype}; allowed: {known}")
-            found.append((full, tensor))
+            read.append((full, tensor))
             used.add(full)
-        made[parts] = Source(tuple(found), tuple(leaf.shape), axes, stacked)
-    known_others = re.compile("|".join(f"(?:{other})" for other in others) or r"(?!)")
-    extra = sorted(name for name in tensors.keys() - used if not known_others.fullmatch(name))
+        plan[parts] = Source(tuple(read), tuple(leaf.shape), axes, stacked)
+    unused = re.compile("|".join(f"(?:{other})" for other in others) or r"(?!)")
+    extra = sorted(name for name in tensors.keys() - used if not unused.fullmatch(name))
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise UserError(f"{folder} holds a tensor that no part takes: {_shown(extra[0])}{more}")
-    return made
+        raise UserError(f"{folder} has an unexpected tensor: {_shown(extra[0])}{more}")
+    return plan
 
 
 def _order(axes: tuple[int, ...]) -> tuple[int, ...]:
-    """A row's axes that are ours too."""
+    """A row's axes without the trailing ones that only the file has."""
     return tuple(axis for axis in axes if axis >= 0)
 
 
 def _names(name: str, layers: int) -> Iterator[str]:
-    """The tensors that a row's name stands for, one after another: a file may claim any number."""
+    """The tensors of a row, lazily: a config.json may claim any number of layers."""
     one = name.replace("{*}", "{}")
     return (one.format(layer) for layer in range(layers if "{}" in one else 1))
 
@@ -354,25 +352,25 @@ def _names(name: str, layers: int) -> Iterator[str]:
 def _choose(
     path: str, depth: int, rows: Sequence[Row], tensors: Mapping[str, Tensor]
 ) -> tuple[str, tuple[int, ...] | None]:
-    """Name (with `{}` for the layer) and axes of the row that a path of ours is read by."""
+    """Name (with `{}` for the layer) and axes of the row that fits a parameter's path best."""
     matches = [
         (match.expand(name), axes)
         for pattern, name, axes in rows
         if (match := re.fullmatch(pattern, path))
     ]
-    assert matches, f"no row reads {path}"
+    assert matches, f"no row for {path}"
     parts = {name.split(".")[0] for name in tensors}
 
-    def likely(row: tuple[str, Any]) -> tuple[int, bool]:
-        there = sum(name in tensors for name in _names(row[0], min(depth, len(tensors))))
-        return there, row[0].split(".")[0] in parts
+    def score(row: tuple[str, Any]) -> tuple[int, bool]:
+        present = sum(name in tensors for name in _names(row[0], min(depth, len(tensors))))
+        return present, row[0].split(".")[0] in parts
 
-    return max(matches, key=likely)
+    return max(matches, key=score)
 
 
 @functools.cache
 def _put(sharding: Any) -> Callable[[jax.Array, np.ndarray, int], jax.Array]:
-    """put(stack, layer, index): the stack, used up, with another layer; placed as `sharding`."""
+    """put(stack, layer, index): writes a layer into the donated stack, with this sharding."""
 
     def put(stack: jax.Array, layer: np.ndarray, index: int) -> jax.Array:
         return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
@@ -381,15 +379,15 @@ def _put(sharding: Any) -> Callable[[jax.Array, np.ndarray, int], jax.Array]:
 
 
 def _numbers(tensor: Tensor, name: str, data: bytes) -> np.ndarray:
-    """Bytes of a tensor as its numbers; `UserError` if one of them is not finite."""
+    """A tensor's values from its bytes; `UserError` if one of them is not finite."""
     array = np.frombuffer(data, FLOATS[tensor.dtype])
     if not np.isfinite(array).all():
-        raise UserError(f"{tensor.file}: tensor {_shown(name)} has numbers not finite")
+        raise UserError(f"{tensor.file}: tensor {_shown(name)} has values that are not finite")
     return array
 
 
 def look_through(plan: Plan) -> None:
-    """Reads all tensors of a plan in pieces; a number that is not finite is a `UserError`."""
+    """Reads all tensors of a plan in pieces; `UserError` if a value is not finite."""
     for source in plan.values():
         for name, tensor in source.tensors:
             for start in range(0, tensor.size, PIECE_BYTES):
@@ -397,12 +395,11 @@ def look_through(plan: Plan) -> None:
 
 
 def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any:
-    """The parameters of a plan, as a tree, in the dtypes of the files.
+    """Reads the parameters of a plan, as a tree, in the dtypes of the files.
 
-    `placed` has a sharding for each path of the plan; without it all are on the first device. One
-    tensor at a time: what memory needs beyond the parameters themselves is one tensor. A
-    tensor with a number that is not finite, or one that should repeat another and does not, is a
-    `UserError` that names it.
+    `placed` has a sharding for each path of the plan; by default all go to the first device. The
+    host holds one tensor at a time. `UserError` names a tensor with values that are not finite, or
+    one that should equal another and does not.
     """
     leaves = {}
     for parts, source in plan.items():
@@ -412,49 +409,49 @@ def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any
         for layer, (name, tensor) in enumerate(source.tensors):
             array = _numbers(tensor, name, _read(tensor))
             array = array.reshape(tensor.shape[: len(source.shape) - source.stacked])
-            ours = array if source.axes is None else array.transpose(source.axes)
-            value = ours.astype(dtype)
+            value = (array if source.axes is None else array.transpose(source.axes)).astype(dtype)
             if source.stacked:
                 leaf = _put(where)(leaf, value, layer)
             elif leaf is None:
                 leaf = jax.device_put(value, where)
             elif not np.array_equal(leaf, value):
                 raise UserError(
-                    f"{tensor.file}: tensor {_shown(name)} is not that of the first layer,"
-                    f" {source.tensors[0][0]}: here they are one"
+                    f"{tensor.file}: tensor {_shown(name)} differs from"
+                    f" {source.tensors[0][0]}, with which this network shares it"
                 )
         leaves[parts] = leaf
     return traverse_util.unflatten_dict(leaves)
 
 
 # --------------------------------------------------------------------------------------------------
-# The way back: parameters to a safetensors file
+# Parameters to a safetensors file
 
 
 def unload(
     params: Any, rows: Sequence[Row], layers: int = 1
 ) -> Iterator[tuple[str, Callable[[], np.ndarray]]]:
-    """Names of the tensors that the rows read, and a function that makes each of them."""
+    """Names of the tensors that parameters become by `rows`, each with a function that gives it."""
     for parts, leaf in traverse_util.flatten_dict(params).items():
         name, axes = _choose("/".join(parts), leaf.shape[0], rows, {})
         stacked = "{}" in name
         for layer, full in enumerate(_names(name, leaf.shape[0] if stacked else layers)):
-            yield full, functools.partial(_theirs, leaf, layer if stacked else None, axes)
+            yield full, functools.partial(_exported, leaf, layer if stacked else None, axes)
 
 
-def _theirs(leaf: Any, layer: int | None, axes: tuple[int, ...] | None) -> np.ndarray:
-    ours = np.asarray(leaf if layer is None else leaf[layer])
+def _exported(leaf: Any, layer: int | None, axes: tuple[int, ...] | None) -> np.ndarray:
+    """A parameter, or one of its layers, with the axes of the file."""
+    array = np.asarray(leaf if layer is None else leaf[layer])
     if axes is None:
-        return ours
-    theirs = ours.transpose(np.argsort(_order(axes)))
-    return theirs.reshape(theirs.shape + (1,) * axes.count(-1))
+        return array
+    array = array.transpose(np.argsort(_order(axes)))
+    return array.reshape(array.shape + (1,) * axes.count(-1))
 
 
 def write(path: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray]]]) -> None:
-    """Writes tensors, each made by its function, to a safetensors file.
+    """Writes tensors, each given by its function, to a safetensors file.
 
-    Those beyond `SHARD_BYTES` go into further shards, listed by an index beside `path`, as Hugging
-    Face's libraries write and read them: one shard is in memory at a time.
+    More than `SHARD_BYTES` go to several shards with an index beside `path`, as Hugging Face's
+    libraries read and write them. Memory holds one shard at a time.
     """
     shards: list[tuple[Path, list[str]]] = []
     held: dict[str, np.ndarray] = {}

@@ -19,35 +19,35 @@ def _resample(path: str, name: str) -> tuple[Row, ...]:
 
 
 def rows(model: ConvVAE) -> tuple[Row, ...]:
-    """Wan 2.1 numbers its blocks through, 2.2 level by level."""
-    made = [
+    """Wan 2.1 numbers its blocks consecutively, 2.2 by level."""
+    table = [
         *layer("quant", "quant_conv", pixel(CUBE)),
         *layer("post_quant", "post_quant_conv", pixel(CUBE)),
     ]
     for side in ("encoder", "decoder"):
-        made += layer(f"{side}/stem/conv", f"{side}.conv_in", CUBE)
-        made += layer(f"{side}/head/norm", f"{side}.norm_out", CUBE, *NORM)
-        made += layer(f"{side}/head/conv", f"{side}.conv_out", CUBE)
+        table += layer(f"{side}/stem/conv", f"{side}.conv_in", CUBE)
+        table += layer(f"{side}/head/norm", f"{side}.norm_out", CUBE, *NORM)
+        table += layer(f"{side}/head/conv", f"{side}.conv_out", CUBE)
         for i in (0, 1):
-            made += res_block(f"{side}/middle{i}", f"{side}.mid_block.resnets.{i}", CUBE, *NORM)
+            table += res_block(f"{side}/middle{i}", f"{side}.mid_block.resnets.{i}", CUBE, *NORM)
         attention = f"{side}.mid_block.attentions.0"
-        made += layer(f"{side}/attention/norm", f"{attention}.norm", CUBE, "gamma", (0, -1, -1))
-        made += layer(f"{side}/attention/qkv", f"{attention}.to_qkv", pixel(KERNEL))
-        made += layer(f"{side}/attention/o", f"{attention}.proj", pixel(KERNEL))
+        table += layer(f"{side}/attention/norm", f"{attention}.norm", CUBE, "gamma", (0, -1, -1))
+        table += layer(f"{side}/attention/qkv", f"{attention}.to_qkv", pixel(KERNEL))
+        table += layer(f"{side}/attention/o", f"{attention}.proj", pixel(KERNEL))
     block, there = r"level(\d+)/block(\d+)", r"blocks.\1.resnets.\2"
-    made += res_block(f"decoder/{block}", f"decoder.up_{there}", CUBE, *NORM)
+    table += res_block(f"decoder/{block}", f"decoder.up_{there}", CUBE, *NORM)
     if model.residual:
-        made += res_block(f"encoder/{block}", f"encoder.down_{there}", CUBE, *NORM)
-        made += _resample(r"encoder/level(\d+)/down", r"encoder.down_blocks.\1.downsampler")
-        made += _resample(r"decoder/level(\d+)/up", r"decoder.up_blocks.\1.upsampler")
-        return tuple(made)
-    made += _resample(r"decoder/level(\d+)/up", r"decoder.up_blocks.\1.upsamplers.0")
+        table += res_block(f"encoder/{block}", f"encoder.down_{there}", CUBE, *NORM)
+        table += _resample(r"encoder/level(\d+)/down", r"encoder.down_blocks.\1.downsampler")
+        table += _resample(r"decoder/level(\d+)/up", r"decoder.up_blocks.\1.upsampler")
+        return tuple(table)
+    table += _resample(r"decoder/level(\d+)/up", r"decoder.up_blocks.\1.upsamplers.0")
     for level in range(len(model.widths)):
         first, ours = level * (model.blocks + 1), f"encoder/level{level}"
         for j in range(model.blocks):
-            made += res_block(f"{ours}/block{j}", f"encoder.down_blocks.{first + j}", CUBE, *NORM)
-        made += _resample(f"{ours}/down", f"encoder.down_blocks.{first + model.blocks}")
-    return tuple(made)
+            table += res_block(f"{ours}/block{j}", f"encoder.down_blocks.{first + j}", CUBE, *NORM)
+        table += _resample(f"{ours}/down", f"encoder.down_blocks.{first + model.blocks}")
+    return tuple(table)
 
 
 def from_config(config: Config, folder: Path) -> ConvVAE:
@@ -88,7 +88,7 @@ def from_config(config: Config, folder: Path) -> ConvVAE:
 
 
 def _fixed(halvings: int, count: int, pixels: int) -> dict[str, Any]:
-    """Of them the last `count` halve the rate too."""
+    """Fields of `halvings` in space, of which the last `count` also halve the frame rate."""
     return {
         "attn_scales": [], "temperal_downsample": [False] * (halvings - count) + [True] * count,
         "dropout": 0.0, "in_channels": 3 * pixels**2, "out_channels": 3 * pixels**2,
