@@ -12,11 +12,16 @@ ROOT = Path(__file__).parents[1]
 LIMIT = 3000  # seconds for what takes a few: the machine may be busy
 
 
+HELD: list[socket.socket] = []
+
+
 def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    """A port for a server of gRPC, which shares it with this process; nobody else is given it."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    held.bind(("", 0))
+    HELD.append(held)
+    return held.getsockname()[1]
 
 
 def start(

@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from several import LIMIT
 
 import vdit
 from experiments import base
@@ -36,7 +37,7 @@ def start(*args: str) -> "subprocess.Popen[str]":
 
 def run(*args: str) -> tuple[int, str, str]:
     process = start(*args)
-    out, err = process.communicate(timeout=600)
+    out, err = process.communicate(timeout=LIMIT)
     return process.returncode, out, err
 
 
@@ -128,13 +129,13 @@ def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bits(
     codes = []
     for stage in ("vae", "dit"):
         process = start(*args)
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + LIMIT
         while time.monotonic() < deadline and process.poll() is None:
             if any(r["stage"] == stage for r in read(workdir)):
                 process.send_signal(signal.SIGTERM)
                 break
             time.sleep(0.02)
-        out, err = process.communicate(timeout=300)
+        out, err = process.communicate(timeout=LIMIT)
         codes.append(process.returncode)
         assert process.returncode in (143, 0), out + err
         if process.returncode == 143:

@@ -93,7 +93,7 @@ class Slow(Points):
     """A source that is what training waits for."""
 
     def __getitem__(self, index: Any) -> dict[str, np.ndarray]:
-        time.sleep(0.02)
+        time.sleep(0.05)
         return super().__getitem__(index)
 
 

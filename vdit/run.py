@@ -17,12 +17,12 @@ from vdit.config.identity import read_config, write_config
 from vdit.config.text import look_through_text
 from vdit.data import sources
 from vdit.errors import Interrupted, UserError
-from vdit.runtime.files import alone, appears
+from vdit.runtime.files import alone
 from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, environment
 from vdit.runtime.preemption import Preemption
-from vdit.runtime.processes import Watch, zero_alone, zero_first
+from vdit.runtime.processes import Watch, refuse_unshared, zero_alone, zero_first
 from vdit.runtime.progress import clock, say
 from vdit.sample import load
 from vdit.train import Runtime
@@ -71,11 +71,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> None:
     with zero_first("config"):
         if zero:
             write_config(config, workdir)
-        elif not appears(workdir / "config.json"):
-            raise UserError(
-                f"{workdir} of process {jax.process_index()} is not that of process 0: the"
-                " workdir must be a folder that all processes share"
-            )
+    refuse_unshared(workdir / "config.json")
 
 
 def _machine(config: ConfigDict, runtime: Runtime) -> dict[str, str]:

@@ -146,7 +146,7 @@ def test_a_packed_stream_that_its_own_thread_forgets_ends_quietly(
     def read(clip: int, ordinal: int) -> Sample:
         if ordinal >= 2:  # the second batch, which is read ahead
             began.set()
-            assert go.wait(10)
+            assert go.wait(60)
         latent = np.zeros((1, 2, 2, 4), np.float16)
         return Sample(latent, np.zeros(1), np.ones(3), np.ones(3, bool), ordinal, np.zeros(1, bool))
 
@@ -154,11 +154,11 @@ def test_a_packed_stream_that_its_own_thread_forgets_ends_quietly(
     stream = PackedBatches(read, sizes, Budget(4, 1, 8, 8), 2, 0, (1, 1))
     alive = weakref.ref(stream)
     next(stream)
-    assert began.wait(10)
+    assert began.wait(60)
     del stream
     assert alive() is not None
     go.set()
-    for _ in range(200):
+    for _ in range(3000):
         gc.collect()
         if alive() is None:
             break

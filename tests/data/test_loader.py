@@ -19,7 +19,7 @@ def test_reading_ahead_keeps_the_order_and_is_one_item_in_front() -> None:
     for made in ahead(read, range(4)):
         got.append(made)
         if len(got) < 4:
-            assert begun[len(got)].wait(10)
+            assert begun[len(got)].wait(60)
         if len(got) < 3:
             assert not begun[len(got) + 1].is_set()
     assert got == [0, 1, 4, 9]

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -143,15 +144,16 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["training", "dit  101/200  loss 0.1235"]
     assert "steps/s" in lines[2] and "left" in lines[2] and "loss 0.1235" in lines[3]
-    assert lines[4] == "saved [103]" and "took 0:01" in lines[5] and "103/200" in lines[5]
+    assert lines[4] == "saved [103]" and "103/200" in lines[5]
+    assert re.search("took 0:0[1-9]", lines[5])
 
 
 def test_progress_is_quiet_between_lines_and_fast(capsys):
     with Progress("dit", total=10_000) as progress:
-        start = time.perf_counter()
+        start = time.thread_time()  # of this thread alone: the machine may be busy
         for step in range(10_000):
             progress.update(step, loss=0.1)
-        each = (time.perf_counter() - start) / 10_000
+        each = (time.thread_time() - start) / 10_000
     assert each < 50e-6
     assert len(capsys.readouterr().out.splitlines()) == 2  # the first and the last
 
@@ -167,8 +169,8 @@ def test_progress_draws_a_bar_on_a_terminal():
     )
     path = str(Path(__file__).parents[2])
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": path}
-    subprocess.run([sys.executable, "-c", program], stdout=child, env=environ, check=True)
-    os.close(child)
+    drawing = subprocess.Popen([sys.executable, "-c", program], stdout=child, env=environ)
+    os.close(child)  # read while it draws: a terminal holds a few lines, then makes it wait
     text = b""
     try:
         while chunk := os.read(parent, 65536):
@@ -176,6 +178,7 @@ def test_progress_draws_a_bar_on_a_terminal():
     except OSError:
         pass  # Linux's way to say that the other end is closed
     os.close(parent)
+    assert drawing.wait() == 0
     assert b"30/30" in text and b"steps/s" in text and b"loss 0.5" in text and "━".encode() in text
     assert b"a [note]" in text
 

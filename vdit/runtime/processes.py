@@ -1,9 +1,9 @@
-"""Several processes that are one program: how they find each other, wait, and end together.
+"""Several processes that run as one program: how they connect, wait, and end together.
 
-`jax.distributed` connects them by a coordination service that lives in process 0. `Watch` keeps
-signs of life there, so that a process that is gone, or makes no step any more, ends all of them
-with a line that names it. Where process 0 itself is gone, JAX aborts the others from C++; so the
-program runs in a child of a process that only waits (`supervised`), and that one has the last word.
+`jax.distributed` connects them, and aborts all of them, from C++, when one is lost. So the program
+runs in a child of a process that only waits (`supervised`), and the parent prints which process it
+was. It reads that from a folder in the shared workdir (`Board`), where the child's `Watch` records
+its progress and where each process records why it ended.
 
 JAX is imported late: `supervised` forks before it is.
 """
@@ -11,9 +11,9 @@ JAX is imported late: `supervised` forks before it is.
 import contextlib
 import ctypes
 import faulthandler
-import itertools
 import json
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -21,18 +21,17 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
 from vdit.errors import UserError
+from vdit.runtime.files import appears, write_text
 
-FOREVER = 7 * 24 * 3600  # seconds; who waits at a barrier is ended by the watch, not by this
-GRACE = 3.0  # seconds that a process has to say its own word when another one has failed
-KEYS = "vdit/processes"  # folder of the keys in the coordination service
-STUCK = "made no step for"  # in verdicts of that kind
-REFUSED = "refused what it was given: "
+GRACE = 3.0  # seconds for a process to print its own error after another one has failed
+FAREWELL = 30.0  # seconds for the others to end before process 0, which coordinates, does
+STUCK = "made no step for"  # marks the verdict on a stuck process
+REFUSED = "refused what it was given: "  # marks the verdict on bad input
 
 
 class Told(NamedTuple):
@@ -84,13 +83,13 @@ def several(env: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
 
 
 def connect(who: Told, lost: float) -> None:
-    """Connects this process with the others; before anything touches a device.
+    """Connects this process with the others, before anything touches a device.
 
-    JAX's own limit for a silent process is far above `lost`, so that the watch speaks first.
+    From then on JAX aborts all of them when one has been silent for `lost` seconds.
     """
     import jax
 
-    options: dict[str, Any] = {"heartbeat_timeout_seconds": int(20 * lost) + 60}
+    options: dict[str, Any] = {"heartbeat_timeout_seconds": max(1, round(lost))}
     if who.processes is not None:
         options |= {
             "coordinator_address": who.coordinator, "num_processes": who.processes,
@@ -108,53 +107,42 @@ def connect(who: Told, lost: float) -> None:
         else:
             where = f"process {who.process} of {who.processes}, coordinator {who.coordinator}"
         raise UserError(f"{where}: {error}") from error
-    index, count = jax.process_index(), jax.process_count()
-    _tell_parent(index=index, count=count, at=_state().coordinator_address)
-    devices = f"{jax.local_device_count()} of {jax.device_count()} devices"
-    print(f"process {index} of {count} ({socket.gethostname()}): {devices}", flush=True)
-    if index != 0:
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  what follows is said by process 0
+    print(f"{_name()}: {jax.local_device_count()} of {jax.device_count()} devices", flush=True)
+    if jax.process_index() != 0:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  process 0 prints the rest
+
+
+def _name() -> str:
+    import jax
+
+    return f"process {jax.process_index()} of {jax.process_count()} ({socket.gethostname()})"
 
 
 def disconnect() -> None:
-    """The end of what `connect` began, of all processes together."""
+    """Ends what `connect` began, in all processes together."""
     import jax
 
-    if _client() is not None:
-        jax.distributed.shutdown()
+    jax.distributed.shutdown()
+    while _BOARD:
+        _BOARD.pop().remove()
 
 
 def check() -> None:
-    """Refuses devices of several processes that no `connect` connected (a pod told to be one)."""
+    """Refuses devices of several processes that are not connected (--processes=1 on a pod)."""
     import jax
 
-    if jax.process_count() > 1 and _client() is None:
+    if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(
             f"the devices are those of {jax.process_count()} processes, which are not connected:"
             " leave --processes out, or give --coordinator, --processes and --process"
         )
 
 
-def _state() -> Any:
-    from jax._src import distributed  # its key-value store has no public name yet
-
-    return distributed.global_state
-
-
-def _client() -> Any:
-    return _state().client
-
-
-_NUMBERS = itertools.count()  # of barriers; every process passes the same ones in the same order
-
-
 def together(what: str) -> None:
-    """Waits until every process is here. `what` is for the logs of JAX."""
-    import jax
+    """A barrier; every process passes the same names in the same order."""
+    from jax.experimental import multihost_utils
 
-    if jax.process_count() > 1:
-        name = f"{KEYS}/{next(_NUMBERS)}/{what}"
-        _client().wait_at_barrier(name, timeout_in_ms=FOREVER * 1000)
+    multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager
@@ -178,15 +166,25 @@ def zero_alone(what: str) -> Iterator[bool]:
     together(what)
 
 
-def agreed(value: bool) -> bool:
-    """What process 0 says, on all of them: they may see a shared folder at different times."""
-    import jax
+def agreed(value: int) -> int:
+    """Process 0's value, in all of them: they may see a shared folder at different times."""
     import numpy as np
     from jax.experimental import multihost_utils
 
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.int32(value)))
+    return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
+
+
+def refuse_unshared(file: Path) -> None:
+    """In all processes, refuses a workdir in which one of them does not see process 0's `file`."""
+    import numpy as np
+    from jax.experimental import multihost_utils
+
+    seen = multihost_utils.process_allgather(np.int32(appears(file)))
+    if not seen.all():
+        raise UserError(
+            f"{file.parent} of process {seen.argmin()} is not that of process 0: the workdir must"
+            " be a folder that all processes share"
+        )
 
 
 def newest_checkpoint(workdir: Path) -> str:
@@ -198,39 +196,112 @@ def newest_checkpoint(workdir: Path) -> str:
 
 
 # --------------------------------------------------------------------------------------------------
-# Who is alive, and who gets on
+# Progress, and why a run ended
+
+
+class Board(NamedTuple):
+    """Files by which the processes of one run, and their parents, know of each other.
+
+    `sign-I` holds the name and the progress of process I, rewritten every `period` seconds, and
+    `verdict-I` why it ended. In a workdir that cannot be written there are none, and JAX alone ends
+    the others.
+    """
+
+    folder: str
+    process: int
+    processes: int
+    name: str
+    lost: float
+
+    @property
+    def period(self) -> float:
+        return _period(self.lost)
+
+    def write(self, kind: str, text: str) -> None:
+        with contextlib.suppress(UserError):
+            write_text(Path(self.folder) / f"{kind}-{self.process}", text)
+
+    def read(self, kind: str) -> dict[int, tuple[float, str]]:
+        """Process -> when it wrote, by the file system's clock, and what."""
+        found: dict[int, tuple[float, str]] = {}
+        for path in Path(self.folder).glob(f"{kind}-*"):
+            with contextlib.suppress(OSError), path.open() as file:
+                # Of an opened file NFS does not give an old time.
+                written = os.fstat(file.fileno()).st_mtime
+                found[int(path.name.rpartition("-")[2])] = written, file.read()
+        return found
+
+    def verdict(self) -> str | None:
+        """The first one, if there is any."""
+        return min(self.read("verdict").values(), default=(0.0, None))[1]
+
+    def wait(self, kind: str, count: int) -> bool:
+        """Waits for `count` files of a kind, not for ever; whether they are there."""
+        until = time.monotonic() + FAREWELL
+        while not (there := len(self.read(kind)) == count) and time.monotonic() < until:
+            time.sleep(0.1)
+        return there
+
+    def part(self, verdict: str) -> None:
+        """This process is at its end."""
+        if self.process not in self.read("verdict"):
+            self.write("verdict", verdict)
+        with contextlib.suppress(OSError):
+            Path(self.folder, f"sign-{self.process}").unlink(missing_ok=True)
+
+    def remove(self) -> None:
+        """Deletes the files, and a workdir that holds nothing else."""
+        if self.process == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                for folder in list(Path(self.folder).parents)[:2]:
+                    folder.rmdir()
+
+
+def _period(limit: float) -> float:
+    """Seconds between two looks at what has to happen within `limit` seconds."""
+    return max(0.05, min(5.0, limit / 12))
+
+
+def _say(verdict: str, workdir: Path) -> int:
+    """Prints a verdict and returns the exit status."""
+    refused = REFUSED in verdict
+    more = "" if refused else f"; {newest_checkpoint(workdir)}; run again"
+    print(f"vdit: {verdict}{more}", file=sys.stderr, flush=True)
+    return 2 if refused else 1
 
 
 class Watch:
-    """Ends this process when another one is gone or has failed, and when no step is made.
+    """Ends this process when another one has failed, and when it makes no step itself.
 
-    Every process counts up a key of its own; process 0 notes whose stands still for `lost` seconds
-    and leaves a verdict, which all read. A process without a step for `stuck` seconds (0: for ever)
-    prints the stacks of its threads and leaves a verdict itself. Whoever finds a verdict prints it,
-    names the newest checkpoint of `workdir` and ends with status 1; or with 2 and the line alone,
-    if it is a refusal.
+    After `stuck` seconds (0: never) without a step it prints the stacks of all threads. The verdict
+    on the run, its own or another's, is printed with the newest checkpoint of `workdir`, and the
+    exit status is 1; for refused input the line stands alone, and the status is 2.
     """
 
     def __init__(self, workdir: Path = Path(), lost: float = 60.0, stuck: float = 0.0) -> None:
         self._workdir, self._lost, self._stuck = workdir, lost, stuck
-        self._index, self._count, self._name = 0, 1, "this process"
-        self._place, self._patience = "", 0.0  # what is done, and how long it may take; 0: for ever
-        self._at, self._still = "", 0.0  # the place looked at last, and how long it has been so
+        self._name = "this process"
+        self._place, self._patience = "", 0.0  # current step, and seconds allowed; 0: no limit
+        self._at, self._still = "", 0.0  # step at the last look, and seconds since it changed
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
-        self._calls: ThreadPoolExecutor | None = None
-        self._seen: dict[str, tuple[str, float]] = {}  # process 0: signs, and how long they are so
-        self._number = 0
+        self._board: Board | None = None
 
     def __enter__(self) -> "Watch":
         import jax
 
-        if _client() is not None:
-            self._index, self._count = jax.process_index(), jax.process_count()
-            self._name = f"process {self._index} of {self._count} ({socket.gethostname()})"
-        if self._count > 1:
-            self._calls = ThreadPoolExecutor(1, "signs of life")
-        if self._count > 1 or self._stuck:
+        if jax.process_count() > 1:
+            self._name, folder = _name(), self._workdir.absolute() / ".processes"
+            index, count = jax.process_index(), jax.process_count()
+            for old in folder.glob("*") if index == 0 else ():  # of runs that were killed
+                if time.time() - old.stat().st_mtime > 3600:
+                    shutil.rmtree(old, ignore_errors=True)
+            run = agreed(int.from_bytes(os.urandom(3), "big"))
+            self._board = Board(str(folder / f"{run}"), index, count, self._name, self._lost)
+            _BOARD.append(self._board)
+            _tell_parent(board=self._board)
+        if self._board is not None or self._stuck:
             self._thread = threading.Thread(target=self._loop, name="watch", daemon=True)
             self._thread.start()
         return self
@@ -240,136 +311,80 @@ class Watch:
         if self._thread is not None:
             self._thread.join()
             faulthandler.cancel_dump_traceback_later()
-        if self._calls is not None:
-            self._calls.shutdown()
 
     def step(self, stage: str, step: int, first: bool = False) -> None:
-        """A step begins; the next, or `rest`, is expected within `stuck` seconds, ten times as many
-        after the first, which compiles."""
+        """A step begins. The next one, or `rest`, is due within `stuck` seconds; within ten times
+        as many after the first step, which compiles."""
         self._place, self._patience = f"stage {stage}, step {step}", self._stuck * (1 + 9 * first)
 
     def rest(self) -> None:
-        """No steps are expected for now."""
+        """No step is due for now."""
         self._patience = 0.0
 
     def failed(self, error: Exception) -> None:
-        """This process ends by an error, of which the others are told in one line."""
-        if self._calls is not None:
+        """This process is about to end by an error; the others are told in one line."""
+        self._end.set()
+        if self._board is not None:
             how = REFUSED if isinstance(error, UserError) else f"ended by {type(error).__name__}: "
             line = f"{self._name} {how}{' '.join(str(error).split())[:500]}"
-            with contextlib.suppress(Exception):
-                self._calls.submit(self._verdict, line).result(GRACE)
-            if self._index == 0:
-                time.sleep(self._period() + 1)  # with it goes where the others read
+            self._board.write("verdict", line)
 
     def wait(self) -> None:
-        """After an error that another process's end may be the cause of: time to learn of it."""
-        if self._count > 1:
+        """After an error that another process may have caused: time for its verdict."""
+        if self._board is not None:
             self.rest()
-            time.sleep(2 * self._lost + 3 * self._period() + GRACE)
-
-    def _period(self) -> float:
-        limits = [self._lost] * (self._count > 1) + [self._stuck] * (self._stuck > 0)
-        return max(0.05, min(10.0, min(limits) / 6))
+            time.sleep(2 * self._lost + self._board.period + GRACE)
 
     def _loop(self) -> None:
         # Time is counted in rounds of this loop: a machine that slept, or a process that was
         # stopped and goes on, has not been stuck.
-        period = self._period()
+        period = min(_period(limit) for limit in (self._lost, self._stuck) if limit)
         while not self._end.is_set():
-            if self._stuck and self._count > 1:
-                # Also ends a process whose interpreter's lock is never let go.
+            if self._stuck and self._board is not None:
+                # Also ends a process that never releases the interpreter's lock.
                 faulthandler.dump_traceback_later(10 * self._stuck + 60, exit=True)
             patience = self._patience
             same = patience > 0 and self._place == self._at
             self._at, self._still = self._place, self._still + period if same else 0.0
-            if same and self._still > patience:
-                self._no_step(patience)
-            if self._calls is not None:
-                self._ask_others(self._calls)
+            if self._still > patience > 0:
+                line = f"{self._name} {STUCK} {patience:g} s: {self._place}{self._behind()}"
+                self._give_up(line, mine=True)
+            if self._board is not None:
+                self._board.write("sign", f"{self._name};{self._place}")
+                verdict = self._board.verdict()
+                if verdict is not None:
+                    self._give_up(verdict)
             self._end.wait(period)
 
-    def _no_step(self, patience: float) -> None:
-        line = f"{self._name} {STUCK} {patience:g} s: {self._place}"
-        self._show_stacks()
-        if self._calls is not None:
-            with contextlib.suppress(Exception):
-                line += self._calls.submit(self._behind).result(GRACE)
-                self._calls.submit(self._verdict, line).result(GRACE)
-            time.sleep(GRACE + 2 * self._period())  # the others have theirs to print
-        self._give_up(line)
-
     def _behind(self) -> str:
-        """Who has begun fewer steps than this process, as words to add."""
-        step = int(self._place.rsplit(" ", 1)[1])
+        """Names the processes that have begun fewer steps than this one."""
+        signs = self._board.read("sign").values() if self._board is not None else ()
+        mine, _, step = self._place.rpartition(" ")
         others = []
-        for _, sign in _client().key_value_dir_get(f"{KEYS}/alive/"):
-            _, name, place = sign.split(";", 2)
+        for name, _, place in (text.partition(";") for _, text in signs):
             stage, _, other = place.rpartition(" ")
-            if self._place.startswith(stage) and other.isdecimal() and int(other) < step:
+            if stage == mine and int(other) < int(step):
                 others.append(f"; {name} is behind: {place}")
         return "".join(others[:3])
 
-    def _show_stacks(self) -> None:
-        print(f"vdit: {self._name}, {self._place}; its threads:", file=sys.stderr, flush=True)
-        faulthandler.dump_traceback(sys.stderr, all_threads=True)
-
-    def _ask_others(self, calls: ThreadPoolExecutor) -> None:
-        try:
-            verdict = calls.submit(self._exchange).result(self._lost)
-        except (RuntimeError, TimeoutError) as error:
-            if self._end.is_set():
-                return
-            if self._index == 0:
-                return  # its own service: said elsewhere
-            first = str(error).splitlines()[0] if str(error) else "no answer"
-            self._give_up(f"process 0 of {self._count}, which coordinates, is gone ({first})")
-        else:
-            if verdict is not None:
-                if STUCK in verdict:
-                    self._show_stacks()
-                self._end.wait(GRACE)  # its own word, if it has one, comes first
-                if not self._end.is_set():
-                    self._give_up(verdict)
-
-    def _exchange(self) -> str | None:
-        """A sign of life; the verdict on this run, if there is one."""
-        client = _client()
-        self._number += 1
-        sign = f"{self._number};{self._name};{self._place}"
-        client.key_value_set(f"{KEYS}/alive/{self._index}", sign, allow_overwrite=True)
-        if self._index == 0:
-            self._judge(client)
-        return next((text for _, text in client.key_value_dir_get(f"{KEYS}/verdict/")), None)
-
-    def _judge(self, client: Any) -> None:
-        for key, sign in client.key_value_dir_get(f"{KEYS}/alive/"):
-            before, silent = self._seen.get(key, ("", 0.0))
-            silent = silent + self._period() if sign == before else 0.0
-            self._seen[key] = sign, silent
-            _, name, place = sign.split(";", 2)
-            if silent > self._lost:
-                last = f" (last known: {place})" if place else ""
-                self._verdict(f"{name} gave no sign of life for {self._lost:g} s{last}")
-
-    def _verdict(self, line: str) -> None:
-        with contextlib.suppress(RuntimeError):  # another one's is there already
-            _client().key_value_set(f"{KEYS}/verdict/{self._index}", line)
-
-    def _give_up(self, line: str) -> None:
-        if REFUSED in line:
-            print(f"vdit: {line}", file=sys.stderr, flush=True)
-            leave(2)
-        checkpoint = newest_checkpoint(self._workdir)
-        print(f"vdit: {line}; {checkpoint}; run again", file=sys.stderr, flush=True)
-        leave(1)
+    def _give_up(self, verdict: str, mine: bool = False) -> None:
+        if STUCK in verdict:
+            print(f"vdit: {self._name}, {self._place}; its threads:", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        if self._board is not None:
+            self._board.write("verdict", verdict)
+            if mine:
+                self._board.wait("verdict", self._board.processes)  # all have shown their stacks
+            elif self._end.wait(GRACE):
+                return  # this process has an error of its own to print
+        leave(_say(verdict, self._workdir))
 
 
 # --------------------------------------------------------------------------------------------------
 # Parent and child
 
-
 _PARENT: list[int] = []  # the pipe to the process that waits for this one, if one does
+_BOARD: list[Board] = []  # of this process, if it is one of several
 
 
 def _tell_parent(**what: Any) -> None:
@@ -378,11 +393,15 @@ def _tell_parent(**what: Any) -> None:
 
 
 def leave(status: int) -> None:
-    """Ends this process at once with what it has said; its parent, if any, has no more to say."""
+    """Ends this process, after what it has printed; its parent, if any, adds nothing."""
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError):
             stream.flush()
     _tell_parent(status=status)
+    for board in _BOARD:
+        board.part(f"{board.name} ended with status {status}")
+        if board.process == 0 and board.wait("sign", 0):  # with its end JAX aborts the others
+            board.remove()
     os._exit(status)
 
 
@@ -431,26 +450,33 @@ def supervised(work: Callable[[], int], workdir: Path) -> int:
     if "status" in known:
         return known["status"]
     status = os.waitstatus_to_exitcode(code)
-    print(f"vdit: {_last_word(known, status)}; {newest_checkpoint(workdir)}", file=sys.stderr)
-    return 128 - status if status < 0 else status or 1
+    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+    status = 128 - status if status < 0 else status or 1
+    if "board" not in known:
+        print(f"vdit: this process {how}; {newest_checkpoint(workdir)}", file=sys.stderr)
+        return status
+    board = Board(*known["board"])
+    verdict = _why(board, f"{board.name} {how}", status in (1, 128 + signal.SIGABRT))
+    said = _say(verdict, workdir)
+    board.part(verdict)
+    return status if how in verdict else said
 
 
-def _last_word(known: Mapping[str, Any], status: int) -> str:
-    """What became of a child that could not say it."""
-    name = "this process"
-    if "count" in known:
-        name = f"process {known['index']} of {known['count']} ({socket.gethostname()})"
-    how = f"by {signal.Signals(-status).name}" if status < 0 else f"with status {status}"
-    ended = f"{name} was ended {how}"
-    if known.get("index", 0) and not _answers(known["at"]):
-        return f"process 0 of {known['count']}, which coordinates, is gone ({known['at']}); {ended}"
+def _why(board: Board, ended: str, by_jax: bool) -> str:
+    """The verdict on a child that gave none; JAX may have aborted it because of another."""
+    until = time.monotonic() + (3 * board.period + GRACE if by_jax else 0)
+    while (verdict := board.verdict()) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    if verdict is not None or not by_jax:
+        return verdict or ended
+    signs = board.read("sign")
+    newest = max((written for written, _ in signs.values()), default=0.0)
+    silent = [i for i, (written, _) in signs.items() if newest - written > 2.5 * board.period]
+    if silent and board.process not in silent:
+        name, _, place = signs[silent[0]][1].partition(";")
+        last = f" (last known: {place})" if place else ""
+        return f"{name} gave no sign of life for {board.lost:g} s{last}"
+    if not silent and board.process != 0:  # all stopped at one time
+        name = signs[0][1].partition(";")[0] if 0 in signs else f"process 0 of {board.processes}"
+        return f"{name}, which coordinates, is gone; {ended}"
     return ended
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=5).close()
-    except OSError:
-        return False
-    return True
