@@ -1,4 +1,4 @@
-"""The report of a made-up run: whole, self-contained, and safe against what prompts contain."""
+"""The report of a synthetic run: complete, self-contained, and safe against hostile prompts."""
 
 import base64
 import json
@@ -50,7 +50,7 @@ def save(path: Path, pictures: list[Image.Image]) -> None:
 
 
 def fake_workdir(workdir: Path, samples: int = 6, steps: int = 300) -> Path:
-    """What a run leaves behind."""
+    """A workdir as a run writes it."""
     config = {
         "version": VERSION,
         "name": "base",
@@ -101,7 +101,7 @@ def fake_workdir(workdir: Path, samples: int = 6, steps: int = 300) -> Path:
         save(workdir / "samples" / f"{i}.webp", clip(i))
         about = {"prompt": prompt, "seed": i, "steps": 25, "given": ["0 s"] if i == 3 else []}
         (workdir / "samples" / f"{i}.json").write_text(json.dumps(about))
-    (workdir / "samples" / "0.mp4").write_bytes(b"the same clip, not shown twice")
+    (workdir / "samples" / "0.mp4").write_bytes(b"the same clip, shown once")
     pairs = []
     for frames in zip(*(clip(i) for i in range(8)), strict=True):
         pairs.append(Image.new("RGB", (8 * 33, 65), "white"))
@@ -113,7 +113,7 @@ def fake_workdir(workdir: Path, samples: int = 6, steps: int = 300) -> Path:
 
 
 class Tags(HTMLParser):
-    """Collects what a page opens and links to; unbalanced tags are an error."""
+    """Collects tags, sources and text of a page; unbalanced tags are an error."""
 
     VOID = {"meta", "img", "source"}
 
@@ -202,7 +202,7 @@ def test_each_figure_is_drawn_for_light_and_for_dark_screens(page):
 
 
 def test_figures_leave_matplotlib_as_it_was(workdir):
-    """Its settings and its backend are the user's; and without a report it is not even imported."""
+    """Settings and backend stay the user's, and matplotlib is imported only to write a report."""
     program = (
         "import sys, vdit, vdit.report as report\n"
         "assert not {'matplotlib', 'jinja2'} & sys.modules.keys()\n"
@@ -233,7 +233,7 @@ def test_scores_stand_beside_their_ceilings(page):
     line = two[two.index("<th>every attribute<") :]
     cells = re.findall(r"<td>(\d\.\d\d)<small>(\d\.\d\d)–(\d\.\d\d)", line[: line.index("</tr>")])
     assert cells == [("0.82", "0.79", "0.84"), ("0.92", "0.89", "0.95"), ("0.99", "0.96", "1.00")]
-    assert two.index("made</th>") < two.index("rec.</th>") < two.index("real</th>")
+    assert two.index("gen.</th>") < two.index("rec.</th>") < two.index("real</th>")
 
 
 def test_losses_are_also_a_png(workdir, page):

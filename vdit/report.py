@@ -1,9 +1,9 @@
-"""The page of a run: WORKDIR/report.html, self-contained, and WORKDIR/plots/loss.png.
+"""The report of a run: WORKDIR/report.html, self-contained, and WORKDIR/plots/loss.png.
 
 python -m vdit.report WORKDIR
 
-This file collects what the template page/report.html.j2 shows. Figures are matplotlib's, as SVG:
-drawn in the light colours, and recoloured for dark screens.
+This file collects the data of the template page/report.html.j2. Figures are matplotlib SVGs, drawn
+in the light palette and recoloured for dark mode.
 """
 
 import contextlib
@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
+from PIL import Image
 
 from vdit.config.identity import stored_fields
 from vdit.errors import UserError
@@ -37,11 +38,11 @@ Box = tuple[float, float, float, float]
 Series = dict[str, list[tuple[float, float]]]  # name -> (step, value), by step
 
 MOST_SAMPLES = 60
-MOST_BYTES = 24 * 2**20  # of embedded files: a page that a phone still opens
-BINS = 100  # points of a curve: more would be noise
-# Of the files of one stem the first kind is shown.
+MOST_BYTES = 24 * 2**20  # of embedded media: phones still open the page
+BINS = 100  # points of a curve
+# In order of preference among files of the same stem.
 MEDIA = {".webp": "image/webp", ".gif": "image/gif", ".mp4": "video/mp4", ".png": "image/png"}
-# Colours of page/figures.mplstyle, and those that stand for them on dark screens.
+# The palette of page/figures.mplstyle, and its dark counterpart.
 INK, LINE = "#22211e", "#e7e3d9"
 DARK = {
     INK: "#e6e3dc", LINE: "#2d2e31", "#6f6b62": "#98948a", "#2b6a8c": "#7fb9d8",
@@ -52,14 +53,14 @@ OBJECTS = ("all", "one", "two")
 SCORES = ["count", "colour", "shape", "size", "motion", "permanence", "every_attribute"]
 NO_SCORE = {"clips", "captions", *SCORES}
 LOGARITHMIC = re.compile("loss|mse|kl|norm|error")
-NO_COLUMN = re.compile("stage|step|.*_(low|high)")  # in a table of scores
+NO_COLUMN = re.compile("stage|step|.*_(low|high)")  # of a score table
 
 
 def write_report(workdir: str | Path) -> Path:
-    """Writes WORKDIR/report.html from what the run left there, and returns its path.
+    """Writes WORKDIR/report.html and plots/loss.png; returns the path of the report.
 
-    Sections that have nothing to show are left out. Raises `UserError` where `workdir` holds
-    neither config.json nor metrics.jsonl, or cannot be written.
+    Raises `UserError` where `workdir` holds neither config.json nor metrics.jsonl, or cannot be
+    written. Empty sections are omitted.
     """
     import jinja2
     from matplotlib import style
@@ -87,7 +88,6 @@ def write_report(workdir: str | Path) -> Path:
             reconstructions=_gallery(workdir.glob("reconstructions*"), [*MEDIA]),
             autoencoder=_autoencoder(rows),
             scores=_scores(rows),
-            shares=SCORES,
             tables=_tables(rows),
             curves={stage: _panels(plots) for stage, plots in curves.items()},
             stages=_stages(rows),
@@ -100,10 +100,10 @@ def write_report(workdir: str | Path) -> Path:
 def _picture(
     width: int, height: int, box: Box, draw: Callable[["Axes"], None], alt: str
 ) -> dict[str, str]:
-    """Axes that `draw` fills, as SVG for light and for dark screens; sizes in CSS pixels."""
+    """Light and dark SVG of axes filled by `draw`; sizes in CSS pixels, `box` as for add_axes."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
-    figure, buffer = Figure(figsize=(width / 96, height / 96)), io.StringIO()
+    buffer, figure = io.StringIO(), Figure(figsize=(width / 96, height / 96))
     draw(figure.add_axes(box))
     about = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     figure.savefig(buffer, format="svg", transparent=True, metadata=about)
@@ -114,7 +114,7 @@ def _picture(
 
 
 def draw_curves(axes: "Axes", series: Series) -> None:
-    """A few series over the step: the mean of each bin, over the range of its values."""
+    """Series over the step: the mean of each bin, and its range as a band."""
     from matplotlib.ticker import LogLocator
 
     for i, (name, points) in enumerate(series.items()):
@@ -135,7 +135,7 @@ def draw_curves(axes: "Axes", series: Series) -> None:
 
 
 def _strip(marks: Mapping[str, Sequence[Any]], first: float, last: float) -> dict[str, str]:
-    """The (low, value, high) of each split as marks on one line, at whose ends outliers stay."""
+    """The (low, value, high) of each split on a line from `first` to `last`, clipped to it."""
 
     def draw(axes: "Axes") -> None:
         axes.set_xlim(first, last)
@@ -154,21 +154,21 @@ def _strip(marks: Mapping[str, Sequence[Any]], first: float, last: float) -> dic
 
 
 def _bins(points: Sequence[tuple[float, float]], most: int) -> list[tuple[float, ...]]:
-    """(middle step, least, mean, largest) of at most `most` runs of neighbouring points."""
+    """(mean step, minimum, mean, maximum) of at most `most` bins of consecutive points."""
     runs = np.array_split(np.array(points, float), min(most, len(points)))
     return [(x.mean(), y.min(), y.mean(), y.max()) for x, y in (run.T for run in runs)]
 
 
 def plot_losses(curves: Mapping[str, Mapping[str, Series]], path: Path) -> None:
-    """The losses as a PNG, an axis a stage; nothing where there are none."""
+    """Writes the losses as a PNG, one plot per stage; no file if there are none."""
     from matplotlib.figure import Figure
 
     losses = {stage: plots["loss"] for stage, plots in curves.items() if "loss" in plots}
     if not losses:
         return
     figure = Figure(figsize=(5 * len(losses), 3.4), dpi=140, layout="constrained")
-    all_axes = figure.subplots(1, len(losses), squeeze=False)[0]
-    for axes, (stage, series) in zip(all_axes, losses.items(), strict=True):
+    for i, (stage, series) in enumerate(losses.items(), 1):
+        axes = figure.add_subplot(1, len(losses), i)
         draw_curves(axes, series)
         axes.set(xlabel="step", title=stage)
         axes.legend()
@@ -177,7 +177,7 @@ def plot_losses(curves: Mapping[str, Mapping[str, Series]], path: Path) -> None:
 
 
 def _panels(plots: Mapping[str, Series]) -> list[tuple[dict[str, str], dict[str, float]]]:
-    """Each plot of a stage, that of its losses first, with the last value of each series."""
+    """The plots of a stage, losses first, each with the last value of its series."""
     panels, box = [], (0.12, 0.13, 0.85, 0.83)
     for _, series in sorted(plots.items(), key=lambda plot: plot[0] != "loss"):
         last = {name: points[-1][1] for name, points in series.items()}
@@ -187,7 +187,7 @@ def _panels(plots: Mapping[str, Series]) -> list[tuple[dict[str, str], dict[str,
 
 
 def _curves(rows: Sequence[Row]) -> dict[str, dict[str, Series]]:
-    """stage -> plot -> series, of what was written at more than one step; losses share a plot."""
+    """stage -> plot -> series, of metrics with more than one step; all losses share a plot."""
     points: dict[tuple[str, str], dict[float, float]] = defaultdict(dict)
     for row in rows:
         for name, value in row.items():
@@ -203,7 +203,7 @@ def _curves(rows: Sequence[Row]) -> dict[str, dict[str, Series]]:
 
 
 def _scores(rows: Sequence[Row]) -> dict[str, Any]:
-    """The score table: a block for all clips, for those of one and for those of two objects."""
+    """A score table each for all clips, for those of one object and for those of two."""
     last = {(row["objects"], row["split"]): row for row in rows if _is_score(row)}
     shares = [row[name] for row in last.values() for name in SCORES if _is_number(row.get(name))]
     start = 0.5 if min(shares, default=0.0) > 0.55 else 0.0
@@ -221,17 +221,17 @@ def _scores(rows: Sequence[Row]) -> dict[str, Any]:
             strips[name] = _strip(marks, *ends)
         blocks |= {objects: {"of": of, "strips": strips}} if of else {}
     legend = {split: _strip({split: (0.4, 0.5, 0.6)}, 0, 1) for split in SPLITS}
-    return {"blocks": blocks, "start": start, "legend": legend}
+    return {"blocks": blocks, "start": start, "legend": legend, "shares": SCORES}
 
 
 def _is_score(row: Row) -> bool:
-    """Whether this is a row of the score table; other eval rows have tables of their own."""
+    """Whether a row belongs to a score table; `_tables` shows the other eval rows."""
     table = row.get("split") in SPLITS and row.get("objects") in OBJECTS
     return row["stage"] == "eval" and "task" not in row and table
 
 
 def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The other eval rows: a table for each set of named fields, the last row of each name."""
+    """The other eval rows: a table per set of string fields, the last row per their values."""
     tables: dict[tuple[str, ...], dict[tuple[str, ...], Row]] = {}
     for row in rows:
         named = {key: value for key, value in row.items() if isinstance(value, str)}
@@ -246,7 +246,7 @@ def _tables(rows: Sequence[Row]) -> list[dict[str, Any]]:
 
 
 def _autoencoder(rows: Sequence[Row]) -> Row:
-    """The last row with the autoencoder's PSNR: of the evaluation, else of its training."""
+    """The last row with the PSNR of the autoencoder, from evaluation or else from training."""
     for stage in ("eval", "vae"):
         for row in reversed(rows):
             of = row["stage"] == stage and row.get("split", "reconstructed") == "reconstructed"
@@ -256,7 +256,7 @@ def _autoencoder(rows: Sequence[Row]) -> Row:
 
 
 def _stages(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """The last of each number that a stage wrote; "run" is all stages together, and none."""
+    """The last value of each metric per stage, without "run", which covers all stages."""
     stages: dict[str, dict[str, float]] = defaultdict(dict)
     for row in rows:
         if row["stage"] != "run":
@@ -265,10 +265,10 @@ def _stages(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
 
 
 def _gallery(paths: Iterable[Path], kinds: Sequence[str]) -> dict[str, Any]:
-    """Images and videos as data URIs, one a stem, 2 before 10, each with what its JSON says."""
+    """Images and videos as data URIs, one per stem in natural order, with their JSON."""
     files = [p for p in paths if p.suffix in kinds and p.name[0] != "." and p.is_file()]
-    files = sorted(files, key=lambda path: -kinds.index(path.suffix))
-    best = {path.stem: path for path in files if path.stat().st_size}  # the first kind comes last
+    files.sort(key=lambda path: -kinds.index(path.suffix))
+    best = {path.stem: path for path in files if path.stat().st_size}  # the best kind last
     figures: list[dict[str, Any]] = []
     room = MOST_BYTES
     for stem in sorted(best, key=lambda stem: re.sub(r"\d+", lambda n: n[0].zfill(20), stem)):
@@ -282,9 +282,8 @@ def _gallery(paths: Iterable[Path], kinds: Sequence[str]) -> dict[str, Any]:
 
 
 def _shape(path: Path) -> tuple[int, int]:
-    """(width, height); zeros where it cannot be read."""
+    """(width, height); zeros if unreadable."""
     import av
-    from PIL import Image
 
     with contextlib.suppress(OSError, ValueError, IndexError, av.FFmpegError):
         if path.suffix != ".mp4":
@@ -296,7 +295,7 @@ def _shape(path: Path) -> tuple[int, int]:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; an empty one where there is none."""
+    """The JSON object in a file; empty if there is none."""
     with contextlib.suppress(OSError, ValueError):
         if isinstance(found := json.loads(path.read_text(encoding="utf-8")), dict):
             return found
@@ -316,7 +315,7 @@ def _is_number(value: Any) -> TypeGuard[float]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Writes the report of one workdir; 2 where the workdir is wrong."""
+    """The command line; returns the exit status, 2 for a wrong workdir."""
     if len(arguments) != 1 or arguments[0].startswith("-"):
         print("usage: python -m vdit.report WORKDIR", file=sys.stderr)
         return 0 if arguments and arguments[0] in ("-h", "--help") else 2

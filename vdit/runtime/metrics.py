@@ -1,4 +1,4 @@
-"""The numbers of a run: `metrics.jsonl`, one JSON object a line; the same as TensorBoard events.
+"""Metrics of a run: `metrics.jsonl`, one JSON object a line, and the same as TensorBoard events.
 
 Dimension key: N clips, T frames, H height, W width.
 """
@@ -26,11 +26,11 @@ Value = float | int | str | None
 
 
 class Metrics:
-    """Appends to WORKDIR/metrics.jsonl and to the events of WORKDIR/tensorboard/STAGE.
+    """Appends to WORKDIR/metrics.jsonl and to TensorBoard events in WORKDIR/tensorboard/STAGE.
 
-    Each stage has an event folder of its own, so that taking back the steps of one (see
-    `truncate`) leaves the others alone. A Metrics that is not `active` writes nothing: of several
-    processes on one workdir, one is. Raises `UserError` where the folder cannot be written.
+    Each stage has its own event folder, so that `truncate` of one stage leaves the others alone.
+    Only one process is `active`; the others write nothing. Raises `UserError` where the folder
+    cannot be written.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], active: bool = True) -> None:
@@ -41,35 +41,32 @@ class Metrics:
         self._events: dict[str, Any] = {}
 
     def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
-        """Adds one row {"stage", "step", **values} and, of its numbers, TensorBoard scalars.
+        """Appends the row {"stage", "step", **values}, and its numbers as TensorBoard scalars.
 
-        Values are numbers on the host (Python's, NumPy's or arrays of one element) or strings.
-        Floats keep six significant digits; what is not finite becomes null in the row. A scalar's
-        tag is stage/name; short strings of the row stand between, so that the eval rows
-        {"split": "real", "objects": "one", ...} and {"split": "generated", ...} stay apart.
+        Values are strings or scalars on the host (Python, NumPy or one-element arrays). Floats are
+        rounded to six significant digits; non-finite ones become null. A scalar's tag is
+        stage/name, with the row's short strings in between: {"split": "real", ...} and
+        {"split": "generated", ...} are separate curves.
         """
         if not self.active:
             return
         values = {name: v.item() if hasattr(v, "item") else v for name, v in values.items()}
         row = {"stage": stage, "step": int(step)}
         row |= {name: _rounded(value) for name, value in values.items()}
-        line = json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
         with _refusing(self.path):
             if self._rows is None:
                 self.workdir.mkdir(parents=True, exist_ok=True)
                 _end_last_line(self.path)
                 self._rows = open(self.path, "ab", buffering=0)
-            data = line.encode()
-            if self._rows.write(data) != len(data):
+            if self._rows.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self._scalars(stage, int(step), values)
 
     def video(self, stage: str, step: int, name: str, video: np.ndarray, fps: float) -> None:
-        """Adds an animated GIF as a TensorBoard image.
+        """Adds an animated GIF, of at most 50 frames a second, as a TensorBoard image.
 
-        Args:
-          video: uint8 (T, H, W, 3), or (N, T, H, W, 3), which is tiled to a grid.
-          fps: frames a second; of a GIF at most 50.
+        `video` is uint8 (T, H, W, 3), or (N, T, H, W, 3), which becomes a grid.
         """
         if not self.active:
             return
@@ -82,25 +79,24 @@ class Metrics:
         self._event(stage, step=int(step), summary=Summary(value=[value]))
 
     def truncate(self, stage: str, step: int) -> None:
-        """Takes back the rows of `stage` after `step`, which a resumed run will write again."""
+        """Removes the rows of `stage` after `step`, which a resumed run writes again."""
         if not self.active:
             return
         from tensorboard.compat.proto.event_pb2 import SessionLog
 
         if (self.workdir / "tensorboard" / stage).exists():
-            # TensorBoard's own way: a restart at a step hides what came at that step or later.
+            # TensorBoard hides events at or after the step of a restart.
             restart = SessionLog(status=SessionLog.START)
             self._event(stage, step=int(step) + 1, session_log=restart)
-        if not self.path.exists():
-            return
         self._close_rows()
-        with atomic_path(self.path) as temporary, open(temporary, "wb") as kept:
-            for line, row in _lines(self.path):
-                if row.get("stage") != stage or row.get("step", 0) <= step:
-                    kept.write(line + b"\n")
+        if self.path.exists():
+            with atomic_path(self.path) as temporary, open(temporary, "wb") as kept:
+                for line, row in _lines(self.path):
+                    if row.get("stage") != stage or row.get("step", 0) <= step:
+                        kept.write(line + b"\n")
 
     def close(self) -> None:
-        """Closes the files; writing again opens them again."""
+        """Closes the files; the next write reopens them."""
         self._close_rows()
         for writer in self._events.values():
             writer.close()
@@ -131,10 +127,10 @@ class Metrics:
             self._event(stage, step=step, summary=Summary(value=scalars))
 
     def _event(self, stage: str, **fields: Any) -> None:
-        """Writes one event of `stage`, opening its file at the first.
+        """Writes one event; the first one of a stage opens its file.
 
-        tensorboard's EventFileWriter imports tensorflow where that is installed, and reports a
-        full disk from a thread, one event late; its RecordWriter, the inner half, does neither.
+        RecordWriter, since EventFileWriter imports tensorflow where that is installed and reports
+        a full disk from a thread, one event late.
         """
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.summary.writer.record_writer import RecordWriter
@@ -152,16 +148,14 @@ class Metrics:
 
 
 def read(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of WORKDIR/metrics.jsonl in order; none where there is no file.
-
-    A line that is no JSON object (the last one of a run that was killed) is left out.
-    """
+    """The rows of WORKDIR/metrics.jsonl in order, without lines that are no JSON object (such as
+    the last one of a killed run); an empty list where there is no file."""
     path = Path(workdir) / "metrics.jsonl"
     return [row for _, row in _lines(path)] if path.exists() else []
 
 
 def environment() -> dict[str, str]:
-    """What a run ran on: versions and device; `report` shows the last row of the stage "run"."""
+    """Versions and device, for the row of stage "run" that the report shows."""
     import jax
 
     found = {"python": platform.python_version()}
@@ -178,16 +172,16 @@ def _rounded(value: Value) -> Value:
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(line as it stands, row) of every line that is a JSON object."""
+    """(raw line, row) of every line that is a JSON object."""
     for line in path.read_bytes().split(b"\n"):
-        with contextlib.suppress(ValueError):  # half written; also what is not UTF-8
+        with contextlib.suppress(ValueError):  # truncated, or not UTF-8
             row = json.loads(line)
             if isinstance(row, dict):
                 yield line, row
 
 
 def _end_last_line(path: Path) -> None:
-    """Ends a half-written last line, so that the next row does not become part of it."""
+    """Terminates a truncated last line, so that the next row starts a new one."""
     if path.exists() and path.stat().st_size:
         with open(path, "rb+") as file:
             file.seek(-1, os.SEEK_END)
@@ -197,7 +191,7 @@ def _end_last_line(path: Path) -> None:
 
 @contextlib.contextmanager
 def _refusing(path: Path) -> Iterator[None]:
-    """A full disk or a read-only folder as one line."""
+    """Reports a full disk or a read-only folder as a `UserError`."""
     try:
         yield
     except OSError as error:

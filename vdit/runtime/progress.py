@@ -1,4 +1,4 @@
-"""What a user sees on the terminal while a stage runs: step, rate, loss, time left."""
+"""Progress of a stage on the terminal: step, rate, loss, time left."""
 
 import math
 import sys
@@ -7,18 +7,17 @@ from collections import deque
 from typing import Any
 
 REDRAW = 0.1  # seconds between updates of the bar
-WINDOW = 30.0  # seconds that the rate is taken over
+WINDOW = 30.0  # seconds over which the rate is averaged
 
 
 class Progress:
-    """One bar where stdout is a terminal; else one line at most every `every` seconds.
+    """A progress bar on a terminal; elsewhere a line at most every `every` seconds.
 
         with Progress("dit", total=2000, start=step) as progress:
             progress.update(step, loss=0.12)
 
-    Counting starts at the first update, so compiling the first step is not in the rate. `update`
-    costs microseconds between redraws. One that is not `active` prints nothing: of several
-    processes, one is.
+    The rate excludes everything before the first update, such as compilation. `update` costs
+    microseconds between redraws. Only one process is `active`; the others print nothing.
     """
 
     def __init__(
@@ -36,7 +35,6 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> "Progress":
-        self._began = time.monotonic()
         if self.active and sys.stdout.isatty():
             from rich import get_console, progress
 
@@ -55,10 +53,9 @@ class Progress:
         return self
 
     def update(self, step: int, **values: float | int | str) -> None:
-        """`step` of the stage is done. Values are numbers on the host; the last ones stay shown."""
+        """Reports that `step` is done. Values (on the host) are shown until they are replaced."""
         self.step = step
-        if values:
-            self.values.update(values)
+        self.values.update(values)
         now = time.monotonic()
         if now >= self._next:
             self._next = now + self._wait
@@ -66,7 +63,7 @@ class Progress:
             self._show()
 
     def note(self, text: str) -> None:
-        """Prints a line of its own, above the bar."""
+        """Prints a line above the bar."""
         if self.active:
             _print(text)
 
@@ -106,7 +103,7 @@ class Progress:
         return "  ".join(parts)
 
     def _rate(self, whole: bool) -> float:
-        """Steps a second, of the whole stage or lately; 0 where not known."""
+        """Steps per second, of the whole stage or of the last WINDOW seconds; 0 if unknown."""
         if self._first is None:
             return 0.0
         (begin, first), (end, last) = self._first if whole else self._marks[0], self._marks[-1]
@@ -114,7 +111,7 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """A heading, bold on a terminal."""
+    """Prints a heading, bold on a terminal."""
     _print(text, style="bold")
 
 

@@ -1,12 +1,10 @@
-"""Video and picture files for people to look at: MP4, GIF, WebP, PNG, contact sheets.
+"""Video and image files: MP4, GIF, WebP, PNG, contact sheets, grids of videos.
 
-Everything takes uint8 RGB, is written whole or not at all, and can be enlarged by a whole factor
-`scale` (every pixel becomes a block), since a 32x32 clip is hard to see. The same pixels give the
-same GIF, WebP and PNG; of an MP4 only the frames are promised (on CPUs with AVX-512 libx264 now and
-then writes other bytes for the same frames, on one thread too). PyAV and Pillow are imported where
-they are used.
+All functions take uint8 RGB. `scale` enlarges by an integer factor (nearest neighbour), since a
+32x32 clip is hard to see. GIF, WebP and PNG files are reproducible to the byte; of an MP4 only the
+frames are (on CPUs with AVX-512 libx264 may write other bytes, even on one thread).
 
-Dimension key: N videos, T frames, H height, W width.
+Dimension key: N videos, T frames, H height, W width, P pixels.
 """
 
 import base64
@@ -16,18 +14,16 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-    from PIL.ImageFont import FreeTypeFont, ImageFont
-
 AnyPath = str | os.PathLike[str]
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def write_mp4(
@@ -35,10 +31,9 @@ def write_mp4(
 ) -> None:
     """Writes H.264 that every browser plays: yuv420p, BT.709, index in front.
 
-    `video` is (T, H, W, 3), or such parts one after another, of which one is held at a time.
-    `crf` 12 looks lossless (0 is the best, 51 the worst). 4:2:0 halves the colour's resolution:
-    a `scale` of 2 or more keeps every pixel's own colour. Odd sizes repeat their last row or
-    column, since the format has even sizes only.
+    `video` is (T, H, W, 3), or an iterable of such parts, of which one is in memory at a time.
+    `crf` is from 0 (lossless) to 51; 12 looks lossless. 4:2:0 halves the resolution of colour, so
+    use `scale` 2 or more to keep each pixel's colour. Odd sizes are padded by repeating the edge.
     """
     import av
     from av.video.reformatter import ColorPrimaries, ColorRange, ColorTrc, Interpolation
@@ -78,66 +73,59 @@ def write_mp4(
 
 
 def gif_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
-    """An endlessly looping GIF with one palette of up to 256 colours, without dithering.
+    """A looping GIF with one palette of at most 256 colours, without dithering.
 
-    GIF counts time in hundredths of a second (the mean rate is kept) and shows at most 50
-    frames/s. Runs of equal frames are stored as one.
+    Durations are multiples of 10 ms, rounded so that the mean frame rate is kept; the maximum is
+    50 frames a second. Repeated frames are merged.
     """
-    from PIL import Image
-
     if fps > 50:
         raise UserError(f"fps={fps}: GIF shows at most 50 frames a second")
     durations = _durations(len(video_THW3), fps, unit_ms=10)
     large_THW3 = _enlarged(video_THW3, scale)
-    pixels_P3 = video_THW3.reshape(-1, 3)  # of which up to a million choose the palette
+    pixels_P3 = video_THW3.reshape(-1, 3)  # the palette is fitted to at most 10^6 pixels
     pixels_P3 = pixels_P3[:: max(1, len(pixels_P3) // 1_000_000)]
     palette = Image.fromarray(np.ascontiguousarray(pixels_P3[None])).quantize(256)
-    frames = [
-        Image.fromarray(x).quantize(palette=palette, dither=Image.Dither.NONE) for x in large_THW3
-    ]
+    dither = Image.Dither.NONE
+    frames = [Image.fromarray(x).quantize(palette=palette, dither=dither) for x in large_THW3]
     return _animation(frames, durations, format="GIF", optimize=False, disposal=1)
 
 
 def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
-    """An endlessly looping, lossless animated WebP."""
-    from PIL import Image
-
+    """A looping, lossless animated WebP."""
     durations = _durations(len(video_THW3), fps, unit_ms=1)
     frames = [Image.fromarray(x) for x in _enlarged(video_THW3, scale)]
     return _animation(frames, durations, format="WEBP", lossless=True, quality=80, method=4)
 
 
 def png_bytes(image_HW3: np.ndarray, scale: int = 1) -> bytes:
-    """One picture as PNG."""
-    from PIL import Image
-
+    """An image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(_enlarged(image_HW3[None], scale)[0]).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def write_gif(path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1) -> None:
-    """Writes what `gif_bytes` makes."""
+    """Writes the output of `gif_bytes`."""
     _write(path, gif_bytes(video_THW3, fps, scale))
 
 
 def write_webp(path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1) -> None:
-    """Writes what `webp_bytes` makes."""
+    """Writes the output of `webp_bytes`."""
     _write(path, webp_bytes(video_THW3, fps, scale))
 
 
 def write_png(path: AnyPath, image_HW3: np.ndarray, scale: int = 1) -> None:
-    """Writes what `png_bytes` makes."""
+    """Writes the output of `png_bytes`."""
     _write(path, png_bytes(image_HW3, scale))
 
 
 def tile(
     videos_NTHW3: np.ndarray, columns: int = 0, gap: int = 1, edge: int = 0, colour: int = 128
 ) -> np.ndarray:
-    """Videos side by side as one: a grid of `columns`, by default about as wide as high.
+    """A grid of videos as one video; by default `columns` make it about as wide as high.
 
-    `gap` pixels of a grey `colour` are between videos and `edge` pixels around them all. A single
-    video (T, H, W, 3) comes back as it is. Raises `UserError` for anything but uint8 RGB.
+    `gap` pixels of grey level `colour` separate videos, `edge` pixels surround the grid. A single
+    video (T, H, W, 3) is returned unchanged.
     """
     if _checked(videos_NTHW3, ndims=(4, 5)).ndim == 4:
         return videos_NTHW3
@@ -155,14 +143,11 @@ def contact_sheet(
     path: AnyPath, videos: Sequence[np.ndarray] | np.ndarray, captions: Sequence[str] | None = None,
     columns: int = 1, every: int = 1, scale: int = 1,
 ) -> None:  # fmt: skip
-    """Writes a PNG of videos as strips of frames, each with its caption above.
+    """Writes a PNG with a captioned strip of every `every`-th frame for each video.
 
-    `videos` is (N, T, H, W, 3) or a sequence of (T, H, W, 3) of one height and width; `columns`
-    strips stand side by side, of every `every`-th frame.
+    `videos` is (N, T, H, W, 3), or a sequence of (T, H, W, 3) of the same height and width.
     """
-    from PIL import Image, ImageDraw, ImageFont
-
-    gap, border = 2, 8
+    gap, border, line_h = 2, 8, 14
     captions = [""] * len(videos) if captions is None else captions
     if not len(videos) or len(videos) != len(captions):
         raise UserError(f"contact sheet of {len(videos)} videos and {len(captions)} captions")
@@ -176,7 +161,6 @@ def contact_sheet(
     cell_w = max(cell_w, 160)  # room for a caption above one small frame
     font = ImageFont.load_default()
     texts = [_wrapped(caption, font, cell_w, most=3) for caption in captions]
-    line_h = 14
     rows = [range(i, min(i + columns, len(strips))) for i in range(0, len(strips), columns)]
     text_h = [line_h * max(len(texts[i]) for i in row) for row in rows]
     sheet_w = border + min(columns, len(strips)) * (cell_w + border)
@@ -196,21 +180,21 @@ def contact_sheet(
 
 
 def to_data_uri(data: bytes, mime: str) -> str:
-    """A file's bytes as a data: address, for a page that stands alone."""
+    """A data URI, for self-contained pages."""
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _checked(video: np.ndarray, ndims: Sequence[int] = (4,)) -> np.ndarray:
-    shape, kind = np.shape(video), getattr(video, "dtype", None)
+    kind, shape = getattr(video, "dtype", None), np.shape(video)
     if kind != np.uint8 or len(shape) not in ndims or shape[-1] != 3 or 0 in shape:
         raise UserError(f"a video to write is uint8 (T, H, W, 3), not {kind} {shape}")
     return np.asarray(video)
 
 
 def _enlarged(video_THW3: np.ndarray, scale: int) -> np.ndarray:
-    """A block of scale x scale of every pixel."""
+    """Nearest-neighbour upsampling."""
     if scale < 1:
-        raise UserError(f"scale={scale}: a whole number from 1 on")
+        raise UserError(f"scale={scale}: an integer of at least 1")
     return _checked(video_THW3).repeat(scale, axis=1).repeat(scale, axis=2)
 
 
@@ -221,20 +205,20 @@ def _rate(fps: float) -> Fraction:
 
 
 def _durations(count: int, fps: float, unit_ms: int) -> list[int]:
-    """How long each frame is shown, in ms: whole units whose sum keeps the mean rate."""
+    """Frame durations in ms: multiples of `unit_ms` that keep the mean frame rate."""
     ends = [round(k * 1000 / (_rate(fps) * unit_ms)) for k in range(count + 1)]
     return [(b - a) * unit_ms for a, b in zip(ends, ends[1:], strict=False)]
 
 
-def _animation(frames: Sequence["Image"], durations: list[int], **options: Any) -> bytes:
+def _animation(frames: Sequence[Image.Image], durations: list[int], **options: Any) -> bytes:
     buffer = io.BytesIO()
     options |= {"save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
     frames[0].save(buffer, **options)
     return buffer.getvalue()
 
 
-def _wrapped(text: str, font: "FreeTypeFont | ImageFont", width: int, most: int) -> list[str]:
-    """Lines no wider than `width` pixels, at most `most` of them; "..." where text is left out."""
+def _wrapped(text: str, font: Font, width: int, most: int) -> list[str]:
+    """Wraps to at most `most` lines of at most `width` pixels; "..." marks omitted text."""
     lines = [""]
     for word in text.split():
         longer = f"{lines[-1]} {word}".strip()
