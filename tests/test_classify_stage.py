@@ -11,7 +11,7 @@ from experiments.vivit import get_config
 from vdit.config.classifier import build_classifier
 from vdit.data import sources
 from vdit.errors import UserError
-from vdit.objectives.vae import to_float
+from vdit.nn.patch import to_float
 from vdit.run import run
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import read

@@ -14,11 +14,11 @@ from tools import export_weights, import_weights
 from tools.importing import published
 from vdit import main as program
 from vdit.config.identity import read_config
-from vdit.objectives.diffusion import dense_tokens
 from vdit.published import vae_folder, weights
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.mesh import make_mesh, param_sharding
 from vdit.sample import Model, load
+from vdit.tokens import dense_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 PIPELINES = GOLDEN / "pipelines"
@@ -51,7 +51,7 @@ def test_it_samples_what_the_pipeline_does(
     config = read_config(work)
     config.run.dtype = "float32"
     model = load(work, config)
-    monkeypatch.setattr("vdit.sample.initial_noise", started(model, noise))
+    monkeypatch.setattr("vdit.model.initial_noise", started(model, noise))
     found, stream = [], model.stream
     monkeypatch.setattr(model, "stream", lambda x, *size: found.append(x) or stream(x, *size))
     made = model.generate(PROMPTS[name], steps=10, guidance=3.0)

@@ -15,10 +15,9 @@ from tools import export_weights, import_weights
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import read_config
 from vdit.nn.patch import unpatchify
-from vdit.objectives.diffusion import dense_tokens
 from vdit.published.layouts import STEM
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
-from vdit.tokens import class_condition, text_condition
+from vdit.tokens import class_condition, dense_tokens, text_condition
 
 GOLDEN = Path(__file__).parent / "golden" / "dit_paper"
 EXPECTED = np.load(GOLDEN / "expected.npz")

@@ -15,16 +15,16 @@ from tools.planning.hlo import COLLECTIVE, axes_of, groups_of, size_of
 from tools.planning.step import lower_training, sampling, text_encoder, token_grid, training
 from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import answer_counts, build_classifier
-from vdit.config.denoiser import build_dit, build_process, token_shards
+from vdit.config.denoiser import build_denoiser, build_process
 from vdit.diffusion.schedule import sample_times
+from vdit.model import Inputs, Scan
 from vdit.models.dit import preset
 from vdit.objectives.classify import classify_objective
-from vdit.objectives.diffusion import diffusion_objective
+from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
 from vdit.published.text_folder import encoder
-from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding, sequence_constraint
-from vdit.sample import Model
+from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding
 from vdit.tokens import pattern_shares, patterns
 
 MESHES = [
@@ -66,19 +66,11 @@ def made(
         objective = classify_objective(build_classifier(config), answer_counts(config), 0.1)
         return objective, {}, {"video": video, "label": label, "ordinal": ordinal}
     table = patterns(5, 4, 10.0)
-    process = build_process(config)
-    objective = diffusion_objective(
-        build_dit(config, mesh),
-        encoder("learned", vocab=300, width=32, depth=1, heads=2),
-        process,
-        config.dit.prediction,
-        table=table,
-        shares=pattern_shares(table, GIVEN[stage]),
-        patch=(1, 1),
-        text_drop=0.2,
-        sample_times=functools.partial(sample_times, process),
-        constrain=(lambda x: x) if mesh is None else sequence_constraint(mesh),
-        multiple=token_shards(config, mesh),
+    times = functools.partial(sample_times, build_process(config))
+    text = encoder("learned", vocab=300, width=32, depth=1, heads=2)
+    objective = denoising_objective(
+        build_denoiser(config, text, mesh),
+        Dense(table, pattern_shares(table, GIVEN[stage]), times, text_drop=0.2),
     )
     batch = {
         "latent": rng.normal(size=(8, 8, side, side, 8)).astype(np.float32),
@@ -184,18 +176,18 @@ def test_guided_sampling_on_a_mesh_is_that_of_one_device(side: int) -> None:
     config.data.size = (side, side)
     config.run.dtype, config.sample.batch, config.sample.steps = "float32", 1, 2
     assert config.sample.guidance != 1
-    _, made = sampling(config)
+    made = sampling(config)
     rng = np.random.default_rng(0)
-    params, mask, features, starts, clean, given, times, _, label = made.arguments
+    params, (mask, features, starts, clean, given, times, _, label) = made.arguments
     draw = functools.partial(jax.tree.map, lambda x: 0.1 * rng.normal(size=x.shape).astype("f4"))
-    arguments = (
+    inputs = Inputs(
         np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),
         np.arange(times.shape[1], dtype=np.float32)[None], np.zeros(1, np.uint32), label,
     )  # fmt: skip
     encoder = text_encoder(config, None, None)
     weights = draw(params)
     one, two = (
-        Model(config, None, encoder, weights, {}, mesh).denoise(*arguments, settings=made.settings)
+        Scan(config, encoder, dict(weights), mesh)(inputs, made.settings)
         for mesh in (None, make_mesh({"data": 2, "sequence": 4}))
     )
     assert np.linalg.norm(one - two) / np.linalg.norm(one) < 1e-5

@@ -26,7 +26,7 @@ from vdit.data import sources
 from vdit.data.latents import Latents
 from vdit.data.mixture import Mixture
 from vdit.errors import UserError
-from vdit.objectives.vae import to_float
+from vdit.nn.patch import to_float
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, read

@@ -14,11 +14,12 @@ import vdit
 from experiments.dit_paper import VARIANTS, get_config
 from vdit.config import joined
 from vdit.data.labels import by_caption
+from vdit.denoiser import Denoiser
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit_paper import CONDITIONINGS, DiTPaper
 from vdit.models.text import Tokenizer, learned_tokenizer, no_tokenizer
-from vdit.objectives.diffusion import conditioned, diffusion_objective
+from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective
 from vdit.published.text_folder import encoder
 from vdit.run import run
@@ -87,7 +88,7 @@ def test_the_class_is_what_the_samples_differ_by(model: Model) -> None:
     )
     made = Model(
         model.config, model.tokenizer, model.encoder, model.params | {"dit": params},
-        {name: np.asarray(value) for name, value in model.statistics.items()},
+        {name: np.asarray(value) for name, value in model.codec.statistics.items()},
         classes=model.classes,
     )  # fmt: skip
     one, same, other = (made.generate(text, seed=3)[0] for text in ("falls", "0", "rests"))
@@ -114,11 +115,10 @@ def objective(
     table, made = patterns(3, 2, 10.0), process("ddpm")
     options: dict[str, Any] = {"width": 8, "depth": 2, "heads": 2, "patch": (1, 1), "classes": 3}
     text = changes.pop("encoder", NONE)
-    return diffusion_objective(
-        DiTPaper(**(options | changes), conditioning=conditioning, axes=axes), text, made, "eps",
-        table=table, shares=pattern_shares(table, {"text": 1.0}), patch=(1, 1), text_drop=drop,
-        sample_times=lambda u: sample_times(made, u),
-    )  # fmt: skip
+    network = DiTPaper(**(options | changes), conditioning=conditioning, axes=axes)
+    times = functools.partial(sample_times, made)
+    rows = Dense(table, pattern_shares(table, {"text": 1.0}), times, text_drop=drop)
+    return denoising_objective(Denoiser(network, made, "eps", text), rows)
 
 
 def batch(rows: int) -> dict[str, np.ndarray]:
@@ -186,9 +186,9 @@ def test_a_text_without_words_stands_for_a_dropped_one() -> None:
     mask = jnp.array([[[True, True, True, False]]] * 2 + [[[False] * 4]])
     empty = {"features": jnp.full((4, 1), 7.0), "mask": jnp.array([True, False, False, False])}
     drop = jnp.array([False, True, False])
-    told = jax.jit(functools.partial(conditioned, NONE))(
-        features, mask, jnp.zeros((3, 1)), drop, empty=empty
-    )
+    network = DiTPaper(width=8, depth=1, heads=1, text=True)
+    denoiser = Denoiser(network, process("ddpm"), "eps", NONE)
+    told = jax.jit(denoiser.condition)(features, mask, drop, empty=empty)
     seen = (told.shot > 0) & ~told.null
     assert seen.sum(1).tolist() == [3, 1, 1]
     assert told.text[1][seen[1]].ravel().tolist() == told.text[2][seen[2]].ravel().tolist() == [7.0]

@@ -15,9 +15,9 @@ from tests.reference import drawn
 from tools import export_weights, import_weights
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import read_config
-from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime.checkpoint import restore_ema
 from vdit.sample import load
+from vdit.tokens import dense_tokens
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -103,7 +103,7 @@ def test_the_whole_sampling_loop(
     times = jnp.zeros((2, 1))
     latents = jnp.asarray(noise.permute(0, 2, 3, 1)[:, None].numpy())
     tokens, _ = dense_tokens(latents, model.dit.patch, times, times > 0)
-    monkeypatch.setattr("vdit.sample.initial_noise", lambda keys, shape: tokens)
+    monkeypatch.setattr("vdit.model.initial_noise", lambda keys, shape: tokens)
     made = model.generate(["1", "980"], steps=20, guidance=guidance)
     got = np.stack([result.video[0] for result in made]) / 255.0
     # Ours are bytes: half a step of 1/255, and what twenty steps make of 2e-5.

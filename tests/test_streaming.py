@@ -48,7 +48,7 @@ def test_chunks_are_the_whole(kind: str) -> None:
     model, p = small_model(kind), MODELS[kind][0]
     video = jax.random.uniform(jax.random.key(1), (1, 1 + 6 * p, 10, 12, 3), minval=-1.0)
     apply = jax.jit(
-        lambda method, x, state: model.vae.apply(
+        lambda method, x, state: model.codec.vae.apply(
             {"params": model.params["vae"]}, x, state, method=method
         ),
         static_argnums=0,

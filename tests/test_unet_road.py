@@ -55,7 +55,7 @@ def test_prompt_seed_and_guidance_are_what_a_video_depends_on(model: Model) -> N
     params = jax.tree.map(
         lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), model.params["dit"]
     )
-    statistics = {name: np.asarray(value) for name, value in model.statistics.items()}
+    statistics = {name: np.asarray(value) for name, value in model.codec.statistics.items()}
     parts = model.config, model.tokenizer, model.encoder, model.params | {"dit": params}
     made = Model(*parts, statistics)
 

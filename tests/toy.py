@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdit import main, sample
+from vdit import main, model
 from vdit import run as runs
 from vdit.config import default
 from vdit.data.loader import batches
@@ -88,14 +88,14 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
 
 def keep_latents(folder: Path) -> None:
     """From now on each process writes what it samples to FOLDER/PROCESS.npy."""
-    made = sample.Model.denoise
+    made = model.Scan.__call__
 
     def kept(self: Any, *arguments: Any, **settings: Any) -> jax.Array:
         latent = made(self, *arguments, **settings)
         np.save(folder / f"{jax.process_index()}.npy", latent)
         return latent
 
-    sample.Model.denoise = kept  # type: ignore[method-assign]
+    model.Scan.__call__ = kept  # type: ignore[method-assign]
 
 
 if __name__ == "__main__":

@@ -22,9 +22,8 @@ from vdit.models.dit_paper import DiTPaper
 from vdit.models.unet import UNet
 from vdit.models.vae_conv import ConvVAE
 from vdit.models.vivit import ViViT
-from vdit.objectives.diffusion import dense_tokens
 from vdit.published.weights import Plan
-from vdit.tokens import Condition, class_condition, text_condition
+from vdit.tokens import Condition, class_condition, dense_tokens, text_condition
 
 
 class Row(NamedTuple):

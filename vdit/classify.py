@@ -21,8 +21,8 @@ from vdit.data import sources
 from vdit.data.decode import read_clip
 from vdit.errors import UserError
 from vdit.models.vivit import ViViT
+from vdit.nn.patch import to_float
 from vdit.objectives.classify import answers
-from vdit.objectives.vae import to_float
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.files import atomic_path
 from vdit.runtime.metrics import Metrics

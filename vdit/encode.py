@@ -25,8 +25,7 @@ from vdit.data.loader import ahead
 from vdit.errors import Interrupted, UserError
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.text import encode_features
-from vdit.nn.patch import pad_to_multiple
-from vdit.objectives.vae import to_float
+from vdit.nn.patch import pad_to_multiple, to_float
 from vdit.runtime.mesh import batch_sharding, local_mesh, to_local
 from vdit.runtime.processes import agreed, together, zero_first
 from vdit.runtime.progress import Progress

@@ -16,7 +16,6 @@ from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
 from vdit.runtime.video import contact_sheet, tile, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
-from vdit.tokens import clip_frames
 
 PREVIEW = 240  # frames that the animated WebP beside a video has at most
 
@@ -91,28 +90,22 @@ def sample_request(
 ) -> list[Path]:
     """--mode=sample: generates and writes videos; returns their paths. Of several processes all
     generate and one writes, as in the stage sample."""
-    config = model.config
     if given or shots:
         model.check_parts()
-    fps = config.data.fps if fps is None else fps
-    if not 0 < fps <= 240 or not (seconds is None or 0 < seconds <= 3600):
-        raise UserError(f"--seconds={seconds} --fps={fps}: above 0, to 3600 s and 240 fps")
-    shape = parse_size(size) or tuple(config.data.size)
-    frames = config.data.frames
-    if seconds is not None:
-        frames = clip_frames(seconds, fps, config.vae.patch[0])
-        if abs(frames / fps - seconds) > 1e-6:
-            say(f"{seconds:g} s is made {frames} frames, {frames / fps:g} s")
+    frames, fps, height, width = model.clip(seconds, fps, parse_size(size))
+    if seconds is not None and abs(frames / fps - seconds) > 1e-6:
+        say(f"{seconds:g} s is made {frames} frames, {frames / fps:g} s")
     listed = read_shots(shots) if shots else []
     check_shots(listed, frames / fps)
     parts = []
     for text in given:
-        part, said = read_given(text, fps, shape, frames)
+        part, said = read_given(text, fps, (height, width), frames)
         parts.append(part)
         say(f"given {said}")
     results = model.generate(
-        prompts, frames / fps, fps=fps, size=shape, num=num, seed=seed, given=parts, shots=listed
-    )
+        prompts, frames / fps, fps=fps, size=(height, width), num=num, seed=seed, given=parts,
+        shots=listed,
+    )  # fmt: skip
     paths = []
     with zero_alone("samples") as zero:
         for result in results:
@@ -120,7 +113,7 @@ def sample_request(
                 result.settings["given"] = list(given)
             path = folder / f"{slug(result.settings['prompt'])}-{result.settings['seed']}.mp4"
             if zero:
-                write_result(path, result, config.sample.zoom)
+                write_result(path, result, model.config.sample.zoom)
             say(str(path))
             paths.append(path)
     return paths
@@ -163,11 +156,8 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     config = model.config
     with zero_first("clips"):
         clips = sources.source(config, "heldout", workdir)
-    count = min(config.sample.clips, len(clips))
-    rows = [clips[i] for i in range(count)]
-    prompts = [row["caption"] for row in rows]
-    shots = [row.get("shots", ()) for row in rows]
-    real = [row["video"] for row in rows]
+    rows = [clips[i] for i in range(min(config.sample.clips, len(clips)))]
+    prompts, shots = [row["caption"] for row in rows], [row.get("shots", ()) for row in rows]
     p, folder = config.vae.patch[0], workdir / "samples"
     tasks: list[tuple[str, int]] = [("text", 0)]
     if config.data.frames > 1 + p and not model.dit.one_time:
@@ -175,7 +165,7 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
     wall = []
     for task, known in tasks:
         say(f"sample: {len(prompts)} videos, {known} frames given")
-        given = [[Given(video[:known])] for video in real] if known else []
+        given = [[Given(row["video"][:known])] for row in rows] if known else []
         results = model.generate(prompts, seed=config.seed, given=given, shots=shots)
         with zero_alone("samples") as zero:
             if not zero:
@@ -186,19 +176,11 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
                     result.settings["given"] = f"{frames} of a held-out clip"
                 write_result(folder / f"{task}-{number:02d}.mp4", result, config.sample.zoom)
             videos = np.stack([result.video for result in results])
-            contact_sheet(
-                folder / f"sheet-{task}.png",
-                videos[:8],
-                prompts[:8],
-                every=2,
-                scale=max(config.sample.zoom // 3, 1),
-            )
+            sheet, scale = folder / f"sheet-{task}.png", max(config.sample.zoom // 3, 1)
+            contact_sheet(sheet, videos[:8], prompts[:8], every=2, scale=scale)
             metrics.video("sample", config.dit.train.steps, task, videos, config.data.fps)
             wall.append(videos[:8])
     if wall:
         zoom = max(config.sample.zoom // 2, 1)
         videos = tile(np.concatenate(wall), len(wall[0]), gap=2, edge=1, colour=255)
         write_webp(folder / "wall.webp", videos, config.data.fps, scale=zoom)
-
-
-__all__ = ["read_given", "sample_request", "sample_stage"]

@@ -12,11 +12,9 @@ from ml_collections import ConfigDict
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import (
+    build_denoiser,
     build_dit,
-    build_process,
-    token_shards,
     training_times,
-    wordless,
 )
 from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
@@ -26,20 +24,22 @@ from vdit.data.labels import Labelled
 from vdit.data.latents import Latents
 from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
+from vdit.denoiser import Denoiser
 from vdit.encode import cache_latents as cache_latents
 from vdit.errors import UserError
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
+from vdit.nn.patch import to_float
+from vdit.objectives.auxiliary import auxiliary, target_names
 from vdit.objectives.classify import answers, classify_objective
-from vdit.objectives.diffusion import diffusion_objective
+from vdit.objectives.diffusion import Dense, Rows, denoising_objective
 from vdit.objectives.objective import Objective
-from vdit.objectives.packed import packed_objective
-from vdit.objectives.vae import Adversary, Perceptual, to_float, vae_objective
+from vdit.objectives.packed import Packed
+from vdit.objectives.vae import Adversary, Perceptual, vae_objective
 from vdit.published.lpips import read_weights
 from vdit.runtime.mesh import (
     data_process,
     replicated,
-    sequence_constraint,
 )
 from vdit.runtime.processes import zero_first
 from vdit.runtime.progress import say
@@ -100,20 +100,9 @@ def compression(
     return vae_objective(model, vae.kl_weight, vae.l1_weight, perceptual, adversary)
 
 
-def _denoiser(
-    config: ConfigDict, encoder: TextEncoder, mesh: Mesh | None, platform: str | None
-) -> dict[str, Any]:
-    """What both diffusion objectives are made of."""
-    return {
-        "model": build_dit(config, mesh, platform),
-        "encoder": encoder,
-        "process": build_process(config),
-        "prediction": config.dit.prediction,
-        "text_drop": config.dit.text_drop,
-        "loss_weight": config.dit.loss_weight,
-        "sample_times": training_times(config),
-        **({} if mesh is None else {"constrain": sequence_constraint(mesh)}),
-    }
+def _denoising(config: ConfigDict, denoiser: Denoiser, rows: Rows) -> Objective:
+    losses = auxiliary(config.dit.auxiliary, denoiser.network)
+    return denoising_objective(denoiser, rows, config.dit.loss_weight, losses)
 
 
 def pattern_table(config: ConfigDict) -> Patterns:
@@ -131,19 +120,13 @@ def denoising(
 ) -> Objective:
     """What stage dit learns of clips that are all alike: every pattern of given spans.
 
-    `longest`: tokens of their longest captions, if they are known (see `diffusion_objective`).
+    `longest`: tokens of their longest captions, if they are known.
     """
-    table = pattern_table(config)
-    shares = {name: config.dit.given[name] for name in config.dit.given}
-    return diffusion_objective(
-        **_denoiser(config, encoder, mesh, platform),
-        table=table,
-        shares=pattern_shares(table, shares),
-        patch=tuple(config.dit.patch),
-        caption_drop=config.dit.caption_drop,
-        multiple=token_shards(config, mesh),
-        longest=longest,
-    )
+    table, dit = pattern_table(config), config.dit
+    shares = pattern_shares(table, {name: dit.given[name] for name in dit.given})
+    times = training_times(config)
+    rows = Dense(table, shares, times, dit.text_drop, dit.caption_drop, longest)
+    return _denoising(config, build_denoiser(config, encoder, mesh, platform), rows)
 
 
 def packed_denoising(
@@ -154,7 +137,8 @@ def packed_denoising(
     platform: str | None = None,
 ) -> Objective:
     """What stage dit learns of clips of data.shapes, in rows of one length."""
-    return packed_objective(**_denoiser(config, encoder, mesh, platform), budget=budget)
+    rows = Packed(budget, training_times(config), config.dit.text_drop)
+    return _denoising(config, build_denoiser(config, encoder, mesh, platform), rows)
 
 
 def classification(
@@ -206,7 +190,8 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     if encoder.frozen and text == "ids":
         ids = np.zeros((1, tokenizer.length), np.int32)
         frozen["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
-    if empty := wordless(config, encoder, tokenizer, frozen.get("text")):
+    denoiser = build_denoiser(config, encoder)
+    if empty := denoiser.empty_text(tokenizer, frozen.get("text")):
         frozen["empty"] = empty
     meta = stage_meta(config, "dit") | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
@@ -238,8 +223,11 @@ def dense_batches(
     # Published models see a text without words as well, which has a length of its own.
     longest = latents.longest() if config.dit.model == "vdit" else None
     objective = denoising(config, encoder, runtime.mesh, longest=longest)
+    targets = target_names(auxiliary(config.dit.auxiliary, build_dit(config)))
+    if missing := [name for name in targets if name not in latents[0]]:
+        raise UserError(f"dit.auxiliary needs {', '.join(missing)} of each clip: no source has it")
     more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
-    fields = ("latent", "ids", "mask", *more)
+    fields = ("latent", "ids", "mask", *more, *targets)
     batch, threads = config.dit.train.batch, config.data.threads
     share = data_process(runtime.mesh)
     return objective, batches(latents, batch, config.seed + 1, fields, threads, process=share)

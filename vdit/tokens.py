@@ -20,6 +20,7 @@ import numpy as np
 from flax import struct
 
 from vdit.errors import UserError
+from vdit.nn.patch import patchify
 
 RATE = 24.0  # positions in time a second: at 24 frames a second neighbours are 1 apart
 WANTED, GIVEN = 0, 1  # slots of a shot: the sample's own level, and clean
@@ -39,6 +40,11 @@ class Layout:
     def given(self) -> jax.Array:
         """Which tokens (B, L) are given."""
         return self.slot % 2 == GIVEN
+
+    def wanted(self) -> jax.Array:
+        """Which tokens (B, L) are to be denoised: neither given nor padding."""
+        wanted = ~self.given()
+        return wanted if self.segment is None else wanted & (self.segment > 0)
 
 
 @struct.dataclass
@@ -244,6 +250,65 @@ def drop_packed_text(condition: Condition, drop_BM: jax.Array) -> Condition:
     # Shot M + 1 is padding's, and only ever a null key.
     keys = jnp.pad(drop_BM, ((0, 0), (0, 1)))
     return _drop(condition, of_segment(keys, condition.shot), jnp.repeat(drop_BM, 2, axis=1))
+
+
+def dense_tokens(
+    latent_BnhwZ: jax.Array,
+    patch: tuple[int, int],
+    times_Bn: jax.Array,
+    given_Bn: jax.Array,
+    starts_BK: jax.Array | None = None,
+) -> tuple[jax.Array, Layout]:
+    """Token values (B, L, C) and layout of latent frames at `times_Bn` seconds, given or not.
+
+    `starts_BK` are the starts of the clip's shots, in seconds; without them it is one shot.
+    """
+    batch, count = latent_BnhwZ.shape[:2]
+    x = patchify(latent_BnhwZ, (1, *patch))
+    _, _, height, width, channels = x.shape
+    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
+    shape = (batch, count, height, width)
+    position = jnp.stack(
+        [
+            jnp.broadcast_to(times_Bn[:, :, None, None] * RATE, shape),
+            jnp.broadcast_to(rows[None, None], shape),
+            jnp.broadcast_to(columns[None, None], shape),
+        ],
+        axis=-1,
+    ).astype(jnp.float32)
+    shot_Bn = jnp.ones(times_Bn.shape, jnp.int32)
+    if starts_BK is not None:
+        shot_Bn = shot_of(times_Bn, starts_BK)
+    length = count * height * width
+
+    def each(x_Bn: jax.Array) -> jax.Array:
+        return jnp.broadcast_to(x_Bn[:, :, None, None], shape).reshape(batch, length)
+
+    layout = Layout(
+        position=position.reshape(batch, length, 3),
+        slot=each(2 * (shot_Bn - 1) + given_Bn),
+        shot=each(shot_Bn),
+        grid=(count, height, width),
+    )
+    return x.reshape(batch, length, channels), layout
+
+
+def filled(layout: Layout, multiple: int) -> Layout:
+    """The layout of as many tokens as `multiple` divides: behind the clip's own is padding, a
+    segment by itself, which counts as given."""
+    length = layout.slot.shape[1]
+    if length % multiple == 0:
+        return layout
+    parts = (layout.position, layout.slot, layout.shot, jnp.ones_like(layout.slot))
+    position, slot, shot, segment = (fill(x, multiple) for x in parts)
+    clip = segment > 0
+    return Layout(position, jnp.where(clip, slot, GIVEN), jnp.where(clip, shot, 1), segment)
+
+
+def fill(x_BL: jax.Array, multiple: int) -> jax.Array:
+    """x (B, L, ...) with zeros behind, up to the next multiple of tokens."""
+    more = -x_BL.shape[1] % multiple
+    return jnp.pad(x_BL, ((0, 0), (0, more), *((0, 0),) * (x_BL.ndim - 2))) if more else x_BL
 
 
 def latent_times(count: int, p: int, fps: float, start: float = 0.0) -> np.ndarray:

@@ -7,16 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from contributing import examples
+
 ROOT = Path(__file__).parents[2]
 COMMENT = re.compile(r"@@.*\n")  # between the hunks: for readers
-
-
-def examples(title: str) -> list[tuple[str, str]]:
-    """The code blocks of a section of CONTRIBUTING: (language, text)."""
-    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-    section = re.search(rf"^### {title}\n(.*?)(?=^##)", text, re.M | re.S)
-    assert section is not None
-    return re.findall(r"^```(\w+)\n(.*?)^```$", section[1], re.M | re.S)
 
 
 def apply(diff: str, root: Path) -> None:

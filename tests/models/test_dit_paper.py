@@ -11,12 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit.denoiser import Denoiser
 from vdit.diffusion.schedule import process
 from vdit.errors import UserError
 from vdit.models.dit import PRESETS
 from vdit.models.dit_paper import CONDITIONINGS, DiTPaper
-from vdit.objectives.diffusion import denoising, dense_tokens
-from vdit.tokens import Layout, class_condition, drop_label
+from vdit.objectives.auxiliary import Drawn
+from vdit.objectives.diffusion import denoising_loss
+from vdit.published.text_folder import encoder
+from vdit.tokens import Layout, class_condition, dense_tokens, drop_label
 
 SHAPE = (2, 2, 4, 6, 3)  # B n h w Z
 LEVEL = np.array([3.0, 700.0])
@@ -183,12 +186,12 @@ def test_the_objective_s_loss_trains_it() -> None:
     """Prediction and learned variance both have a gradient, in every parameter."""
     model = DiTPaper(width=8, depth=1, heads=1, classes=3)
     params, x, layout, told = made(model)
-    loss = denoising(model, process("ddpm"), "eps", "uniform", lambda x: x)
+    loss = denoising_loss(Denoiser(model, process("ddpm"), "eps", encoder("none")))
     eps = jax.random.normal(jax.random.key(2), x.shape)
 
     def value(params: Any) -> jax.Array:
-        wanted = jnp.ones(x.shape[:2], bool)
-        return loss(params, x, eps, jnp.array([0.5, 0.9]), wanted, layout, told)[0]
+        drawn = Drawn(x, eps, jnp.array([0.5, 0.9]), layout, told)
+        return loss({"dit": params}, drawn)[0]
 
     gradient = jax.jit(jax.grad(value))(params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):

@@ -19,10 +19,9 @@ from vdit.config.denoiser import build_dit
 from vdit.config.identity import read_config
 from vdit.errors import UserError
 from vdit.models.unet import UNet
-from vdit.objectives.diffusion import dense_tokens
 from vdit.published.layouts import STEM
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
-from vdit.tokens import Condition, Layout, drop_text, text_condition
+from vdit.tokens import Condition, Layout, dense_tokens, drop_text, text_condition
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "unet"
 EXPECTED = np.load(GOLDEN / "expected.npz")

@@ -19,16 +19,9 @@ from vdit.data.loader import batches
 from vdit.errors import UserError
 from vdit.models.discriminator import Discriminator
 from vdit.models.vae import VAE
+from vdit.nn.patch import to_float
 from vdit.objectives.objective import sample_keys
-from vdit.objectives.vae import (
-    Adversary,
-    adaptive_weight,
-    fool,
-    hinge,
-    replaced,
-    to_float,
-    vae_objective,
-)
+from vdit.objectives.vae import Adversary, adaptive_weight, fool, hinge, replaced, vae_objective
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.preemption import Preemption

@@ -11,17 +11,19 @@ import pytest
 
 from vdit.config import default, joined
 from vdit.config.identity import stage_fields
+from vdit.denoiser import Denoiser
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
 from vdit.models.lpips import LPIPS
 from vdit.models.text import TextEncoder
 from vdit.models.vae import VAE
-from vdit.objectives.diffusion import dense_tokens, diffusion_objective
+from vdit.nn.patch import to_float, to_uint8
+from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
-from vdit.objectives.vae import Perceptual, to_float, to_uint8, vae_objective
+from vdit.objectives.vae import Perceptual, vae_objective
 from vdit.published.text_folder import encoder
-from vdit.tokens import pattern_shares, patterns
+from vdit.tokens import dense_tokens, pattern_shares, patterns
 
 N, P, FPS = 4, 2, 10.0
 FROZEN = {"mean": jnp.array([0.5, -1.0, 0.0]), "std": jnp.array([2.0, 1.0, 0.5])}
@@ -39,20 +41,11 @@ def diffusion(
     longest: tuple[int, int] | None = None,
 ) -> Objective:
     table = patterns(N, P, FPS)
-    made = process(name)
-    return diffusion_objective(
-        DiT(width=16, depth=1, heads=2, learned_variance=learned),
-        text,
-        made,
-        "flow" if name == "flow" else "eps",
-        table=table,
-        shares=pattern_shares(table, shares),
-        patch=(1, 1),
-        text_drop=0.5,
-        caption_drop=caption_drop,
-        longest=longest,
-        sample_times=lambda u: sample_times(made, u),
-    )
+    network = DiT(width=16, depth=1, heads=2, learned_variance=learned)
+    denoiser = Denoiser(network, process(name), "flow" if name == "flow" else "eps", text)
+    times = functools.partial(sample_times, process(name))
+    rows = Dense(table, pattern_shares(table, shares), times, 0.5, caption_drop, longest)
+    return denoising_objective(denoiser, rows)
 
 
 def batch(rows: int) -> dict[str, np.ndarray]:

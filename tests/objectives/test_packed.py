@@ -9,15 +9,17 @@ import numpy as np
 import pytest
 
 from vdit.data.packing import Sample, draw_sample, pack
+from vdit.denoiser import Denoiser
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
-from vdit.objectives.diffusion import dense_tokens, diffusion_objective
+from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective
-from vdit.objectives.packed import packed_objective
+from vdit.objectives.packed import Packed
 from vdit.published.text_folder import encoder
 from vdit.tokens import (
     Budget,
+    dense_tokens,
     drop_text,
     extra_spans,
     pattern_shares,
@@ -32,6 +34,7 @@ KEY = jax.random.key(5)
 MODEL = DiT(width=16, depth=1, heads=2)
 TEXT = encoder("learned", vocab=300, width=16, depth=1, heads=2)
 FLOW = process("flow")
+DENOISER = Denoiser(MODEL, FLOW, "flow", TEXT, PATCH)
 TEXT_DROP = 0.4
 
 
@@ -40,14 +43,8 @@ def times(u: jax.Array) -> jax.Array:
 
 
 def objective(**options: Any) -> Objective:
-    return packed_objective(
-        MODEL,
-        TEXT,
-        FLOW,
-        "flow",
-        **{"budget": BUDGET, "text_drop": TEXT_DROP, **options},
-        sample_times=times,
-    )
+    options = {"budget": BUDGET, "text_drop": TEXT_DROP, **options}
+    return denoising_objective(DENOISER, Packed(sample_times=times, **options))
 
 
 def sample(
@@ -257,11 +254,8 @@ def test_cached_features_serve_as_ids_do(made: Any) -> None:
 
 def test_packed_and_dense_training_begin_with_the_same_parameters(start: Any) -> None:
     table = patterns(3, 4, 10.0)
-    dense = diffusion_objective(
-        MODEL, TEXT, FLOW, "flow",
-        table=table, shares=pattern_shares(table, {"text": 1.0}), patch=PATCH,
-        text_drop=0.0, sample_times=times,
-    )  # fmt: skip
+    rows = Dense(table, pattern_shares(table, {"text": 1.0}), times, text_drop=0.0)
+    dense = denoising_objective(DENOISER, rows)
     data = {
         "latent": SAMPLES[0].latent[None],
         "ids": np.ones((1, 5), np.int32),

@@ -29,10 +29,9 @@ from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import sample, sampler
 from vdit.diffusion.schedule import process, timesteps
 from vdit.models.dit import DiT
-from vdit.objectives.diffusion import dense_tokens
 from vdit.runtime import attention
 from vdit.runtime.optimizer import make_optimizer
-from vdit.tokens import text_condition
+from vdit.tokens import dense_tokens, text_condition
 
 LEARNING_RATE = 1e-4
 CHECKED = 3  # train steps whose losses PyTorch must share

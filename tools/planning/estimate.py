@@ -257,7 +257,7 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
 def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
     """Traces the denoising scan of a batch of videos; a sample is one video."""
     plain = with_(config, run__attention="xla", run__remat="none")
-    made = step.sampling(plain, None, platform)[1]
+    made = step.sampling(plain, None, platform)
     run = functools.partial(made.denoise, settings=made.settings)
     traced = jax.make_jaxpr(run)(*made.arguments).jaxpr
     params = made.arguments[0]

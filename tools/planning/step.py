@@ -20,12 +20,12 @@ from vdit.config.denoiser import latent_shape
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
 from vdit.errors import UserError
+from vdit.model import Inputs, Scan, narrow, settings_of
 from vdit.models.text import TextEncoder
 from vdit.nn.narrow import operand_dtypes
 from vdit.objectives.objective import Objective
 from vdit.published.text_folder import FAMILIES
 from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
-from vdit.sample import Model, narrow
 from vdit.tokens import Budget
 from vdit.train import abstract_state, compiled_step
 
@@ -168,7 +168,7 @@ def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Low
 
 
 class Sampling(NamedTuple):
-    """What `sample.Model` runs for a batch of videos, as (jitted function, shapes) by name."""
+    """What `model.Scan` runs for a batch of videos, as (jitted function, shapes) by name."""
 
     denoise: Any
     arguments: tuple[Any, ...]
@@ -177,10 +177,9 @@ class Sampling(NamedTuple):
 
 def sampling(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
-) -> tuple[Model, Sampling]:
+) -> Sampling:
     """The denoising scan of a batch of videos as long and large as in training."""
     encoder = text_encoder(config, mesh, platform)
-    model = Model(config, None, encoder, {}, {}, mesh)  # type: ignore[arg-type]
     made = training(config, "dit", mesh, platform)
     params = jax.eval_shape(
         lambda batch: made.objective.init(jax.random.key(0), batch), made.batch
@@ -188,8 +187,7 @@ def sampling(
     rows, shots = config.sample.batch, sources.most_shots(config)
     captions = (rows, 1 + shots, config.text.length)
     count, h, w, channels = latent_shape(config, config.data.frames, *config.data.size)
-    arguments = (
-        params,
+    inputs = Inputs(
         shape(captions, bool),
         shape((*captions, encoder.dim), jnp.float32),
         shape((rows, shots), jnp.float32) if shots else None,
@@ -199,18 +197,19 @@ def sampling(
         shape((rows,), jnp.uint32),
         shape((rows,), jnp.int32) if read_classes(config, Path()) else None,
     )
-    run, settings = model.denoiser(mesh, platform), model.settings()
+    run = Scan(config, encoder, {}, mesh).compiled(mesh, platform)
+    settings = settings_of(config)
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
-        dtypes = operand_dtypes(run, *arguments, settings=settings)
+        dtypes = operand_dtypes(run, params, inputs, settings=settings)
     params = jax.eval_shape(lambda params: narrow(params, dtypes), params)
-    return model, Sampling(run, (params, *arguments[1:]), settings)
+    return Sampling(run, (params, inputs), settings)
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     """The denoising scan on the mesh: parameters as in training, and a batch on all devices, which
     the scan splits itself."""
-    _, made = sampling(config, mesh)
-    params, *others = made.arguments
+    made = sampling(config, mesh)
+    params, inputs = made.arguments
     with jax.set_mesh(mesh):
         params = jax.tree.map(
             lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
@@ -218,5 +217,5 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
             param_sharding(mesh, params),
         )
         return made.denoise.lower(
-            params, *placed(others, replicated(mesh)), settings=made.settings
+            params, placed(inputs, replicated(mesh)), settings=made.settings
         )

@@ -6,20 +6,22 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.config import shared
 from vdit.config.autoencoder import build_vae
 from vdit.config.run import machine
+from vdit.denoiser import Denoiser
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.errors import UserError
 from vdit.models import dit_paper, unet
 from vdit.models.dit import AXES, TEXTS, DiT, preset
-from vdit.models.text import TextEncoder, Tokenizer, encode_features
+from vdit.models.text import TextEncoder
 from vdit.nn.patch import padded
+from vdit.objectives.auxiliary import auxiliary
+from vdit.runtime.mesh import sequence_constraint
 
 
 def fields() -> ConfigDict:
@@ -56,6 +58,8 @@ def fields() -> ConfigDict:
     given.first_last = 0.02  # images at both ends
     given.suffix = 0.02  # a span after
     given.between = 0.02  # an image before, a span after
+    # (NAME, WEIGHT) of each auxiliary loss; see objectives/auxiliary.py
+    dit.auxiliary = ()
     dit.train = shared.training(steps=2300, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # a part's activations stay in a CPU's cache: less time a step
     return dit
@@ -66,6 +70,7 @@ def check(config: ConfigDict) -> None:
     shared.check_training(config, "dit")
     check_dit(config)
     check_process(config)
+    auxiliary(config.dit.auxiliary, build_dit(config))
     if not 0.0 <= config.dit.caption_drop <= 1.0:
         raise UserError(f"dit.caption_drop is {config.dit.caption_drop}: 0 to 1 is allowed")
 
@@ -235,17 +240,19 @@ def latent_shape(
     return build_vae(config).latent_shape(frames, *padded((height, width), token_pixels(config)))
 
 
-def wordless(
-    config: ConfigDict, encoder: TextEncoder, tokenizer: Tokenizer, params: Any = None
-) -> dict[str, np.ndarray]:
-    """Features and mask of the text without words, where that stands for no text.
-
-    So it does in a published model with its pretrained encoder (`params`, read if not given); other
-    models have a null key.
-    """
-    told = config.dit.model == "unet" or (config.dit.model == "paper" and config.dit.paper.text)
-    if not told or not encoder.frozen:
-        return {}
-    ids, mask = tokenizer.empty()
-    params = encoder.init(jax.random.key(0), ids, mask) if params is None else params
-    return {"features": encode_features(encoder, params, ids, mask)[0], "mask": mask[0]}
+def build_denoiser(
+    config: ConfigDict,
+    encoder: TextEncoder,
+    mesh: Mesh | None = None,
+    platform: str | None = None,
+) -> Denoiser:
+    """The denoiser with its process and its conditions, for one device or for steps on a mesh."""
+    return Denoiser(
+        build_dit(config, mesh, platform),
+        build_process(config),
+        config.dit.prediction,
+        encoder,
+        tuple(config.dit.patch),
+        multiple=token_shards(config, mesh),
+        **({} if mesh is None else {"constrain": sequence_constraint(mesh)}),
+    )

@@ -196,8 +196,12 @@ FOLDS: dict[str, tuple[Any, Any]] = {
 }
 
 
+Hidden = dict[int, jax.Array]  # tokens (B, L, D) after a layer, by its number from 1
+
+
 class Layer(nn.Module):
-    """One step of the stack: a block for each of its axes."""
+    """One step of the stack: a block for each of its axes. Carries the tokens, and copies of those
+    after the layers whose numbers `hidden` has."""
 
     blocks: tuple[str, ...]
     text: str
@@ -209,13 +213,17 @@ class Layer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, *shared: Any) -> tuple[jax.Array, None]:
+    def __call__(
+        self, carry: tuple[jax.Array, Hidden], number: jax.Array | None, *shared: Any
+    ) -> tuple[tuple[jax.Array, Hidden], None]:
+        x_BLD, hidden = carry
         for axes in self.blocks:
             x_BLD = Block(
                 axes, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
                 self.window, self.dtype, name=axes,
             )(x_BLD, *shared)  # fmt: skip
-        return x_BLD, None
+        kept = {layer: jnp.where(number == layer, x_BLD, old) for layer, old in hidden.items()}
+        return (x_BLD, kept), None
 
 
 class DiT(nn.Module):
@@ -242,15 +250,23 @@ class DiT(nn.Module):
     text: str = "cross"
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
-    one_time = False  # tokens have levels of their own
+    one_time = False
+    null_key = True
     attend: Attend = xla.attend
     unroll: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
     gather: Gather = None
 
+    @property
+    def layers(self) -> int:
+        return self.depth // len(AXES[self.axes])
+
     @nn.compact
-    def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
+    def __call__(
+        self, x_BLC: jax.Array, layout: Layout, condition: Condition, hidden: tuple[int, ...] = ()
+    ) -> Any:
+        """(B, L, C), or (B, L, 2 C); with `hidden` also the tokens after those layers, from 1."""
         blocks = AXES[self.axes]
         if self.depth % len(blocks):
             raise UserError(
@@ -285,20 +301,24 @@ class DiT(nn.Module):
             layer,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(nn.broadcast,) * 6,
-            length=self.depth // len(blocks),
-            unroll=min(self.unroll, self.depth // len(blocks)),
+            in_axes=(0, *(nn.broadcast,) * 6),
+            length=self.layers,
+            unroll=min(self.unroll, self.layers),
         )(
             blocks, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
             self.window, dtype, name="blocks",
         )  # fmt: skip
-        x, _ = stack(x, text, condition_BKD, pick_BLK, angles, layout, condition.shot)
+        numbers = jnp.arange(1, self.layers + 1) if hidden else None
+        carry = x, {layer: jnp.zeros_like(x) for layer in hidden}
+        shared = text, condition_BKD, pick_BLK, angles, layout, condition.shot
+        (x, kept), _ = stack(carry, numbers, *shared)
         x, pick_BLK = x[:, :length], pick_BLK[:, :length]
         shift, scale = Modulation(2, name="final")(condition_BKD)
         kinds = 2 if self.learned_variance else 1
-        return Linear(channels * kinds, kernel_init=zeros, name="out")(
+        out = Linear(channels * kinds, kernel_init=zeros, name="out")(
             affine(layer_norm(x), shift, scale, pick_BLK)
         )
+        return (out, jax.tree.map(lambda x: x[:, :length], kept)) if hidden else out
 
 
 def skipped(depth: int, part: tuple[float, float]) -> list[int]:

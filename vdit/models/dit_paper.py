@@ -168,12 +168,17 @@ class DiTPaper(nn.Module):
     span: float = 0.0
     level_theta: float = 10_000.0
     epsilons: tuple[float, float] = (1e-6, 1e-6)
-    one_time = True  # for all tokens, so none can be given
+    one_time = True
+    layers = 0
     attend: Attend = xla.attend
     unroll: int = 1
     remat: str = "none"
     dtype: Any = jnp.float32
     gather: Gather = None
+
+    @property
+    def null_key(self) -> bool:
+        return not self.text
 
     @nn.compact
     def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:

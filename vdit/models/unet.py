@@ -199,7 +199,9 @@ class UNet(nn.Module):
     linear: bool = False
     temporal: bool = False
     learned_variance: bool = False
-    one_time = True  # for all tokens, so none can be given
+    one_time = True
+    layers = 0
+    null_key = False
     attend: Attend = xla.attend
     unroll: int = 1
     remat: str = "none"

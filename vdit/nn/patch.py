@@ -1,4 +1,4 @@
-"""Patches: pixels or latents to tokens and back, always in the order (t, h, w).
+"""Pixels, and patches of pixels or latents as tokens and back, always in the order (t, h, w).
 
 Dimension key: B batch, T frames, H height, W width, C channels, p q r patch sizes in (t, h, w).
 """
@@ -35,3 +35,13 @@ def pad_to_multiple(x_BTHWC: jax.Array, multiple: tuple[int, int]) -> jax.Array:
     """Pads height and width at the bottom and right, by the edge's pixels, to a multiple."""
     pads = [(-size) % m for size, m in zip(x_BTHWC.shape[2:4], multiple, strict=True)]
     return jnp.pad(x_BTHWC, ((0, 0), (0, 0), (0, pads[0]), (0, pads[1]), (0, 0)), mode="edge")
+
+
+def to_float(video: jax.Array) -> jax.Array:
+    """uint8 pixels to [-1, 1]."""
+    return video.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(video: jax.Array) -> jax.Array:
+    """[-1, 1] to uint8 pixels, rounded and clipped."""
+    return jnp.clip(jnp.round((video + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from vdit.models.vivit import ViViT
-from vdit.objectives.objective import Objective
-from vdit.objectives.vae import to_float
+from vdit.nn.patch import to_float
+from vdit.objectives.objective import Batch, Objective, Params, Sums
 
 
 def smoothed_cross_entropy(logits_BK: jax.Array, label_B: jax.Array, smoothing: float) -> jax.Array:
@@ -42,12 +42,10 @@ def classify_objective(
     `questions`; the model has as many classes as all questions together. Metrics: accuracy_NAME.
     Nothing is random: `key` and the samples' ordinals are not asked.
     """
-    def init(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
+    def init(key: jax.Array, batch: Batch) -> Params:
         return {"vivit": model.init(key, to_float(batch["video"][:1]))["params"]}
 
-    def loss(
-        params: Mapping[str, Any], frozen: Any, batch: Mapping[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
+    def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
         del frozen, key
         logits: Any = model.apply({"params": params["vivit"]}, to_float(batch["video"]))
         total, metrics = jnp.zeros(()), {}

@@ -1,119 +1,37 @@
 """Learning to denoise: DDPM's Algorithm 1 and its kin (flow matching, x0, v) over tokens.
 
+`denoising_objective` serves `Dense` batches, and `Packed` rows (`packed.py`).
+
 Dimension key: B batch, n latent frames, h w places, Z latent channels, L tokens, C token
-channels, J captions of a clip, S text tokens of a caption, E text width, K shots.
+channels, J captions of a clip, S text tokens of a caption, K shots.
 """
 
-import dataclasses
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.bound import bound
-from vdit.diffusion.prediction import target, to_x0_eps, weight
-from vdit.diffusion.schedule import Process, add_noise, like
-from vdit.models.dit import DiT
-from vdit.models.dit_paper import DiTPaper
-from vdit.models.text import TextEncoder
-from vdit.models.unet import UNet
-from vdit.nn.patch import patchify
-from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
-from vdit.tokens import (
-    GIVEN,
-    RATE,
-    Condition,
-    Layout,
-    Patterns,
-    drop_label,
-    drop_text,
-    shot_of,
-    text_condition,
-)
-
-Denoiser = DiT | DiTPaper | UNet
+from vdit.denoiser import Denoiser
+from vdit.objectives.auxiliary import Drawn, Weighted, hidden_layers, target_names, variance_bound
+from vdit.objectives.objective import Batch, Objective, Params, Sums, low_discrepancy, sample_keys
+from vdit.tokens import Layout, Patterns, dense_tokens, fill, filled
 
 
-def text_features(
-    encoder: TextEncoder,
-    params: Mapping[str, Any],
-    frozen: Mapping[str, Any],
-    batch: Mapping[str, jax.Array],
-    own: int | None = None,
-) -> jax.Array:
-    """Features (..., S, E): cached ones if the batch carries them, else encoded from token ids.
+class Rows(Protocol):
+    """Dense or packed rows: how a batch becomes `Drawn`."""
 
-    A pretrained encoder's parameters are frozen["text"], a learned one's params["text"]. Captions
-    (B, J, S) of which all but the first have at most `own` tokens are encoded at those lengths.
-    """
-    if "features" in batch:
-        return batch["features"].astype(jnp.float32)
-    weights = frozen["text"] if encoder.frozen else params["text"]
+    def captions(self, batch: Batch) -> dict[str, jax.Array]:
+        """"mask" (..., S) and "ids" (..., S) or "features" (..., S, E), each caption by itself."""
 
-    def encode(ids: jax.Array, mask: jax.Array) -> jax.Array:
-        flat = encoder.apply(weights, *(x.reshape(-1, x.shape[-1]) for x in (ids, mask)))
-        return flat.reshape(*ids.shape, -1)
-
-    ids, mask = batch["ids"], batch["mask"]
-    if own is None or ids.shape[1] == 1:
-        return encode(ids, mask)
-    shots = encode(ids[:, 1:, :own], mask[:, 1:, :own])
-    shots = jnp.pad(shots, ((0, 0), (0, 0), (0, ids.shape[2] - own), (0, 0)))
-    return jnp.concatenate([encode(ids[:, :1], mask[:, :1]), shots], axis=1)
-
-
-def captions_of(
-    batch: Mapping[str, jax.Array], longest: int | None = None
-) -> dict[str, jax.Array]:
-    """The captions of a dense batch as (B, J, S, ...), also where they come as (B, S, ...); of no
-    more than `longest` tokens, where that is given."""
-    captions = {name: batch[name] for name in ("ids", "mask", "features") if name in batch}
-    if batch["mask"].ndim == 2:
-        captions = {name: value[:, None] for name, value in captions.items()}
-    return {name: value[:, :, :longest] for name, value in captions.items()}
-
-
-def pool_captions(encoder: TextEncoder, features_BJSE: jax.Array, mask_BJS: jax.Array) -> jax.Array:
-    """Each caption as one vector (B, J, E)."""
-    flat = (x.reshape(-1, *x.shape[2:]) for x in (features_BJSE, mask_BJS))
-    return encoder.pool(*flat).reshape(*mask_BJS.shape[:2], -1)
-
-
-def conditioned(
-    encoder: TextEncoder,
-    features_BJSE: jax.Array,
-    mask_BJS: jax.Array,
-    level_BK: jax.Array,
-    drop_B: jax.Array,
-    label_B: jax.Array | None = None,
-    empty: Mapping[str, jax.Array] | None = None,
-    own: int | None = None,
-) -> Condition:
-    """The condition of a dense batch of captions and classes; nothing where `drop_B` is true.
-
-    `empty`: "features" (S, E) and "mask" (S,) of the text without words, which then stands for
-    nothing instead of a null key, as published models have it. `own`: see `text_condition`.
-    """
-    if empty is not None:
-        mask_BJS = mask_BJS & ~drop_B[:, None, None]
-        wordless = ~mask_BJS.any(-1, keepdims=True)
-        mask_BJS = jnp.where(wordless, empty["mask"][None, None], mask_BJS)
-        features_BJSE = jnp.where(
-            wordless[..., None], empty["features"][None, None], features_BJSE
-        )
-    pooled = pool_captions(encoder, features_BJSE, mask_BJS)
-    condition = text_condition(features_BJSE, mask_BJS, pooled, level_BK, own)
-    if label_B is not None:
-        condition = drop_label(dataclasses.replace(condition, label=label_B), drop_B)
-    return condition if empty is not None else drop_text(condition, drop_B)
-
-
-def levels(model: Any, process: Process, t_B: jax.Array) -> jax.Array:
-    """Levels (B, K) as networks see them: of wanted tokens, and of given ones if there can be."""
-    slots = [t_B] if model.one_time else [t_B, jnp.zeros_like(t_B)]
-    return process.network_time(jnp.stack(slots, axis=1))
+    def draw(
+        self, denoiser: Denoiser, params: Any, frozen: Any, batch: Batch, key: jax.Array,
+        targets: Sequence[str],
+    ) -> Drawn:  # fmt: skip
+        """The batch with all that is random about it; `targets` are entries of the batch that
+        auxiliary losses read."""
 
 
 def choices(
@@ -128,225 +46,163 @@ def choices(
     return low_discrepancy(ordinal), jax.random.uniform(choice_key, (2 + more,)), noise_key
 
 
-def init_groups(
-    model: Denoiser,
-    encoder: TextEncoder,
-    key: jax.Array,
-    captions: Mapping[str, jax.Array],
-    inputs: Callable[[jax.Array], tuple[jax.Array, Layout, Condition]],
-) -> dict[str, Any]:
-    """The parameters of the denoiser and of a learned text encoder, by group.
+def denoising_loss(
+    denoiser: Denoiser, loss_weight: str = "uniform", auxiliary: Sequence[Weighted] = ()
+) -> Callable[[Params, Drawn], Sums]:
+    """loss(params, drawn): the weighted squared error of the prediction and the auxiliary losses,
+    over wanted tokens; metrics are the auxiliary losses."""
+    hidden = hidden_layers(auxiliary)
 
-    `inputs` makes the denoiser's inputs from the captions' features; only their shapes matter.
-    """
-    text_key, dit_key = jax.random.split(key)
-    groups: dict[str, Any] = {}
-    if not encoder.frozen:
-        groups["text"] = encoder.init(text_key, captions["ids"], captions["mask"])
-    features = jnp.zeros((*captions["mask"].shape, encoder.dim))
-    groups["dit"] = model.init(dit_key, *inputs(features))["params"]
-    return groups
-
-
-def denoising(
-    model: Denoiser,
-    process: Process,
-    prediction: str,
-    loss_weight: str,
-    constrain: Callable[[jax.Array], jax.Array],
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-    """The weighted squared error of the prediction over wanted tokens, and their weight.
-
-    The function takes the denoiser's parameters, x0 and eps (B, L, C), times (B,) or (B, L),
-    wanted (B, L), layout and condition. Tokens that are not wanted are clean. A model with learned
-    variance adds .001 L_vlb, estimated at the same times (Nichol and Dhariwal 2021, Eq. 16).
-    """
-
-    def loss(
-        params: Any,
-        x0: jax.Array,
-        eps: jax.Array,
-        t: jax.Array,
-        wanted_BL: jax.Array,
-        layout: Layout,
-        condition: Condition,
-    ) -> tuple[jax.Array, jax.Array]:
+    def loss(params: Params, drawn: Drawn) -> Sums:
         # All that has tokens is split as they are: positions alone are as large as activations are.
-        x0, eps, wanted_BL, layout = jax.tree.map(constrain, (x0, eps, wanted_BL, layout))
-        wanted = wanted_BL[..., None]
-        # Given tokens are kept out of the algebra: they are clean, and have no loss.
-        x_t = constrain(jnp.where(wanted, add_noise(process, x0, eps, t), x0))
-        out: Any = model.apply({"params": params}, x_t, layout, condition)
-        out, share = split_variance(model, out)
-        error = jnp.square(out - target(prediction, process, t, x0, eps))
-        error = error * like(weight(loss_weight, prediction, process, t), error)
-        if share is not None:
-            guess, _ = to_x0_eps(prediction, process, t, x_t, out)
-            error = error + 1e-3 * (process.points or 0) * bound(process, t, x0, guess, share)
+        parts = jax.tree.map(denoiser.constrain, (drawn.x0, drawn.eps, drawn.layout, drawn.targets))
+        x0, eps, layout, targets = parts
+        drawn = drawn._replace(x0=x0, eps=eps, layout=layout, targets=targets)
+        x_t = denoiser.add_noise(x0, eps, drawn.t, layout)
+        denoised = denoiser(params["dit"], x_t, drawn.t, layout, drawn.condition, hidden)
+        error, wanted = denoised.error(x0, eps, loss_weight), layout.wanted()[..., None]
+        metrics = {}
+        for name, row, weight in (*variance_bound(denoiser), *auxiliary):
+            more = row.loss(params.get("auxiliary", {}).get(name), denoised, drawn)
+            error = error + weight * more
+            if row.metric:
+                copies = x0.shape[-1] // more.shape[-1]  # of a token's error, one an element
+                metrics[name] = jnp.where(wanted, more, 0.0).sum() * copies
         total = jnp.where(wanted, error, 0.0).sum()
-        return total, (wanted.sum() * x0.shape[-1]).astype(jnp.float32)
+        return total, (wanted.sum() * x0.shape[-1]).astype(jnp.float32), metrics
 
     return loss
 
 
-def split_variance(model: Denoiser, out: jax.Array) -> tuple[jax.Array, jax.Array | None]:
-    """A denoiser's answer: the prediction (B, L, C), and the variance's share if it learns one."""
-    if not model.learned_variance:
-        return out, None
-    prediction, share = jnp.split(out, 2, axis=-1)
-    return prediction, share
-
-
-def dense_tokens(
-    latent_BnhwZ: jax.Array,
-    patch: tuple[int, int],
-    times_Bn: jax.Array,
-    given_Bn: jax.Array,
-    starts_BK: jax.Array | None = None,
-) -> tuple[jax.Array, Layout]:
-    """Token values (B, L, C) and layout of latent frames at `times_Bn` seconds, given or not.
-
-    `starts_BK` are the starts of the clip's shots, in seconds; without them it is one shot.
-    """
-    batch, count = latent_BnhwZ.shape[:2]
-    x = patchify(latent_BnhwZ, (1, *patch))
-    _, _, height, width, channels = x.shape
-    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    shape = (batch, count, height, width)
-    position = jnp.stack(
-        [
-            jnp.broadcast_to(times_Bn[:, :, None, None] * RATE, shape),
-            jnp.broadcast_to(rows[None, None], shape),
-            jnp.broadcast_to(columns[None, None], shape),
-        ],
-        axis=-1,
-    ).astype(jnp.float32)
-    shot_Bn = jnp.ones(times_Bn.shape, jnp.int32)
-    if starts_BK is not None:
-        shot_Bn = shot_of(times_Bn, starts_BK)
-    length = count * height * width
-
-    def each(x_Bn: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x_Bn[:, :, None, None], shape).reshape(batch, length)
-
-    layout = Layout(
-        position=position.reshape(batch, length, 3),
-        slot=each(2 * (shot_Bn - 1) + given_Bn),
-        shot=each(shot_Bn),
-        grid=(count, height, width),
-    )
-    return x.reshape(batch, length, channels), layout
-
-
-def filled(layout: Layout, multiple: int) -> Layout:
-    """The layout of as many tokens as `multiple` divides: behind the clip's own is padding, a
-    segment by itself, which counts as given."""
-    length = layout.slot.shape[1]
-    if length % multiple == 0:
-        return layout
-    parts = (layout.position, layout.slot, layout.shot, jnp.ones_like(layout.slot))
-    position, slot, shot, segment = (fill(x, multiple) for x in parts)
-    clip = segment > 0
-    return Layout(position, jnp.where(clip, slot, GIVEN), jnp.where(clip, shot, 1), segment)
-
-
-def fill(x_BL: jax.Array, multiple: int) -> jax.Array:
-    """x (B, L, ...) with zeros behind, up to the next multiple of tokens."""
-    more = -x_BL.shape[1] % multiple
-    return jnp.pad(x_BL, ((0, 0), (0, more), *((0, 0),) * (x_BL.ndim - 2))) if more else x_BL
-
-
-def diffusion_objective(
-    model: Denoiser,
-    encoder: TextEncoder,
-    process: Process,
-    prediction: str,
-    *,
-    table: Patterns,
-    shares: np.ndarray,
-    patch: tuple[int, int],
-    text_drop: float,
-    caption_drop: float = 0.0,
+def denoising_objective(
+    denoiser: Denoiser,
+    rows: Rows,
     loss_weight: str = "uniform",
-    sample_times: Callable[[jax.Array], jax.Array],
-    constrain: Callable[[jax.Array], jax.Array] = lambda x: x,
-    multiple: int = 1,
-    longest: tuple[int, int] | None = None,
+    auxiliary: Sequence[Weighted] = (),
 ) -> Objective:
-    """The mean squared error of the prediction over wanted tokens.
+    """The mean squared error of the prediction over wanted tokens of dense or packed `rows`.
+
+    Groups of parameters: "dit", a learned encoder's "text", and "auxiliary" by name of the loss.
+    `frozen` holds the latents' "mean" and "std" (Z,), a pretrained encoder's "text" where features
+    are not in the batch, and the "empty" text of `Denoiser.empty_text`, if there is one.
+    """
+    encoder, denoising = denoiser.encoder, denoising_loss(denoiser, loss_weight, auxiliary)
+    targets = target_names(auxiliary)
+
+    def init(key: jax.Array, batch: Batch) -> Params:
+        text_key, dit_key = jax.random.split(key)
+        first = {name: value[:1] for name, value in batch.items()}
+        groups: Params = {}
+        if not encoder.frozen:
+            captions = rows.captions(first)
+            flat = (x.reshape(-1, x.shape[-1])[:1] for x in (captions["ids"], captions["mask"]))
+            groups["text"] = encoder.init(text_key, *flat)
+        if "features" not in first:
+            first["features"] = jnp.zeros((*first["ids"].shape, encoder.dim))
+        statistics = {"mean": jnp.zeros(1), "std": jnp.ones(1)}  # only shapes matter
+        drawn = rows.draw(denoiser, {}, statistics, first, key, targets)
+        inputs = drawn.layout, drawn.condition
+        groups["dit"] = denoiser.network.init(dit_key, drawn.x0, *inputs)["params"]
+        heads = {name: row.init for name, row, _ in auxiliary if row.init is not None}
+        if heads:
+            hidden = hidden_layers(auxiliary)
+            denoised = denoiser(groups["dit"], drawn.x0, drawn.t, *inputs, hidden)
+            own = jax.random.split(jax.random.fold_in(dit_key, 1), len(heads))
+            keys = dict(zip(heads, own, strict=True))
+            groups["auxiliary"] = {
+                name: make(keys[name], denoised, drawn) for name, make in heads.items()
+            }
+        return groups
+
+    def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
+        return denoising(params, rows.draw(denoiser, params, frozen, batch, key, targets))
+
+    return Objective(init, loss)
+
+
+class Chosen(NamedTuple):
+    """What is random about each sample of a dense batch."""
+
+    source_Bn: jax.Array  # the stored latent frames that it is made of
+    given_Bn: jax.Array
+    t_B: jax.Array
+    noise_BnhwZ: jax.Array
+    drop_B: jax.Array  # all of its text
+    drop_BJ: jax.Array  # one by one
+
+
+@dataclass(frozen=True)
+class Dense:
+    """Clips that are all alike, each with a pattern of given spans.
 
     A batch holds "latent" (B, stored, h, w, Z) as `tokens.Patterns` says, "ids" and "mask"
     (B, S) of the caption (or its "features"), and "ordinal" (B,). Clips of several shots have
     (B, J, S) captions, the whole clip's and each shot's, and the shots' "starts" (B, J - 1) in
     seconds; of these captions each is dropped by itself with the share `caption_drop`, all with
     `text_drop`. A model of classes is given the clips' "label" (B,), dropped with their text.
-    `frozen` holds the latents' "mean" and "std" (Z,), a pretrained encoder's "text" where features
-    are not in the batch, and "empty" as in `conditioned`, if it is there. `constrain` places
-    (B, L, ...) arrays on a mesh, whose shards of tokens `multiple` is: rows are filled up to it.
-    `longest`, where it is known, are the most tokens of a clip's caption and of a shot's: what is
-    behind them is padding, which then costs nothing.
+    `longest`: the most tokens of a clip's caption and of a shot's, if known: the padding behind
+    them then costs nothing.
     """
-    source, given = jnp.asarray(table.source), jnp.asarray(table.given)
-    times = jnp.asarray(table.times, jnp.float32)
-    denoise = denoising(model, process, prediction, loss_weight, constrain)
-    words, own = (max(longest), longest[1]) if longest else (None, None)  # all are cut to `words`
-    # The last edge is left open, so that rounding cannot choose a pattern that is not there.
-    cumulative = jnp.asarray(np.cumsum(shares)[:-1], jnp.float32)
 
-    def draw(batch: Mapping[str, jax.Array], frozen: Mapping[str, jax.Array], key: jax.Array):
-        """Everything random about each sample, from its own key and number."""
+    table: Patterns
+    shares: np.ndarray
+    sample_times: Callable[[jax.Array], jax.Array]
+    text_drop: float
+    caption_drop: float = 0.0
+    longest: tuple[int, int] | None = None
+
+    def captions(self, batch: Batch) -> dict[str, jax.Array]:
+        """The captions (B, J, S, ...), also of a batch of one a clip, without common padding."""
+        captions = {name: batch[name] for name in ("ids", "mask", "features") if name in batch}
+        if batch["mask"].ndim == 2:
+            captions = {name: value[:, None] for name, value in captions.items()}
+        words = max(self.longest) if self.longest else None
+        return {name: value[:, :, :words] for name, value in captions.items()}
+
+    def choose(self, batch: Batch, key: jax.Array) -> Chosen:
+        """All that is random about each sample, from its own key and number."""
         captions = batch["mask"].shape[1] if batch["mask"].ndim == 3 else 0
+        source, given = jnp.asarray(self.table.source), jnp.asarray(self.table.given)
+        shape = (source.shape[1], *batch["latent"].shape[2:])
+        # The last edge is left open, so that rounding cannot choose a pattern that is not there.
+        cumulative = jnp.asarray(np.cumsum(self.shares)[:-1], jnp.float32)
 
-        def one(key: jax.Array, ordinal: jax.Array, latent: jax.Array) -> tuple[jax.Array, ...]:
+        def one(key: jax.Array, ordinal: jax.Array) -> Chosen:
             time_u, (pattern_u, drop_u, *each_u), noise_key = choices(key, ordinal, captions)
             pattern = jnp.searchsorted(cumulative, pattern_u, side="right")
-            clean = latent[source[pattern]]
-            return (
-                clean,
-                times[source[pattern]],
+            return Chosen(
+                source[pattern],
                 given[pattern],
-                sample_times(time_u),
-                jax.random.normal(noise_key, clean.shape),
-                drop_u < text_drop,
-                jnp.stack(each_u) < caption_drop if each_u else jnp.zeros(1, bool),
+                self.sample_times(time_u),
+                jax.random.normal(noise_key, shape),
+                drop_u < self.text_drop,
+                jnp.stack(each_u) < self.caption_drop if each_u else jnp.zeros(1, bool),
             )
 
-        shape = (1, 1, 1, -1)
-        latent = batch["latent"].astype(jnp.float32)
-        latent = (latent - frozen["mean"].reshape(1, *shape)) / frozen["std"].reshape(1, *shape)
-        return jax.vmap(one)(sample_keys(key, batch["ordinal"]), batch["ordinal"], latent)
+        return jax.vmap(one)(sample_keys(key, batch["ordinal"]), batch["ordinal"])
 
-    def init(key: jax.Array, batch: Mapping[str, jax.Array]) -> dict[str, Any]:
-        first = {name: value[:1] for name, value in batch.items()}
+    def draw(
+        self, denoiser: Denoiser, params: Any, frozen: Any, batch: Batch, key: jax.Array,
+        targets: Sequence[str] = (),
+    ) -> Drawn:  # fmt: skip
+        """See `Rows`."""
+        chosen = self.choose(batch, key)
+        seconds = jnp.asarray(self.table.times, jnp.float32)[chosen.source_Bn]
+        place = seconds, chosen.given_Bn, batch.get("starts")
 
-        captions = captions_of(first)
+        def tokens(value: jax.Array, patch: tuple[int, int]) -> tuple[jax.Array, Layout]:
+            picked = jax.vmap(lambda stored, source: stored[source])(value, chosen.source_Bn)
+            return dense_tokens(picked, patch, *place)
 
-        def inputs(features: jax.Array) -> tuple[jax.Array, Layout, Condition]:
-            told = features[:, None], captions["mask"][:, :1], levels(model, process, jnp.ones(1))
-            condition = conditioned(encoder, *told, jnp.zeros(1, bool), first.get("label"))
-            count = source.shape[1]
-            latent = first["latent"][:, :count].astype(jnp.float32)
-            return *dense_tokens(latent, patch, jnp.zeros((1, count)), given[:1]), condition
-
-        one = {name: value[:, 0] for name, value in captions.items()}
-        return init_groups(model, encoder, key, one, inputs)
-
-    def loss(
-        params: Mapping[str, Any],
-        frozen: Mapping[str, Any],
-        batch: Mapping[str, jax.Array],
-        key: jax.Array,
-    ) -> tuple[jax.Array, jax.Array, dict[str, jax.Array]]:
-        clean, seconds, known, t_B, noise, drop, drop_BJ = draw(batch, frozen, key)
-        x0, layout = dense_tokens(clean, patch, seconds, known, batch.get("starts"))
-        eps, _ = dense_tokens(noise, patch, seconds, known)
-        x0, eps, layout = fill(x0, multiple), fill(eps, multiple), filled(layout, multiple)
-        captions = captions_of(batch, words)
-        features = text_features(encoder, params, frozen, captions, own)
-        mask, level = captions["mask"] & ~drop_BJ[..., None], levels(model, process, t_B)
-        asked = batch.get("label"), frozen.get("empty")
-        condition = conditioned(encoder, features, mask, level, drop, *asked, own)
-        total, count = denoise(params["dit"], x0, eps, t_B, ~layout.given(), layout, condition)
-        return total, count, {}
-
-    return Objective(init, loss)
+        mean, std = (frozen[name].reshape(1, 1, 1, 1, -1) for name in ("mean", "std"))
+        latent = (batch["latent"].astype(jnp.float32) - mean) / std
+        x0, layout = tokens(latent, denoiser.patch)
+        eps, _ = dense_tokens(chosen.noise_BnhwZ, denoiser.patch, *place)
+        wanted = {name: tokens(batch[name].astype(jnp.float32), (1, 1))[0] for name in targets}
+        x0, eps, wanted = jax.tree.map(lambda x: fill(x, denoiser.multiple), (x0, eps, wanted))
+        captions, own = self.captions(batch), self.longest[1] if self.longest else None
+        features = denoiser.features(params, frozen, captions, own)
+        mask = captions["mask"] & ~chosen.drop_BJ[..., None]
+        told = batch.get("label"), frozen.get("empty")
+        condition = denoiser.condition(features, mask, chosen.drop_B, *told, own)
+        return Drawn(x0, eps, chosen.t_B, filled(layout, denoiser.multiple), condition, wanted)

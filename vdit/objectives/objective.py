@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 Batch = Mapping[str, jax.Array]
 Params = dict[str, Any]
+Sums = tuple[jax.Array, jax.Array, dict[str, jax.Array]]  # of the loss, its weight, and metrics
 
 
 class Objective(NamedTuple):
@@ -22,9 +23,7 @@ class Objective(NamedTuple):
     """
 
     init: Callable[[jax.Array, Batch], Params]
-    loss: Callable[
-        [Params, Any, Batch, jax.Array], tuple[jax.Array, jax.Array, dict[str, jax.Array]]
-    ]
+    loss: Callable[[Params, Any, Batch, jax.Array], Sums]
 
 
 def sample_keys(key: jax.Array, ordinal_B: jax.Array) -> jax.Array:

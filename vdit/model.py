@@ -1,0 +1,286 @@
+"""A trained model on its devices: the autoencoder's two ways, and the denoising scan.
+
+Dimension key: B videos, T frames, H height, W width; n latent frames, h w places, Z latent
+channels, L tokens, C token channels, J captions of a video (its own, and its shots'), S text
+tokens of a caption, E text width, K shots.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from inspect import signature
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vdit.config import joined
+from vdit.config.autoencoder import build_vae
+from vdit.config.denoiser import build_denoiser, build_process, token_pixels
+from vdit.denoiser import Denoiser
+from vdit.diffusion.guidance import guided, pushed
+from vdit.diffusion.sampler import SAMPLERS, Denoise, Sampler, initial_noise, sample, sampler
+from vdit.diffusion.schedule import Process, choose, timesteps
+from vdit.errors import UserError
+from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
+from vdit.models.dit import without_attention
+from vdit.models.text import TextEncoder
+from vdit.nn.narrow import operand_dtypes
+from vdit.nn.patch import pad_to_multiple, to_float, to_uint8, unpatchify
+from vdit.runtime.mesh import gather, replicate, replicated, sampling_mesh, spread
+from vdit.runtime.processes import Watch
+from vdit.tokens import dense_tokens, filled
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to sample; defaults come from the fields of the config's `sample`."""
+
+    sampler: str
+    steps: int
+    guidance: float
+    options: tuple[tuple[str, Any], ...]  # of samplers, by name; each takes those that it has
+    spacing: str
+    shift: float
+    push: float
+    push_above: float
+    skip: tuple[float, float]
+
+    def make(self) -> Sampler:
+        """The sampler, with its options."""
+        known = signature(choose(SAMPLERS, "sampler", self.sampler)).parameters
+        return sampler(self.sampler, **{name: v for name, v in self.options if name in known})
+
+    def shown(self) -> dict[str, Any]:
+        """All of them by name."""
+        shown: dict[str, Any] = {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            shown |= dict(value) if field.name == "options" else {field.name: value}
+        return shown
+
+
+def settings_of(config: ConfigDict, **changes: Any) -> Settings:
+    """The config's sampling settings with changes; None means the config's.
+
+    A sampler's options are the parameters of its function: their values are the fields of
+    `config.sample` of the same names, where it has them. Raises `UserError`.
+    """
+    own = [field.name for field in dataclasses.fields(Settings) if field.name != "options"]
+    options = sorted({name for make in SAMPLERS.values() for name in signature(make).parameters})
+    if unknown := sorted(changes.keys() - {*own, *options}):
+        known = ", ".join((*own, *options))
+        raise UserError(f"unknown setting {unknown[0]!r} of sampling: known are {known}")
+    values = {name: config.sample[name] for name in (*own, *options) if name in config.sample}
+    values |= {name: value for name, value in changes.items() if value is not None}
+    kept = tuple((name, values.pop(name)) for name in options if name in values)
+    made = Settings(options=kept, **values)
+    made.make()  # refuses unknown names and options at once
+    joined.check_push(config, made.push, made.skip)
+    times_of(config, made)
+    return made
+
+
+def times_of(config: ConfigDict, settings: Settings) -> jax.Array:
+    """The times t_0 > .. > t_n between which it samples."""
+    shift = settings.shift or config.dit.shift
+    return timesteps(build_process(config), settings.steps, shift, settings.spacing)
+
+
+class Codec:
+    """Videos to normalised latents and back; `params` holds the group "vae"."""
+
+    def __init__(
+        self, config: ConfigDict, params: Mapping[str, Any], statistics: Mapping[str, np.ndarray]
+    ) -> None:
+        self.config, self.params, self.vae = config, params, build_vae(config)
+        self.statistics = {name: jnp.asarray(value) for name, value in statistics.items()}
+        self._encode, self._decode = jax.jit(self._encoded), jax.jit(self._decoded)
+        self._pixels = jax.jit(to_uint8)
+
+    def _encoded(self, params: Any, video: jax.Array, state: Any) -> Any:
+        video = to_float(pad_to_multiple(video, token_pixels(self.config)))
+        apply: Any = functools.partial(self.vae.apply, {"params": params["vae"]})
+        return apply(video, state, method=self.vae.encode)[::2]
+
+    def _decoded(self, params: Any, latent: jax.Array, state: Any) -> Any:
+        params = {"params": params["vae"]}
+        return self.vae.apply(params, latent, state, method=self.vae.decode)
+
+    def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
+        """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
+        encode = functools.partial(self._encode, self.params)
+        p, chunk = self.config.vae.patch[0], self.config.vae.chunk
+        latent = encode_in_chunks(encode, video_BTHWC, p, chunk)
+        return (latent - self._shape("mean")) / self._shape("std")
+
+    def stream(
+        self, latent_BnhwZ: jax.Array | np.ndarray, height: int, width: int
+    ) -> Iterator[np.ndarray]:
+        """uint8 videos of normalised latents, in parts (B, t, height, width, 3)."""
+        latent = latent_BnhwZ * self._shape("std") + self._shape("mean")
+        decode, vae = functools.partial(self._decode, self.params), self.config.vae
+        for part in decode_in_chunks(decode, latent, tuple(vae.patch), vae.chunk, vae.tile):
+            yield np.asarray(self._pixels(part))[:, :, :height, :width]
+
+    def decode(self, latent_BnhwZ: jax.Array, height: int, width: int) -> np.ndarray:
+        """uint8 videos (B, T, height, width, 3) of normalised latents."""
+        return np.concatenate(list(self.stream(latent_BnhwZ, height, width)), axis=1)
+
+    def _shape(self, name: str) -> jax.Array:
+        return self.statistics[name].reshape(1, 1, 1, 1, -1)
+
+
+class Inputs(NamedTuple):
+    """What a batch of videos is sampled from."""
+
+    mask_BJS: Any
+    features_BJSE: Any
+    starts_BK: Any  # seconds at which its shots begin; None: it is one shot
+    clean_BnhwZ: Any  # latents of given frames, 0 where wanted; spans inside the clip lie behind it
+    given_Bn: Any
+    times_Bn: Any  # seconds
+    seeds_B: Any
+    label_B: Any  # classes, -1 for none; None: no model of classes
+
+
+class Scan:
+    """The denoising scan, compiled for each mesh; `params` holds the group "dit", and "empty" if
+    the empty text stands for a dropped one.
+
+    It runs on `mesh`, or, where that is not given, on one of `sampling_mesh`. On a mesh of several
+    processes each of them makes the same calls. `watch` expects a batch of videos as it does a step
+    of training.
+    """
+
+    def __init__(
+        self,
+        config: ConfigDict,
+        encoder: TextEncoder,
+        params: dict[str, Any],
+        mesh: Mesh | None = None,
+        watch: Watch | None = None,
+    ) -> None:
+        self.config, self.encoder, self.params, self.mesh = config, encoder, params, mesh
+        self._compiled: dict[Mesh | None, tuple[Any, Any]] = {}
+        self._watch, self._begun = watch or Watch(), list[Any]()
+
+    def __call__(self, inputs: Inputs, settings: Settings) -> jax.Array:
+        """Normalised latents (B, n, h, w, Z), given ones as they were, computed where it is
+        fastest."""
+        rows = inputs.clean_BnhwZ.shape[0] * (2 if settings.guidance != 1.0 else 1)
+        mesh = self.mesh or sampling_mesh(rows)
+        if mesh is None:
+            run, params = self._placed(mesh, inputs, settings)
+            return run(params, inputs, settings=settings)
+        asked = settings, [x.shape for x in jax.tree.leaves(inputs)]
+        self._watch.step("sample", len(self._begun) + 1, first=asked not in self._begun)
+        self._begun.append(asked)
+        with jax.set_mesh(mesh):
+            run, params = self._placed(mesh, inputs, settings)
+            latent = jax.device_get(run(params, replicate(mesh, inputs), settings=settings))
+        self._watch.rest()
+        return jnp.asarray(latent)
+
+    def compiled(self, mesh: Mesh | None, platform: str | None = None) -> Any:
+        """run(params, inputs, settings=...) for a mesh, or for one device of `platform` (by default
+        this one)."""
+        denoiser = build_denoiser(self.config, self.encoder, mesh, platform)
+        run = functools.partial(self._run, gather(mesh), denoiser)
+        return jax.jit(run, static_argnames=("settings",), out_shardings=everywhere(mesh))
+
+    def _placed(
+        self, mesh: Mesh | None, inputs: Inputs, settings: Settings
+    ) -> tuple[Any, dict[str, Any]]:
+        """The compiled scan for a mesh, and its parameters there."""
+        if mesh not in self._compiled:
+            run = self.compiled(mesh)
+            if not self._compiled:
+                plain = dataclasses.replace(settings, push=0.0)  # autoguidance changes none
+                narrow(self.params, operand_dtypes(run, self.params, inputs, settings=plain))
+            params = {name: self.params[name] for name in ("dit", "empty") if name in self.params}
+            if mesh is not None:
+                params = spread(mesh, params)
+            self._compiled[mesh] = run, params
+        return self._compiled[mesh]
+
+    def _run(
+        self,
+        whole: Callable[[Any], Any] | None,
+        denoiser: Denoiser,
+        params: dict[str, Any],
+        inputs: Inputs,
+        settings: Settings,
+    ) -> jax.Array:
+        params = whole(params) if whole else params
+        place = inputs.times_Bn, inputs.given_Bn, inputs.starts_BK
+        clean, layout = dense_tokens(inputs.clean_BnhwZ, denoiser.patch, *place)
+        (batch, length, _), grid = clean.shape, layout.grid
+        assert grid is not None
+        layout = filled(layout, denoiser.multiple)
+        known = layout.given()[:, :length, None]
+        rows = clean, known, layout, inputs.features_BJSE, inputs.mask_BJS, inputs.label_B
+        if settings.guidance != 1.0:
+            rows = jax.tree.map(lambda x: jnp.concatenate([x, x]), rows)
+        all_clean, all_known, all_layout, features, mask, label = rows
+        all_layout = jax.tree.map(denoiser.constrain, all_layout)
+        drop = jnp.arange(len(all_clean)) >= batch
+        conditions = denoiser.condition(features, mask, drop, label, params.get("empty"))
+
+        def denoise(params: Any, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
+            # As many of the rows as x_t has: all of them, or the conditional half.
+            known, clean, layout, condition = jax.tree.map(
+                lambda x: x[: len(x_t)], (all_known, all_clean, all_layout, conditions)
+            )
+            # A video's two rows may lie on two devices.
+            x_t = jnp.where(known, clean, x_t)
+            denoised = denoiser(params, x_t, t, layout, condition)
+            return jnp.where(known, clean, denoised.x0), denoised.share
+
+        keys_B = jax.vmap(jax.random.key)(inputs.seeds_B)
+        x, _ = sample(
+            steered(denoise, params["dit"], settings, denoiser.process),
+            initial_noise(keys_B, clean.shape[1:]),
+            times_of(self.config, settings),
+            denoiser.process,
+            settings.make(),
+            keys_B,
+        )
+        return unpatchify(x.reshape(batch, *grid, -1), (1, *denoiser.patch))
+
+
+def steered(
+    denoise: Callable[..., tuple[jax.Array, Any]], params: Any, settings: Settings, process: Process
+) -> Denoise:
+    """The denoiser of these parameters with guidance and autoguidance, as the settings say."""
+    plain: Denoise = functools.partial(denoise, params)
+    if not settings.push:
+        return guided(plain, settings.guidance) if settings.guidance != 1.0 else plain
+    weak: Denoise = functools.partial(denoise, without_attention(params, settings.skip))
+
+    def push(t: jax.Array) -> jax.Array:
+        return jnp.where(process.sigma(t) > settings.push_above, settings.push, 0.0)
+
+    if settings.guidance != 1.0:
+        return guided(plain, settings.guidance, weak, push)
+    return pushed(plain, weak, push)
+
+
+def everywhere(mesh: Mesh | None) -> Any:
+    """The sharding of results that every process has."""
+    return None if mesh is None else replicated(mesh)
+
+
+def narrow(params: dict[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
+    """The same dict, the denoiser's kernels now in `dtypes` (see `operand_dtypes`): drops float32
+    copies that are no longer used, one after another, so that no two copies are of all."""
+    flat = flatten_dict(params.pop("dit"), sep="/")
+    for path in flat:
+        flat[path] = jnp.asarray(flat[path], dtypes.get(path))
+    params["dit"] = unflatten_dict(flat, sep="/")
+    return params
