@@ -162,7 +162,7 @@ def padding(plan: Plan, sizes: Sizes, budget: Budget) -> float:
 def pack(
     samples: Sequence[Sample], budget: Budget, patch: tuple[int, int]
 ) -> dict[str, np.ndarray]:
-    """One row of samples, the input of `packed_objective`; `patch` is rows, columns of a token.
+    """One row of samples, the input of `objectives.packed`; `patch` is rows, columns of a token.
 
     "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
     padding, "given" (L,) bool; "ordinal" (M,), 0 for no sample; the concatenated captions as "ids"
