@@ -63,7 +63,7 @@ class Network(Protocol):
 
 @dataclass(frozen=True)
 class Denoised:
-    """What a denoiser says of x_t at times t; x0 and eps cost nothing where they are not read."""
+    """A denoiser's output for x_t at times t; x0 and eps are computed where they are read."""
 
     denoiser: "Denoiser"
     x_t: jax.Array  # (B, L, C)
@@ -74,8 +74,8 @@ class Denoised:
 
     @functools.cached_property
     def _x0_eps(self) -> tuple[jax.Array, jax.Array]:
-        made = self.denoiser
-        return to_x0_eps(made.prediction, made.process, self.t, self.x_t, self.raw)
+        prediction, process = self.denoiser.prediction, self.denoiser.process
+        return to_x0_eps(prediction, process, self.t, self.x_t, self.raw)
 
     @property
     def x0(self) -> jax.Array:
@@ -86,7 +86,7 @@ class Denoised:
         return self._x0_eps[1]
 
     def error(self, x0: jax.Array, eps: jax.Array, loss_weight: str) -> jax.Array:
-        """The weighted squared error (B, L, C) of the prediction, x_t being of this x0 and eps."""
+        """The weighted squared error (B, L, C) of the prediction; x_t is this x0 and eps mixed."""
         prediction, process = self.denoiser.prediction, self.denoiser.process
         error = jnp.square(self.raw - target(prediction, process, self.t, x0, eps))
         return error * like(weight(loss_weight, prediction, process, self.t), error)
@@ -165,13 +165,12 @@ class Denoiser:
         params: Mapping[str, Any],
         frozen: Mapping[str, Any],
         captions: Mapping[str, jax.Array],
-        own: int | None = None,
+        shot_length: int | None = None,
     ) -> jax.Array:
         """Features (..., S, E): cached ones if the batch carries them, else encoded from token ids.
 
         A pretrained encoder's parameters are frozen["text"], a learned one's params["text"]. Of
-        captions (B, J, S) all but the first have at most `own` tokens: they are encoded at that
-        length.
+        captions (B, J, S) all but the first are encoded at `shot_length` tokens, if it is given.
         """
         if "features" in captions:
             return captions["features"].astype(jnp.float32)
@@ -182,10 +181,10 @@ class Denoiser:
             return flat.reshape(*ids.shape, -1)
 
         ids, mask = captions["ids"], captions["mask"]
-        if own is None or ids.shape[1] == 1:
+        if shot_length is None or ids.shape[1] == 1:
             return encode(ids, mask)
-        shots = encode(ids[:, 1:, :own], mask[:, 1:, :own])
-        shots = jnp.pad(shots, ((0, 0), (0, 0), (0, ids.shape[2] - own), (0, 0)))
+        shots = encode(ids[:, 1:, :shot_length], mask[:, 1:, :shot_length])
+        shots = jnp.pad(shots, ((0, 0), (0, 0), (0, ids.shape[2] - shot_length), (0, 0)))
         return jnp.concatenate([encode(ids[:, :1], mask[:, :1]), shots], axis=1)
 
     def condition(
@@ -195,12 +194,12 @@ class Denoiser:
         drop_B: jax.Array,
         label_B: jax.Array | None = None,
         empty: Mapping[str, jax.Array] | None = None,
-        own: int | None = None,
+        shot_length: int | None = None,
     ) -> Condition:
         """The condition of a dense batch of captions and classes, dropped where `drop_B` is true.
 
         `empty`: "features" (S, E) and "mask" (S,) of the empty text, which then replaces dropped
-        captions (see `Network.null_key`). `own`: see `text_condition`.
+        captions (see `Network.null_key`). `shot_length`: see `text_condition`.
         """
         if empty is not None:
             mask_BJS = mask_BJS & ~drop_B[:, None, None]
@@ -212,7 +211,7 @@ class Denoiser:
         flat = (x.reshape(-1, *x.shape[2:]) for x in (features_BJSE, mask_BJS))
         pooled = self.encoder.pool(*flat).reshape(*mask_BJS.shape[:2], -1)
         level = self.levels(jnp.zeros(len(drop_B)))
-        condition = text_condition(features_BJSE, mask_BJS, pooled, level, own)
+        condition = text_condition(features_BJSE, mask_BJS, pooled, level, shot_length)
         if label_B is not None:
             condition = drop_label(dataclasses.replace(condition, label=label_B), drop_B)
         return condition if empty is not None else drop_text(condition, drop_B)

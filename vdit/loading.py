@@ -22,14 +22,14 @@ from vdit.runtime.mesh import param_sharding, spread
 
 
 class Parts(NamedTuple):
-    """What a model is made of."""
+    """The arguments of `sample.Model`."""
 
     config: ConfigDict
     tokenizer: Tokenizer
     encoder: TextEncoder
-    params: dict[str, Any]  # groups vae, dit and text; "empty", if the empty text has a part
-    statistics: dict[str, np.ndarray]  # of the latents: mean and std
-    classes: list[str]  # names of the classes, of a model of classes
+    params: dict[str, Any]  # groups vae, dit and text; and the "empty" text, if there is one
+    statistics: dict[str, np.ndarray]  # "mean" and "std" of the latents
+    classes: list[str]  # their names, for a class-conditional model
 
 
 def read_parts(
@@ -48,7 +48,7 @@ def read_parts(
             raise UserError(f"{directory} holds no checkpoint; train or import it first")
         split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
         groups = restore_ema(directory, step, split)
-        # A discriminator and heads of auxiliary losses are of use in training alone.
+        # A discriminator and the heads of auxiliary losses serve training alone.
         params |= {name: groups[name] for name in ("vae", "dit", "text") if name in groups}
         meta = load_meta(directory, step)
     content = text_content(config)

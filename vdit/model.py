@@ -1,8 +1,8 @@
-"""A trained model on its devices: the autoencoder's two ways, and the denoising scan.
+"""A trained model on its devices: the autoencoder and the denoising scan.
 
 Dimension key: B videos, T frames, H height, W width; n latent frames, h w places, Z latent
-channels, L tokens, C token channels, J captions of a video (its own, and its shots'), S text
-tokens of a caption, E text width, K shots.
+channels, L tokens, C token channels, J captions of a video (the whole video's, then one a shot), S
+text tokens of a caption, E text width, K shots.
 """
 
 import dataclasses
@@ -39,12 +39,12 @@ from vdit.tokens import dense_tokens, filled
 
 @dataclass(frozen=True)
 class Settings:
-    """How to sample; defaults come from the fields of the config's `sample`."""
+    """How to sample, as in the config's `sample`."""
 
     sampler: str
     steps: int
     guidance: float
-    options: tuple[tuple[str, Any], ...]  # of samplers, by name; each takes those that it has
+    options: tuple[tuple[str, Any], ...]  # of all samplers: name, value
     spacing: str
     shift: float
     push: float
@@ -52,12 +52,12 @@ class Settings:
     skip: tuple[float, float]
 
     def make(self) -> Sampler:
-        """The sampler, with its options."""
+        """The sampler, with those options that it has."""
         known = signature(choose(SAMPLERS, "sampler", self.sampler)).parameters
         return sampler(self.sampler, **{name: v for name, v in self.options if name in known})
 
     def shown(self) -> dict[str, Any]:
-        """All of them by name."""
+        """Every setting by name, options among them."""
         shown: dict[str, Any] = {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -71,23 +71,23 @@ def settings_of(config: ConfigDict, **changes: Any) -> Settings:
     A sampler's options are the parameters of its function: their values are the fields of
     `config.sample` of the same names, where it has them. Raises `UserError`.
     """
-    own = [field.name for field in dataclasses.fields(Settings) if field.name != "options"]
+    fields = [field.name for field in dataclasses.fields(Settings) if field.name != "options"]
     options = sorted({name for make in SAMPLERS.values() for name in signature(make).parameters})
-    if unknown := sorted(changes.keys() - {*own, *options}):
-        known = ", ".join((*own, *options))
+    if unknown := sorted(changes.keys() - {*fields, *options}):
+        known = ", ".join((*fields, *options))
         raise UserError(f"unknown setting {unknown[0]!r} of sampling: known are {known}")
-    values = {name: config.sample[name] for name in (*own, *options) if name in config.sample}
+    values = {name: config.sample[name] for name in (*fields, *options) if name in config.sample}
     values |= {name: value for name, value in changes.items() if value is not None}
     kept = tuple((name, values.pop(name)) for name in options if name in values)
-    made = Settings(options=kept, **values)
-    made.make()  # refuses unknown names and options at once
-    joined.check_push(config, made.push, made.skip)
-    times_of(config, made)
-    return made
+    settings = Settings(options=kept, **values)
+    settings.make()  # refuses unknown names and options at once
+    joined.check_push(config, settings.push, settings.skip)
+    times_of(config, settings)
+    return settings
 
 
 def times_of(config: ConfigDict, settings: Settings) -> jax.Array:
-    """The times t_0 > .. > t_n between which it samples."""
+    """The sampler's grid of times t_0 > .. > t_n."""
     shift = settings.shift or config.dit.shift
     return timesteps(build_process(config), settings.steps, shift, settings.spacing)
 
@@ -137,25 +137,23 @@ class Codec:
 
 
 class Inputs(NamedTuple):
-    """What a batch of videos is sampled from."""
+    """What the scan needs to know of a batch of videos."""
 
     mask_BJS: Any
     features_BJSE: Any
-    starts_BK: Any  # seconds at which its shots begin; None: it is one shot
-    clean_BnhwZ: Any  # latents of given frames, 0 where wanted; spans inside the clip lie behind it
+    starts_BK: Any  # seconds at which shots begin; None for videos of one shot
+    clean_BnhwZ: Any  # latents of given frames, 0 elsewhere; spans inside the clip are appended
     given_Bn: Any
     times_Bn: Any  # seconds
     seeds_B: Any
-    label_B: Any  # classes, -1 for none; None: no model of classes
+    label_B: Any  # class numbers, -1 for none; None unless the model is class-conditional
 
 
 class Scan:
-    """The denoising scan, compiled for each mesh; `params` holds the group "dit", and "empty" if
-    the empty text stands for a dropped one.
+    """The denoising scan, compiled once for each mesh.
 
-    It runs on `mesh`, or, where that is not given, on one of `sampling_mesh`. On a mesh of several
-    processes each of them makes the same calls. `watch` expects a batch of videos as it does a step
-    of training.
+    `params` holds the group "dit" and, if there is one, the "empty" text of `Denoiser.empty_text`.
+    See `sample.Model` for `mesh` and `watch`.
     """
 
     def __init__(
@@ -171,16 +169,15 @@ class Scan:
         self._watch, self._begun = watch or Watch(), list[Any]()
 
     def __call__(self, inputs: Inputs, settings: Settings) -> jax.Array:
-        """Normalised latents (B, n, h, w, Z), given ones as they were, computed where it is
-        fastest."""
+        """Normalised latents (B, n, h, w, Z), unchanged where given."""
         rows = inputs.clean_BnhwZ.shape[0] * (2 if settings.guidance != 1.0 else 1)
         mesh = self.mesh or sampling_mesh(rows)
         if mesh is None:
             run, params = self._placed(mesh, inputs, settings)
             return run(params, inputs, settings=settings)
-        asked = settings, [x.shape for x in jax.tree.leaves(inputs)]
-        self._watch.step("sample", len(self._begun) + 1, first=asked not in self._begun)
-        self._begun.append(asked)
+        program = settings, [x.shape for x in jax.tree.leaves(inputs)]
+        self._watch.step("sample", len(self._begun) + 1, first=program not in self._begun)
+        self._begun.append(program)
         with jax.set_mesh(mesh):
             run, params = self._placed(mesh, inputs, settings)
             latent = jax.device_get(run(params, replicate(mesh, inputs), settings=settings))
@@ -191,7 +188,7 @@ class Scan:
         """run(params, inputs, settings=...) for a mesh, or for one device of `platform` (by default
         this one)."""
         denoiser = build_denoiser(self.config, self.encoder, mesh, platform)
-        run = functools.partial(self._run, gather(mesh), denoiser)
+        run = functools.partial(self._run, denoiser, gather(mesh))
         return jax.jit(run, static_argnames=("settings",), out_shardings=everywhere(mesh))
 
     def _placed(
@@ -211,13 +208,13 @@ class Scan:
 
     def _run(
         self,
-        whole: Callable[[Any], Any] | None,
         denoiser: Denoiser,
+        gather: Callable[[Any], Any] | None,
         params: dict[str, Any],
         inputs: Inputs,
         settings: Settings,
     ) -> jax.Array:
-        params = whole(params) if whole else params
+        params = gather(params) if gather else params
         place = inputs.times_Bn, inputs.given_Bn, inputs.starts_BK
         clean, layout = dense_tokens(inputs.clean_BnhwZ, denoiser.patch, *place)
         (batch, length, _), grid = clean.shape, layout.grid
@@ -233,7 +230,7 @@ class Scan:
         conditions = denoiser.condition(features, mask, drop, label, params.get("empty"))
 
         def denoise(params: Any, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
-            # As many of the rows as x_t has: all of them, or the conditional half.
+            # x_t has all rows, or the conditional half.
             known, clean, layout, condition = jax.tree.map(
                 lambda x: x[: len(x_t)], (all_known, all_clean, all_layout, conditions)
             )
@@ -257,7 +254,7 @@ class Scan:
 def steered(
     denoise: Callable[..., tuple[jax.Array, Any]], params: Any, settings: Settings, process: Process
 ) -> Denoise:
-    """The denoiser of these parameters with guidance and autoguidance, as the settings say."""
+    """The denoiser with these parameters, classifier-free guidance and autoguidance."""
     plain: Denoise = functools.partial(denoise, params)
     if not settings.push:
         return guided(plain, settings.guidance) if settings.guidance != 1.0 else plain
@@ -277,8 +274,8 @@ def everywhere(mesh: Mesh | None) -> Any:
 
 
 def narrow(params: dict[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
-    """The same dict, the denoiser's kernels now in `dtypes` (see `operand_dtypes`): drops float32
-    copies that are no longer used, one after another, so that no two copies are of all."""
+    """The same dict, with the denoiser's kernels in `dtypes` (see `operand_dtypes`): drops float32
+    copies that are no longer used, leaf by leaf, so that memory never holds both copies of all."""
     flat = flatten_dict(params.pop("dit"), sep="/")
     for path in flat:
         flat[path] = jnp.asarray(flat[path], dtypes.get(path))

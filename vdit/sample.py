@@ -1,8 +1,8 @@
-"""Requests for videos, and the model that serves them: `load(workdir).generate(prompts, ...)`.
+"""Requests for videos and the model that serves them: `load(workdir).generate(prompts, ...)`.
 
 Dimension key: B videos, T frames, H height, W width; n latent frames, h w places, Z latent
-channels, J captions of a video (its own, and its shots'), S text tokens of a caption, E text width,
-K shots.
+channels, J captions of a video (the whole video's, then one a shot), S text tokens of a caption, E
+text width, K shots.
 """
 
 import functools
@@ -39,7 +39,7 @@ class Given:
 
 
 class Clip(NamedTuple):
-    """What all videos of a request are alike in."""
+    """Length, rate and size of all videos of a request."""
 
     frames: int
     fps: float
@@ -50,33 +50,32 @@ class Clip(NamedTuple):
 class Ask(NamedTuple):
     """One video of a batch."""
 
-    captions: list[str]  # its own, and its shots'; a class instead is `label`
+    captions: list[str]  # the whole video's, then its shots' (J,)
     starts: np.ndarray  # (K,) seconds at which its shots begin; see tokens.shot_list
     seed: int
     given: list[Given]
-    label: int  # of the class that is asked for, -1 for none
+    label: int  # number of its class, -1 for none
 
 
 @dataclass
 class Result:
-    """One generated video and everything that it was made from."""
+    """One generated video and its settings, from which it can be generated again."""
 
     settings: dict[str, Any]
-    parts: Callable[[], Iterator[np.ndarray]]  # decodes it: uint8 (t, H, W, 3), one after another
+    parts: Callable[[], Iterator[np.ndarray]]  # decodes it chunk by chunk: uint8 (t, H, W, 3)
 
     @functools.cached_property
     def video(self) -> np.ndarray:
-        """All of it, uint8 (T, H, W, 3)."""
+        """The decoded video, uint8 (T, H, W, 3)."""
         return np.concatenate(list(self.parts()))
 
 
 class Model:
-    """A trained workdir, ready to generate. Made by `vdit.load(workdir)`.
+    """A trained workdir, ready to generate: `vdit.load(workdir)`.
 
-    The denoising scan runs on `mesh`, or, where that is not given, on one of `sampling_mesh`. A
-    mesh of several processes has the text encoder, too, and each of them makes the same calls; what
-    is encoded and decoded by the autoencoder is so by each of them, for itself. `watch` expects a
-    batch of videos as it does a step of training.
+    The denoising scan and the text encoder run on `mesh`; without one, the scan runs on that of
+    `sampling_mesh`. Several processes make the same calls, and each of them encodes and decodes
+    with the autoencoder by itself. `watch` treats a batch of videos as a step of training.
     """
 
     def __init__(
@@ -107,15 +106,15 @@ class Model:
     def text(self, captions: Sequence[Sequence[str]]) -> tuple[np.ndarray, jax.Array]:
         """Mask (B, J, S) and features (B, J, S, E) of as many captions for each video."""
         ids, mask = self.tokenizer.encode([text for texts in captions for text in texts])
-        params, told = {"text": self.params["text"]}, (ids, mask)
+        params, inputs = {"text": self.params["text"]}, (ids, mask)
         if self.mesh is not None:
-            params, told = spread(self.mesh, params), replicate(self.mesh, told)
-        features = jnp.asarray(jax.device_get(self._text(params, *told)))
+            params, inputs = spread(self.mesh, params), replicate(self.mesh, inputs)
+        features = jnp.asarray(jax.device_get(self._text(params, *inputs)))
         shape = (len(captions), len(captions[0]))
         return mask.reshape(*shape, -1), features.reshape(*shape, *features.shape[1:])
 
     def check_parts(self) -> None:
-        """Refuses (UserError) given frames and shots for a model that cannot be told of them."""
+        """Refuses (UserError) given frames and shots for a model with one noise level a row."""
         if self.dit.one_time:
             raise UserError(
                 f"dit.model={self.config.dit.model} knows one time for all tokens and one prompt:"
@@ -164,13 +163,13 @@ class Model:
     ) -> list[Result]:
         """`num` videos for each prompt, with seeds `seed`, `seed` + 1, ... in order.
 
-        prompts: what to show; for a model of classes, the name or number of one (see `label`).
-        seconds: length, rounded up to the next clip length (default: that of training). fps:
-        frames a second. size: (height, width) in pixels. given: what every video must contain, or
-        one list for each prompt (all of the same shapes and times). shots: when each shot begins,
-        in seconds, and its caption, beside the prompt, which is the whole clip's; or one list for
-        each prompt. The others, and `options` of samplers (`eta`, `variance`, ...), are as in the
-        config's `sample`. Raises UserError.
+        prompts: captions; for a class-conditional model, the name or number of a class (see
+        `label`). seconds: length, rounded up to the next clip length (default: that of training).
+        fps: frames a second. size: (height, width) in pixels. given: frames that every video must
+        contain, or one list for each prompt (all of the same shapes and times). shots: start in
+        seconds and caption of each shot, beside the prompt, which is the whole video's caption; or
+        one list for each prompt. The others, and `options` of samplers (`eta`, `variance`, ...),
+        are as in the config's `sample`. Raises UserError.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = settings_of(
@@ -184,7 +183,7 @@ class Model:
             part = rows[start : start + batch]
             full = [part[i % len(part)] for i in range(batch)]
             inputs, count = self._inputs(full, clip)
-            # On the host: its rows as arrays of the device are a program each.
+            # Rows are cut on the host: on the device each would be a program.
             latents = np.asarray(self.scan(inputs, settings)[:, :count])
             results += [
                 self._result(ask, latent, clip, settings.shown())
@@ -195,7 +194,7 @@ class Model:
     def clip(
         self, seconds: float | None, fps: float | None, size: tuple[int, int] | None
     ) -> Clip:
-        """The clip of this length, rate and size, by default those of training."""
+        """The clip of this length, rate and size; None means that of training."""
         fps = self.config.data.fps if fps is None else fps
         height, width = size or tuple(self.config.data.size)
         if not (0 < fps <= 240) or (seconds is not None and not 0 < seconds <= 3600):
@@ -212,7 +211,7 @@ class Model:
     def _asks(
         self, prompts: Sequence[str], clip: Clip, num: int, seed: int, given: Any, shots: Any
     ) -> list[Ask]:
-        """The videos of a request, `num` of each prompt; refuses (UserError) what cannot be."""
+        """The videos of a request, `num` of each prompt, validated (UserError)."""
         if num < 1 or not prompts:
             raise UserError(f"{len(prompts)} prompts, num {num}: at least one of each is needed")
         frames = _per_prompt(given, prompts, lambda value: isinstance(value, Given), "lists given")
@@ -223,22 +222,22 @@ class Model:
         for listed in shot_lists:
             check_shots(listed, clip.frames / clip.fps)
         most = max(len(listed) for listed in shot_lists)
-        told = [
+        texts = [
             shot_list({"caption": prompt, "shots": listed}, most)
             for prompt, listed in zip(prompts, shot_lists, strict=True)
         ]
-        self.tokenizer.encode(prompts)  # refuses a long prompt before any work
+        self.tokenizer.encode(prompts)  # refuses a prompt that is too long before any work
         for listed in shot_lists:
             self.tokenizer.encode([caption for _, caption in listed], "shot")
         return [
-            Ask(*told[i], seed + i * num + k, frames[i], labels[i])
+            Ask(*texts[i], seed + i * num + k, frames[i], labels[i])
             for i in range(len(prompts))
             for k in range(num)
         ]
 
     def _inputs(self, rows: Sequence[Ask], clip: Clip) -> tuple[Inputs, int]:
-        """What these videos are sampled from, and their number of latent frames, behind which lie
-        those of given spans."""
+        """The scan's inputs for these videos, and how many of the latent frames are the clip's:
+        given spans inside of it are appended."""
         mask, features = self.text([row.captions for row in rows])
         starts = np.stack([row.starts for row in rows])
         p = self.config.vae.patch[0]
@@ -261,26 +260,26 @@ class Model:
         all_given = np.broadcast_to(np.concatenate(is_given), all_times.shape)
         seeds = jnp.asarray([row.seed for row in rows], jnp.uint32)
         labels = jnp.asarray([row.label for row in rows], jnp.int32) if self.classes else None
-        # By way of the host: what the encoder made is bound to its device, zeros are not, and the
-        # denoiser would be compiled for each.
-        told = jnp.asarray(clean), jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32)
+        # By way of the host: the encoder's output is committed to its device, zeros are not, and
+        # the scan would be compiled for each.
+        frames = jnp.asarray(clean), jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32)
         shots = starts if starts.size else None
-        return Inputs(mask, features, shots, *told, seeds, labels), count
+        return Inputs(mask, features, shots, *frames, seeds, labels), count
 
     def _result(
         self, ask: Ask, latent_nhwZ: np.ndarray, clip: Clip, settings: dict[str, Any]
     ) -> Result:
-        made = {
+        settings = {
             "prompt": ask.captions[0], "seed": ask.seed, "frames": clip.frames, "fps": clip.fps,
             "size": [clip.height, clip.width], **settings,
         }  # fmt: skip
         if ask.label >= 0:
-            made["class"] = ask.label
+            settings["class"] = ask.label
         if begun := int(np.isfinite(ask.starts).sum()):
             pairs = zip(ask.starts[:begun].tolist(), ask.captions[1:], strict=False)
-            made["shots"] = [[round(start, 6), caption] for start, caption in pairs]
+            settings["shots"] = [[round(start, 6), caption] for start, caption in pairs]
         parts = functools.partial(self._parts, latent_nhwZ[None], ask.given, *clip[2:])
-        return Result(made, parts)
+        return Result(settings, parts)
 
     def _parts(
         self, latent_1nhwZ: np.ndarray, given: Sequence[Given], height: int, width: int
@@ -313,12 +312,12 @@ class Model:
 def _per_prompt(
     values: Sequence[Any], prompts: Sequence[str], is_one: Callable[[Any], bool], what: str
 ) -> list[list[Any]]:
-    """One list for each prompt, of a list for all of them or one for each."""
+    """One list for each prompt, from one list for all prompts or one for each."""
     if not values or is_one(values[0]):
         return [list(values)] * len(prompts)
     if len(values) != len(prompts):
         raise UserError(f"{len(values)} {what} for {len(prompts)} prompts: one each is needed")
-    return [list(own) for own in values]
+    return [list(value) for value in values]
 
 
 def _is_shot(value: Any) -> bool:
@@ -351,8 +350,8 @@ def load(
 ) -> Model:
     """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints.
 
-    `overrides` replaces the config's `sample` and `run` (what changes no weight). With a `mesh` the
-    denoiser and the text encoder are never whole on one device. Raises UserError where a part is
-    missing or damaged.
+    `overrides` is used in place of config.json; it may differ in `sample` and `run`. With a `mesh`
+    no device holds all parameters of the denoiser or the text encoder. Raises UserError where a
+    part is missing or damaged.
     """
     return Model(*read_parts(Path(workdir), overrides, mesh), mesh=mesh, watch=watch)

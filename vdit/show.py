@@ -1,4 +1,4 @@
-"""Requests and their files: videos, their settings beside them, sheets; the stage sample."""
+"""--mode=sample and the stage sample: requests read from flags, videos written with settings."""
 
 import json
 import re
@@ -21,9 +21,9 @@ PREVIEW = 240  # frames that the animated WebP beside a video has at most
 
 
 def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tuple[Given, str]:
-    """FILE@SECONDS (or FILE, at 0) as frames at `fps` and `size` (height, width), and what to say.
+    """FILE@SECONDS (or FILE, at 0) as frames at `fps` and `size` (height, width), and a message.
 
-    Refuses a time outside of the clip of `frames`; cuts what would reach behind its end.
+    Refuses a time outside the clip of `frames`; cuts frames behind its end.
     """
     name, at, seconds = text.rpartition("@")
     if not at:
@@ -40,7 +40,7 @@ def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tup
         video = video[: frames - frame]
         said += f", cut to {len(video)} frames"
     if len(video) >= frames:
-        raise UserError(f"--given={text} fills the whole clip of {last:g} s: ask for more")
+        raise UserError(f"--given={text} fills the clip of {last:g} s: a longer one is needed")
     return Given(video, frame), said
 
 
@@ -88,13 +88,13 @@ def sample_request(
     given: Sequence[str],
     shots: str | None = None,
 ) -> list[Path]:
-    """--mode=sample: generates and writes videos; returns their paths. Of several processes all
-    generate and one writes, as in the stage sample."""
+    """--mode=sample: generates videos, writes them and returns their paths. Of several processes
+    all generate and process 0 writes."""
     if given or shots:
         model.check_parts()
     frames, fps, height, width = model.clip(seconds, fps, parse_size(size))
     if seconds is not None and abs(frames / fps - seconds) > 1e-6:
-        say(f"{seconds:g} s is made {frames} frames, {frames / fps:g} s")
+        say(f"{seconds:g} s is rounded up to {frames} frames, {frames / fps:g} s")
     listed = read_shots(shots) if shots else []
     check_shots(listed, frames / fps)
     parts = []
@@ -120,17 +120,14 @@ def sample_request(
 
 
 def slug(text: str, most: int = 60) -> str:
-    """A file name of a prompt."""
+    """A prompt as a file name."""
     name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
     return name[:most].strip("-") or "video"
 
 
 def write_result(path: Path, result: Result, zoom: int) -> None:
-    """The video, an animated WebP of its first frames and its settings, side by side; of one frame
-    also a PNG.
-
-    It is decoded while it is written: memory does not grow with its length.
-    """
+    """Writes the video, an animated WebP of its first frames, its settings as JSON and, if it is
+    one frame, a PNG. It is decoded as it is written: memory does not grow with its length."""
     fps = result.settings["fps"]
     preview: list[np.ndarray] = []
 
@@ -149,10 +146,8 @@ def write_result(path: Path, result: Result, zoom: int) -> None:
 
 
 def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
-    """The stage sample: text to video, image to video and extension on held-out captions.
-
-    Beside the videos, a contact sheet of each task, and all tasks in one picture (wall.webp).
-    """
+    """The stage sample: text to video, image to video and extension on held-out captions; a contact
+    sheet of each task, and one picture of all tasks (wall.webp)."""
     config = model.config
     with zero_first("clips"):
         clips = sources.source(config, "heldout", workdir)

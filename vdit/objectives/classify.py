@@ -1,4 +1,4 @@
-"""Learning to name what a video shows: softmax cross-entropy with label smoothing.
+"""Classification of videos: softmax cross-entropy with label smoothing.
 
 Dimension key: B batch, T frames, H height, W width, C colours, Q questions, K classes of one.
 """
@@ -40,7 +40,7 @@ def classify_objective(
 
     A batch holds "video" (B, T, H, W, C) uint8 and "label" (B, Q) int32, in the order of
     `questions`; the model has as many classes as all questions together. Metrics: accuracy_NAME.
-    Nothing is random: `key` and the samples' ordinals are not asked.
+    Nothing is random: `key` and the samples' ordinals are not used.
     """
     def init(key: jax.Array, batch: Batch) -> Params:
         return {"vivit": model.init(key, to_float(batch["video"][:1]))["params"]}

@@ -30,15 +30,14 @@ class Rows(Protocol):
         self, denoiser: Denoiser, params: Any, frozen: Any, batch: Batch, key: jax.Array,
         targets: Sequence[str],
     ) -> Drawn:  # fmt: skip
-        """The batch with all that is random about it; `targets` are entries of the batch that
-        auxiliary losses read."""
+        """The batch with its random choices; `targets` are entries that auxiliary losses read."""
 
 
 def choices(
     key: jax.Array, ordinal: jax.Array, more: int = 0
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Uniform numbers: one that chooses a sample's time, and those for its pattern, its dropout and
-    `more` that may be dropped; and a key for its noise.
+    """A sample's uniform numbers: its time's; its pattern's, its text dropout's and `more`; and the
+    key of its noise.
 
     One draw for all but the time: every call of the generator costs seconds of compilation on CPU.
     """
@@ -107,8 +106,8 @@ def denoising_objective(
         if heads:
             hidden = hidden_layers(auxiliary)
             denoised = denoiser(groups["dit"], drawn.x0, drawn.t, *inputs, hidden)
-            own = jax.random.split(jax.random.fold_in(dit_key, 1), len(heads))
-            keys = dict(zip(heads, own, strict=True))
+            head_keys = jax.random.split(jax.random.fold_in(dit_key, 1), len(heads))
+            keys = dict(zip(heads, head_keys, strict=True))
             groups["auxiliary"] = {
                 name: make(keys[name], denoised, drawn) for name, make in heads.items()
             }
@@ -121,27 +120,26 @@ def denoising_objective(
 
 
 class Chosen(NamedTuple):
-    """What is random about each sample of a dense batch."""
+    """The random choices for each sample of a dense batch."""
 
-    source_Bn: jax.Array  # the stored latent frames that it is made of
+    source_Bn: jax.Array  # indices of its latent frames among those stored
     given_Bn: jax.Array
     t_B: jax.Array
     noise_BnhwZ: jax.Array
-    drop_B: jax.Array  # all of its text
-    drop_BJ: jax.Array  # one by one
+    drop_B: jax.Array  # drops all captions
+    drop_BJ: jax.Array  # drops single captions
 
 
 @dataclass(frozen=True)
 class Dense:
-    """Clips that are all alike, each with a pattern of given spans.
+    """Clips of one shape, each with a pattern of given spans.
 
     A batch holds "latent" (B, stored, h, w, Z) as `tokens.Patterns` says, "ids" and "mask"
     (B, S) of the caption (or its "features"), and "ordinal" (B,). Clips of several shots have
-    (B, J, S) captions, the whole clip's and each shot's, and the shots' "starts" (B, J - 1) in
-    seconds; of these captions each is dropped by itself with the share `caption_drop`, all with
-    `text_drop`. A model of classes is given the clips' "label" (B,), dropped with their text.
-    `longest`: the most tokens of a clip's caption and of a shot's, if known: the padding behind
-    them then costs nothing.
+    (B, J, S) captions, the clip's and each shot's, and the shots' "starts" (B, J - 1) in seconds.
+    Single captions are dropped with probability `caption_drop`, all of a clip with `text_drop`, and
+    with them the "label" (B,) of class-conditional models. `longest`: tokens of the longest caption
+    of a clip and of a shot, if known; captions are cut to it, and padding behind costs nothing.
     """
 
     table: Patterns
@@ -152,7 +150,7 @@ class Dense:
     longest: tuple[int, int] | None = None
 
     def captions(self, batch: Batch) -> dict[str, jax.Array]:
-        """The captions (B, J, S, ...), also of a batch of one a clip, without common padding."""
+        """The captions as (B, J, S, ...), cut to the longest."""
         captions = {name: batch[name] for name in ("ids", "mask", "features") if name in batch}
         if batch["mask"].ndim == 2:
             captions = {name: value[:, None] for name, value in captions.items()}
@@ -160,7 +158,7 @@ class Dense:
         return {name: value[:, :, :words] for name, value in captions.items()}
 
     def choose(self, batch: Batch, key: jax.Array) -> Chosen:
-        """All that is random about each sample, from its own key and number."""
+        """Each sample's choices come from its own key and ordinal."""
         captions = batch["mask"].shape[1] if batch["mask"].ndim == 3 else 0
         source, given = jnp.asarray(self.table.source), jnp.asarray(self.table.given)
         shape = (source.shape[1], *batch["latent"].shape[2:])
@@ -200,9 +198,10 @@ class Dense:
         eps, _ = dense_tokens(chosen.noise_BnhwZ, denoiser.patch, *place)
         wanted = {name: tokens(batch[name].astype(jnp.float32), (1, 1))[0] for name in targets}
         x0, eps, wanted = jax.tree.map(lambda x: fill(x, denoiser.multiple), (x0, eps, wanted))
-        captions, own = self.captions(batch), self.longest[1] if self.longest else None
-        features = denoiser.features(params, frozen, captions, own)
+        captions, shot_length = self.captions(batch), self.longest[1] if self.longest else None
+        features = denoiser.features(params, frozen, captions, shot_length)
         mask = captions["mask"] & ~chosen.drop_BJ[..., None]
-        told = batch.get("label"), frozen.get("empty")
-        condition = denoiser.condition(features, mask, chosen.drop_B, *told, own)
+        condition = denoiser.condition(
+            features, mask, chosen.drop_B, batch.get("label"), frozen.get("empty"), shot_length
+        )
         return Drawn(x0, eps, chosen.t_B, filled(layout, denoiser.multiple), condition, wanted)

@@ -34,8 +34,8 @@ def lora(base: Objective, paths: str, rank: int, alpha: float | None = None) -> 
             raise UserError(f"lora: no kernel matches {paths!r}; there are {', '.join(shapes)}")
         factors: dict[str, jax.Array] = {}
         keys = jax.random.split(key, len(kernels))
-        for own, (path, (*stack, width, out)) in zip(keys, kernels.items(), strict=True):
-            down = jax.random.normal(own, (*stack, width, rank)) * width**-0.5
+        for down_key, (path, (*stack, width, out)) in zip(keys, kernels.items(), strict=True):
+            down = jax.random.normal(down_key, (*stack, width, rank)) * width**-0.5
             factors |= {f"{path}/down": down, f"{path}/up": jnp.zeros((*stack, rank, out))}
         return {"lora": unflatten_dict(factors, sep="/")}
 

@@ -1,4 +1,4 @@
-"""What the trainer asks of everything that it trains."""
+"""The interface between the trainer and what it trains."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,10 +16,9 @@ class Objective(NamedTuple):
 
     `init(key, batch)` gives parameters in named groups. `loss(params, frozen, batch, key)` gives
     (weighted sum of the loss, sum of the weights, metrics as weighted sums): the trainer divides
-    once by the weight of the whole global batch. `frozen` holds teachers and encoders that are
-    not trained. `batch["ordinal"]` (B,) is the number of each sample in the stream, and `key` is
-    the same for the whole stage: noise is keyed by sample, so a sample's loss is the same
-    whatever it is batched with.
+    once by the weight of the global batch. `frozen` holds teachers and encoders that are not
+    trained. `batch["ordinal"]` (B,) numbers the samples of the stream, and `key` is the stage's:
+    noise is keyed by sample, so a sample's loss does not depend on its batch.
     """
 
     init: Callable[[jax.Array, Batch], Params]
@@ -32,12 +31,11 @@ def sample_keys(key: jax.Array, ordinal_B: jax.Array) -> jax.Array:
 
 
 def low_discrepancy(ordinal: jax.Array) -> jax.Array:
-    """For each sample of the stream a number in [0, 1), of ordinal's shape: those of samples that
-    follow one another lie evenly.
+    """A low-discrepancy sequence in [0, 1): one number for each ordinal.
 
-    Multiples of the golden ratio modulo 1 (Weyl's sequence). With it the times of a batch cover all
-    levels of noise as evenly as a draw for the whole batch would (Kingma et al. 2021, appendix I.1,
-    "low-discrepancy sampler"), and yet a sample's time is the same whatever it is batched with.
+    Multiples of the golden ratio modulo 1 (Weyl's sequence). The times of a batch cover all noise
+    levels as evenly as one draw for the batch would (Kingma et al. 2021, appendix I.1,
+    "low-discrepancy sampler"), but a sample's time does not depend on its batch.
     """
     turn = ordinal.astype(jnp.uint32) * jnp.uint32(0x9E3779B9)  # 2^32 / golden ratio; wraps round
     return (turn >> 8).astype(jnp.float32) * 2.0**-24  # as many bits as float32 has below 1

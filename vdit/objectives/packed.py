@@ -1,8 +1,8 @@
 """Packed rows for `denoising_objective`: clips of any length, size, aspect and rate side by side.
 
-What is random about a sample comes from its own number and the numbers of its own tokens, so its
-place in the row and its neighbours change neither its loss nor its gradient. What is given was
-chosen when the row was packed.
+A sample's random choices come from its ordinal and the indices of its tokens, so neither its place
+in the row nor its neighbours change its loss or gradient. Given tokens were chosen when the row was
+packed.
 
 Dimension key: B rows, L tokens, C token channels, M samples, S caption tokens of a row.
 """
@@ -22,7 +22,7 @@ from vdit.tokens import Budget, packed_layout, segment_index, split_segments
 
 
 def token_noise(keys_BM: jax.Array, segment_BL: jax.Array, channels: int) -> jax.Array:
-    """Gaussian noise (B, L, C), each token's from its sample's key and its number in the sample."""
+    """Gaussian noise (B, L, C), each token's from its sample's key and its index in the sample."""
 
     def row(keys_M: jax.Array, segment_L: jax.Array, index_L: jax.Array) -> jax.Array:
         keys_L = keys_M[jnp.maximum(segment_L - 1, 0)]
@@ -37,7 +37,7 @@ class Packed:
     """Rows of `data.packing.pack`.
 
     A batch holds "tokens" (B, L, C), "position" (B, L, 3), "segment" and "given" (B, L), "ordinal"
-    (B, M), "text" (B, S) and "ids" (B, S) or "features" (B, S, E). What padding holds has no
+    (B, M), "text" (B, S) and "ids" (B, S) or "features" (B, S, E). The content of padding has no
     influence.
     """
 
@@ -46,10 +46,10 @@ class Packed:
     text_drop: float
 
     def captions(self, batch: Batch) -> dict[str, jax.Array]:
-        """Each sample's caption in a row of its own (B·M, caption), as encoders take them."""
+        """One row for each sample's caption (B·M, caption)."""
         name, budget = "features" if "features" in batch else "ids", self.budget
-        own, mask = split_segments(batch[name], batch["text"], budget.samples, budget.caption)
-        return {name: own, "mask": mask}
+        words, mask = split_segments(batch[name], batch["text"], budget.samples, budget.caption)
+        return {name: words, "mask": mask}
 
     def draw(
         self, denoiser: Denoiser, params: Any, frozen: Any, batch: Batch, key: jax.Array,
@@ -62,7 +62,7 @@ class Packed:
         drop_u = chosen[:, 1].reshape(-1, samples)
         t_BM = self.sample_times(time_u.reshape(-1, samples))
 
-        def clean(x: jax.Array) -> jax.Array:  # whatever padding holds, NaN too, ends here
+        def clean(x: jax.Array) -> jax.Array:  # drops the content of padding, NaN included
             return jnp.where(real[..., None], x, 0.0)
 
         channels = batch["tokens"].shape[-1]
@@ -76,6 +76,6 @@ class Packed:
         layout = packed_layout(batch["position"], segment, real & batch["given"], samples)
         captions = self.captions(batch)
         features = denoiser.features(params, frozen, captions)
-        told = features, captions["mask"], batch["text"]
-        condition = denoiser.packed_condition(*told, drop_u < self.text_drop)
+        dropped = drop_u < self.text_drop
+        condition = denoiser.packed_condition(features, captions["mask"], batch["text"], dropped)
         return Drawn(x0, eps, t_BM, layout, condition, wanted)

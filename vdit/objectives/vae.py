@@ -123,8 +123,8 @@ def vae_objective(
         video = to_float(batch["video"][:1])
         params = {"vae": model.init(key, video, noise(video, key, batch["ordinal"][:1]))["params"]}
         if adversary is not None:
-            own, _ = jax.random.split(key)
-            params["discriminator"] = adversary.model.init(own, video)["params"]
+            first, _ = jax.random.split(key)
+            params["discriminator"] = adversary.model.init(first, video)["params"]
         return params
 
     def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
@@ -139,7 +139,7 @@ def vae_objective(
         last = functools.reduce(lambda tree, name: tree[name], model.LAST, params["vae"])
         if adversary is None:
             out, (mean, log_variance) = run(last)
-        else:  # to go from the output's gradient to that of the last layer is cheap
+        else:  # from the output's gradient to the last layer's is a cheap step
             out, to_last, (mean, log_variance) = jax.vjp(run, last, has_aux=True)
         apart = functools.partial(
             distance, video=video, l1_weight=l1_weight, perceptual=perceptual, frozen=frozen
