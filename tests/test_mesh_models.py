@@ -24,6 +24,7 @@ from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
 from vdit.published.text_folder import encoder
+from vdit.runtime.machine import matmul
 from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding
 from vdit.tokens import pattern_shares, patterns
 
@@ -63,11 +64,12 @@ def made(
         config.classify.preset = "smoke/8x4"
         video = rng.integers(0, 255, (8, 17, 32, 32, 3), dtype=np.uint8)
         label = np.stack([rng.integers(0, 6, 8), rng.integers(0, 4, 8)], -1).astype(np.int32)
-        objective = classify_objective(build_classifier(config), answer_counts(config), 0.1)
+        model = build_classifier(config, mesh)
+        objective = classify_objective(model, answer_counts(config), 0.1)
         return objective, {}, {"video": video, "label": label, "ordinal": ordinal}
     table = patterns(5, 4, 10.0)
     times = functools.partial(sample_times, build_process(config))
-    text = encoder("learned", vocab=300, width=32, depth=1, heads=2)
+    text = encoder("learned", vocab=300, width=32, depth=1, heads=2, matmul=matmul("float32", mesh))
     objective = denoising_objective(
         build_denoiser(config, text, mesh),
         Dense(table, pattern_shares(table, GIVEN[stage]), times, text_drop=0.2),

@@ -14,7 +14,7 @@ LAYERS = {
     "errors": 0,
     "diffusion": 1,
     "nn": 2,
-    "kernels": 2,
+    "kernels": 3,
     "tokens": 3,
     "models": 4,
     "denoiser": 5,
@@ -68,6 +68,8 @@ def test_layers(path: Path) -> None:
         assert LAYERS[other] <= LAYERS[room], f"{path} imports from {other}"
         assert not (room == "runtime" and other in BLIND), f"{path} knows {other}"
         assert not (room in REQUESTS and other == "objectives"), f"{path} knows {other}"
+        # Models are given their attention kernel by the runtime.
+        assert other != "kernels" or room in ("kernels", "runtime"), f"{path} imports kernels"
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,8 @@ from tools.benching.runs import (
 from tools.flags import Parser
 from vdit.config import default
 from vdit.errors import UserError
-from vdit.kernels import chunked, xla
 from vdit.models.dit import AXES
+from vdit.runtime import attention
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import keep_freed_memory
@@ -193,7 +193,9 @@ def bench_attention(options: argparse.Namespace, report: Report) -> None:
             else:
                 report.target("attention", what, slope, LINEAR, most=True)
     length = LENGTHS[len(LENGTHS) // 2]
-    small, naive = (gradient_temporaries(m.attend, length) for m in (chunked, xla))
+    small, naive = (
+        gradient_temporaries(attention.kernel(name), length) for name in ("chunked", "xla")
+    )
     print(f"temporaries of the gradient at {length:,} tokens: {small:,} bytes, xla {naive:,}")
     what = "attention: percent of xla's temporaries that chunked needs"
     report.target("attention", what, 100 * small / naive, 2.0, most=True)

@@ -43,6 +43,7 @@ from vdit.errors import UserError
 from vdit.models.dit import DiT, preset
 from vdit.runtime.attention import KERNELS, runs_here
 from vdit.runtime.files import write_text
+from vdit.runtime.machine import matmul
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
@@ -126,7 +127,7 @@ def timed(call: Callable[[], Any], repeats: int) -> float:
 def model(name: str, attention: str, remat: str = "none") -> DiT:
     """A preset with bfloat16 operands, its layers scanned."""
     return DiT(
-        **preset(name), attend=KERNELS[attention], remat=remat, dtype=jnp.dtype(jnp.bfloat16)
+        **preset(name), attend=KERNELS[attention], remat=remat, matmul=matmul("bfloat16")
     )
 
 

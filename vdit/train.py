@@ -18,9 +18,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.errors import Diverged, Interrupted, UserError
+from vdit.nn.product import Matmul
 from vdit.objectives.objective import Objective, Params
 from vdit.runtime.checkpoint import Checkpoints
-from vdit.runtime.machine import operand_dtype
+from vdit.runtime.machine import matmul
 from vdit.runtime.mesh import batch_sharding, gather, param_sharding, replicate, replicated
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
@@ -48,13 +49,13 @@ class Runtime:
 
 
 def optimizers(
-    options: ConfigDict, groups: Params, dtype: Any = jnp.float32
+    options: ConfigDict, groups: Params, how: Matmul = Matmul()
 ) -> dict[str, optax.GradientTransformation]:
-    """One optimizer for each group of parameters; `dtype` is that of Muon's own products.
+    """One optimizer for each group of parameters; `how` is for Muon's own products.
 
     What differs for a group is under its name in `options`.
     """
-    muon = {"newton_schulz_dtype": dtype} if options.optimizer == "muon" else {}
+    muon: dict[str, Any] = {"matmul": how} if options.optimizer == "muon" else {}
 
     def make(own: Mapping[str, Any]) -> optax.GradientTransformation:
         names = (
@@ -85,14 +86,14 @@ def init_state(
 
 
 def make_step(
-    objective: Objective, options: ConfigDict, dtype: Any = jnp.float32, gather: Any = None
+    objective: Objective, options: ConfigDict, how: Matmul = Matmul(), gather: Any = None
 ) -> Any:
     """step(state, ema, frozen, batch) -> (state, ema, metrics): gradients, optimizers, EMA.
 
     The batch is computed in `accumulate` parts; sums of the loss, its gradient and its weight are
-    added over parts and devices and divided once, so the parts do not change the result. `dtype` is
-    that of the operands of the optimizer's own products (the objective's model has its own);
-    `gather` as in `vdit.runtime.mesh`.
+    added over parts and devices and divided once, so the parts do not change the result. `how` is
+    for the optimizer's own products (the objective's model has its own); `gather` as in
+    `vdit.runtime.mesh`.
     """
 
     def step(
@@ -125,7 +126,7 @@ def make_step(
         weight = sums.pop("weight")
         grads = jax.tree.map(lambda g: g / weight, grads)
         new_params, new_opt = {}, {}
-        for group, made in optimizers(options, params, dtype).items():
+        for group, made in optimizers(options, params, how).items():
             updates, new_opt[group] = made.update(
                 grads[group], state["opt"][group], params[group]
             )
@@ -162,7 +163,7 @@ def compiled_step(
     """`make_step`, jitted for a mesh; `abstract` is what `abstract_state` gave. The old state is
     used up. `lower` compiles it for shapes alone, and for a mesh of a machine that is not here."""
     return jax.jit(
-        make_step(objective, options, operand_dtype(run.dtype, mesh), gather(mesh)),
+        make_step(objective, options, matmul(run.dtype, mesh), gather(mesh)),
         donate_argnums=(0, 1),
         out_shardings=(*jax.tree.map(lambda x: x.sharding, abstract), replicated(mesh)),
     )

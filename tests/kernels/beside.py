@@ -1,4 +1,4 @@
-"""What the kernels' tests share: inputs, and a kernel beside `xla.attend`, with gradients."""
+"""What the kernels' tests share: inputs, and a kernel beside plain attention, with gradients."""
 
 import functools
 from collections.abc import Callable
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.kernels import xla
+from vdit.nn import dot_product
 
 
 def inputs(
@@ -37,7 +37,8 @@ def beside_xla(
     q, k, v = (x.astype(dtype) for x in (q, k, v))
     ids = ids if masked else ()
     wide = [x.astype(jnp.float32) for x in (q, k, v)]
-    return pulled(attend, q, k, v, gradient, *ids), pulled(xla.attend, *wide, gradient, *ids)
+    plain = pulled(dot_product.attend, *wide, gradient, *ids)
+    return pulled(attend, q, k, v, gradient, *ids), plain
 
 
 def difference(mine: jax.Array, want: jax.Array) -> float:

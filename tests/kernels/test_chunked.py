@@ -12,7 +12,8 @@ import pytest
 from beside import beside_xla, difference, inputs
 
 from tools.planning.products import inner_jaxprs
-from vdit.kernels import chunked, xla
+from vdit.kernels import chunked
+from vdit.nn import dot_product
 
 SMALL = functools.partial(chunked.attend, chunk=8)
 LENGTHS = [(16, 16), (13, 22), (3, 41), (17, 8)]
@@ -40,7 +41,7 @@ def test_large_logits_do_not_overflow_and_hidden_chunks_leave_no_trace() -> None
     np.testing.assert_array_equal(
         SMALL(100 * q, k, v, *ids), SMALL(100 * q, k.at[:, :8].set(0.0), v, *ids)
     )
-    assert difference(SMALL(1e4 * q, k, v), xla.attend(1e4 * q, k, v)) < 1e-5
+    assert difference(SMALL(1e4 * q, k, v), dot_product.attend(1e4 * q, k, v)) < 1e-5
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def temporaries(attend, length: int) -> int:
 def test_memory_of_the_gradient_is_linear_in_length() -> None:
     half, whole = (temporaries(chunked.attend, length) for length in (2**13, 2**14))
     assert whole < 2.1 * half
-    assert whole < 0.02 * temporaries(xla.attend, 2**14)
+    assert whole < 0.02 * temporaries(dot_product.attend, 2**14)
 
 
 class Layer(nn.Module):

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import pytest
 from beside import beside_xla, difference, inputs
 
-from vdit.kernels import chunked, cudnn, xla
+from vdit.kernels import chunked, cudnn
+from vdit.nn import dot_product
 
 
 @pytest.fixture
@@ -28,7 +29,7 @@ def test_dense_narrow_rows_go_to_cudnn(taken: list[Any]) -> None:
     q, k, v, _ = (x.astype(jnp.bfloat16) for x in inputs(6, 10)[0])
     out = cudnn.attend(q, k, v)
     assert taken == [{"implementation": "cudnn"}]
-    assert out.dtype == jnp.float32 and difference(out, xla.attend(q, k, v)) < 2**-7
+    assert out.dtype == jnp.float32 and difference(out, dot_product.attend(q, k, v)) < 2**-7
 
 
 @pytest.mark.parametrize(
@@ -45,8 +46,8 @@ def test_all_others_go_another_way(
     arrays, ids = inputs(length, 10, width)
     q, k, v, _ = (x.astype(dtype) for x in arrays)
     ids = ids if masked else ()
-    assert cudnn.otherwise(q, k) is (xla.attend if room else chunked.attend)
-    assert difference(cudnn.attend(q, k, v, *ids), xla.attend(q, k, v, *ids)) < 2**-7
+    assert cudnn.otherwise(q, k) is (dot_product.attend if room else chunked.attend)
+    assert difference(cudnn.attend(q, k, v, *ids), dot_product.attend(q, k, v, *ids)) < 2**-7
     assert taken == []
 
 

@@ -5,11 +5,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit.kernels import xla
+from vdit.nn import dot_product
 from vdit.nn.attention import Attention, CausalTimeAttention, TimeState
 from vdit.nn.linear import ACTIVATIONS, MLP, Linear, RMSNorm, layer_norm
 from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
+from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, rotate, split_pairs
+
+CPU = jax.default_backend() == "cpu"
 
 
 def test_rotary_products_depend_on_differences_of_positions_only() -> None:
@@ -33,7 +36,7 @@ def test_rotary_pairs_are_shared_out_whole() -> None:
 def test_attention_kernel_is_the_softmax_of_its_definition(masked: bool) -> None:
     q, k, v = (jax.random.normal(jax.random.key(i), (2, 5, 3, 8)) for i in range(3))
     ids = np.array([[1, 1, 2, 2, 0], [1, 2, 1, 2, 1]])
-    out = xla.attend(q, k, v, *([jnp.asarray(ids)] * 2 if masked else []))
+    out = dot_product.attend(q, k, v, *([jnp.asarray(ids)] * 2 if masked else []))
     for b in range(2):
         for n in range(3):
             logits = np.asarray(q[b, :, n]) @ np.asarray(k[b, :, n]).T / np.sqrt(8)
@@ -62,7 +65,7 @@ def test_attention_kernel_has_the_gradient_of_its_definition(
         return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
     *inputs, gradient = arrays
-    out, back = jax.vjp(lambda *a: xla.attend(*a, *ids), *inputs)
+    out, back = jax.vjp(lambda *a: dot_product.attend(*a, *ids, on_cpu=CPU), *inputs)
     wide = [a.astype(jnp.float32) for a in inputs]
     want_out, want_back = jax.vjp(defined, *wide)
     atol = 2e-5 if dtype == jnp.float32 else 3e-2
@@ -74,7 +77,7 @@ def test_attention_kernel_has_the_gradient_of_its_definition(
 
 
 def test_cross_attention_ignores_keys_of_other_ids() -> None:
-    layer = Attention(2, xla.attend)
+    layer = Attention(2, dot_product.attend)
     x, memory = jnp.ones((1, 3, 8)), jax.random.normal(jax.random.key(0), (1, 4, 6))
     q_id, k_id = jnp.array([[1, 2, 1]]), jnp.array([[1, 2, 0, 1]])
     params = layer.init(jax.random.key(1), x, memory, None, q_id, k_id)
@@ -121,7 +124,7 @@ def test_patches_round_trip_and_keep_their_order() -> None:
 
 
 def test_linear_keeps_leading_axes_and_its_bfloat16_operands_give_float32() -> None:
-    layer = Linear(5, dtype=jnp.bfloat16)
+    layer = Linear(5, matmul=Matmul(jnp.bfloat16))
     x = jax.random.normal(jax.random.key(0), (2, 3, 4))
     params = layer.init(jax.random.key(1), x)
     out = layer.apply(params, x)

@@ -1,14 +1,19 @@
 """Narrow products: their gradients against float32's, and how they reach the compiler."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vdit.kernels import xla
-from vdit.nn.product import product, transposed
+from vdit.nn import dot_product
+from vdit.nn.product import Matmul, product, transposed
+from vdit.runtime.machine import matmul
 from vdit.runtime.mesh import batch_sharding, make_mesh
 
+CPU = jax.default_backend() == "cpu"
+ONE = Matmul(jnp.bfloat16, on_cpu=CPU)
 X = jax.random.normal(jax.random.key(0), (24, 16))
 KERNEL = jax.random.normal(jax.random.key(1), (16, 40))
 COTANGENT = jax.random.normal(jax.random.key(2), (24, 40))
@@ -21,7 +26,7 @@ def pulled(
     dtype: jnp.dtype, axes: tuple[int, ...]
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     def one(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        return product(x.reshape(*axes, 16), kernel, dtype).reshape(24, 40)
+        return product(x.reshape(*axes, 16), kernel, Matmul(dtype, on_cpu=CPU)).reshape(24, 40)
 
     out, back = jax.vjp(one, X, KERNEL)
     return out, back(COTANGENT)
@@ -48,7 +53,7 @@ def test_narrow_operands_are_rounded_once_and_sums_not_at_all(axes: tuple[int, .
 
 
 def test_the_gradient_keeps_the_dtype_of_what_came_in() -> None:
-    grads = jax.grad(lambda x, k: product(x, k, jnp.bfloat16).sum(), (0, 1))(
+    grads = jax.grad(lambda x, k: product(x, k, ONE).sum(), (0, 1))(
         X.astype(jnp.bfloat16), KERNEL
     )
     assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
@@ -57,13 +62,14 @@ def test_the_gradient_keeps_the_dtype_of_what_came_in() -> None:
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_a_transposed_operand_is_the_transpose(dtype: jnp.dtype) -> None:
     x = jax.random.normal(jax.random.key(3), (2, 3, 5)).astype(dtype)
-    assert jnp.array_equal(jax.jit(transposed)(x), x.mT)
-    assert jnp.array_equal(jax.vmap(transposed)(x), x.mT)
+    one = functools.partial(transposed, on_cpu=CPU)
+    assert jnp.array_equal(jax.jit(one)(x), x.mT)
+    assert jnp.array_equal(jax.vmap(one)(x), x.mT)
 
 
-@pytest.mark.skipif(jax.default_backend() != "cpu", reason="how the CPU backend compiles")
+@pytest.mark.skipif(not CPU, reason="how the CPU backend compiles")
 def test_no_transpose_is_folded_into_a_narrow_product() -> None:
-    grad = jax.grad(lambda x, k: (product(x, k, jnp.bfloat16) * COTANGENT).sum(), (0, 1))
+    grad = jax.grad(lambda x, k: (product(x, k, ONE) * COTANGENT).sum(), (0, 1))
     text = jax.jit(grad).lower(X, KERNEL).compile().as_text()
     assert "lhs_contracting_dims={1}" in text
     assert "lhs_contracting_dims={0}" not in text and "rhs_contracting_dims={1}" not in text
@@ -71,11 +77,11 @@ def test_no_transpose_is_folded_into_a_narrow_product() -> None:
 
 def test_a_mesh_gathers_no_activations() -> None:
     mesh = make_mesh({"data": 8})
-    rows = batch_sharding(mesh)
+    rows, many = batch_sharding(mesh), matmul("bfloat16", mesh)
 
     def loss(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        x = product(x.reshape(-1, 16), kernel, jnp.bfloat16).reshape(8, 4, 2, 8)
-        return xla.attend(*[x.astype(jnp.bfloat16)] * 3).sum()
+        x = product(x.reshape(-1, 16), kernel, many).reshape(8, 4, 2, 8)
+        return dot_product.attend(*[x.astype(jnp.bfloat16)] * 3).sum()
 
     x = jax.device_put(jnp.ones((8, 4, 16)), rows)
     with jax.set_mesh(mesh):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tools.planning.products import flops
-from vdit.kernels import xla
+from vdit.nn import dot_product
 from vdit.nn.window import windowed
 
 Sizes = tuple[int, int, int]
@@ -41,8 +41,8 @@ def test_output_and_gradients_are_those_of_a_dense_mask(grid: Sizes, window: Siz
     def both(q: jax.Array, k: jax.Array, v: jax.Array) -> list[list[jax.Array]]:
         made = []
         for attend in (
-            windowed(xla.attend, grid, window),
-            lambda q, k, v: xla.attend_biased(q, k, v, bias, 8**-0.5),
+            windowed(dot_product.attend, grid, window),
+            lambda q, k, v: dot_product.attend_biased(q, k, v, bias, 8**-0.5),
         ):
             out, back = jax.vjp(attend, q, k, v)
             made.append([out, *back(gradient)])
@@ -55,7 +55,7 @@ def test_output_and_gradients_are_those_of_a_dense_mask(grid: Sizes, window: Siz
 def test_work_and_memory_are_linear_in_length() -> None:
     def needed(frames: int) -> tuple[int, int]:
         x = jax.ShapeDtypeStruct((1, frames * 64, 1, 8), jnp.float32)
-        attend = windowed(xla.attend, (frames, 8, 8), (2, 4, 4))
+        attend = windowed(dot_product.attend, (frames, 8, 8), (2, 4, 4))
         grad = jax.grad(lambda q, k, v: (attend(q, k, v) ** 2).sum(), (0, 1, 2))
         memory = jax.jit(grad).lower(x, x, x).compile().memory_analysis()
         return flops(jax.make_jaxpr(grad)(x, x, x).jaxpr), memory.temp_size_in_bytes

@@ -17,7 +17,8 @@ from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import digest, read_config, stage_fields, write_config
 from vdit.errors import UserError
-from vdit.kernels import chunked, cudnn, splash, xla
+from vdit.kernels import chunked, cudnn, splash
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 from vdit.runtime import attention
 from vdit.runtime.mesh import make_mesh
@@ -31,13 +32,13 @@ CPU = pytest.mark.skipif(jax.default_backend() != "cpu", reason="about the choic
 @pytest.mark.parametrize(
     ("platform", "length", "keys", "want"),
     [
-        ("cpu", 1023, 1024, xla),
+        ("cpu", 1023, 1024, dot_product),
         ("cpu", 1024, 1024, chunked),
-        ("cpu", 2**14, 49, xla),
-        ("gpu", 2**13, 2**13, xla),  # two heads
+        ("cpu", 2**14, 49, dot_product),
+        ("gpu", 2**13, 2**13, dot_product),  # two heads
         ("gpu", 2**14, 2**13, chunked),
-        ("tpu", 2**14, 49, xla),
-        ("tpu", 127, 127, xla),
+        ("tpu", 2**14, 49, dot_product),
+        ("tpu", 127, 127, dot_product),
         ("tpu", 128, 128, splash),
     ],
 )
@@ -45,8 +46,9 @@ def test_auto_goes_by_machine_and_length(
     platform: str, length: int, keys: int, want: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    for module in (xla, chunked, splash):
-        monkeypatch.setattr(module, "attend", lambda q, *_, module=module: called.append(module))
+    for module in (dot_product, chunked, splash):
+        stub = lambda q, *_, module=module, **__: called.append(module)  # noqa: E731
+        monkeypatch.setattr(module, "attend", stub)
     monkeypatch.setattr(jax, "default_backend", lambda: platform)
     q, k = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.float32) for n in (length, keys))
     attention.auto(q, k, k)
@@ -62,8 +64,9 @@ def test_auto_takes_cudnn_where_a_gpu_has_it(
     capability: str, dtype: str, length: int, want: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called = []
-    for module in (xla, chunked, cudnn):
-        monkeypatch.setattr(module, "attend", lambda q, *_, module=module: called.append(module))
+    for module in (dot_product, chunked, cudnn):
+        stub = lambda q, *_, module=module, **__: called.append(module)  # noqa: E731
+        monkeypatch.setattr(module, "attend", stub)
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
     q, k = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.dtype(dtype)) for n in (length, 1024))
     attention.auto(q, k, k, platform="gpu")
@@ -74,7 +77,8 @@ def test_the_configuration_s_kernel_is_what_the_models_are_given() -> None:
     config = get_config("smoke")
     assert build_dit(config).attend is build_vae(config).attend is attention.auto
     config.run.attention = "chunked"
-    assert build_dit(config).attend is build_vae(config).attend is chunked.attend
+    assert build_dit(config).attend is build_vae(config).attend is attention.ON_CPU["chunked"]
+    assert build_dit(config).attend.func is chunked.attend
 
 
 def test_it_is_no_field_that_a_stage_depends_on() -> None:
@@ -138,7 +142,7 @@ def test_on_a_mesh_it_computes_the_same(
         return out, *back(gradient)
 
     got = jax.jit(lambda: pulled(attention.kernel("chunked", mesh)))()
-    for mine, want in zip(got, pulled(xla.attend), strict=True):
+    for mine, want in zip(got, pulled(dot_product.attend), strict=True):
         np.testing.assert_allclose(mine, want, rtol=1e-5, atol=1e-5)
     assert got[0].sharding.shard_shape(got[0].shape) == share
 
@@ -162,7 +166,8 @@ def test_tokens_of_all_shards_are_seen(
     attend = attention.kernel("chunked", make_mesh(axes), how=how)
     compiled = pulled.lower(attend, q, k, v, gradient, ids, ids).compile()
     got = compiled(q, k, v, gradient, ids, ids)
-    for mine, want in zip(got, pulled(xla.attend, q, k, v, gradient, ids, ids), strict=True):
+    plain = pulled(dot_product.attend, q, k, v, gradient, ids, ids)
+    for mine, want in zip(got, plain, strict=True):
         assert difference(mine, want) < 1e-5
     text = compiled.as_text()
     assert (text.count(" all-to-all("), text.count(" collective-permute(")) == sent

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 from vdit.errors import UserError
+from vdit.nn.product import Matmul
 from vdit.runtime.mesh import make_mesh, param_sharding
 from vdit.runtime.optimizer import (
     NEWTON_SCHULZ,
@@ -23,6 +24,7 @@ from vdit.runtime.optimizer import (
 
 FLOORS = {3: 1e-2, 4: 3e-3, 5: 1e-3}
 SPREAD = {3: 0.271, 4: 0.21, 5: 0.13}
+CPU = jax.default_backend() == "cpu"
 FAST = {"xla_backend_optimization_level": 0}  # compile time is this file's cost
 orthogonal = jax.jit(orthogonalize, static_argnums=(1, 2), compiler_options=FAST)
 
@@ -63,8 +65,9 @@ def test_updates_are_orthogonal(iterations: int, dtype: str) -> None:
     v, _ = np.linalg.qr(random((96, 48), 2))
     spectra = [np.ones(48), np.arange(1, 49) ** -1.0, np.r_[1, np.full(47, 0.05)]]
     x = np.stack([(u * s) @ v.T for s in spectra] + [np.asarray(random((48, 96)))]) * 1e-3
+    matmul = Matmul(jnp.dtype(dtype), on_cpu=CPU)
     for matrices in (x, x.swapaxes(-2, -1)):  # wide and tall
-        got = np.asarray(orthogonal(jnp.asarray(matrices, jnp.float32), iterations, dtype))
+        got = np.asarray(orthogonal(jnp.asarray(matrices, jnp.float32), iterations, matmul))
         values = np.linalg.svd(got, compute_uv=False)
         slack = 0.3 if dtype == "bfloat16" else 0.0  # the smallest values drown in its rounding
         assert np.max(np.abs(values - 1)) < SPREAD[iterations] + 0.01 + slack
@@ -75,7 +78,7 @@ def test_updates_are_orthogonal(iterations: int, dtype: str) -> None:
 
 def test_zero_and_tiny_gradients_are_finite() -> None:
     x = random((1, 4, 8)) * jnp.array([0.0, 1e-15, 1.0, 1e15])[:, None, None]
-    got = np.asarray(orthogonal(x, 3, "float32"))
+    got = np.asarray(orthogonal(x, 3, Matmul()))
     assert np.all(np.isfinite(got)) and not np.any(got[0])
     np.testing.assert_allclose(got[2], got[3], rtol=1e-4, atol=1e-5)  # no matter how large
 
@@ -102,10 +105,10 @@ def test_momentum_is_nesterov_and_scaled_by_shape() -> None:
     muon = scale_by_muon(0.9, 3)
     update, state = updates_of(muon, [g1, g2], g1)
     np.testing.assert_allclose(state.momentum, 0.9 * g1 + g2, rtol=1e-5, atol=1e-6)
-    expected = 2 * orthogonal(0.9 * (0.9 * g1 + g2) + g2, 3, "float32")  # 2 is sqrt(64 / 16)
+    expected = 2 * orthogonal(0.9 * (0.9 * g1 + g2) + g2, 3, Matmul())  # 2 is sqrt(64 / 16)
     np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-5)
     tall, _ = updates_of(muon, [g1.T], g1.T)
-    np.testing.assert_allclose(tall, orthogonal(g1, 3, "float32").T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(tall, orthogonal(g1, 3, Matmul()).T, rtol=1e-5, atol=1e-5)
 
 
 PARAMS: dict[str, Any] = {

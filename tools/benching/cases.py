@@ -13,6 +13,7 @@ import numpy as np
 from vdit.config import default
 from vdit.config.autoencoder import build_vae
 from vdit.models.dit import DiT
+from vdit.runtime.machine import matmul
 from vdit.tokens import Condition, Layout, text_condition
 
 DTYPES = ("float32", "bfloat16")
@@ -85,7 +86,7 @@ def dit_model(options: argparse.Namespace, dtype: str, **changes: Any) -> DiT:
     """The DiT as a run has it; heads of 64 as in the DiT paper, where the width allows."""
     run = default().run
     sizes = {"width": options.width, "depth": options.depth, "heads": heads(options.width)}
-    runs = {"unroll": run.unroll, "remat": run.remat, "dtype": jnp.dtype(dtype)}
+    runs = {"unroll": run.unroll, "remat": run.remat, "matmul": matmul(dtype)}
     return DiT(**{**sizes, **runs, **changes})
 
 

@@ -149,7 +149,7 @@ def _check_conv(config: ConfigDict) -> None:
 
 
 def _build_conv(config: ConfigDict, machine: Machine) -> ConvVAE:
-    return _conv(config, attend=machine.attend, dtype=machine.dtype)
+    return _conv(config, attend=machine.attend, matmul=machine.matmul)
 
 
 AUTOENCODERS = {
@@ -209,12 +209,12 @@ def build_lpips(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> lpips.LPIPS:
     """The network that the autoencoder's reconstructions are compared by."""
-    return lpips.LPIPS(config.vae.lpips_net, machine(config, mesh, platform).dtype)
+    return lpips.LPIPS(config.vae.lpips_net, machine(config, mesh, platform).matmul.dtype)
 
 
 def build_discriminator(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Discriminator:
     """The network that the autoencoder learns to fool."""
-    dtype = machine(config, mesh, platform).dtype
-    return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, dtype)
+    matmul = machine(config, mesh, platform).matmul
+    return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, matmul)

@@ -154,7 +154,7 @@ def _unet_heads(config: ConfigDict) -> tuple[str, tuple[int, ...]]:
 
 
 def _build_unet(config: ConfigDict, **options: Any) -> unet.UNet:
-    taken = ("learned_variance", "attend", "unroll", "remat", "dtype")
+    taken = ("learned_variance", "attend", "unroll", "remat", "matmul")
     return unet.UNet(**config.dit.unet, **{name: options[name] for name in taken})
 
 

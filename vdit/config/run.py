@@ -1,6 +1,6 @@
 """config.run and config.mesh: how and on what a run computes, which changes only rounding."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -9,9 +9,10 @@ from vdit.config import shared
 from vdit.errors import UserError
 from vdit.models.dit import REMAT
 from vdit.nn.attention import Attend
+from vdit.nn.product import Matmul
 from vdit.nn.stack import Gather
 from vdit.runtime import attention
-from vdit.runtime.machine import DTYPES, operand_dtype
+from vdit.runtime.machine import DTYPES, matmul
 from vdit.runtime.mesh import gather
 
 
@@ -67,7 +68,7 @@ class Machine(NamedTuple):
     """What depends on where a network runs."""
 
     attend: Attend
-    dtype: Any  # of matmul operands
+    matmul: Matmul
     gather: Gather
     unroll: int  # layers at a time
 
@@ -78,7 +79,7 @@ def machine(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Mach
     shared.choose(attention.KERNELS, "run.attention", config.run.attention)
     return Machine(
         attention.kernel(config.run.attention, mesh, platform, config.run.sequence),
-        operand_dtype(config.run.dtype, mesh, platform),
+        matmul(config.run.dtype, mesh, platform),
         gather(mesh),
         config.run.unroll,
     )

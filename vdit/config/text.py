@@ -83,7 +83,7 @@ def _learned(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer
 def _learned_options(config: ConfigDict, tokens: Tokens, machine: Machine) -> dict[str, Any]:
     text, unroll = config.text, min(config.run.unroll, config.text.depth)
     sizes = {"vocab": tokens.vocab, "width": text.width, "depth": text.depth, "heads": text.heads}
-    return {**sizes, "unroll": unroll, "dtype": machine.dtype, "gather": machine.gather}
+    return {**sizes, "unroll": unroll, "matmul": machine.matmul, "gather": machine.gather}
 
 
 def _minilm(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer:
@@ -103,12 +103,12 @@ def _folder(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer:
 
 
 def _folder_options(config: ConfigDict, tokens: Tokens, machine: Machine) -> dict[str, Any]:
-    return {"path": config.text.path, "vocab": tokens.vocab}
+    return {"path": config.text.path, "vocab": tokens.vocab, "matmul": machine.matmul}
 
 
 ENCODERS = {
     "learned": Row(_learned, _learned_options),
-    "minilm": Row(_minilm),
+    "minilm": Row(_minilm, lambda config, tokens, machine: {"matmul": machine.matmul}),
     "none": Row(lambda *given: Tokenizer(no_tokenizer(), 1)),
     **dict.fromkeys(text_folder.FAMILIES, Row(_folder, _folder_options)),
 }

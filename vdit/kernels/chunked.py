@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vdit.nn.product import matmul, transposed
+from vdit.nn.product import dot, transposed
 
 CHUNK = 512  # most queries, and most keys, at a time
 NOBODY = -1  # the id of padding; ids of tokens are at least 0
@@ -29,14 +29,16 @@ def attend(
     k_id_BS: jax.Array | None = None,
     *,
     chunk: int = CHUNK,
+    on_cpu: bool = False,
 ) -> jax.Array:
-    """What `vdit.kernels.xla.attend` computes, `chunk` queries by `chunk` keys at a time.
+    """What `vdit.nn.dot_product.attend` computes, `chunk` queries by `chunk` keys at a time.
 
     Any L and S; ids are integers of at least 0, and every query must see at least one key. The
     products' operands have the dtype of q, k and v, in the gradient too; the result is float32.
+    `on_cpu`: on one device of XLA's CPU backend.
     """
     q_id_BL, k_id_BS = ids_for_padding(q_BLNK, k_BSNK, q_id_BL, k_id_BS, chunk)
-    return _attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, chunk)
+    return _attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS, chunk, on_cpu)
 
 
 def ids_for_padding(
@@ -100,14 +102,13 @@ def _tied(q: jax.Array, *ids: jax.Array | None) -> Any:
     return jax.lax.optimization_barrier((q, *ids))[1:]
 
 
-def _logits(
-    q_BNCK: jax.Array, k_BNKJ: jax.Array, q_id_BC: jax.Array | None, k_id_BJ: jax.Array | None
+def _masked(
+    logits_BNCJ: jax.Array, q_id_BC: jax.Array | None, k_id_BJ: jax.Array | None
 ) -> jax.Array:
-    logits = matmul(q_BNCK, k_BNKJ)
     if q_id_BC is None:
-        return logits
+        return logits_BNCJ
     assert k_id_BJ is not None
-    return jnp.where(q_id_BC[:, None, :, None] == k_id_BJ[:, None, None, :], logits, LEAST)
+    return jnp.where(q_id_BC[:, None, :, None] == k_id_BJ[:, None, None, :], logits_BNCJ, LEAST)
 
 
 def forward(
@@ -117,6 +118,7 @@ def forward(
     q_id_BL: jax.Array | None,
     k_id_BS: jax.Array | None,
     chunk: int,
+    on_cpu: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
     """The output (B, L, N, K), and the log of the sum of its weights (B, L, N, 1)."""
     q_id_BL, k_id_BS = _tied(q_BLNK, q_id_BL, k_id_BS)
@@ -129,13 +131,14 @@ def forward(
         def over_keys(carry: Any, some: Any) -> tuple[Any, None]:
             most, total, out = carry
             k_BNJK, v_BNJK, k_id_BJ = some
-            logits = _logits(q_BNCK * scale, transposed(k_BNJK), q_id_BC, k_id_BJ)
+            logits = dot(q_BNCK * scale, transposed(k_BNJK, on_cpu), on_cpu)
+            logits = _masked(logits, q_id_BC, k_id_BJ)
             new = jnp.maximum(most, logits.max(-1, keepdims=True))
             # Where all keys so far were hidden these weights are 1; the first that is seen has a
             # greater logit, and `kept` is 0.
             weights, kept = jnp.exp(logits - new), jnp.exp(most - new)
             total = kept * total + weights.sum(-1, keepdims=True)
-            out = kept * out + matmul(weights.astype(v_BNJK.dtype), v_BNJK)
+            out = kept * out + dot(weights.astype(v_BNJK.dtype), v_BNJK, on_cpu)
             return (new, total, out), None
 
         zero = jnp.zeros(q_BNCK.shape, jnp.float32)
@@ -158,6 +161,7 @@ def backward(
     share_BLN1: jax.Array,
     gradient_BLNK: jax.Array,
     chunk: int,
+    on_cpu: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Algorithm 4 of arXiv:2205.14135: chunks of keys outside, chunks of queries inside.
 
@@ -173,17 +177,19 @@ def backward(
 
     def over_keys(to_q_nBNCK: jax.Array, some: Any) -> tuple[jax.Array, Any]:
         k_BNJK, v_BNJK, k_id_BJ = some
-        k_BNKJ, v_BNKJ = transposed(k_BNJK), transposed(v_BNJK)
+        k_BNKJ, v_BNKJ = transposed(k_BNJK, on_cpu), transposed(v_BNJK, on_cpu)
 
         def over_queries(carry: Any, part: Any) -> tuple[Any, jax.Array]:
             to_k_BNKJ, to_v_BNKJ = carry
             (q_BNCK, gradient_BNCK, share, sums, q_id_BC), to_q = part
-            weights = jnp.exp(_logits(q_BNCK * scale, k_BNKJ, q_id_BC, k_id_BJ) - sums)
-            to_weights = matmul(gradient_BNCK, v_BNKJ)
+            logits = _masked(dot(q_BNCK * scale, k_BNKJ, on_cpu), q_id_BC, k_id_BJ)
+            weights = jnp.exp(logits - sums)
+            to_weights = dot(gradient_BNCK, v_BNKJ, on_cpu)
             to_logits = (weights * (to_weights - share)).astype(q.dtype)
-            to_q = to_q + matmul(to_logits, k_BNJK)
-            to_k_BNKJ = to_k_BNKJ + matmul(transposed(q_BNCK), to_logits)
-            to_v_BNKJ = to_v_BNKJ + matmul(transposed(gradient_BNCK), weights.astype(v.dtype))
+            to_q = to_q + dot(to_logits, k_BNJK, on_cpu)
+            to_k_BNKJ = to_k_BNKJ + dot(transposed(q_BNCK, on_cpu), to_logits, on_cpu)
+            to_v = dot(transposed(gradient_BNCK, on_cpu), weights.astype(v.dtype), on_cpu)
+            to_v_BNKJ = to_v_BNKJ + to_v
             return (to_k_BNKJ, to_v_BNKJ), to_q
 
         start = jnp.zeros(k_BNKJ.shape, jnp.float32), jnp.zeros(v_BNKJ.shape, jnp.float32)
@@ -195,23 +201,23 @@ def backward(
     return to_q, _joined(to_k, k.shape[1]), _joined(to_v, v.shape[1])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _attend(q: Any, k: Any, v: Any, q_id: Any, k_id: Any, chunk: int) -> jax.Array:
-    return forward(q, k, v, q_id, k_id, chunk)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _attend(q: Any, k: Any, v: Any, q_id: Any, k_id: Any, chunk: int, on_cpu: bool) -> jax.Array:
+    return forward(q, k, v, q_id, k_id, chunk, on_cpu)[0]
 
 
 def _saving(
-    q: Any, k: Any, v: Any, q_id: Any, k_id: Any, chunk: int
+    q: Any, k: Any, v: Any, q_id: Any, k_id: Any, chunk: int, on_cpu: bool
 ) -> tuple[jax.Array, tuple[Any, ...]]:
-    out, sums = forward(q, k, v, q_id, k_id, chunk)
+    out, sums = forward(q, k, v, q_id, k_id, chunk, on_cpu)
     return out, (q, k, v, q_id, k_id, out, sums)
 
 
-def _gradients(chunk: int, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
+def _gradients(chunk: int, on_cpu: bool, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, ...]:
     q, k, v, q_id, k_id, out, sums = saved
     gradient = gradient_BLNK.astype(v.dtype)
     share = (gradient.astype(jnp.float32) * out).sum(-1, keepdims=True)
-    to_q, to_k, to_v = backward(q, k, v, q_id, k_id, sums, share, gradient, chunk)
+    to_q, to_k, to_v = backward(q, k, v, q_id, k_id, sums, share, gradient, chunk, on_cpu)
     return to_q.astype(q.dtype), to_k.astype(k.dtype), to_v.astype(v.dtype), None, None
 
 

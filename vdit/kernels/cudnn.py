@@ -6,7 +6,8 @@ Dimension key: B batch, L query tokens, S key tokens, N heads, K head dim.
 import jax
 import jax.numpy as jnp
 
-from vdit.kernels import chunked, xla
+from vdit.kernels import chunked
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 
 WIDEST = 128  # head dim that every GPU with this kernel takes
@@ -15,13 +16,6 @@ WIDEST = 128  # head dim that every GPU with this kernel takes
 # As long as they fit XLA's way is faster: on an H200, of 2 heads over 32,768 tokens (2**31), by 6.4
 # times forward and 8 times with the gradient.
 ROOM = 2**28
-
-
-def is_here() -> bool:
-    """Whether this machine's first device has the kernel: NVIDIA's from compute capability 8 on
-    (AMD's say "gfx90a")."""
-    major, _, minor = getattr(jax.devices()[0], "compute_capability", "").partition(".")
-    return major.isdigit() and minor.isdigit() and int(major) >= 8
 
 
 def takes(q_BLNK: jax.Array, k_BSNK: jax.Array, q_id_BL: jax.Array | None = None) -> bool:
@@ -36,7 +30,7 @@ def takes(q_BLNK: jax.Array, k_BSNK: jax.Array, q_id_BL: jax.Array | None = None
 def otherwise(q_BLNK: jax.Array, k_BSNK: jax.Array) -> Attend:
     """What attends on a GPU where cuDNN does not: XLA as far as there is room for the logits."""
     batch, length, heads, _ = q_BLNK.shape
-    return xla.attend if batch * heads * length * k_BSNK.shape[1] < ROOM else chunked.attend
+    return dot_product.attend if batch * heads * length * k_BSNK.shape[1] < ROOM else chunked.attend
 
 
 def attend(
@@ -46,10 +40,10 @@ def attend(
     q_id_BL: jax.Array | None = None,
     k_id_BS: jax.Array | None = None,
 ) -> jax.Array:
-    """What `vdit.kernels.xla.attend` computes, on a GPU.
+    """What `vdit.nn.dot_product.attend` computes, on a GPU.
 
     Rows that `takes` speaks of go to cuDNN, which rounds their result to 16 bits; all others go to
-    `vdit.kernels.xla` or, long ones, to `vdit.kernels.chunked`.
+    XLA's or, long ones, to `vdit.kernels.chunked`.
     """
     if not takes(q_BLNK, k_BSNK, q_id_BL):
         return otherwise(q_BLNK, k_BSNK)(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)

@@ -28,7 +28,7 @@ def attend(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """What `vdit.kernels.xla.attend` computes, on a TPU (anywhere with `interpret`, slowly).
+    """What `vdit.nn.dot_product.attend` computes, on a TPU (anywhere with `interpret`, slowly).
 
     Any L and S: they are padded to blocks of a multiple of 128, padding with an id of its own. Ids
     are integers of at least 0, and every query must see at least one key. Logits, softmax and sums

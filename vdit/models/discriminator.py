@@ -7,13 +7,12 @@ sample does not depend on its neighbours.
 Dimension key: B batch, T frames, H height, W width, C channels; h w patches.
 """
 
-from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from vdit.nn.conv import Conv, GroupNorm, causal
+from vdit.nn.product import Matmul
 
 GROUPS = 8
 
@@ -26,16 +25,16 @@ class Discriminator(nn.Module):
 
     width: int = 64  # of the first level; twice that at each further one, up to eight times
     levels: int = 3
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, video_BTHWC: jax.Array) -> jax.Array:
         x = video_BTHWC
         for i in range(self.levels + 1):
             width, stride = self.width * min(2**i, 8), 2 if i < self.levels else 1
-            conv = Conv(width, time=3, stride=stride, dtype=self.dtype, name=f"conv{i}")
+            conv = Conv(width, time=3, stride=stride, matmul=self.matmul, name=f"conv{i}")
             x, _ = causal(conv, x, None)
             if i:
                 x = GroupNorm(GROUPS, name=f"norm{i}")(x)
             x = nn.leaky_relu(x, 0.2)
-        return Conv(1, dtype=self.dtype, name="logits")(x)[..., 0]
+        return Conv(1, matmul=self.matmul, name="logits")(x)[..., 0]

@@ -21,9 +21,10 @@ from einops import rearrange
 from flax import traverse_util
 
 from vdit.errors import UserError
-from vdit.kernels import xla
+from vdit.nn import dot_product
 from vdit.nn.attention import Angles, Attend, Attention
 from vdit.nn.linear import MLP, Linear, layer_norm, zeros
+from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, sincos
 from vdit.nn.stack import Gather, gathered
 from vdit.nn.window import windowed
@@ -118,13 +119,15 @@ class Modulation(nn.Module):
     """`parts` vectors (B, K, D), from the conditions of a row's slots; zero at the start."""
 
     parts: int
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, condition_BKD: jax.Array) -> list[jax.Array]:
         width = condition_BKD.shape[-1]
-        vectors = Linear(self.parts * width, kernel_init=zeros, name="modulation")(
-            nn.silu(condition_BKD)
+        linear = Linear(
+            self.parts * width, kernel_init=zeros, matmul=self.matmul.float32, name="modulation"
         )
+        vectors = linear(nn.silu(condition_BKD))
         return jnp.split(vectors, self.parts, axis=-1)
 
 
@@ -139,7 +142,7 @@ class Block(nn.Module):
     activation: str
     attend: Attend
     window: tuple[int, int, int]
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(
@@ -153,13 +156,13 @@ class Block(nn.Module):
         text_shot_BS: jax.Array,
     ) -> jax.Array:
         width = x_BLD.shape[-1]
-        vectors = Modulation(6, name="adaln")(condition_BKD)
+        vectors = Modulation(6, self.matmul, name="adaln")(condition_BKD)
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
         attend = self.attend
         if self.axes == "window":
             assert layout.grid is not None
             attend = windowed(attend, layout.grid, self.window)
-        attention = Attention(self.heads, attend, dtype=self.dtype, name="attention")
+        attention = Attention(self.heads, attend, matmul=self.matmul, name="attention")
         fold, unfold = FOLDS[self.axes]
         x = fold(modulate(x_BLD, shift1, scale1, pick_BLK), layout.grid)
         angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
@@ -167,12 +170,12 @@ class Block(nn.Module):
         out = attention(x, angles=angles, q_id_BL=segment, k_id_BS=segment)
         x_BLD = x_BLD + gated(unfold(out, layout.grid), gate1, pick_BLK)
         if self.text == "cross":
-            kinds: dict[str, Any] = {"out_init": zeros, "dtype": self.dtype}
+            kinds: dict[str, Any] = {"out_init": zeros, "matmul": self.matmul}
             cross = Attention(self.heads, self.attend, **kinds, name="cross")
             x_BLD = x_BLD + cross(
                 layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
             )
-        mlp = MLP(int(width * self.mlp_ratio), self.activation, dtype=self.dtype, name="mlp")
+        mlp = MLP(int(width * self.mlp_ratio), self.activation, matmul=self.matmul, name="mlp")
         return x_BLD + gated(mlp(modulate(x_BLD, shift2, scale2, pick_BLK)), gate2, pick_BLK)
 
 
@@ -210,7 +213,7 @@ class Layer(nn.Module):
     activation: str
     attend: Attend
     window: tuple[int, int, int]
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(
@@ -220,7 +223,7 @@ class Layer(nn.Module):
         for axes in self.blocks:
             x_BLD = Block(
                 axes, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
-                self.window, self.dtype, name=axes,
+                self.window, self.matmul, name=axes,
             )(x_BLD, *shared)  # fmt: skip
         kept = {layer: jnp.where(number == layer, x_BLD, old) for layer, old in hidden.items()}
         return (x_BLD, kept), None
@@ -252,10 +255,10 @@ class DiT(nn.Module):
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     one_time = False
     null_key = True
-    attend: Attend = xla.attend
+    attend: Attend = dot_product.attend
     unroll: int = 1
     remat: str = "none"
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     gather: Gather = None
 
     @property
@@ -276,15 +279,16 @@ class DiT(nn.Module):
             raise UserError(f"dit.axes {self.axes} needs dense batches; packed rows go joint")
         if self.text == "context":
             _check_context(self.axes, layout, condition)
-        dtype = self.dtype
-        x = Linear(self.width, name="embed", dtype=dtype)(x_BLC)
+        matmul, wide = self.matmul, self.matmul.float32
+        x = Linear(self.width, name="embed", matmul=matmul)(x_BLC)
         place = [sincos(layout.position[..., axis], 64, self.theta[axis]) for axis in range(3)]
-        x = x + Linear(self.width, name="embed_position")(jnp.concatenate(place, axis=-1))
+        position = Linear(self.width, matmul=wide, name="embed_position")
+        x = x + position(jnp.concatenate(place, axis=-1))
 
-        level = Linear(self.width, name="level_in")(sincos(condition.level, 256))
-        level = Linear(self.width, name="level_out")(nn.silu(level))
-        condition_BKD = level + Linear(self.width, name="pooled")(condition.pooled)
-        text = Linear(self.width, name="embed_text", dtype=dtype)(condition.text)
+        level = Linear(self.width, matmul=wide, name="level_in")(sincos(condition.level, 256))
+        level = Linear(self.width, matmul=wide, name="level_out")(nn.silu(level))
+        condition_BKD = level + Linear(self.width, matmul=wide, name="pooled")(condition.pooled)
+        text = Linear(self.width, name="embed_text", matmul=matmul)(condition.text)
         null = self.param("null_text", nn.initializers.normal(0.02), (self.width,), jnp.float32)
         text = layer_norm(jnp.where(condition.null[..., None], null[None, None], text))
 
@@ -306,16 +310,16 @@ class DiT(nn.Module):
             unroll=min(self.unroll, self.layers),
         )(
             blocks, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
-            self.window, dtype, name="blocks",
+            self.window, matmul, name="blocks",
         )  # fmt: skip
         numbers = jnp.arange(1, self.layers + 1) if hidden else None
         carry = x, {layer: jnp.zeros_like(x) for layer in hidden}
         shared = text, condition_BKD, pick_BLK, angles, layout, condition.shot
         (x, kept), _ = stack(carry, numbers, *shared)
         x, pick_BLK = x[:, :length], pick_BLK[:, :length]
-        shift, scale = Modulation(2, name="final")(condition_BKD)
+        shift, scale = Modulation(2, matmul, name="final")(condition_BKD)
         kinds = 2 if self.learned_variance else 1
-        out = Linear(channels * kinds, kernel_init=zeros, name="out")(
+        out = Linear(channels * kinds, kernel_init=zeros, matmul=wide, name="out")(
             affine(layer_norm(x), shift, scale, pick_BLK)
         )
         return (out, jax.tree.map(lambda x: x[:, :length], kept)) if hidden else out

@@ -17,10 +17,11 @@ import numpy as np
 from einops import rearrange
 
 from vdit.errors import UserError
-from vdit.kernels import xla
 from vdit.models.dit import AXES, FOLDS, REMAT, Modulation, modulate
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend, Attention
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.product import Matmul
 from vdit.nn.stack import Gather, gathered
 from vdit.tokens import Condition, Layout
 
@@ -76,7 +77,7 @@ class Block(nn.Module):
     activation: str
     epsilons: tuple[float, float]
     attend: Attend
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, told: Told) -> jax.Array:
@@ -89,7 +90,7 @@ class Block(nn.Module):
             given = jnp.split(told.vector, parts, axis=-1)
             vectors = [table[i][None, None] + vector for i, vector in enumerate(given)]
         elif parts:
-            vectors = Modulation(parts, name="adaln")(told.vector)
+            vectors = Modulation(parts, self.matmul, name="adaln")(told.vector)
 
         def norm(x: jax.Array, name: str, number: int) -> tuple[jax.Array, Any]:
             """x normed, and the gate of what is made of it."""
@@ -100,7 +101,7 @@ class Block(nn.Module):
             return modulate(x, shift, scale, epsilon=epsilon), gate[0] if gate else 1.0
 
         def attention(name: str) -> Attention:
-            return Attention(self.heads, self.attend, dtype=self.dtype, plain=True, name=name)
+            return Attention(self.heads, self.attend, matmul=self.matmul, plain=True, name=name)
 
         fold, unfold = FOLDS[self.axes]
         normed, gate = norm(x_BLD, "attention_norm", 0)
@@ -112,7 +113,7 @@ class Block(nn.Module):
             seen = jnp.ones(x_BLD.shape[:2], told.shot.dtype)
             x_BLD = x_BLD + attention("text")(x_BLD, told.text, q_id_BL=seen, k_id_BS=told.shot)
         normed, gate = norm(x_BLD, "mlp_norm", 1)
-        mlp = MLP(int(width * self.mlp_ratio), self.activation, dtype=self.dtype, name="mlp")
+        mlp = MLP(int(width * self.mlp_ratio), self.activation, matmul=self.matmul, name="mlp")
         return x_BLD + gate * mlp(normed)
 
 
@@ -170,10 +171,10 @@ class DiTPaper(nn.Module):
     epsilons: tuple[float, float] = (1e-6, 1e-6)
     one_time = True
     layers = 0
-    attend: Attend = xla.attend
+    attend: Attend = dot_product.attend
     unroll: int = 1
     remat: str = "none"
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     gather: Gather = None
 
     @property
@@ -188,7 +189,7 @@ class DiTPaper(nn.Module):
         batch, length, channels = x_BLC.shape
         latent = channels // (self.patch[0] * self.patch[1])
         window = (*self.patch, latent)
-        x = Linear(width, window=window, dtype=self.dtype, name="embed")(x_BLC)
+        x = Linear(width, window=window, matmul=self.matmul, name="embed")(x_BLC)
         places = np.tile(place_features(h, w, width, self.span), (t, 1))
         times = _features(np.arange(t), width)
         if self.axes == "joint" and t > 1:
@@ -198,7 +199,9 @@ class DiTPaper(nn.Module):
         frequency = jnp.asarray(_frequencies(128, self.level_theta), jnp.float32)
         angle = condition.level[..., None] * frequency[None, None]
         level = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-        level = Linear(width, name="level_out")(nn.silu(Linear(width, name="level_in")(level)))
+        wide = self.matmul.float32
+        level = nn.silu(Linear(width, matmul=wide, name="level_in")(level))
+        level = Linear(width, matmul=wide, name="level_out")(level)
         tokens = [level]
         if self.classes:
             assert condition.label is not None
@@ -215,12 +218,12 @@ class DiTPaper(nn.Module):
             time=jnp.asarray(times, jnp.float32),
         )
         if self.conditioning == "adaln_single":
-            vectors = Linear(6 * width, name="single")(nn.silu(vector_B1D))
+            vectors = Linear(6 * width, matmul=wide, name="single")(nn.silu(vector_B1D))
             told = told._replace(vector=vectors)
         if self.text:
-            hidden = Linear(width, dtype=self.dtype, name="text_in")(condition.text)
+            hidden = Linear(width, matmul=self.matmul, name="text_in")(condition.text)
             hidden = nn.gelu(hidden, approximate=True)
-            told = told._replace(text=Linear(width, dtype=self.dtype, name="text_out")(hidden))
+            told = told._replace(text=Linear(width, matmul=self.matmul, name="text_out")(hidden))
         if self.conditioning == "in_context":
             x = jnp.concatenate([x, told.tokens], axis=1)
 
@@ -238,13 +241,13 @@ class DiTPaper(nn.Module):
         )
         options = (
             self.conditioning, layout.grid, self.heads, self.mlp_ratio, self.activation,
-            self.epsilons, self.attend, self.dtype,
+            self.epsilons, self.attend, self.matmul,
         )  # fmt: skip
         first = (jnp.arange(steps) == 0).astype(jnp.float32)
         x, _ = stack(blocks, options, name="blocks")(x, first, told)
         x = self._last_norm(x[:, :length], vector_B1D)
         kinds = 2 if self.learned_variance else 1
-        out = Linear(channels * kinds, kernel_init=zeros, name="out")(x)
+        out = Linear(channels * kinds, kernel_init=zeros, matmul=wide, name="out")(x)
         # A place's channels lie together: all kinds of a place to all places of a kind.
         return rearrange(out, "B L (place kind Z) -> B L (kind place Z)", kind=kinds, Z=latent)
 
@@ -257,7 +260,7 @@ class DiTPaper(nn.Module):
             shift, scale = (row[None, None] + vector_B1D for row in table)
             return modulate(x_BLD, shift, scale)
         if CONDITIONINGS[self.conditioning]:
-            shift, scale = Modulation(2, name="final")(vector_B1D)
+            shift, scale = Modulation(2, self.matmul, name="final")(vector_B1D)
             return modulate(x_BLD, shift, scale)
         return LayerNorm(name="final_norm")(x_BLD)
 

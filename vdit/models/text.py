@@ -20,10 +20,11 @@ import tokenizers
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, trainers
 
 from vdit.errors import UserError
-from vdit.kernels.xla import attend
 from vdit.models.chunks import cut_before, row_places
+from vdit.nn import dot_product
 from vdit.nn.attention import Attention
 from vdit.nn.linear import MLP, RMSNorm, zeros
+from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles
 from vdit.nn.stack import Gather, gathered
 
@@ -180,16 +181,17 @@ class Block(nn.Module):
     """Pre-norm self-attention and MLP; tokens see tokens, padding sees padding."""
 
     heads: int
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(
         self, x_NSD: jax.Array, mask_NS: jax.Array, angles: tuple[jax.Array, jax.Array]
     ) -> tuple[jax.Array, None]:
+        attend = partial(dot_product.attend, on_cpu=self.matmul.on_cpu)
         attention = Attention(
-            self.heads, attend, out_init=zeros, dtype=self.dtype, name="attention"
+            self.heads, attend, out_init=zeros, matmul=self.matmul, name="attention"
         )
-        mlp = MLP(4 * x_NSD.shape[-1], down_init=zeros, dtype=self.dtype, name="mlp")
+        mlp = MLP(4 * x_NSD.shape[-1], down_init=zeros, matmul=self.matmul, name="mlp")
         normed = RMSNorm(name="attention_norm")(x_NSD)
         x_NSD = x_NSD + attention(normed, angles=angles, q_id_BL=mask_NS, k_id_BS=mask_NS)
         return x_NSD + mlp(RMSNorm(name="mlp_norm")(x_NSD)), None
@@ -203,7 +205,7 @@ class LearnedText(nn.Module):
     depth: int
     heads: int
     unroll: int
-    dtype: Any
+    matmul: Matmul
     gather: Gather = None
 
     @nn.compact
@@ -221,7 +223,7 @@ class LearnedText(nn.Module):
         # Features begin as the tokens themselves; the blocks, zero at the start, add to them.
         init = nn.initializers.normal(1.0)
         x = nn.Embed(self.vocab, self.width, embedding_init=init, name="tokens")(ids_NS)
-        x, _ = stack(self.heads, self.dtype, name="blocks")(x, mask_NS, angles)
+        x, _ = stack(self.heads, self.matmul, name="blocks")(x, mask_NS, angles)
         return jnp.where(mask_NS[..., None], RMSNorm(name="norm")(x), 0.0)
 
 
@@ -302,15 +304,15 @@ def learned(
     depth: int = 2,
     heads: int = 4,
     unroll: int = 1,
-    dtype: Any = jnp.float32,
+    matmul: Matmul = Matmul(),
     gather: Gather = None,
 ) -> TextEncoder:
-    """`vocab` is the tokenizer's, `dtype` that of the matmuls' operands; `gather`: see `DiT`."""
+    """`vocab` is the tokenizer's; `matmul` and `gather`: see `DiT`."""
     if width % heads or (width // heads) % 2:
         raise UserError(
             f"text width {width}, heads {heads} given; allowed: heads of an even size"
         )
-    module = LearnedText(vocab, width, depth, heads, unroll, dtype, gather)
+    module = LearnedText(vocab, width, depth, heads, unroll, matmul, gather)
     return TextEncoder("learned", width, frozen=False, module=module)
 
 

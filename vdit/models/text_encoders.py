@@ -26,9 +26,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.kernels.xla import attend_biased
 from vdit.models.chunks import chunk_places
+from vdit.nn.dot_product import attend_biased
 from vdit.nn.linear import LayerNorm, Linear, RMSNorm
+from vdit.nn.product import Matmul
 
 # config.json's hidden_act of CLIP. The quick one is Hendrycks and Gimpel's sigmoid form of GELU
 # (arXiv:1606.08415, section 2).
@@ -86,6 +87,7 @@ class Block(nn.Module):
     scale: float | None = None  # of queries; None: 1 / sqrt(K)
     post: bool = False
     position: tuple[int, int] | None = None  # buckets and distance of a bias of this layer
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(
@@ -94,7 +96,7 @@ class Block(nn.Module):
         batch, length, width = x_NSD.shape
 
         def linear(features: int, name: str, x: jax.Array) -> jax.Array:
-            return Linear(features, use_bias=self.use_bias, name=name)(x)
+            return Linear(features, self.use_bias, matmul=self.matmul, name=name)(x)
 
         def attention(x: jax.Array) -> jax.Array:
             shape = batch, length, self.heads, self.head_dim
@@ -149,6 +151,7 @@ class T5(nn.Module):
     distance: int
     epsilon: float
     own_bias: bool  # one bias of positions per layer: UMT5
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
@@ -157,6 +160,7 @@ class T5(nn.Module):
         blocks = stack(
             self.depth, self.heads, self.head_dim, self.hidden, norm=norm, activation=activation,
             gated=gated, use_bias=False, scale=1.0, position=position if self.own_bias else None,
+            matmul=self.matmul,
         )  # fmt: skip
         bias = None
         if not self.own_bias:
@@ -179,6 +183,7 @@ class CLIPText(nn.Module):
     positions: int
     activation: str
     epsilon: float
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
@@ -186,7 +191,7 @@ class CLIPText(nn.Module):
         norm = partial(LayerNorm, self.epsilon)
         blocks = stack(
             self.depth, self.heads, self.width // self.heads, self.hidden, norm=norm,
-            activation=ACTIVATIONS[self.activation],
+            activation=ACTIVATIONS[self.activation], matmul=self.matmul,
         )  # fmt: skip
         tokens = nn.Embed(self.vocab, self.width, name="tokens")
         positions = nn.Embed(self.positions, self.width, name="positions")
@@ -207,6 +212,7 @@ class MiniLM(nn.Module):
     depth: int = 6
     heads: int = 12
     positions: int = 512
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
@@ -214,7 +220,7 @@ class MiniLM(nn.Module):
         norm = partial(LayerNorm, 1e-12)
         blocks = stack(
             self.depth, self.heads, self.width // self.heads, 4 * self.width, norm=norm,
-            activation=ACTIVATIONS["gelu"], post=True,
+            activation=ACTIVATIONS["gelu"], post=True, matmul=self.matmul,
         )  # fmt: skip
         words = nn.Embed(self.vocab, self.width, name="words")
         positions = nn.Embed(self.positions, self.width, name="positions")

@@ -12,6 +12,7 @@ Dimension key: B batch, T frames, H W places, C channels; L tokens of a clip, S 
 of the text or of the time's vector.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -20,12 +21,13 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vdit.errors import UserError
-from vdit.kernels import xla
 from vdit.models.dit import REMAT
 from vdit.models.dit_paper import seen
+from vdit.nn import dot_product
 from vdit.nn.attention import Angles, Attend, Attention
 from vdit.nn.conv import Conv, GroupNorm, Head, ResBlock
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, sincos
 from vdit.tokens import Condition, Layout
 
@@ -47,7 +49,7 @@ class Block(nn.Module):
     heads: int
     frames: int
     attend: Attend
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(
@@ -57,7 +59,7 @@ class Block(nn.Module):
             return LayerNorm(EPSILON, name=f"{name}_norm")(x)
 
         def attention(name: str) -> Attention:
-            kinds: dict[str, Any] = {"plain": True, "use_bias": False, "dtype": self.dtype}
+            kinds: dict[str, Any] = {"plain": True, "use_bias": False, "matmul": self.matmul}
             return Attention(self.heads, self.attend, **kinds, name=name)
 
         rows = rearrange(norm(x_BLC, "attention"), "B (T P) C -> (B T) P C", T=self.frames)
@@ -65,7 +67,7 @@ class Block(nn.Module):
         sees = jnp.ones(x_BLC.shape[:2], seen_BS.dtype)
         text = attention("text")
         x_BLC = x_BLC + text(norm(x_BLC, "text"), text_BSE, q_id_BL=sees, k_id_BS=seen_BS)
-        mlp = MLP(4 * x_BLC.shape[-1], "gelu_erf", dtype=self.dtype, gated=True, name="mlp")
+        mlp = MLP(4 * x_BLC.shape[-1], "gelu_erf", matmul=self.matmul, gated=True, name="mlp")
         return x_BLC + mlp(norm(x_BLC, "mlp")), None
 
 
@@ -81,14 +83,14 @@ class Transformer(nn.Module):
     linear: bool
     attend: Attend
     unroll: int
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, told: Told) -> jax.Array:
         batch, frames, _, _, channels = x_BTHWC.shape
         kind = "linear" if self.linear else "conv"
         x = GroupNorm(self.groups, name="norm")(x_BTHWC).reshape(batch, -1, channels)
-        x = Linear(channels, dtype=self.dtype, name=f"{kind}_in")(x)
+        x = Linear(channels, matmul=self.matmul, name=f"{kind}_in")(x)
         stack = nn.scan(
             Block,
             variable_axes={"params": 0},
@@ -97,9 +99,9 @@ class Transformer(nn.Module):
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )
-        blocks = stack(self.heads, frames, self.attend, self.dtype, name="blocks")
+        blocks = stack(self.heads, frames, self.attend, self.matmul, name="blocks")
         x, _ = blocks(x, told.text, told.seen)
-        x = Linear(channels, kernel_init=zeros, dtype=self.dtype, name=f"{kind}_out")(x)
+        x = Linear(channels, kernel_init=zeros, matmul=self.matmul, name=f"{kind}_out")(x)
         return x_BTHWC + x.reshape(x_BTHWC.shape)
 
 
@@ -107,13 +109,13 @@ class TimeConv(nn.Module):
     """A convolution over each frame and its neighbours, beside the identity; 0 at the start."""
 
     groups: int
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
         x = nn.silu(GroupNorm(self.groups, EPSILON, name="norm")(x_BTHWC))
         x = jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0), (0, 0)))
-        conv = Conv(x.shape[-1], 3, 1, dtype=self.dtype, kernel_init=zeros, name="conv")
+        conv = Conv(x.shape[-1], 3, 1, matmul=self.matmul, kernel_init=zeros, name="conv")
         return x_BTHWC + conv(x)
 
 
@@ -123,7 +125,7 @@ class TimeAttention(nn.Module):
     heads: int
     groups: int
     attend: Attend
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, time_BT1: jax.Array) -> jax.Array:
@@ -134,7 +136,7 @@ class TimeAttention(nn.Module):
         cos, sin = (jnp.repeat(part, height * width, axis=0) for part in one)
         angles: Angles = cos, sin
         attention = Attention(
-            self.heads, self.attend, out_init=zeros, dtype=self.dtype, name="attention"
+            self.heads, self.attend, out_init=zeros, matmul=self.matmul, name="attention"
         )
         x = rearrange(attention(x, angles=angles), "(B H W) T C -> B T H W C", H=height, W=width)
         return x_BTHWC + x
@@ -151,20 +153,20 @@ class Step(nn.Module):
     temporal: bool
     attend: Attend
     unroll: int
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, told: Told) -> jax.Array:
-        groups, attend, dtype = self.groups, self.attend, self.dtype
-        block = ResBlock(self.features, 1, groups, dtype, EPSILON, name="res")
+        groups, attend, matmul = self.groups, self.attend, self.matmul
+        block = ResBlock(self.features, 1, groups, matmul, EPSILON, name="res")
         x, _ = block(x_BTHWC, None, told.level)
         if self.temporal:
-            x = TimeConv(groups, dtype, name="time_conv")(x)
+            x = TimeConv(groups, matmul, name="time_conv")(x)
         if self.depth:
-            kinds = self.depth, self.heads, groups, self.linear, attend, self.unroll, dtype
+            kinds = self.depth, self.heads, groups, self.linear, attend, self.unroll, matmul
             x = Transformer(*kinds, name="transformer")(x, told)
             if self.temporal:
-                x = TimeAttention(self.heads, groups, attend, dtype, name="time")(x, told.time)
+                x = TimeAttention(self.heads, groups, attend, matmul, name="time")(x, told.time)
         return x
 
 
@@ -202,10 +204,10 @@ class UNet(nn.Module):
     one_time = True
     layers = 0
     null_key = False
-    attend: Attend = xla.attend
+    attend: Attend = dot_product.attend
     unroll: int = 1
     remat: str = "none"
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
@@ -218,9 +220,11 @@ class UNet(nn.Module):
         batch, _, channels = x_BLC.shape
         frames, height, width = layout.grid
         vector = 4 * self.widths[0]
-        level = Linear(vector, name="level_in")(sincos(condition.level[:, 0], self.widths[0]))
+        wide = self.matmul.float32
+        level = sincos(condition.level[:, 0], self.widths[0])
+        level = Linear(vector, matmul=wide, name="level_in")(level)
         told = Told(
-            level=nn.silu(Linear(vector, name="level_out")(nn.silu(level))),
+            level=nn.silu(Linear(vector, matmul=wide, name="level_out")(nn.silu(level))),
             text=condition.text,
             seen=seen(condition),
             time=layout.position.reshape(batch, frames, -1, 3)[:, :, 0, :1],
@@ -232,21 +236,21 @@ class UNet(nn.Module):
         def step(features: int, depth: int, heads: int, name: str) -> Step:
             return made(
                 features, depth, heads, self.groups, self.linear, self.temporal, self.attend,
-                self.unroll, self.dtype, name=name,
+                self.unroll, self.matmul, name=name,
             )  # fmt: skip
 
         last = len(self.widths) - 1
         levels = list(zip(self.widths, self.depths, self.heads, strict=True))
-        conv = {"dtype": self.dtype}
+        conv = functools.partial(Conv, matmul=self.matmul)
         x = x_BLC.reshape(batch, frames, height, width, channels)
-        x = Conv(self.widths[0], **conv, name="stem")(x)
+        x = conv(self.widths[0], name="stem")(x)
         left = [x]
         for i, sizes in enumerate(levels):
             for j in range(self.blocks):
                 x = step(*sizes, f"down{i}_{j}")(x, told)
                 left.append(x)
             if i < last:
-                x = Conv(sizes[0], stride=2, margins=True, **conv, name=f"halve{i}")(x)
+                x = conv(sizes[0], stride=2, margins=True, name=f"halve{i}")(x)
                 left.append(x)
         x = step(self.widths[-1], self.middle, self.heads[-1], "middle0")(x, told)
         x = step(self.widths[-1], 0, self.heads[-1], "middle1")(x, told)
@@ -256,9 +260,9 @@ class UNet(nn.Module):
             if i < last:  # an odd size comes back as it was
                 rows, columns = left[-1].shape[2:4]
                 x = x.repeat(2, axis=2).repeat(2, axis=3)[:, :, :rows, :columns]
-                x = Conv(sizes[0], **conv, name=f"double{i}")(x)
+                x = conv(sizes[0], name=f"double{i}")(x)
         features = channels * (2 if self.learned_variance else 1)
-        head = Head(features, 1, self.groups, self.dtype, EPSILON, zeros, name="head")
+        head = Head(features, 1, self.groups, self.matmul, EPSILON, zeros, name="head")
         return head(x, None)[0].reshape(batch, -1, features)
 
 

@@ -11,6 +11,7 @@ Dimension key: B batch, T frames, H height, W width, C channels; t h w latent fr
 Z latent channels, P = h·w places, D width.
 """
 
+
 from typing import Any
 
 import flax.linen as nn
@@ -19,11 +20,12 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import struct
 
-from vdit.kernels import xla
 from vdit.models.autoencoder import Autoencoder
+from vdit.nn import dot_product
 from vdit.nn.attention import Angles, Attend, Attention, CausalTimeAttention, TimeState
 from vdit.nn.linear import MLP, Linear, RMSNorm, zeros
 from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
+from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles
 from vdit.nn.stack import Gather, gathered
 
@@ -44,7 +46,7 @@ class SpaceTimeBlock(nn.Module):
     mlp_ratio: float
     activation: str
     attend: Attend
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(
@@ -52,16 +54,16 @@ class SpaceTimeBlock(nn.Module):
     ) -> tuple[jax.Array, TimeState]:
         batch, _, _, width = x_BTPD.shape
         rows = rearrange(RMSNorm(name="space_norm")(x_BTPD), "B T P D -> (B T) P D")
-        rows = Attention(self.heads, self.attend, dtype=self.dtype, name="space")(
+        rows = Attention(self.heads, self.attend, matmul=self.matmul, name="space")(
             rows, angles=space
         )
         x_BTPD = x_BTPD + rearrange(rows, "(B T) P D -> B T P D", B=batch)
-        out, state = CausalTimeAttention(self.heads, self.window, dtype=self.dtype, name="time")(
+        out, state = CausalTimeAttention(self.heads, self.window, matmul=self.matmul, name="time")(
             RMSNorm(name="time_norm")(x_BTPD), start, state
         )
         x_BTPD = x_BTPD + out
         hidden = int(width * self.mlp_ratio)
-        mlp = MLP(hidden, self.activation, dtype=self.dtype, name="mlp")
+        mlp = MLP(hidden, self.activation, matmul=self.matmul, name="mlp")
         return x_BTPD + mlp(RMSNorm(name="mlp_norm")(x_BTPD)), state
 
 
@@ -75,9 +77,9 @@ class Trunk(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     theta: float = 100.0
-    attend: Attend = xla.attend
+    attend: Attend = dot_product.attend
     unroll: int = 1
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     gather: Gather = None
 
     def initial(self, batch: int, places: int) -> VAEState:
@@ -100,7 +102,7 @@ class Trunk(nn.Module):
             length=self.depth,
             unroll=min(self.unroll, self.depth),
         )(
-            self.heads, self.window, self.mlp_ratio, self.activation, self.attend, self.dtype,
+            self.heads, self.window, self.mlp_ratio, self.activation, self.attend, self.matmul,
             name="blocks",
         )  # fmt: skip
         x = rearrange(x_BthwD, "B t h w D -> B t (h w) D")
@@ -130,27 +132,27 @@ class VAE(Autoencoder):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     detail: int = 0
-    attend: Attend = xla.attend
+    attend: Attend = dot_product.attend
     unroll: int = 1
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     gather: Gather = None
 
     def setup(self) -> None:
         p, q, r = self.patch
-        trunk = {
+        trunk: dict[str, Any] = {
             "width": self.width, "heads": self.heads, "window": self.window,
             "mlp_ratio": self.mlp_ratio, "activation": self.activation, "attend": self.attend,
-            "unroll": self.unroll, "dtype": self.dtype, "gather": self.gather,
+            "unroll": self.unroll, "matmul": self.matmul, "gather": self.gather,
         }  # fmt: skip
-        self.embed_video = Linear(self.width, dtype=self.dtype)
+        self.embed_video = Linear(self.width, matmul=self.matmul)
         self.encoder = Trunk(depth=self.encoder_depth, **trunk)
-        self.moments = Linear(2 * self.channels)
-        self.embed_latent = Linear(self.width, dtype=self.dtype)
+        self.moments = Linear(2 * self.channels, matmul=self.matmul.float32)
+        self.embed_latent = Linear(self.width, matmul=self.matmul)
         self.decoder = Trunk(depth=self.decoder_depth, **trunk)
-        self.pixels = Linear(p * q * r * 3, dtype=self.dtype)
+        self.pixels = Linear(p * q * r * 3, matmul=self.matmul)
         if self.detail:
             self.detail_pixels = MLP(
-                self.detail, self.activation, zeros, self.dtype, features=p * q * r * 3
+                self.detail, self.activation, zeros, self.matmul, features=p * q * r * 3
             )
 
     def encode(

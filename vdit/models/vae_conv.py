@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vdit.errors import UserError
-from vdit.kernels import xla
 from vdit.models.autoencoder import Autoencoder
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 from vdit.nn.conv import (
     Conv,
@@ -38,13 +38,14 @@ from vdit.nn.conv import (
 )
 from vdit.nn.linear import Linear
 from vdit.nn.patch import pad_to_multiple
+from vdit.nn.product import Matmul
 
 
 def middle(width: int, options: dict[str, Any], attention: dict[str, Any] | None) -> list[Layer]:
     """A residual block, attention within each frame, another block."""
     layers: list[Layer] = [ResBlock(width, **options, name="middle0")]
     if attention is not None:
-        kinds = {"groups": options["groups"], "dtype": options["dtype"], **attention}
+        kinds = {"groups": options["groups"], "matmul": options["matmul"], **attention}
         layers.append(FrameAttention(**kinds, name="attention"))
     return [*layers, ResBlock(width, **options, name="middle1")]
 
@@ -65,7 +66,7 @@ class DownLevel(nn.Module):
             ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
         ]
         if space:
-            layers.append(Down(time, self.options["dtype"], name="down"))
+            layers.append(Down(time, self.options["matmul"], name="down"))
         out, after = chain(layers, x_BTHWC, state)
         if self.residual:
             factors = 1 + time, 1 + space, 1 + space
@@ -90,7 +91,7 @@ class UpLevel(nn.Module):
             ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
         ]
         if space:
-            layers.append(Up(self.narrowed, time, self.options["dtype"], name="up"))
+            layers.append(Up(self.narrowed, time, self.options["matmul"], name="up"))
         out, after = chain(layers, x_BTHWC, state)
         if self.residual and space:
             factors = 1 + time, 1 + space, 1 + space
@@ -103,11 +104,12 @@ class Stem(nn.Module):
 
     features: int
     time: int
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        return causal(Conv(self.features, self.time, dtype=self.dtype, name="conv"), x_BTHWC, state)
+        conv = Conv(self.features, self.time, matmul=self.matmul, name="conv")
+        return causal(conv, x_BTHWC, state)
 
 
 class Encoder(nn.Module):
@@ -123,13 +125,13 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        time, dtype = self.options["time"], self.options["dtype"]
+        time, matmul = self.options["time"], self.options["matmul"]
         levels = [
             DownLevel(width, self.blocks, halves, self.residual, self.options, name=f"level{i}")
             for i, (width, halves) in enumerate(zip(self.widths, self.halves, strict=True))
         ]
         layers: list[Layer] = [
-            Stem(self.widths[0], time, dtype, name="stem"),
+            Stem(self.widths[0], time, matmul, name="stem"),
             *levels,
             *middle(self.widths[-1], self.options, self.attention),
             Head(self.features, **self.options, name="head"),
@@ -151,14 +153,14 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        time, dtype = self.options["time"], self.options["dtype"]
+        time, matmul = self.options["time"], self.options["matmul"]
         levels = []
         for i, (width, doubles) in enumerate(zip(self.widths, self.doubles, strict=True)):
             narrowed = width // 2 if self.narrows else width
             kinds = width, self.blocks, doubles, narrowed, self.residual, self.options
             levels.append(UpLevel(*kinds, name=f"level{i}"))
         layers: list[Layer] = [
-            Stem(self.widths[0], time, dtype, name="stem"),
+            Stem(self.widths[0], time, matmul, name="stem"),
             *middle(self.widths[0], self.options, self.attention),
             *levels,
             Head(self.features, **self.options, name="head"),
@@ -184,8 +186,8 @@ class ConvVAE(Autoencoder):
     residual: bool = False  # levels beside averages and duplicates of their input (Wan 2.2)
     attention: bool = True  # in the middle
     quantise: tuple[bool, bool] = (True, True)  # linear maps behind the encoder, before the decoder
-    attend: Attend = xla.attend
-    dtype: Any = jnp.float32
+    attend: Attend = dot_product.attend
+    matmul: Matmul = Matmul()
 
     def halves(self) -> list[tuple[bool, bool]]:
         """Whether each level of the encoder halves time, and space."""
@@ -212,7 +214,7 @@ class ConvVAE(Autoencoder):
     def setup(self) -> None:
         halves = self.halves()
         doubles = [*halves[-2::-1], (False, False)]
-        options = {"time": 3 if self.causal else 1, "groups": self.groups, "dtype": self.dtype}
+        options = {"time": 3 if self.causal else 1, "groups": self.groups, "matmul": self.matmul}
         attention = {"fused": self.causal, "attend": self.attend} if self.attention else None
         colours = 3 * self.pixels**2
         self.encoder = Encoder(
@@ -224,9 +226,9 @@ class ConvVAE(Autoencoder):
             self.causal and not self.residual, options, attention,
         )  # fmt: skip
         if self.quantise[0]:
-            self.quant = Linear(2 * self.channels)
+            self.quant = Linear(2 * self.channels, matmul=self.matmul.float32)
         if self.quantise[1]:
-            self.post_quant = Linear(self.channels)
+            self.post_quant = Linear(self.channels, matmul=self.matmul.float32)
 
     def encode(
         self, video_BTHWC: jax.Array, state: State = None

@@ -22,11 +22,12 @@ from einops import rearrange
 from flax import traverse_util
 
 from vdit.errors import UserError
-from vdit.kernels import xla
 from vdit.models.dit import REMAT
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.patch import patchify
+from vdit.nn.product import Matmul
 from vdit.nn.stack import Gather, gathered
 
 Grid = tuple[int, int, int]
@@ -206,7 +207,7 @@ class SelfAttention(nn.Module):
     grid: Grid
     heads: int
     attend: Attend
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> jax.Array:
@@ -214,7 +215,7 @@ class SelfAttention(nn.Module):
         sizes = dict(zip("thw", self.grid, strict=True))
 
         def heads(name: str) -> list[jax.Array]:
-            x = Linear(width, dtype=self.dtype, name=name)(x_BLD).astype(self.dtype)
+            x = Linear(width, matmul=self.matmul, name=name)(x_BLD).astype(self.matmul.dtype)
             x = x.reshape(*x.shape[:2], self.heads, -1)
             return jnp.split(x, len(self.axes), axis=2)
 
@@ -227,7 +228,7 @@ class SelfAttention(nn.Module):
                 made = self.attend(*(rearrange(x, fold, **sizes) for x in qkv))
                 out.append(rearrange(made, unfold, **sizes))
         joined = jnp.concatenate(out, axis=2).reshape(x_BLD.shape)
-        return Linear(width, dtype=self.dtype, name="o")(joined)
+        return Linear(width, matmul=self.matmul, name="o")(joined)
 
 
 class Block(nn.Module):
@@ -240,7 +241,7 @@ class Block(nn.Module):
     activation: str
     epsilon: float
     attend: Attend
-    dtype: Any
+    matmul: Matmul
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> tuple[jax.Array, None]:
@@ -249,11 +250,11 @@ class Block(nn.Module):
             # the same parameters, and Model 3's attention over space has an image model's.
             name = "attention" if axes != ("time",) else "time"
             attention = SelfAttention(
-                axes, self.grid, self.heads, self.attend, self.dtype, name=name
+                axes, self.grid, self.heads, self.attend, self.matmul, name=name
             )
             x_BLD = x_BLD + attention(LayerNorm(self.epsilon, name=f"{name}_norm")(x_BLD))
         hidden = int(x_BLD.shape[-1] * self.mlp_ratio)
-        mlp = MLP(hidden, self.activation, dtype=self.dtype, name="mlp")
+        mlp = MLP(hidden, self.activation, matmul=self.matmul, name="mlp")
         return x_BLD + mlp(LayerNorm(self.epsilon, name="mlp_norm")(x_BLD)), None
 
 
@@ -274,7 +275,7 @@ class Encoder(nn.Module):
     attend: Attend
     unroll: int
     remat: str
-    dtype: Any
+    matmul: Matmul
     gather: Gather
 
     @nn.compact
@@ -297,7 +298,7 @@ class Encoder(nn.Module):
             unroll=min(self.unroll, self.depth),
         )(
             self.attentions, grid, self.heads, self.mlp_ratio, self.activation, self.epsilon,
-            self.attend, self.dtype, name="blocks",
+            self.attend, self.matmul, name="blocks",
         )  # fmt: skip
         x_BLD, _ = stack(x_BLD)
         x_BLD = LayerNorm(self.epsilon, name="norm")(x_BLD)
@@ -342,25 +343,25 @@ class ViViT(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     epsilon: float = 1e-6
-    attend: Attend = xla.attend
+    attend: Attend = dot_product.attend
     unroll: int = 1
     remat: str = "none"
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     gather: Gather = None
 
     def setup(self) -> None:
         check(self.model, self.pool, self.patch, self.samples)
-        common = {
+        common: dict[str, Any] = {
             "attentions": ATTENTIONS[self.model], "heads": self.heads,
             "mlp_ratio": self.mlp_ratio, "activation": self.activation, "epsilon": self.epsilon,
             "token": self.pool == "token", "attend": self.attend, "unroll": self.unroll,
-            "remat": self.remat, "dtype": self.dtype, "gather": self.gather,
+            "remat": self.remat, "matmul": self.matmul, "gather": self.gather,
         }  # fmt: skip
-        self.embed_video = Linear(self.width, dtype=self.dtype)
+        self.embed_video = Linear(self.width, matmul=self.matmul)
         self.encoder = Encoder(depth=self.depth, **common)
         if self.model == "factorised_encoder":
             self.temporal = Encoder(depth=self.temporal_depth, **common)
-        self.head = Linear(self.classes, kernel_init=zeros)
+        self.head = Linear(self.classes, kernel_init=zeros, matmul=self.matmul.float32)
 
     def position_grid(self, frames: int, height: int, width: int) -> Grid:
         """The tokens that the first transformer has learned positions for."""

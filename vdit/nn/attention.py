@@ -5,7 +5,6 @@ K head dim.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from vdit.nn.linear import Initializer, Linear, RMSNorm, xavier
+from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, rotate
 
 Attend = Callable[..., jax.Array]
@@ -30,8 +30,7 @@ class Attention(nn.Module):
     heads: int
     attend: Attend
     out_init: Initializer = xavier
-    dtype: Any = jnp.float32
-    result_dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     plain: bool = False
     use_bias: bool | None = None
 
@@ -46,11 +45,10 @@ class Attention(nn.Module):
     ) -> jax.Array:
         width = x_BLD.shape[-1]
         memory = x_BLD if memory_BSE is None else memory_BSE
-        kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
         use_bias = self.plain if self.use_bias is None else self.use_bias
 
         def heads(x: jax.Array, name: str) -> jax.Array:
-            out = Linear(width, use_bias=use_bias, name=name, **kinds)(x)
+            out = Linear(width, use_bias=use_bias, name=name, matmul=self.matmul)(x)
             return out.reshape(*x.shape[:-1], self.heads, -1)
 
         q, k, v = heads(x_BLD, "q"), heads(memory, "k"), heads(memory, "v")
@@ -58,10 +56,11 @@ class Attention(nn.Module):
             q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
+        dtype = self.matmul.dtype
         out = self.attend(
-            q.astype(self.dtype), k.astype(self.dtype), v.astype(self.dtype), q_id_BL, k_id_BS
+            q.astype(dtype), k.astype(dtype), v.astype(dtype), q_id_BL, k_id_BS
         )
-        return Linear(width, kernel_init=self.out_init, name="o", **kinds)(
+        return Linear(width, kernel_init=self.out_init, name="o", matmul=self.matmul)(
             out.reshape(x_BLD.shape)
         )
 
@@ -87,8 +86,7 @@ class CausalTimeAttention(nn.Module):
     window: int
     theta: float = 100.0
     out_init: Initializer = xavier
-    dtype: Any = jnp.float32
-    result_dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(
@@ -96,14 +94,13 @@ class CausalTimeAttention(nn.Module):
     ) -> tuple[jax.Array, TimeState]:
         _, frames, _, width = x_BTPD.shape
         past = self.window - 1
-        kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
 
-        def heads(x: jax.Array) -> jax.Array:
-            return x.reshape(*x.shape[:-1], self.heads, -1)
+        def heads(name: str) -> jax.Array:
+            out = Linear(width, use_bias=False, matmul=self.matmul, name=name)(x_BTPD)
+            return out.reshape(*out.shape[:-1], self.heads, -1)
 
-        q = RMSNorm(name="q_norm")(heads(Linear(width, use_bias=False, name="q", **kinds)(x_BTPD)))
-        k = RMSNorm(name="k_norm")(heads(Linear(width, use_bias=False, name="k", **kinds)(x_BTPD)))
-        v = heads(Linear(width, use_bias=False, name="v", **kinds)(x_BTPD))
+        q = RMSNorm(name="q_norm")(heads("q"))
+        k, v = RMSNorm(name="k_norm")(heads("k")), heads("v")
         time = (start + jnp.arange(frames)).astype(jnp.float32)
         cos, sin = rotary_angles(time[None, :, None], q.shape[-1], (self.theta,))
         angles = cos[:, :, :, None], sin[:, :, :, None]  # (1, T, 1, 1, K/2)
@@ -118,7 +115,7 @@ class CausalTimeAttention(nn.Module):
         logits = jnp.where(seen[None, None, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1)
         out = jnp.einsum("BPNTS,BSPNK->BTPNK", weights, v, preferred_element_type=jnp.float32)
-        out = Linear(width, kernel_init=self.out_init, name="o", **kinds)(
+        out = Linear(width, kernel_init=self.out_init, name="o", matmul=self.matmul)(
             out.reshape(x_BTPD.shape)
         )
         return out, TimeState(k[:, k.shape[1] - past :], v[:, v.shape[1] - past :])

@@ -20,9 +20,10 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from vdit.kernels import xla
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 from vdit.nn.linear import Initializer, Linear, RMSNorm, zeros
+from vdit.nn.product import Matmul
 
 State = Any  # a pytree of arrays; None at the start of a clip
 Layer = Callable[[jax.Array, State], tuple[jax.Array, State]]
@@ -94,7 +95,7 @@ class Conv(nn.Module):
     space: int = 3
     step: int = 1  # in time
     stride: int = 1  # in space
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     margins: bool = False  # halving: on all sides
     kernel_init: Initializer | None = None  # None: LeCun's
 
@@ -116,7 +117,7 @@ class Conv(nn.Module):
         # Halving looks at the right and lower neighbour, as a rule with no margin before the first.
         margin = self.space // 2
         pads = (margin, margin) if self.stride == 1 or self.margins else (0, margin)
-        out = convolve(x_NHWC, kernel, self.stride, pads, self.dtype)
+        out = convolve(x_NHWC, kernel, self.stride, pads, self.matmul.dtype)
         out = out + bias[None, None, None]
         return out.reshape(batch, -1, *out.shape[1:])
 
@@ -165,14 +166,14 @@ class Head(nn.Module):
     features: int
     time: int
     groups: int
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     epsilon: float = 1e-6
     kernel_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
         x = nn.silu(norm(self.groups, "norm", self.epsilon)(x_BTHWC))
-        kinds: dict[str, Any] = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+        kinds: dict[str, Any] = {"matmul": self.matmul, "kernel_init": self.kernel_init}
         return causal(Conv(self.features, self.time, **kinds, name="conv"), x, state)
 
 
@@ -185,21 +186,21 @@ class ResBlock(nn.Module):
     features: int
     time: int  # frames that each of its kernels sees
     groups: int
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     epsilon: float = 1e-6
 
     @nn.compact
     def __call__(
         self, x_BTHWC: jax.Array, state: State, told_BE: jax.Array | None = None
     ) -> tuple[jax.Array, State]:
-        kinds = self.features, self.time, self.groups, self.dtype, self.epsilon
+        kinds = self.features, self.time, self.groups, self.matmul, self.epsilon
         layers: list[Layer] = [Head(*kinds, name=f"half{i}") for i in range(2)]
         if told_BE is not None:
-            told = Linear(self.features, dtype=self.dtype, name="told")(told_BE)
+            told = Linear(self.features, matmul=self.matmul, name="told")(told_BE)
             layers.insert(1, lambda x, state: (x + told[:, None, None, None], ()))
         out, state = chain(layers, x_BTHWC, state)
         if x_BTHWC.shape[-1] != self.features:
-            x_BTHWC = Linear(self.features, dtype=self.dtype, name="shortcut")(x_BTHWC)
+            x_BTHWC = Linear(self.features, matmul=self.matmul, name="shortcut")(x_BTHWC)
         return x_BTHWC + out, state
 
 
@@ -208,8 +209,8 @@ class FrameAttention(nn.Module):
 
     groups: int
     fused: bool  # whether one kernel makes queries, keys and values
-    attend: Attend = xla.attend
-    dtype: Any = jnp.float32
+    attend: Attend = dot_product.attend
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
@@ -217,12 +218,12 @@ class FrameAttention(nn.Module):
         width = x_BTHWC.shape[-1]
         x_NLC = norm(self.groups, "norm")(x_BTHWC).reshape(-1, *x_BTHWC.shape[2:])
         x_NLC = rearrange(x_NLC, "N H W C -> N (H W) C")
-        linear = functools.partial(Linear, dtype=self.dtype)
+        linear = functools.partial(Linear, matmul=self.matmul)
         if self.fused:
             q, k, v = jnp.split(linear(3 * width, name="qkv")(x_NLC), 3, axis=-1)
         else:
             q, k, v = (linear(width, name=name)(x_NLC) for name in "qkv")
-        heads = (part.astype(self.dtype)[:, :, None] for part in (q, k, v))
+        heads = (part.astype(self.matmul.dtype)[:, :, None] for part in (q, k, v))
         out = linear(width, name="o")(self.attend(*heads, None, None)[:, :, 0])
         return x_BTHWC + out.reshape(x_BTHWC.shape), ()
 
@@ -235,15 +236,15 @@ class Down(nn.Module):
     """
 
     time: bool
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
         width = x_BTHWC.shape[-1]
-        x = Conv(width, stride=2, dtype=self.dtype, name="conv")(x_BTHWC)
+        x = Conv(width, stride=2, matmul=self.matmul, name="conv")(x_BTHWC)
         if not self.time:
             return x, ()
-        halve = Conv(width, time=3, space=1, step=2, dtype=self.dtype, name="time")
+        halve = Conv(width, time=3, space=1, step=2, matmul=self.matmul, name="time")
         last = x[:, -1:]
         if state is None:
             return jnp.concatenate([x[:, :1], halve(x)], axis=1), last
@@ -258,19 +259,19 @@ class Up(nn.Module):
 
     features: int
     time: bool
-    dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
         x, left = x_BTHWC, ()
         if self.time:
             split = 1 if state is None else 0
-            double = Conv(2 * x.shape[-1], time=3, space=1, dtype=self.dtype, name="time")
+            double = Conv(2 * x.shape[-1], time=3, space=1, matmul=self.matmul, name="time")
             more, left = causal(double, x[:, split:], state)
             more = rearrange(more, "B T H W (p C) -> B (T p) H W C", p=2)
             x = jnp.concatenate([x[:, :split], more], axis=1)
         x = x.repeat(2, axis=2).repeat(2, axis=3)
-        return Conv(self.features, dtype=self.dtype, name="conv")(x), left
+        return Conv(self.features, matmul=self.matmul, name="conv")(x), left
 
 
 def averaged(

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vdit.nn.product import product, rows
+from vdit.nn.product import Matmul, product
 
 Initializer = Callable[..., jax.Array]
 xavier = nn.initializers.xavier_uniform()
@@ -23,9 +23,9 @@ zeros = nn.initializers.zeros_init()
 
 
 class Linear(nn.Module):
-    """x_D @ kernel_DF + bias_F, over flattened leading axes where that is fast (`product.rows`).
+    """x_D @ kernel_DF + bias_F, over flattened leading axes where that is fast (`Matmul.rows`).
 
-    Operands are cast to `dtype`; the product accumulates in float32 and leaves as `result_dtype`.
+    Operands are cast to `matmul.dtype`; sums and the result are float32.
     `window`: the axes that D is stored as, for patches: (q, r, C), a convolution's kernel.
     """
 
@@ -33,8 +33,7 @@ class Linear(nn.Module):
     use_bias: bool = True
     kernel_init: Initializer = xavier
     bias_init: Initializer = zeros
-    dtype: Any = jnp.float32
-    result_dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     window: tuple[int, ...] = ()
 
     @nn.compact
@@ -46,11 +45,11 @@ class Linear(nn.Module):
             return kernel.reshape(*(self.window or shape[:1]), self.features)
 
         kernel = self.param("kernel", init).reshape(shape)
-        out = product(rows(x), kernel, self.dtype)
+        out = product(self.matmul.rows(x), kernel, self.matmul)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             out = out + bias.reshape((1,) * (out.ndim - 1) + (-1,))
-        return out.astype(self.result_dtype).reshape(*x.shape[:-1], self.features)
+        return out.reshape(*x.shape[:-1], self.features)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -134,14 +133,12 @@ class MLP(nn.Module):
     hidden: int
     activation: str = "gelu"
     down_init: Initializer = xavier
-    dtype: Any = jnp.float32
-    result_dtype: Any = jnp.float32
+    matmul: Matmul = Matmul()
     features: int = 0  # 0: as many as go in
     gated: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        kinds = {"dtype": self.dtype, "result_dtype": self.result_dtype}
         features = self.features or x.shape[-1]
         inner = 2 * self.hidden if self.gated else self.hidden
         activation = ACTIVATIONS[self.activation]
@@ -153,6 +150,6 @@ class MLP(nn.Module):
             value, gate = jnp.split(hidden, 2, axis=-1)
             return value * activation(gate)
 
-        hidden = activated(Linear(inner, name="up", **kinds)(rows(x)))
-        out = Linear(features, kernel_init=self.down_init, name="down", **kinds)(hidden)
+        hidden = activated(Linear(inner, matmul=self.matmul, name="up")(self.matmul.rows(x)))
+        out = Linear(features, kernel_init=self.down_init, matmul=self.matmul, name="down")(hidden)
         return out.reshape(*x.shape[:-1], features)

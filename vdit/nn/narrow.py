@@ -23,7 +23,7 @@ def operand_dtypes(run: Callable[..., Any], *arguments: Any, **options: Any) -> 
     def note(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
         if isinstance(module, Linear | Conv):
-            found["/".join((*module.path, "kernel"))] = module.dtype
+            found["/".join((*module.path, "kernel"))] = module.matmul.dtype
         return call(*args, **kwargs)
 
     with nn.intercept_methods(note):

@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, abstract, learned, no_text, pool_mean
 from vdit.models.text_encoders import MiniLM, pool_last
+from vdit.nn.product import Matmul
 from vdit.published import families, family, weights
 from vdit.published.minilm import load_minilm
 
@@ -116,11 +117,12 @@ def _pad_token(folder: Path) -> str | None:
 # All text encoders
 
 
-def _minilm() -> TextEncoder:
-    return TextEncoder("minilm", MiniLM.width, frozen=True, module=MiniLM(), load=load_minilm)
+def _minilm(matmul: Matmul = Matmul()) -> TextEncoder:
+    module = MiniLM(matmul=matmul.float32)
+    return TextEncoder("minilm", module.width, frozen=True, module=module, load=load_minilm)
 
 
-def _from_folder(name: str, path: str, vocab: int) -> TextEncoder:
+def _from_folder(name: str, path: str, vocab: int, matmul: Matmul = Matmul()) -> TextEncoder:
     """The encoder in the folder `path`, for a tokenizer of `vocab` ids."""
     module: Any
     module, plan = read_module(name, path)
@@ -130,7 +132,7 @@ def _from_folder(name: str, path: str, vocab: int) -> TextEncoder:
             f" {module.vocab - 1}"
         )
     pool = pool_last if FAMILIES[name].last_pools else pool_mean
-    load = partial(weights.load, plan)
+    load, module = partial(weights.load, plan), module.clone(matmul=matmul.float32)
     return TextEncoder(name, module.width, frozen=True, module=module, load=load, pool=pool)
 
 
@@ -143,8 +145,8 @@ ENCODERS: dict[str, Callable[..., TextEncoder]] = {
 
 
 def encoder(name: str, **options: Any) -> TextEncoder:
-    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, dtype, gather),
-    "minilm" or "none" (no options), or one of `FAMILIES` (path, vocab)."""
+    """The text encoder of that name: "learned" (vocab, width, depth, heads, unroll, matmul,
+    gather), "minilm" (matmul), "none" (no options), or one of `FAMILIES` (path, vocab, matmul)."""
     if name not in ENCODERS:
         raise UserError(f"text encoder {name!r} given; known: {', '.join(ENCODERS)}")
     return ENCODERS[name](**options)

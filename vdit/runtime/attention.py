@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from vdit.errors import UserError
-from vdit.kernels import chunked, cudnn, ring, splash, xla
+from vdit.kernels import chunked, cudnn, ring, splash
+from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 from vdit.runtime.mesh import BATCH, platform_of
 
@@ -30,6 +31,13 @@ LONG = 1024 * 1024
 TABLES = 2**35
 
 
+def has_cudnn() -> bool:
+    """Whether this machine's first device runs cuDNN's attention: NVIDIA's from compute capability
+    8 on (AMD's say "gfx90a")."""
+    major, _, minor = getattr(jax.devices()[0], "compute_capability", "").partition(".")
+    return major.isdigit() and minor.isdigit() and int(major) >= 8
+
+
 def auto(
     q_BLNK: jax.Array,
     k_BSNK: jax.Array,
@@ -38,8 +46,10 @@ def auto(
     k_id_BS: jax.Array | None = None,
     *,
     platform: str | None = None,
+    sharded: bool = False,
 ) -> jax.Array:
-    """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing.
+    """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing;
+    `sharded`: for one of several devices.
 
     On a TPU splash, xla for rows that would not fill one of its blocks (text, few frames), and
     chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head; from there on
@@ -47,27 +57,34 @@ def auto(
     others xla as far as the logits fit (`cudnn.ROOM`), then chunked.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
-    attend: Attend
-    if (platform or jax.default_backend()) == "tpu":
+    platform = platform or jax.default_backend()
+    attend: Any
+    if platform == "tpu":
         attend = chunked.attend if length * keys >= TABLES else splash.attend
-        attend = attend if min(length, keys) >= splash.LANES else xla.attend
+        attend = attend if min(length, keys) >= splash.LANES else dot_product.attend
     elif length * keys < LONG:
-        attend = xla.attend
-    elif (platform or jax.default_backend()) == "gpu":
-        attend = cudnn.attend if cudnn.is_here() else cudnn.otherwise(q_BLNK, k_BSNK)
+        attend = dot_product.attend
+    elif platform == "gpu":
+        attend = cudnn.attend if has_cudnn() else cudnn.otherwise(q_BLNK, k_BSNK)
     else:
         attend = chunked.attend
+    if platform == "cpu" and not sharded:
+        attend = functools.partial(attend, on_cpu=True)
     return attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)
 
 
 KERNELS: dict[str, Attend] = {
     "auto": auto,
-    "xla": xla.attend,
+    "xla": dot_product.attend,
     "chunked": chunked.attend,
     "splash": splash.attend,
     "cudnn": cudnn.attend,
 }
 NEEDS = {"splash": "tpu", "cudnn": "gpu"}  # kernels that only one kind of machine runs
+# What these kernels are on one device of XLA's CPU backend.
+ON_CPU: dict[str, Attend] = {
+    name: functools.partial(KERNELS[name], on_cpu=True) for name in ("xla", "chunked")
+}
 
 
 def runs_here(name: str, platform: str | None = None) -> bool:
@@ -213,6 +230,9 @@ def kernel(
     `auto` chooses for `platform`, by default that of the mesh.
     """
     attend, platform = KERNELS[name], platform or platform_of(mesh)
-    if name == "auto" and platform != jax.default_backend():  # steps for another machine
-        attend = functools.partial(auto, platform=platform)
-    return attend if mesh is None or mesh.size == 1 else split(attend, mesh, how)
+    sharded = mesh is not None and mesh.size > 1
+    if name == "auto" and (sharded or platform != jax.default_backend()):
+        attend = functools.partial(auto, platform=platform, sharded=sharded)
+    elif platform == "cpu" and not sharded:
+        attend = ON_CPU.get(name, attend)
+    return split(attend, mesh, how) if mesh is not None and sharded else attend

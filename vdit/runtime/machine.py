@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from vdit.nn.product import Matmul
 from vdit.runtime.mesh import platform_of
 
 DTYPES = ("auto", "float32", "bfloat16")
@@ -59,6 +60,14 @@ def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = No
         narrow = multiplies_bfloat16() and not mesh_of_cpus
         return jnp.bfloat16 if narrow else jnp.float32
     return jnp.dtype(name)
+
+
+def matmul(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Matmul:
+    """How the machine of a mesh (another `platform`'s; without either this one) multiplies, with
+    operands of the dtype `name` of `DTYPES`."""
+    one = mesh is None or mesh.size == 1
+    on_cpu = one and (platform or platform_of(mesh)) == "cpu"
+    return Matmul(operand_dtype(name, mesh, platform), flatten=one, on_cpu=on_cpu)
 
 
 def host_memory() -> AbstractContextManager[Any]:

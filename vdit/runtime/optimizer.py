@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import optax
 
 from vdit.errors import UserError
-from vdit.nn.product import matmul, transposed
+from vdit.nn.product import Matmul, dot, transposed
 
 # Muon's matrices: the linear maps of attention and mlp, stacked, and, as they are, the maps of
 # patches to tokens and back (under Adam the autoencoder lost half a decibel at equal time).
@@ -93,26 +93,29 @@ def is_matrix(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
     return leaf.ndim in MATRICES and MATRICES[leaf.ndim].search(path) is not None
 
 
-def orthogonalize(x: jax.Array, iterations: int = 3, dtype: Any = jnp.float32) -> jax.Array:
+def orthogonalize(
+    x: jax.Array, iterations: int = 3, matmul: Matmul = Matmul()
+) -> jax.Array:
     """The polar factor of each matrix of x (..., I, O), to the accuracy of `NEWTON_SCHULZ`.
 
-    `dtype` is that of the products' operands; sums and the result are float32. This is the Newton-
-    Schulz iteration of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its first
-    products also bound the largest singular value, much closer than the Frobenius norm does, by the
-    Schatten 8-norm ||(x x^T)^2||_F^(1/4); with the coefficients that saves two iterations of five.
+    `matmul` has the dtype of the products' operands; sums and the result are float32. This is the
+    Newton-Schulz iteration of Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon). Its
+    first products also bound the largest singular value, much closer than the Frobenius norm does,
+    by the Schatten 8-norm ||(x x^T)^2||_F^(1/4); with the coefficients that saves two iterations of
+    five.
     """
     if x.shape[-2] > x.shape[-1]:  # the smaller side on the left: products of M x M
-        return orthogonalize(x.mT, iterations, dtype).mT
+        return orthogonalize(x.mT, iterations, matmul).mT
 
     def product(a: jax.Array, b: jax.Array) -> jax.Array:
-        return matmul(a.astype(dtype), b.astype(dtype))
+        return dot(a.astype(matmul.dtype), b.astype(matmul.dtype), matmul.on_cpu)
 
     norm = functools.partial(jnp.linalg.norm, axis=(-2, -1), keepdims=True)
     x = x / jnp.maximum(norm(x), 1e-12)
     coefficients = NEWTON_SCHULZ[iterations]
     for i, (a, b, c) in enumerate(coefficients):
         s = SAFETY if i < len(coefficients) - 1 else 1.0
-        gram = product(x, transposed(x.astype(dtype)))
+        gram = product(x, transposed(x.astype(matmul.dtype), matmul.on_cpu))
         gram2 = product(gram, gram)
         if i == 0:
             bound = jnp.maximum(norm(gram2) ** 0.25, 1e-3)  # below that only for x = 0
@@ -128,7 +131,7 @@ class MuonState(NamedTuple):
 
 
 def scale_by_muon(
-    momentum: float, iterations: int, dtype: Any = jnp.float32
+    momentum: float, iterations: int, matmul: Matmul = Matmul()
 ) -> optax.GradientTransformation:
     """Muon's direction for a tree of (..., I, O) kernels: Nesterov momentum, orthogonalised.
 
@@ -146,7 +149,7 @@ def scale_by_muon(
 
         def direction(m: jax.Array, g: jax.Array) -> jax.Array:
             scale = math.sqrt(max(1.0, g.shape[-1] / g.shape[-2]))
-            return scale * orthogonalize(momentum * m + g, iterations, dtype)
+            return scale * orthogonalize(momentum * m + g, iterations, matmul)
 
         return jax.tree.map(direction, moved, updates), MuonState(moved)
 
@@ -171,15 +174,15 @@ def _decay(weight_decay: float) -> optax.GradientTransformation:
 
 
 def _muon(
-    *, momentum: float = 0.95, newton_schulz: int = 3, newton_schulz_dtype: Any = jnp.float32
+    *, momentum: float = 0.95, newton_schulz: int = 3, matmul: Matmul = Matmul()
 ) -> optax.GradientTransformation:
     if newton_schulz not in NEWTON_SCHULZ:
         known = ", ".join(map(str, NEWTON_SCHULZ))
         raise UserError(f"newton_schulz of {newton_schulz} iterations: allowed are {known}")
-    return scale_by_muon(momentum, newton_schulz, newton_schulz_dtype)
+    return scale_by_muon(momentum, newton_schulz, matmul)
 
 
-OPTIONS = {"adamw": (), "muon": ("momentum", "newton_schulz", "newton_schulz_dtype")}
+OPTIONS = {"adamw": (), "muon": ("momentum", "newton_schulz", "matmul")}
 
 
 def make_optimizer(
@@ -201,7 +204,7 @@ def make_optimizer(
     adamw the same, with muon a tenth). Both are peaks: after `warmup` the `schedule` brings them
     down over `steps` updates. `clip` bounds the gradients' global norm (None: not). `weight_decay`
     is per unit of learning rate, on kernels. Options of muon: `momentum` (0.95), `newton_schulz`
-    (3 iterations, or 4, 5) and `newton_schulz_dtype` (float32, or bfloat16 where that is faster).
+    (3 iterations, or 4, 5) and `matmul`, how their products are computed.
     Raises `UserError` for an unknown name, schedule or option.
     """
     if name not in OPTIONS:
