@@ -11,14 +11,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from experiments.base import get_config
 from vdit.config.denoiser import build_dit
 from vdit.diffusion.prediction import PREDICTIONS, target, to_x0_eps
 from vdit.diffusion.schedule import PROCESSES, Process, add_noise, process
+from vdit.errors import UserError
 from vdit.nn.linear import Linear
-from vdit.runtime import attention
+from vdit.runtime import attention, optimizer
 from vdit.runtime.machine import matmul
 from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding
 
@@ -84,6 +86,23 @@ def test_a_prediction(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = run(f"rows = {{{example('A prediction')}}}")["rows"]
     monkeypatch.setitem(PREDICTIONS, "difference", rows["difference"])
     check_algebra(process(name), "difference")
+
+
+def test_an_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matrices go to Lion, whose steps are the learning rate's sign; biases to AdamW."""
+    rows = run(example("An optimizer"), OPTIMIZERS=optimizer.OPTIMIZERS, optax=optax)["OPTIMIZERS"]
+    monkeypatch.setattr(optimizer, "OPTIMIZERS", rows)
+    made = optimizer.make_optimizer(
+        "lion", learning_rate=0.5, adam_learning_rate=0.1, steps=9, schedule="constant", b1=0.8
+    )
+    params = {"blocks": {"q": {"kernel": jnp.ones((2, 3, 4)), "bias": jnp.ones((2, 4))}}}
+    gradient = jax.tree.map(lambda x: jnp.cos(jnp.arange(x.size)).reshape(x.shape), params)
+    updates, _ = made.update(gradient, made.init(params), params)
+    for name, rate in (("kernel", 0.5), ("bias", 0.1)):
+        want = -rate * np.sign(gradient["blocks"]["q"][name])
+        np.testing.assert_allclose(updates["blocks"]["q"][name], want, rtol=1e-4)
+    with pytest.raises(UserError, match="it has b1, b2"):
+        optimizer.make_optimizer("lion", learning_rate=0.5, steps=9, momentum=0.5)
 
 
 def test_a_layer_that_is_split_over_devices() -> None:

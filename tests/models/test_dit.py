@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from vdit.errors import UserError
-from vdit.models.dit import FEW, PRESETS, DiT, skipped, without_attention
+from vdit.models.dit import PRESETS, DiT, skipped, without_attention
+from vdit.nn.modulation import SUMMED_SLOTS
 from vdit.tokens import Layout, drop_text, grid_positions, latent_times, text_condition
 
 GRID = (3, 2, 2)
@@ -114,17 +115,17 @@ def test_few_and_many_levels_modulate_alike(made) -> None:
     few = condition(2)
     many = dataclasses.replace(
         few,
-        level=jnp.tile(few.level, (1, FEW)),
-        pooled=jnp.tile(few.pooled, (1, FEW, 1)),
+        level=jnp.tile(few.level, (1, SUMMED_SLOTS)),
+        pooled=jnp.tile(few.pooled, (1, SUMMED_SLOTS, 1)),
     )
-    assert few.level.shape[1] <= FEW < many.level.shape[1]
+    assert few.level.shape[1] <= SUMMED_SLOTS < many.level.shape[1]
     here = layout(2, given=4)
     np.testing.assert_allclose(
         run(model, params, x, here, few), run(model, params, x, here, many), atol=1e-5
     )
 
 
-@pytest.mark.parametrize("slots", [2, FEW + 2])
+@pytest.mark.parametrize("slots", [2, SUMMED_SLOTS + 2])
 def test_what_is_modulated_by_levels_keeps_no_more_for_its_gradient_than_by_one(
     made, slots: int
 ) -> None:

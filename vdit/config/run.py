@@ -7,10 +7,9 @@ from ml_collections import ConfigDict
 
 from vdit.config import shared
 from vdit.errors import UserError
-from vdit.models.dit import REMAT
 from vdit.nn.attention import Attend
 from vdit.nn.product import Matmul
-from vdit.nn.stack import Gather
+from vdit.nn.stack import REMAT, Gather
 from vdit.runtime import attention
 from vdit.runtime.machine import DTYPES, matmul
 from vdit.runtime.mesh import gather

@@ -17,11 +17,7 @@ BIN = 1.0 / 255.0  # half the width of a bin of 8-bit values in [-1, 1]
 
 
 def bound(
-    process: Process,
-    t: jax.Array,
-    x0: jax.Array,
-    predicted_x0: jax.Array,
-    share: jax.Array,
+    process: Process, t: jax.Array, x0: jax.Array, predicted_x0: jax.Array, share: jax.Array
 ) -> jax.Array:
     """L_{t-1} in bits, of x0's shape: from a table's point t to the one before it.
 

@@ -13,11 +13,9 @@ Push = Callable[[jax.Array], jax.Array]  # of a time; one number, or one a sampl
 
 
 def guided(
-    denoise_batched: Denoise,
-    scale: float | jax.Array,
-    weak: Denoise | None = None,
+    denoise_batched: Denoise, scale: float | jax.Array, weak: Denoise | None = None,
     push: Push = jnp.zeros_like,
-) -> Denoise:
+) -> Denoise:  # fmt: skip
     """denoise(x_t (B, ...), t) whose x0 is null + scale (cond - null), by one call on 2 B samples.
 
     `denoise_batched` holds the conditions of B samples followed by their B null conditions, and is

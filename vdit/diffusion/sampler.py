@@ -45,14 +45,9 @@ def _one_step(eta: float, variance: str = "posterior") -> Sampler:
         return None
 
     def advance(
-        denoise: Denoise,
-        process: Process,
-        state: None,
-        x: jax.Array,
-        t: jax.Array,
-        s: jax.Array,
+        denoise: Denoise, process: Process, state: None, x: jax.Array, t: jax.Array, s: jax.Array,
         z: jax.Array,
-    ) -> tuple[Made, None]:
+    ) -> tuple[Made, None]:  # fmt: skip
         x0, aux = denoise(x, t)
         noise = z if eta > 0.0 else None
         share = aux if variance == "learned" else None
@@ -97,14 +92,9 @@ def dpmpp_2m() -> Sampler:
         return jnp.log(ratio), finite
 
     def advance(
-        denoise: Denoise,
-        process: Process,
-        state: tuple[jax.Array, jax.Array],
-        x: jax.Array,
-        t: jax.Array,
-        s: jax.Array,
-        z: jax.Array,
-    ) -> tuple[Made, tuple[jax.Array, jax.Array]]:
+        denoise: Denoise, process: Process, state: tuple[jax.Array, jax.Array], x: jax.Array,
+        t: jax.Array, s: jax.Array, z: jax.Array,
+    ) -> tuple[Made, tuple[jax.Array, jax.Array]]:  # fmt: skip
         x0_last, t_last = state
         x0, aux = denoise(x, t)
         x0 = x0.astype(x.dtype)
@@ -146,14 +136,9 @@ def step_noise(keys: jax.Array, number: jax.Array, shape: tuple[int, ...]) -> ja
 
 
 def sample(
-    denoise: Denoise,
-    x_init: jax.Array,
-    times: jax.Array,
-    process: Process,
-    sampler: Sampler,
-    keys: jax.Array,
-    every_step: bool = False,
-) -> tuple[jax.Array, Any]:
+    denoise: Denoise, x_init: jax.Array, times: jax.Array, process: Process, sampler: Sampler,
+    keys: jax.Array, every_step: bool = False,
+) -> tuple[jax.Array, Any]:  # fmt: skip
     """Runs a sampler down `times` (N + 1,) from x_init (B, ...) with one key a sample, keys (B,).
 
     Returns (x at the last time, float32; aux of the last step), or with `every_step` (x, Made)

@@ -156,11 +156,9 @@ def shifted(t: Any, shift: float) -> Any:
 
 
 def sample_times(
-    process: Process,
-    u: jax.Array,
-    logit_normal: tuple[float, float] | None = None,
+    process: Process, u: jax.Array, logit_normal: tuple[float, float] | None = None,
     shift: float = 1.0,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """Training times in (0, 1] from uniform u in [0, 1), of u's shape.
 
     Continuous: uniform, or with `logit_normal` = (mean, deviation) the sigmoid of such a normal

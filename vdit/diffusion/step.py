@@ -26,16 +26,10 @@ def check_noise(eta: float, variance: str) -> None:
 
 
 def step(
-    process: Process,
-    t: jax.Array,
-    s: jax.Array,
-    x_t: jax.Array,
-    x0: jax.Array,
-    z: jax.Array | None = None,
-    eta: float = 0.0,
-    variance: str = "posterior",
+    process: Process, t: jax.Array, s: jax.Array, x_t: jax.Array, x0: jax.Array,
+    z: jax.Array | None = None, eta: float = 0.0, variance: str = "posterior",
     share: jax.Array | None = None,
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """x_s from x_t, the denoiser's x0 and standard normal z, all of one shape (z only if eta > 0).
 
     t, s: times with the leading axes of x_t, s <= t for eta > 0. Exactly x0 where s = 0; x_t where

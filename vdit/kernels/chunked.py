@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from vdit.nn.dot_product import Ids
 from vdit.nn.product import dot, transposed
 
 CHUNK = 512  # most queries, and most keys, at a time
@@ -22,15 +23,9 @@ LEAST = float(jnp.finfo(jnp.float32).min)
 
 
 def attend(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None = None,
-    k_id_BS: jax.Array | None = None,
-    *,
-    chunk: int = CHUNK,
-    on_cpu: bool = False,
-) -> jax.Array:
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+    q_id_BL: Ids = None, k_id_BS: Ids = None, *, chunk: int = CHUNK, on_cpu: bool = False,
+) -> jax.Array:  # fmt: skip
     """What `vdit.nn.dot_product.attend` computes, `chunk` queries by `chunk` keys at a time.
 
     Any L and S; ids are integers of at least 0, and every query must see at least one key. The
@@ -42,11 +37,7 @@ def attend(
 
 
 def ids_for_padding(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    q_id_BL: jax.Array | None,
-    k_id_BS: jax.Array | None,
-    chunk: int,
+    q_BLNK: jax.Array, k_BSNK: jax.Array, q_id_BL: Ids, k_id_BS: Ids, chunk: int
 ) -> tuple[jax.Array | None, jax.Array | None]:
     """The ids, and where there are none but keys are filled up to whole chunks, one for all."""
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
@@ -84,7 +75,7 @@ def _joined(x_nBNCK: jax.Array, length: int) -> jax.Array:
     return x[:, :length]
 
 
-def _cut_id(id_BL: jax.Array | None, chunk: int) -> jax.Array | None:
+def _cut_id(id_BL: Ids, chunk: int) -> jax.Array | None:
     """(n, B, C) ids of chunks, padding with an id of its own."""
     if id_BL is None:
         return None
@@ -102,9 +93,7 @@ def _tied(q: jax.Array, *ids: jax.Array | None) -> Any:
     return jax.lax.optimization_barrier((q, *ids))[1:]
 
 
-def _masked(
-    logits_BNCJ: jax.Array, q_id_BC: jax.Array | None, k_id_BJ: jax.Array | None
-) -> jax.Array:
+def _masked(logits_BNCJ: jax.Array, q_id_BC: Ids, k_id_BJ: Ids) -> jax.Array:
     if q_id_BC is None:
         return logits_BNCJ
     assert k_id_BJ is not None
@@ -112,14 +101,9 @@ def _masked(
 
 
 def forward(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None,
-    k_id_BS: jax.Array | None,
-    chunk: int,
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, q_id_BL: Ids, k_id_BS: Ids, chunk: int,
     on_cpu: bool = False,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
     """The output (B, L, N, K), and the log of the sum of its weights (B, L, N, 1)."""
     q_id_BL, k_id_BS = _tied(q_BLNK, q_id_BL, k_id_BS)
     scale = q_BLNK.shape[-1] ** -0.5
@@ -152,17 +136,9 @@ def forward(
 
 
 def backward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_id: jax.Array | None,
-    k_id: jax.Array | None,
-    sums_BLN1: jax.Array,
-    share_BLN1: jax.Array,
-    gradient_BLNK: jax.Array,
-    chunk: int,
-    on_cpu: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+    q: jax.Array, k: jax.Array, v: jax.Array, q_id: Ids, k_id: Ids, sums_BLN1: jax.Array,
+    share_BLN1: jax.Array, gradient_BLNK: jax.Array, chunk: int, on_cpu: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:  # fmt: skip
     """Algorithm 4 of arXiv:2205.14135: chunks of keys outside, chunks of queries inside.
 
     `share` is their D, the sum of the gradient times the output. float32 gradients of q, k and v;

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from vdit.kernels import chunked
 from vdit.nn import dot_product
 from vdit.nn.attention import Attend
+from vdit.nn.dot_product import Ids
 
 WIDEST = 128  # head dim that every GPU with this kernel takes
 
@@ -18,7 +19,7 @@ WIDEST = 128  # head dim that every GPU with this kernel takes
 ROOM = 2**28
 
 
-def takes(q_BLNK: jax.Array, k_BSNK: jax.Array, q_id_BL: jax.Array | None = None) -> bool:
+def takes(q_BLNK: jax.Array, k_BSNK: jax.Array, q_id_BL: Ids = None) -> bool:
     """Whether cuDNN takes these rows: dense, 16-bit operands, K a multiple of 8 and at most 128,
     and L and S even (JAX refuses the gradient of odd ones)."""
     length, width = q_BLNK.shape[1], q_BLNK.shape[-1]
@@ -34,12 +35,9 @@ def otherwise(q_BLNK: jax.Array, k_BSNK: jax.Array) -> Attend:
 
 
 def attend(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None = None,
-    k_id_BS: jax.Array | None = None,
-) -> jax.Array:
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+    q_id_BL: Ids = None, k_id_BS: Ids = None,
+) -> jax.Array:  # fmt: skip
     """What `vdit.nn.dot_product.attend` computes, on a GPU.
 
     Rows that `takes` speaks of go to cuDNN, which rounds their result to 16 bits; all others go to

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vdit.kernels import chunked
+from vdit.nn.dot_product import Ids
 
 
 class Ring(NamedTuple):
@@ -26,15 +27,9 @@ class Ring(NamedTuple):
 
 
 def attend(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None = None,
-    k_id_BS: jax.Array | None = None,
-    *,
-    ring: Ring,
-    chunk: int = chunked.CHUNK,
-) -> jax.Array:
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+    q_id_BL: Ids = None, k_id_BS: Ids = None, *, ring: Ring, chunk: int = chunked.CHUNK,
+) -> jax.Array:  # fmt: skip
     """`chunked.attend` of one device's queries over the keys of all devices of the ring.
 
     Every query must see a key, on whichever device it lies.
@@ -53,13 +48,7 @@ def _attend(q: Any, k: Any, v: Any, q_id: Any, k_id: Any, ring: Ring, chunk: int
 
 
 def _forward(
-    q: jax.Array,
-    k: jax.Array,
-    v: jax.Array,
-    q_id: jax.Array | None,
-    k_id: jax.Array | None,
-    ring: Ring,
-    chunk: int,
+    q: jax.Array, k: jax.Array, v: jax.Array, q_id: Ids, k_id: Ids, ring: Ring, chunk: int
 ) -> tuple[jax.Array, Any]:
     def block(keys: Any) -> tuple[jax.Array, jax.Array]:
         k, v, k_id = keys

@@ -14,20 +14,16 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from vdit.kernels.chunked import NOBODY, pad, shares
+from vdit.nn.dot_product import Ids
 
 LANES = 128  # the kernel's blocks are multiples of it
 BLOCK = 512  # most queries, and most keys, at a time
 
 
 def attend(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None = None,
-    k_id_BS: jax.Array | None = None,
-    *,
-    interpret: bool = False,
-) -> jax.Array:
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+    q_id_BL: Ids = None, k_id_BS: Ids = None, *, interpret: bool = False,
+) -> jax.Array:  # fmt: skip
     """What `vdit.nn.dot_product.attend` computes, on a TPU (anywhere with `interpret`, slowly).
 
     Any L and S: they are padded to blocks of a multiple of 128, padding with an id of its own. Ids

@@ -7,7 +7,6 @@ sample does not depend on its neighbours.
 Dimension key: B batch, T frames, H height, W width, C channels; h w patches.
 """
 
-
 import flax.linen as nn
 import jax
 

@@ -8,7 +8,6 @@ Dimension key: B batch rows, L tokens, C token channels, D width, S text tokens,
 K slots (distinct noise levels of a row).
 """
 
-import functools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -17,16 +16,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from einops import rearrange
 from flax import traverse_util
 
 from vdit.errors import UserError
 from vdit.nn import dot_product
 from vdit.nn.attention import Angles, Attend, Attention
+from vdit.nn.axes import Grid, fold, unfold
 from vdit.nn.linear import MLP, Linear, layer_norm, zeros
+from vdit.nn.modulation import Modulation, embed_level, gate, modulate, scale_shift
 from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, sincos
-from vdit.nn.stack import Gather, gathered
+from vdit.nn.stack import Gather, stack
 from vdit.nn.window import windowed
 from vdit.tokens import Condition, Layout
 
@@ -65,75 +65,10 @@ AXES: dict[str, tuple[str, ...]] = {
 # How blocks are told the text: attention to it, or its tokens beside the video's.
 TEXTS = ("cross", "context")
 
-FEW = 4  # slots up to which modulation is summed, not multiplied as a matrix
-
-REMAT: dict[str, Any] = {
-    "none": None,
-    "full": jax.checkpoint_policies.nothing_saveable,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-}
-
-
-def spread(vector_BKD: jax.Array, pick_BLK: jax.Array | None) -> jax.Array:
-    """Each token's own of its row's K vectors: (B, L, D), or (B, 1, D) where there is one for all,
-    and `pick_BLK` is not read."""
-    slots = vector_BKD.shape[1]
-    if slots == 1:
-        return vector_BKD
-    assert pick_BLK is not None
-    if slots > FEW:  # gathering by a one-hot product: its transpose is a product too, no scatter
-        return jnp.einsum("BLK,BKD->BLD", pick_BLK, vector_BKD)
-    terms = [pick_BLK[..., k, None] * vector_BKD[:, k, None] for k in range(slots)]
-    return functools.reduce(jnp.add, terms)
-
-
-def affine(
-    x_BLD: jax.Array, shift_BKD: jax.Array, scale_BKD: jax.Array, pick_BLK: jax.Array | None
-) -> jax.Array:
-    """x scaled and shifted by the token's own level."""
-    return x_BLD * (1 + spread(scale_BKD, pick_BLK)) + spread(shift_BKD, pick_BLK)
-
-
-# What is spread over tokens is spread again for the gradient: a layer keeps a row's vectors alone.
-_affine_again = jax.checkpoint(affine, prevent_cse=False)
-
-
-@functools.partial(jax.checkpoint, prevent_cse=False)
-def gated(x_BLD: jax.Array, gate_BKD: jax.Array, pick_BLK: jax.Array | None) -> jax.Array:
-    """What a part of a block adds, times the gate of the token's own level."""
-    return spread(gate_BKD, pick_BLK) * x_BLD
-
-
-def modulate(
-    x_BLD: jax.Array,
-    shift_BKD: jax.Array,
-    scale_BKD: jax.Array,
-    pick_BLK: jax.Array | None = None,
-    epsilon: float = 1e-6,
-) -> jax.Array:
-    """adaLN: layer norm, then scale and shift by the token's own level."""
-    return _affine_again(layer_norm(x_BLD, epsilon), shift_BKD, scale_BKD, pick_BLK)
-
-
-class Modulation(nn.Module):
-    """`parts` vectors (B, K, D), from the conditions of a row's slots; zero at the start."""
-
-    parts: int
-    matmul: Matmul = Matmul()
-
-    @nn.compact
-    def __call__(self, condition_BKD: jax.Array) -> list[jax.Array]:
-        width = condition_BKD.shape[-1]
-        linear = Linear(
-            self.parts * width, kernel_init=zeros, matmul=self.matmul.float32, name="modulation"
-        )
-        vectors = linear(nn.silu(condition_BKD))
-        return jnp.split(vectors, self.parts, axis=-1)
-
 
 class Block(nn.Module):
-    """Self-attention and MLP under adaLN-Zero; between them attention to the text, if `text` is
-    "cross"."""
+    """Self-attention and MLP with adaLN-Zero; between them cross-attention to the text where `text`
+    is "cross"."""
 
     axes: str
     text: str
@@ -141,20 +76,14 @@ class Block(nn.Module):
     mlp_ratio: float
     activation: str
     attend: Attend
-    window: tuple[int, int, int]
+    window: Grid
     matmul: Matmul
 
     @nn.compact
     def __call__(
-        self,
-        x_BLD: jax.Array,
-        text_BSD: jax.Array,
-        condition_BKD: jax.Array,
-        pick_BLK: jax.Array,
-        angles: Angles,
-        layout: Layout,
-        text_shot_BS: jax.Array,
-    ) -> jax.Array:
+        self, x_BLD: jax.Array, text_BSD: jax.Array, condition_BKD: jax.Array, slot_BLK: jax.Array,
+        angles: Angles, layout: Layout, text_shot_BS: jax.Array,
+    ) -> jax.Array:  # fmt: skip
         width = x_BLD.shape[-1]
         vectors = Modulation(6, self.matmul, name="adaln")(condition_BKD)
         shift1, scale1, gate1, shift2, scale2, gate2 = vectors
@@ -163,40 +92,18 @@ class Block(nn.Module):
             assert layout.grid is not None
             attend = windowed(attend, layout.grid, self.window)
         attention = Attention(self.heads, attend, matmul=self.matmul, name="attention")
-        fold, unfold = FOLDS[self.axes]
-        x = fold(modulate(x_BLD, shift1, scale1, pick_BLK), layout.grid)
-        angles = tuple(fold(a[:, :, 0], layout.grid)[:, :, None] for a in angles)
+        x = fold(modulate(x_BLD, shift1, scale1, slot_BLK), self.axes, layout.grid)
+        cos, sin = (fold(a, self.axes, layout.grid) for a in angles)
         segment = layout.segment if self.axes == "joint" else None
-        out = attention(x, angles=angles, q_id_BL=segment, k_id_BS=segment)
-        x_BLD = x_BLD + gated(unfold(out, layout.grid), gate1, pick_BLK)
+        out = attention(x, angles=(cos, sin), q_id_BL=segment, k_id_BS=segment)
+        x_BLD = x_BLD + gate(unfold(out, self.axes, layout.grid), gate1, slot_BLK)
         if self.text == "cross":
-            kinds: dict[str, Any] = {"out_init": zeros, "matmul": self.matmul}
-            cross = Attention(self.heads, self.attend, **kinds, name="cross")
-            x_BLD = x_BLD + cross(
-                layer_norm(x_BLD), text_BSD, q_id_BL=layout.shot, k_id_BS=text_shot_BS
+            cross = Attention(
+                self.heads, self.attend, out_init=zeros, matmul=self.matmul, name="cross"
             )
+            x_BLD = x_BLD + cross(layer_norm(x_BLD), text_BSD, None, layout.shot, text_shot_BS)
         mlp = MLP(int(width * self.mlp_ratio), self.activation, matmul=self.matmul, name="mlp")
-        return x_BLD + gated(mlp(modulate(x_BLD, shift2, scale2, pick_BLK)), gate2, pick_BLK)
-
-
-def _rows(pattern: str, back: str) -> tuple[Any, Any]:
-    def fold(x: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-        t, h, w = grid
-        return rearrange(x, pattern, t=t, h=h, w=w)
-
-    def unfold(x: jax.Array, grid: tuple[int, int, int]) -> jax.Array:
-        t, h, w = grid
-        return rearrange(x, back, t=t, h=h, w=w)
-
-    return fold, unfold
-
-
-FOLDS: dict[str, tuple[Any, Any]] = {
-    "joint": (lambda x, grid: x, lambda x, grid: x),
-    "window": (lambda x, grid: x, lambda x, grid: x),  # its attention cuts the row
-    "space": _rows("B (t h w) D -> (B t) (h w) D", "(B t) (h w) D -> B (t h w) D"),
-    "time": _rows("B (t h w) D -> (B h w) t D", "(B h w) t D -> B (t h w) D"),
-}
+        return x_BLD + gate(mlp(modulate(x_BLD, shift2, scale2, slot_BLK)), gate2, slot_BLK)
 
 
 Hidden = dict[int, jax.Array]  # tokens (B, L, D) after a layer, by its number from 1
@@ -207,13 +114,7 @@ class Layer(nn.Module):
     after the layers whose numbers `hidden` has."""
 
     blocks: tuple[str, ...]
-    text: str
-    heads: int
-    mlp_ratio: float
-    activation: str
-    attend: Attend
-    window: tuple[int, int, int]
-    matmul: Matmul
+    options: dict[str, Any]  # the others of Block's fields
 
     @nn.compact
     def __call__(
@@ -221,10 +122,7 @@ class Layer(nn.Module):
     ) -> tuple[tuple[jax.Array, Hidden], None]:
         x_BLD, hidden = carry
         for axes in self.blocks:
-            x_BLD = Block(
-                axes, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
-                self.window, self.matmul, name=axes,
-            )(x_BLD, *shared)  # fmt: skip
+            x_BLD = Block(axes, **self.options, name=axes)(x_BLD, *shared)
         kept = {layer: jnp.where(number == layer, x_BLD, old) for layer, old in hidden.items()}
         return (x_BLD, kept), None
 
@@ -249,7 +147,7 @@ class DiT(nn.Module):
     mlp_ratio: float = 4.0
     activation: str = "gelu"
     axes: str = "joint"
-    window: tuple[int, int, int] = (4, 8, 8)
+    window: Grid = (4, 8, 8)
     text: str = "cross"
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
@@ -285,8 +183,7 @@ class DiT(nn.Module):
         position = Linear(self.width, matmul=wide, name="embed_position")
         x = x + position(jnp.concatenate(place, axis=-1))
 
-        level = Linear(self.width, matmul=wide, name="level_in")(sincos(condition.level, 256))
-        level = Linear(self.width, matmul=wide, name="level_out")(nn.silu(level))
+        level = embed_level(sincos(condition.level, 256), self.width, matmul)
         condition_BKD = level + Linear(self.width, matmul=wide, name="pooled")(condition.pooled)
         text = Linear(self.width, name="embed_text", matmul=matmul)(condition.text)
         null = self.param("null_text", nn.initializers.normal(0.02), (self.width,), jnp.float32)
@@ -296,31 +193,26 @@ class DiT(nn.Module):
         if self.text == "context":
             x, layout = jnp.concatenate([x, text], axis=1), with_text(layout, condition)
         slots = jnp.arange(condition.level.shape[1])
-        pick_BLK = (layout.slot[..., None] == slots[None, None]).astype(jnp.float32)
+        slot_BLK = (layout.slot[..., None] == slots[None, None]).astype(jnp.float32)
         angles = rotary_angles(layout.position, self.width // self.heads, self.theta)
-        layer = gathered(Layer, self.gather)
-        if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, *(nn.broadcast,) * 6),
-            length=self.layers,
-            unroll=min(self.unroll, self.layers),
-        )(
-            blocks, self.text, self.heads, self.mlp_ratio, self.activation, self.attend,
-            self.window, matmul, name="blocks",
-        )  # fmt: skip
+        options = {
+            "text": self.text, "heads": self.heads, "mlp_ratio": self.mlp_ratio,
+            "activation": self.activation, "attend": self.attend, "window": self.window,
+            "matmul": matmul,
+        }  # fmt: skip
+        layers = stack(
+            Layer, self.layers, scanned=1, shared=6, unroll=self.unroll, remat=self.remat,
+            gather=self.gather,
+        )(blocks, options, name="blocks")  # fmt: skip
         numbers = jnp.arange(1, self.layers + 1) if hidden else None
         carry = x, {layer: jnp.zeros_like(x) for layer in hidden}
-        shared = text, condition_BKD, pick_BLK, angles, layout, condition.shot
-        (x, kept), _ = stack(carry, numbers, *shared)
-        x, pick_BLK = x[:, :length], pick_BLK[:, :length]
+        shared = text, condition_BKD, slot_BLK, angles, layout, condition.shot
+        (x, kept), _ = layers(carry, numbers, *shared)
+        x, slot_BLK = x[:, :length], slot_BLK[:, :length]
         shift, scale = Modulation(2, matmul, name="final")(condition_BKD)
         kinds = 2 if self.learned_variance else 1
         out = Linear(channels * kinds, kernel_init=zeros, matmul=wide, name="out")(
-            affine(layer_norm(x), shift, scale, pick_BLK)
+            scale_shift(layer_norm(x), shift, scale, slot_BLK)
         )
         return (out, jax.tree.map(lambda x: x[:, :length], kept)) if hidden else out
 

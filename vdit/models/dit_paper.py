@@ -17,15 +17,15 @@ import numpy as np
 from einops import rearrange
 
 from vdit.errors import UserError
-from vdit.models.dit import AXES, FOLDS, REMAT, Modulation, modulate
+from vdit.models.dit import AXES
 from vdit.nn import dot_product
 from vdit.nn.attention import Attend, Attention
+from vdit.nn.axes import Grid, fold, unfold
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.modulation import Modulation, embed_level, modulate
 from vdit.nn.product import Matmul
-from vdit.nn.stack import Gather, gathered
+from vdit.nn.stack import Gather, stack
 from vdit.tokens import Condition, Layout
-
-Grid = tuple[int, int, int]
 
 # How a block is told time and class (section 3.2): the vectors that modulate it, shift and scale of
 # two norms, and the gates behind them. adaln_single is adaLN-Zero with one projection for all
@@ -101,12 +101,12 @@ class Block(nn.Module):
             return modulate(x, shift, scale, epsilon=epsilon), gate[0] if gate else 1.0
 
         def attention(name: str) -> Attention:
-            return Attention(self.heads, self.attend, matmul=self.matmul, plain=True, name=name)
+            kinds: dict[str, Any] = {"qk_norm": False, "qkv_bias": True, "matmul": self.matmul}
+            return Attention(self.heads, self.attend, **kinds, name=name)
 
-        fold, unfold = FOLDS[self.axes]
         normed, gate = norm(x_BLD, "attention_norm", 0)
-        out = attention("attention")(fold(normed, self.grid))
-        x_BLD = x_BLD + gate * unfold(out, self.grid)
+        out = attention("attention")(fold(normed, self.axes, self.grid))
+        x_BLD = x_BLD + gate * unfold(out, self.axes, self.grid)
         if self.conditioning == "cross_attention":
             x_BLD = x_BLD + attention("cross")(LayerNorm(name="cross_norm")(x_BLD), told.tokens)
         if told.text is not None and self.axes != "time":
@@ -196,12 +196,34 @@ class DiTPaper(nn.Module):
             places = places + np.repeat(times, h * w, axis=0)
         x = x + jnp.asarray(places, jnp.float32)[None]
 
+        vector_B1D, told = self._conditioning(condition, times)
+        if self.conditioning == "in_context":
+            x = jnp.concatenate([x, told.tokens], axis=1)
+
+        steps = self.depth // len(blocks)
+        layers = stack(
+            Layer, steps, scanned=1, shared=1, unroll=self.unroll, remat=self.remat,
+            gather=self.gather,
+        )  # fmt: skip
+        options = (
+            self.conditioning, layout.grid, self.heads, self.mlp_ratio, self.activation,
+            self.epsilons, self.attend, self.matmul,
+        )  # fmt: skip
+        first = (jnp.arange(steps) == 0).astype(jnp.float32)
+        x, _ = layers(blocks, options, name="blocks")(x, first, told)
+        x = self._last_norm(x[:, :length], vector_B1D)
+        kinds = 2 if self.learned_variance else 1
+        out = Linear(channels * kinds, kernel_init=zeros, matmul=self.matmul.float32, name="out")(x)
+        # A place's channels lie together: all kinds of a place to all places of a kind.
+        return rearrange(out, "B L (place kind Z) -> B L (kind place Z)", kind=kinds, Z=latent)
+
+    def _conditioning(self, condition: Condition, times: np.ndarray) -> tuple[jax.Array, Told]:
+        """The vector (B, 1, D) of time and class, and what every block is told."""
+        width = self.width
         frequency = jnp.asarray(_frequencies(128, self.level_theta), jnp.float32)
         angle = condition.level[..., None] * frequency[None, None]
-        level = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
-        wide = self.matmul.float32
-        level = nn.silu(Linear(width, matmul=wide, name="level_in")(level))
-        level = Linear(width, matmul=wide, name="level_out")(level)
+        features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
+        level = embed_level(features, self.width, self.matmul)
         tokens = [level]
         if self.classes:
             assert condition.label is not None
@@ -218,38 +240,13 @@ class DiTPaper(nn.Module):
             time=jnp.asarray(times, jnp.float32),
         )
         if self.conditioning == "adaln_single":
-            vectors = Linear(6 * width, matmul=wide, name="single")(nn.silu(vector_B1D))
-            told = told._replace(vector=vectors)
+            single = Linear(6 * width, matmul=self.matmul.float32, name="single")
+            told = told._replace(vector=single(nn.silu(vector_B1D)))
         if self.text:
             hidden = Linear(width, matmul=self.matmul, name="text_in")(condition.text)
             hidden = nn.gelu(hidden, approximate=True)
             told = told._replace(text=Linear(width, matmul=self.matmul, name="text_out")(hidden))
-        if self.conditioning == "in_context":
-            x = jnp.concatenate([x, told.tokens], axis=1)
-
-        layer = gathered(Layer, self.gather)
-        if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=REMAT[self.remat])
-        steps = self.depth // len(blocks)
-        stack = nn.scan(
-            layer,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
-            length=steps,
-            unroll=min(self.unroll, steps),
-        )
-        options = (
-            self.conditioning, layout.grid, self.heads, self.mlp_ratio, self.activation,
-            self.epsilons, self.attend, self.matmul,
-        )  # fmt: skip
-        first = (jnp.arange(steps) == 0).astype(jnp.float32)
-        x, _ = stack(blocks, options, name="blocks")(x, first, told)
-        x = self._last_norm(x[:, :length], vector_B1D)
-        kinds = 2 if self.learned_variance else 1
-        out = Linear(channels * kinds, kernel_init=zeros, matmul=wide, name="out")(x)
-        # A place's channels lie together: all kinds of a place to all places of a kind.
-        return rearrange(out, "B L (place kind Z) -> B L (kind place Z)", kind=kinds, Z=latent)
+        return vector_B1D, told
 
     def _last_norm(self, x_BLD: jax.Array, vector_B1D: jax.Array) -> jax.Array:
         """The norm before the last layer, modulated as the blocks' are."""

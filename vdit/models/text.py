@@ -26,7 +26,7 @@ from vdit.nn.attention import Attention
 from vdit.nn.linear import MLP, RMSNorm, zeros
 from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles
-from vdit.nn.stack import Gather, gathered
+from vdit.nn.stack import Gather, stack
 
 PAD = "[PAD]"  # id 0 of a learned tokenizer
 ECHO = 60  # characters of a prompt that an error repeats
@@ -212,18 +212,11 @@ class LearnedText(nn.Module):
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
         position_1S1 = jnp.arange(ids_NS.shape[1], dtype=jnp.float32)[None, :, None]
         angles = rotary_angles(position_1S1, self.width // self.heads, (1000.0,))
-        stack = nn.scan(
-            gathered(Block, self.gather),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
-        )
+        blocks = stack(Block, self.depth, shared=2, unroll=self.unroll, gather=self.gather)
         # Features begin as the tokens themselves; the blocks, zero at the start, add to them.
         init = nn.initializers.normal(1.0)
         x = nn.Embed(self.vocab, self.width, embedding_init=init, name="tokens")(ids_NS)
-        x, _ = stack(self.heads, self.matmul, name="blocks")(x, mask_NS, angles)
+        x, _ = blocks(self.heads, self.matmul, name="blocks")(x, mask_NS, angles)
         return jnp.where(mask_NS[..., None], RMSNorm(name="norm")(x), 0.0)
 
 

@@ -13,7 +13,7 @@ of the text or of the time's vector.
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -21,14 +21,15 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vdit.errors import UserError
-from vdit.models.dit import REMAT
 from vdit.models.dit_paper import seen
 from vdit.nn import dot_product
 from vdit.nn.attention import Angles, Attend, Attention
 from vdit.nn.conv import Conv, GroupNorm, Head, ResBlock
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
+from vdit.nn.modulation import embed_level
 from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, sincos
+from vdit.nn.stack import rematerialised, stack
 from vdit.tokens import Condition, Layout
 
 EPSILON = 1e-5  # of all norms but the one before a transformer, which has 1e-6
@@ -59,8 +60,7 @@ class Block(nn.Module):
             return LayerNorm(EPSILON, name=f"{name}_norm")(x)
 
         def attention(name: str) -> Attention:
-            kinds: dict[str, Any] = {"plain": True, "use_bias": False, "matmul": self.matmul}
-            return Attention(self.heads, self.attend, **kinds, name=name)
+            return Attention(self.heads, self.attend, qk_norm=False, matmul=self.matmul, name=name)
 
         rows = rearrange(norm(x_BLC, "attention"), "B (T P) C -> (B T) P C", T=self.frames)
         x_BLC = x_BLC + attention("attention")(rows).reshape(x_BLC.shape)
@@ -91,16 +91,9 @@ class Transformer(nn.Module):
         kind = "linear" if self.linear else "conv"
         x = GroupNorm(self.groups, name="norm")(x_BTHWC).reshape(batch, -1, channels)
         x = Linear(channels, matmul=self.matmul, name=f"{kind}_in")(x)
-        stack = nn.scan(
-            Block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast,) * 2,
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
-        )
-        blocks = stack(self.heads, frames, self.attend, self.matmul, name="blocks")
-        x, _ = blocks(x, told.text, told.seen)
+        blocks = stack(Block, self.depth, shared=2, unroll=self.unroll)
+        options = self.heads, frames, self.attend, self.matmul
+        x, _ = blocks(*options, name="blocks")(x, told.text, told.seen)
         x = Linear(channels, kernel_init=zeros, matmul=self.matmul, name=f"{kind}_out")(x)
         return x_BTHWC + x.reshape(x_BTHWC.shape)
 
@@ -219,22 +212,16 @@ class UNet(nn.Module):
         assert layout.grid is not None
         batch, _, channels = x_BLC.shape
         frames, height, width = layout.grid
-        vector = 4 * self.widths[0]
-        wide = self.matmul.float32
         level = sincos(condition.level[:, 0], self.widths[0])
-        level = Linear(vector, matmul=wide, name="level_in")(level)
         told = Told(
-            level=nn.silu(Linear(vector, matmul=wide, name="level_out")(nn.silu(level))),
+            level=nn.silu(embed_level(level, 4 * self.widths[0], self.matmul)),
             text=condition.text,
             seen=seen(condition),
             time=layout.position.reshape(batch, frames, -1, 3)[:, :, 0, :1],
         )
-        made = Step
-        if self.remat != "none":
-            made = nn.remat(Step, prevent_cse=False, policy=REMAT[self.remat])
 
         def step(features: int, depth: int, heads: int, name: str) -> Step:
-            return made(
+            return rematerialised(Step, self.remat)(
                 features, depth, heads, self.groups, self.linear, self.temporal, self.attend,
                 self.unroll, self.matmul, name=name,
             )  # fmt: skip
@@ -278,14 +265,9 @@ def _check_told(layout: Layout, condition: Condition) -> None:
 
 
 def check(
-    widths: tuple[int, ...],
-    blocks: int,
-    heads: tuple[int, ...],
-    depths: tuple[int, ...],
-    middle: int,
-    groups: int,
-    temporal: bool,
-) -> None:
+    widths: tuple[int, ...], blocks: int, heads: tuple[int, ...], depths: tuple[int, ...],
+    middle: int, groups: int, temporal: bool,
+) -> None:  # fmt: skip
     """Refuses sizes that no U-Net has."""
     if not len(widths) == len(heads) == len(depths) > 0:
         raise UserError(

@@ -11,7 +11,6 @@ Dimension key: B batch, T frames, H height, W width, C channels; t h w latent fr
 Z latent channels, P = h·w places, D width.
 """
 
-
 from typing import Any
 
 import flax.linen as nn
@@ -27,7 +26,7 @@ from vdit.nn.linear import MLP, Linear, RMSNorm, zeros
 from vdit.nn.patch import pad_to_multiple, patchify, unpatchify
 from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles
-from vdit.nn.stack import Gather, gathered
+from vdit.nn.stack import Gather, stack
 
 
 @struct.dataclass
@@ -94,13 +93,8 @@ class Trunk(nn.Module):
         grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
         position = grid.reshape(1, -1, 2).astype(jnp.float32)
         space = rotary_angles(position, self.width // self.heads, (self.theta, self.theta))
-        blocks = nn.scan(
-            gathered(SpaceTimeBlock, self.gather),
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(0, nn.broadcast, nn.broadcast),
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
+        blocks = stack(
+            SpaceTimeBlock, self.depth, scanned=1, shared=2, unroll=self.unroll, gather=self.gather
         )(
             self.heads, self.window, self.mlp_ratio, self.activation, self.attend, self.matmul,
             name="blocks",

@@ -41,61 +41,35 @@ from vdit.nn.patch import pad_to_multiple
 from vdit.nn.product import Matmul
 
 
-def middle(width: int, options: dict[str, Any], attention: dict[str, Any] | None) -> list[Layer]:
-    """A residual block, attention within each frame, another block."""
-    layers: list[Layer] = [ResBlock(width, **options, name="middle0")]
-    if attention is not None:
-        kinds = {"groups": options["groups"], "matmul": options["matmul"], **attention}
-        layers.append(FrameAttention(**kinds, name="attention"))
-    return [*layers, ResBlock(width, **options, name="middle1")]
+class Level(nn.Module):
+    """Residual blocks of one width, then down- or upsampling to `features` channels.
 
-
-class DownLevel(nn.Module):
-    """Residual blocks of one width, and what halves their output, if anything does."""
+    `residual`: beside them the input itself, averaged or duplicated to the output's shape.
+    """
 
     width: int
+    features: int
+    resize: tuple[bool, bool]  # time, space
+    up: bool
     blocks: int
-    halves: tuple[bool, bool]  # time, space
     residual: bool
-    options: dict[str, Any]
+    options: dict[str, Any]  # of ResBlock
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        time, space = self.halves
+        (time, space), matmul = self.resize, self.options["matmul"]
         layers: list[Layer] = [
             ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
         ]
-        if space:
-            layers.append(Down(time, self.options["matmul"], name="down"))
+        if space and self.up:
+            layers.append(Up(self.features, time, matmul, name="up"))
+        elif space:
+            layers.append(Down(time, matmul, name="down"))
         out, after = chain(layers, x_BTHWC, state)
-        if self.residual:
+        if self.residual and (space or not self.up):
+            beside = duplicated if self.up else averaged
             factors = 1 + time, 1 + space, 1 + space
-            out = out + averaged(x_BTHWC, self.width, factors, state is None)
-        return out, after
-
-
-class UpLevel(nn.Module):
-    """Residual blocks of one width, and what doubles their output to `narrowed` channels."""
-
-    width: int
-    blocks: int
-    doubles: tuple[bool, bool]  # time, space
-    narrowed: int
-    residual: bool
-    options: dict[str, Any]
-
-    @nn.compact
-    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        time, space = self.doubles
-        layers: list[Layer] = [
-            ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
-        ]
-        if space:
-            layers.append(Up(self.narrowed, time, self.options["matmul"], name="up"))
-        out, after = chain(layers, x_BTHWC, state)
-        if self.residual and space:
-            factors = 1 + time, 1 + space, 1 + space
-            out = out + duplicated(x_BTHWC, self.narrowed, factors, state is None)
+            out = out + beside(x_BTHWC, self.features, factors, state is None)
         return out, after
 
 
@@ -112,57 +86,35 @@ class Stem(nn.Module):
         return causal(conv, x_BTHWC, state)
 
 
-class Encoder(nn.Module):
-    """Pixels to `features` numbers a latent place."""
+class Half(nn.Module):
+    """The encoder, or with `up` the decoder: levels, and attention at the smallest size.
+
+    `levels` in their order here: (width, features, (time, space) that it resizes).
+    """
 
     features: int
-    widths: tuple[int, ...]
-    halves: tuple[tuple[bool, bool], ...]  # of each level: time, space
+    levels: tuple[tuple[int, int, tuple[bool, bool]], ...]
+    up: bool
     blocks: int
     residual: bool
-    options: dict[str, Any]
-    attention: dict[str, Any] | None
+    options: dict[str, Any]  # of ResBlock
+    attention: dict[str, Any] | None  # options of the one in the middle
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        time, matmul = self.options["time"], self.options["matmul"]
-        levels = [
-            DownLevel(width, self.blocks, halves, self.residual, self.options, name=f"level{i}")
-            for i, (width, halves) in enumerate(zip(self.widths, self.halves, strict=True))
+        time, groups, matmul = (self.options[name] for name in ("time", "groups", "matmul"))
+        kinds: Any = (self.up, self.blocks, self.residual, self.options)
+        levels: list[Layer] = [
+            Level(*level, *kinds, name=f"level{i}") for i, level in enumerate(self.levels)
         ]
+        width = self.levels[0 if self.up else -1][0]
+        middle: list[Layer] = [ResBlock(width, **self.options, name=f"middle{i}") for i in range(2)]
+        if self.attention is not None:
+            attention = FrameAttention(groups, **self.attention, matmul=matmul, name="attention")
+            middle.insert(1, attention)
         layers: list[Layer] = [
-            Stem(self.widths[0], time, matmul, name="stem"),
-            *levels,
-            *middle(self.widths[-1], self.options, self.attention),
-            Head(self.features, **self.options, name="head"),
-        ]
-        return chain(layers, x_BTHWC, state)
-
-
-class Decoder(nn.Module):
-    """Latents to `features` numbers a pixel; `widths` are those of the levels, last first."""
-
-    features: int
-    widths: tuple[int, ...]
-    doubles: tuple[tuple[bool, bool], ...]
-    blocks: int
-    residual: bool
-    narrows: bool  # whether a level's end has half its width
-    options: dict[str, Any]
-    attention: dict[str, Any] | None
-
-    @nn.compact
-    def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        time, matmul = self.options["time"], self.options["matmul"]
-        levels = []
-        for i, (width, doubles) in enumerate(zip(self.widths, self.doubles, strict=True)):
-            narrowed = width // 2 if self.narrows else width
-            kinds = width, self.blocks, doubles, narrowed, self.residual, self.options
-            levels.append(UpLevel(*kinds, name=f"level{i}"))
-        layers: list[Layer] = [
-            Stem(self.widths[0], time, matmul, name="stem"),
-            *middle(self.widths[0], self.options, self.attention),
-            *levels,
+            Stem(self.levels[0][0], time, matmul, name="stem"),
+            *(middle + levels if self.up else levels + middle),
             Head(self.features, **self.options, name="head"),
         ]
         return chain(layers, x_BTHWC, state)
@@ -212,19 +164,20 @@ class ConvVAE(Autoencoder):
                 )
 
     def setup(self) -> None:
-        halves = self.halves()
-        doubles = [*halves[-2::-1], (False, False)]
         options = {"time": 3 if self.causal else 1, "groups": self.groups, "matmul": self.matmul}
         attention = {"fused": self.causal, "attend": self.attend} if self.attention else None
-        colours = 3 * self.pixels**2
-        self.encoder = Encoder(
-            2 * self.channels, self.widths, tuple(halves), self.blocks, self.residual, options,
-            attention,
-        )  # fmt: skip
-        self.decoder = Decoder(
-            colours, self.decoder_widths[::-1], tuple(doubles), self.blocks + 1, self.residual,
-            self.causal and not self.residual, options, attention,
-        )  # fmt: skip
+        halves = self.halves()
+        down = tuple(zip(self.widths, self.widths, halves, strict=True))
+        narrows = self.causal and not self.residual  # a level of the decoder to half its width
+        up = tuple(
+            (width, width // 2 if narrows else width, resize)
+            for width, resize in zip(
+                self.decoder_widths[::-1], [*halves[-2::-1], (False, False)], strict=True
+            )
+        )
+        kinds = self.residual, options, attention
+        self.encoder = Half(2 * self.channels, down, False, self.blocks, *kinds)
+        self.decoder = Half(3 * self.pixels**2, up, True, self.blocks + 1, *kinds)
         if self.quantise[0]:
             self.quant = Linear(2 * self.channels, matmul=self.matmul.float32)
         if self.quantise[1]:

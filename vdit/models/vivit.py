@@ -22,15 +22,13 @@ from einops import rearrange
 from flax import traverse_util
 
 from vdit.errors import UserError
-from vdit.models.dit import REMAT
 from vdit.nn import dot_product
-from vdit.nn.attention import Attend
+from vdit.nn.attention import Attend, Attention
+from vdit.nn.axes import Grid, split_heads
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.patch import patchify
 from vdit.nn.product import Matmul
-from vdit.nn.stack import Gather, gathered
-
-Grid = tuple[int, int, int]
+from vdit.nn.stack import Gather, stack
 
 # B, L and H are the paper's (section 4.1), S is DeiT's; nano is for CPUs, smoke for tests.
 SIZES: dict[str, dict[str, int]] = {
@@ -89,13 +87,6 @@ ATTENTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
 WITHOUT_TOKEN = ("factorised_self_attention", "factorised_dot_product")
 POOLS = ("token", "mean")
 
-# Tokens (B, L, N, K) to rows that attend among themselves, and back.
-FOLDS: dict[str, tuple[str, str]] = {
-    "space": ("B (t h w) N K -> (B t) (h w) N K", "(B t) (h w) N K -> B (t h w) N K"),
-    "time": ("B (t h w) N K -> (B h w) t N K", "(B h w) t N K -> B (t h w) N K"),
-}
-
-
 # --------------------------------------------------------------------------------------------------
 # Frames, and tubelets from the weights of an image model
 
@@ -153,12 +144,9 @@ def fit_positions(position_LD: jax.Array, old: Grid, new: Grid) -> jax.Array:
 
 
 def from_image(
-    image: Mapping[str, Any],
-    video: Mapping[str, Any],
-    old: Grid,
-    new: Grid,
+    image: Mapping[str, Any], video: Mapping[str, Any], old: Grid, new: Grid,
     start: Callable[[jax.Array, int], jax.Array] = central_frame,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Parameters of a ViViT like `video`, its own where an image model (Model 1) has none (3.4).
 
     Args:
@@ -196,46 +184,11 @@ def from_image(
 # The models
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention whose heads are split evenly over `axes`.
-
-    "joint": over all tokens; "space": over those of the token's own time; "time": over those of
-    its own place. The heads of the first axis come first.
-    """
-
-    axes: tuple[str, ...]
-    grid: Grid
-    heads: int
-    attend: Attend
-    matmul: Matmul
-
-    @nn.compact
-    def __call__(self, x_BLD: jax.Array) -> jax.Array:
-        width = x_BLD.shape[-1]
-        sizes = dict(zip("thw", self.grid, strict=True))
-
-        def heads(name: str) -> list[jax.Array]:
-            x = Linear(width, matmul=self.matmul, name=name)(x_BLD).astype(self.matmul.dtype)
-            x = x.reshape(*x.shape[:2], self.heads, -1)
-            return jnp.split(x, len(self.axes), axis=2)
-
-        out = []
-        for axis, *qkv in zip(self.axes, heads("q"), heads("k"), heads("v"), strict=True):
-            if axis == "joint":
-                out.append(self.attend(*qkv))
-            else:
-                fold, unfold = FOLDS[axis]
-                made = self.attend(*(rearrange(x, fold, **sizes) for x in qkv))
-                out.append(rearrange(made, unfold, **sizes))
-        joined = jnp.concatenate(out, axis=2).reshape(x_BLD.shape)
-        return Linear(width, matmul=self.matmul, name="o")(joined)
-
-
 class Block(nn.Module):
     """Attentions, then an MLP, each behind a layer norm and beside a residual (Eq. 2 to 6)."""
 
-    attentions: tuple[tuple[str, ...], ...]
     grid: Grid
+    attentions: tuple[tuple[str, ...], ...]
     heads: int
     mlp_ratio: float
     activation: str
@@ -249,9 +202,10 @@ class Block(nn.Module):
             # With one attention its heads' axes are no part of its name: Models 1, 2 and 4 have
             # the same parameters, and Model 3's attention over space has an image model's.
             name = "attention" if axes != ("time",) else "time"
-            attention = SelfAttention(
-                axes, self.grid, self.heads, self.attend, self.matmul, name=name
-            )
+            attention = Attention(
+                self.heads, split_heads(self.attend, axes, self.grid), qk_norm=False,
+                qkv_bias=True, matmul=self.matmul, name=name,
+            )  # fmt: skip
             x_BLD = x_BLD + attention(LayerNorm(self.epsilon, name=f"{name}_norm")(x_BLD))
         hidden = int(x_BLD.shape[-1] * self.mlp_ratio)
         mlp = MLP(hidden, self.activation, matmul=self.matmul, name="mlp")
@@ -265,18 +219,10 @@ class Encoder(nn.Module):
     or, without one, the mean.
     """
 
-    attentions: tuple[tuple[str, ...], ...]
     depth: int
-    heads: int
-    mlp_ratio: float
-    activation: str
-    epsilon: float
     token: bool
-    attend: Attend
-    unroll: int
-    remat: str
-    matmul: Matmul
-    gather: Gather
+    options: dict[str, Any]  # of Block but its grid
+    run: dict[str, Any]  # of `stack`: unroll, remat, gather
 
     @nn.compact
     def __call__(self, x_BLD: jax.Array, grid: Grid) -> tuple[jax.Array, jax.Array]:
@@ -287,21 +233,9 @@ class Encoder(nn.Module):
             x_BLD = jnp.concatenate([token_B1D, x_BLD], axis=1)
         normal = nn.initializers.normal(0.02)
         x_BLD = x_BLD + self.param("position", normal, x_BLD.shape[1:], jnp.float32)[None]
-        block = gathered(Block, self.gather)
-        if self.remat != "none":
-            block = nn.remat(block, prevent_cse=False, policy=REMAT[self.remat])
-        stack = nn.scan(
-            block,
-            variable_axes={"params": 0, "intermediates": 0},
-            split_rngs={"params": True},
-            length=self.depth,
-            unroll=min(self.unroll, self.depth),
-        )(
-            self.attentions, grid, self.heads, self.mlp_ratio, self.activation, self.epsilon,
-            self.attend, self.matmul, name="blocks",
-        )  # fmt: skip
-        x_BLD, _ = stack(x_BLD)
-        x_BLD = LayerNorm(self.epsilon, name="norm")(x_BLD)
+        blocks = stack(Block, self.depth, **self.run)(grid, **self.options, name="blocks")
+        x_BLD, _ = blocks(x_BLD)
+        x_BLD = LayerNorm(self.options["epsilon"], name="norm")(x_BLD)
         if self.token:
             return x_BLD[:, 1:], x_BLD[:, 0]
         return x_BLD, x_BLD.mean(axis=1)
@@ -351,16 +285,17 @@ class ViViT(nn.Module):
 
     def setup(self) -> None:
         check(self.model, self.pool, self.patch, self.samples)
-        common: dict[str, Any] = {
+        options = {
             "attentions": ATTENTIONS[self.model], "heads": self.heads,
             "mlp_ratio": self.mlp_ratio, "activation": self.activation, "epsilon": self.epsilon,
-            "token": self.pool == "token", "attend": self.attend, "unroll": self.unroll,
-            "remat": self.remat, "matmul": self.matmul, "gather": self.gather,
+            "attend": self.attend, "matmul": self.matmul,
         }  # fmt: skip
+        run = {"unroll": self.unroll, "remat": self.remat, "gather": self.gather}
+        common = self.pool == "token", options, run
         self.embed_video = Linear(self.width, matmul=self.matmul)
-        self.encoder = Encoder(depth=self.depth, **common)
+        self.encoder = Encoder(self.depth, *common)
         if self.model == "factorised_encoder":
-            self.temporal = Encoder(depth=self.temporal_depth, **common)
+            self.temporal = Encoder(self.temporal_depth, *common)
         self.head = Linear(self.classes, kernel_init=zeros, matmul=self.matmul.float32)
 
     def position_grid(self, frames: int, height: int, width: int) -> Grid:
@@ -385,9 +320,7 @@ class ViViT(nn.Module):
         whole = tuple(slice(n * p) for n, p in zip(grid, self.patch, strict=True))
         x_BthwD = self.embed_video(patchify(video_BTHWC[(slice(None), *whole)], self.patch))
         if self.model == "factorised_encoder":
-            rows, frame = self.encoder(
-                rearrange(x_BthwD, "B t h w D -> (B t) (h w) D"), (1, h, w)
-            )
+            rows, frame = self.encoder(rearrange(x_BthwD, "B t h w D -> (B t) (h w) D"), (1, h, w))
             _, pooled = self.temporal(rearrange(frame, "(B t) D -> B t D", t=t), (t, 1, 1))
             return Features(rearrange(rows, "(B t) (h w) D -> B t h w D", t=t, h=h), pooled)
         tokens, pooled = self.encoder(rearrange(x_BthwD, "B t h w D -> B (t h w) D"), grid)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from vdit.nn.dot_product import Ids
 from vdit.nn.linear import Initializer, Linear, RMSNorm, xavier
 from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, rotate
@@ -23,43 +24,36 @@ class Attention(nn.Module):
     """Attention of x_BLD over itself, or over memory_BSE, with qk-norm and rotary positions.
 
     `attend(q_BLNK, k_BSNK, v_BSNK, q_id, k_id)` is the kernel; a query sees the keys whose id
-    equals its own (all of them where ids are None). `plain` is that of Vaswani et al. 2017: biases
-    and no norm of queries and keys. `use_bias` (None: where plain) is that of q, k and v alone.
+    equals its own (all of them where ids are None). `qkv_bias` without `qk_norm` is the attention
+    of Vaswani et al. 2017.
     """
 
     heads: int
     attend: Attend
     out_init: Initializer = xavier
     matmul: Matmul = Matmul()
-    plain: bool = False
-    use_bias: bool | None = None
+    qk_norm: bool = True
+    qkv_bias: bool = False
 
     @nn.compact
     def __call__(
-        self,
-        x_BLD: jax.Array,
-        memory_BSE: jax.Array | None = None,
-        angles: Angles | None = None,
-        q_id_BL: jax.Array | None = None,
-        k_id_BS: jax.Array | None = None,
-    ) -> jax.Array:
+        self, x_BLD: jax.Array, memory_BSE: jax.Array | None = None, angles: Angles | None = None,
+        q_id_BL: Ids = None, k_id_BS: Ids = None,
+    ) -> jax.Array:  # fmt: skip
         width = x_BLD.shape[-1]
         memory = x_BLD if memory_BSE is None else memory_BSE
-        use_bias = self.plain if self.use_bias is None else self.use_bias
 
         def heads(x: jax.Array, name: str) -> jax.Array:
-            out = Linear(width, use_bias=use_bias, name=name, matmul=self.matmul)(x)
+            out = Linear(width, use_bias=self.qkv_bias, name=name, matmul=self.matmul)(x)
             return out.reshape(*x.shape[:-1], self.heads, -1)
 
         q, k, v = heads(x_BLD, "q"), heads(memory, "k"), heads(memory, "v")
-        if not self.plain:
+        if self.qk_norm:
             q, k = RMSNorm(name="q_norm")(q), RMSNorm(name="k_norm")(k)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         dtype = self.matmul.dtype
-        out = self.attend(
-            q.astype(dtype), k.astype(dtype), v.astype(dtype), q_id_BL, k_id_BS
-        )
+        out = self.attend(q.astype(dtype), k.astype(dtype), v.astype(dtype), q_id_BL, k_id_BS)
         return Linear(width, kernel_init=self.out_init, name="o", matmul=self.matmul)(
             out.reshape(x_BLD.shape)
         )

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 
 from vdit.nn.product import row_major
 
+Ids = jax.Array | None  # of tokens (B, L): a query sees the keys of its own id; None: all keys
+
 # Where a CPU goes row by row: from so many logits in all on, which its caches do not hold (32 MiB),
 # with so many in a row (1 MiB). Measured on two cores, forward passes only: 1.1 to 2.9 times as
 # fast; with a gradient, for which all weights are kept, it was slower.
@@ -18,14 +20,9 @@ ALL_LOGITS, ROW_LOGITS = 2**23, 2**18
 
 
 def attend(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None = None,
-    k_id_BS: jax.Array | None = None,
-    *,
-    on_cpu: bool = False,
-) -> jax.Array:
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+    q_id_BL: Ids = None, k_id_BS: Ids = None, *, on_cpu: bool = False,
+) -> jax.Array:  # fmt: skip
     """softmax(q k^T / sqrt(K)) v with float32 logits; a query sees the keys of its own id.
 
     Without ids every query sees every key. Every query must see at least one key. The products'
@@ -74,12 +71,9 @@ def _attend(
 
 
 def _forward(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    same_B1LS: jax.Array | None,
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, same_B1LS: jax.Array | None,
     on_cpu: bool,
-) -> tuple[jax.Array, Any]:
+) -> tuple[jax.Array, Any]:  # fmt: skip
     scale = q_BLNK.shape[-1] ** -0.5
     logits = _einsum("BLNK,BSNK->BNLS", q_BLNK * scale, k_BSNK, on_cpu)
     if same_B1LS is not None:

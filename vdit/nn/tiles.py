@@ -23,12 +23,9 @@ def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.A
 
 
 def tiled(
-    run: Callable[[jax.Array], jax.Array],
-    x_BTHWC: jax.Array,
-    tile: int,
-    stride: int,
+    run: Callable[[jax.Array], jax.Array], x_BTHWC: jax.Array, tile: int, stride: int,
     made: tuple[tuple[int, int], tuple[int, int]],
-) -> jax.Array:
+) -> jax.Array:  # fmt: skip
     """`run` on tiles of side `tile`, one each `stride`; blended where they overlap.
 
     `made` is what `run` makes of the two numbers, in rows and in columns. One tile is in work at a

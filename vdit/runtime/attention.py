@@ -19,6 +19,7 @@ from vdit.errors import UserError
 from vdit.kernels import chunked, cudnn, ring, splash
 from vdit.nn import dot_product
 from vdit.nn.attention import Attend
+from vdit.nn.dot_product import Ids
 from vdit.runtime.mesh import BATCH, platform_of
 
 # Logits of one head (L·S) from which `auto` leaves xla for chunked. Measured on two cores at 512,
@@ -39,15 +40,9 @@ def has_cudnn() -> bool:
 
 
 def auto(
-    q_BLNK: jax.Array,
-    k_BSNK: jax.Array,
-    v_BSNK: jax.Array,
-    q_id_BL: jax.Array | None = None,
-    k_id_BS: jax.Array | None = None,
-    *,
-    platform: str | None = None,
-    sharded: bool = False,
-) -> jax.Array:
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+    q_id_BL: Ids = None, k_id_BS: Ids = None, *, platform: str | None = None, sharded: bool = False,
+) -> jax.Array:  # fmt: skip
     """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing;
     `sharded`: for one of several devices.
 
@@ -141,12 +136,9 @@ def across(attend: Attend, how: str, shards: int) -> Attend:
     `jax.shard_map`: every query sees the keys of all devices."""
 
     def over(
-        q_BLNK: jax.Array,
-        k_BLNK: jax.Array,
-        v_BLNK: jax.Array,
-        q_id_BL: jax.Array | None = None,
-        k_id_BL: jax.Array | None = None,
-    ) -> jax.Array:
+        q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array,
+        q_id_BL: Ids = None, k_id_BL: Ids = None,
+    ) -> jax.Array:  # fmt: skip
         u, r = exchange(how, q_BLNK.shape[2], shards)
         local: Any = attend
         if r > 1:
@@ -188,12 +180,9 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
         return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
     def over(
-        q_BLNK: jax.Array,
-        k_BSNK: jax.Array,
-        v_BSNK: jax.Array,
-        q_id_BL: jax.Array | None = None,
-        k_id_BS: jax.Array | None = None,
-    ) -> jax.Array:
+        q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
+        q_id_BL: Ids = None, k_id_BS: Ids = None,
+    ) -> jax.Array:  # fmt: skip
         rows, length, heads, _ = q_BLNK.shape
         others = k_BSNK.shape[1]
         batch: Any = BATCH if divides(BATCH, rows) else None

@@ -8,6 +8,7 @@ Dimension key: I in, O out of a kernel; M <= N the sides of a matrix after trans
 """
 
 import functools
+import inspect
 import math
 import re
 from collections.abc import Callable
@@ -34,26 +35,18 @@ MATRICES = {
 # Odd quintics a x + b x^3 + c x^5 whose composition takes singular values in [floor, 1] nearest
 # to 1: minimax, one after the other (Polar Express, arXiv:2505.16932), for floors of 1e-2, 3e-3 and
 # 1e-3. Iterations -> coefficients; the results lie within 1 +- 0.27, 0.20, 0.12.
-NEWTON_SCHULZ: dict[int, tuple[tuple[float, float, float], ...]] = {
-    3: (
-        (8.0934, -23.6205, 17.4462),
-        (3.6366, -2.7219, 0.5365),
-        (2.6613, -1.9772, 0.4526),
-    ),
+Quintic = tuple[float, float, float]
+NEWTON_SCHULZ: dict[int, tuple[Quintic, ...]] = {
+    3: ((8.0934, -23.6205, 17.4462), (3.6366, -2.7219, 0.5365), (2.6613, -1.9772, 0.4526)),
     4: (
-        (8.3837, -24.7659, 18.3571),
-        (4.0434, -3.0114, 0.5695),
-        (3.5056, -2.6267, 0.5257),
+        (8.3837, -24.7659, 18.3571), (4.0434, -3.0114, 0.5695), (3.5056, -2.6267, 0.5257),
         (2.4901, -1.8343, 0.4368),
     ),
     5: (
-        (8.4703, -25.1082, 18.6293),
-        (4.1828, -3.1087, 0.5806),
-        (3.9619, -2.9541, 0.5630),
-        (3.2866, -2.4647, 0.5074),
-        (2.2737, -1.6447, 0.4162),
+        (8.4703, -25.1082, 18.6293), (4.1828, -3.1087, 0.5806), (3.9619, -2.9541, 0.5630),
+        (3.2866, -2.4647, 0.5074), (2.2737, -1.6447, 0.4162),
     ),
-}
+}  # fmt: skip
 SAFETY = 1.01  # the quintics explode just above their interval: room for bfloat16's rounding
 
 
@@ -93,9 +86,7 @@ def is_matrix(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
     return leaf.ndim in MATRICES and MATRICES[leaf.ndim].search(path) is not None
 
 
-def orthogonalize(
-    x: jax.Array, iterations: int = 3, matmul: Matmul = Matmul()
-) -> jax.Array:
+def orthogonalize(x: jax.Array, iterations: int = 3, matmul: Matmul = Matmul()) -> jax.Array:
     """The polar factor of each matrix of x (..., I, O), to the accuracy of `NEWTON_SCHULZ`.
 
     `matmul` has the dtype of the products' operands; sums and the result are float32. This is the
@@ -173,50 +164,49 @@ def _decay(weight_decay: float) -> optax.GradientTransformation:
     return optax.add_decayed_weights(weight_decay, mask)
 
 
-def _muon(
+def muon(
     *, momentum: float = 0.95, newton_schulz: int = 3, matmul: Matmul = Matmul()
 ) -> optax.GradientTransformation:
+    """Muon's direction; `newton_schulz` iterations of products as `matmul` computes them."""
     if newton_schulz not in NEWTON_SCHULZ:
         known = ", ".join(map(str, NEWTON_SCHULZ))
         raise UserError(f"newton_schulz of {newton_schulz} iterations: allowed are {known}")
     return scale_by_muon(momentum, newton_schulz, matmul)
 
 
-OPTIONS = {"adamw": (), "muon": ("momentum", "newton_schulz", "matmul")}
+# What gives the direction of matrices; its keyword arguments are an optimizer's own options.
+# None: as all other parameters.
+OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
+    "adamw": None,
+    "muon": muon,
+}
 
 
 def make_optimizer(
-    name: str,
-    *,
-    learning_rate: float,
-    steps: int,
-    adam_learning_rate: float | None = None,
-    warmup: int = 0,
-    schedule: str = "cosine",
-    clip: float | None = 1.0,
-    weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.95),
-    **options: Any,
-) -> optax.GradientTransformation:
-    """An optax transform that gives matrices to `name` ("adamw" or "muon"), the rest to AdamW.
+    name: str, *, learning_rate: float, steps: int, adam_learning_rate: float | None = None,
+    warmup: int = 0, schedule: str = "cosine", clip: float | None = 1.0, weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.95), **options: Any,
+) -> optax.GradientTransformation:  # fmt: skip
+    """An optax transform that gives matrices to `name` of `OPTIMIZERS`, the rest to AdamW.
 
     `learning_rate` is the matrices' (see `is_matrix`), `adam_learning_rate` the rest's (None: with
     adamw the same, with muon a tenth). Both are peaks: after `warmup` the `schedule` brings them
     down over `steps` updates. `clip` bounds the gradients' global norm (None: not). `weight_decay`
-    is per unit of learning rate, on kernels. Options of muon: `momentum` (0.95), `newton_schulz`
-    (3 iterations, or 4, 5) and `matmul`, how their products are computed.
-    Raises `UserError` for an unknown name, schedule or option.
+    is per unit of learning rate, on kernels. `options` are the optimizer's own. Raises `UserError`
+    for an unknown name, schedule or option.
     """
-    if name not in OPTIONS:
-        raise UserError(f"optimizer {name!r} is unknown: known are {', '.join(OPTIONS)}")
+    if name not in OPTIMIZERS:
+        raise UserError(f"optimizer {name!r} is unknown: known are {', '.join(OPTIMIZERS)}")
+    make = OPTIMIZERS[name]
+    taken = inspect.signature(make).parameters if make else {}
     for option in options:
-        if option not in OPTIONS[name]:
-            known = ", ".join(OPTIONS[name]) or "no options of its own"
+        if option not in taken:
+            known = ", ".join(taken) or "no options of its own"
             raise UserError(f"optimizer {name} does not know {option!r}: it has {known}")
     factor = make_schedule(schedule, steps, warmup)
     if adam_learning_rate is None:
         adam_learning_rate = learning_rate / 10 if name == "muon" else learning_rate
-    matrix = _muon(**options) if name == "muon" else optax.scale_by_adam(*betas)
+    matrix = make(**options) if make else optax.scale_by_adam(*betas)
 
     def part(direction: optax.GradientTransformation, rate: float) -> Any:
         return optax.chain(direction, _decay(weight_decay), optax.scale(-rate))
