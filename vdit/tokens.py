@@ -1,9 +1,9 @@
-"""Spans, positions, segments, given tokens and shots: what a token is, whatever its value.
+"""Token layouts and conditions: positions, noise-level slots, shots, and packed segments.
 
-A span is a clip that is encoded by itself (one image, or 1 + k·p frames). Its latents become
-tokens: a value, a position (t, h, w), a slot (which noise level it carries), a shot (which text
-it sees) and a segment (which sample of a packed row it belongs to). Every task is a choice of
-which spans are given; nothing downstream knows the task's name.
+A span is a clip that is encoded by itself (one image, or 1 + k·p frames). A token of its latents
+has a position (t, h, w), a slot (its noise level), a shot (the text it attends to) and a segment
+(its sample in a packed row). A task is a choice of which spans are given; nothing downstream knows
+the task's name.
 
 Dimension key: B batch rows, L tokens, S text tokens, K slots (distinct noise levels of a row),
 A axes (t, h, w), n latent frames of a clip, p frames of a latent frame, M samples of a packed row,
@@ -22,18 +22,18 @@ from flax import struct
 from vdit.errors import UserError
 from vdit.nn.patch import patchify
 
-RATE = 24.0  # positions in time a second: at 24 frames a second neighbours are 1 apart
-WANTED, GIVEN = 0, 1  # slots of a shot: the sample's own level, and clean
-EARLY = 1e-4  # seconds by which a time may lie before a shot's start: rounding
+RATE = 24.0  # temporal positions per second: 1 per frame at 24 frames a second
+WANTED, GIVEN = 0, 1  # slots of a shot: the sample's noise level, and clean
+EARLY = 1e-4  # seconds before a shot's start that still count as in it (rounding)
 
 
 @struct.dataclass
 class Layout:
-    """Where the tokens of a batch are, and what each of them belongs to."""
+    """Each token's position, noise-level slot, shot and segment."""
 
     position: jax.Array  # (B, L, 3) t in 1/24 s, h and w in patches
     slot: jax.Array  # (B, L) index into Condition.level: two for a shot, WANTED and GIVEN
-    shot: jax.Array  # (B, L) id of the text that the token sees; never 0
+    shot: jax.Array  # (B, L) id of the text that the token attends to; never 0
     segment: jax.Array | None = None  # (B, L) sample of a packed row, 0 is padding; None: dense
     grid: tuple[int, int, int] | None = struct.field(pytree_node=False, default=None)
 
@@ -49,11 +49,11 @@ class Layout:
 
 @struct.dataclass
 class Condition:
-    """Everything that the denoiser is told besides the tokens."""
+    """The denoiser's conditioning: text, noise levels, class."""
 
     text: jax.Array  # (B, S, E) features of the text tokens
-    shot: jax.Array  # (B, S) the shot that a text token speaks of; 0: nobody sees it
-    null: jax.Array  # (B, S) bool: the null key of its shot, so that no softmax is empty
+    shot: jax.Array  # (B, S) the shot that a text token describes; 0: masked
+    null: jax.Array  # (B, S) bool: its shot's null key, so that no softmax is empty
     pooled: jax.Array  # (B, K, E) the caption as one vector, zero where dropped
     level: jax.Array  # (B, K) noise level of each slot, as the process's `network_time`
     label: jax.Array | None = None  # (B,) class, -1 where dropped; None: no model of classes
@@ -66,28 +66,27 @@ def text_condition(
     level_BK: jax.Array,
     own: int | None = None,
 ) -> Condition:
-    """The condition of a dense batch: caption 0 is that of the whole clip, 1 .. J - 1 its shots'.
+    """The condition of a dense batch: caption 0 is the clip's, 1 .. J - 1 are its shots'.
 
-    No shot's own caption has more than `own` tokens, where that is given.
-
-    A shot (the one shot, where J is 1) has the clip's caption and its own behind a null key, and
-    two slots, whose pooled vector is the mean of those captions' that are not empty. `level_BK`
-    are the levels of wanted and given tokens.
+    A shot's text is a null key, the clip's caption and the shot's (cut to `own` tokens, if given);
+    where J is 1 the clip is one shot, without a caption of its own. Each shot has two slots, whose
+    pooled vector is the mean over its captions that are not empty. `level_BK` are the levels of
+    wanted and given tokens.
     """
     batch, captions, _, width = features_BJSE.shape
     shots = max(captions - 1, 1)
 
-    def told(x_BJS: jax.Array) -> jax.Array:
-        """What each shot is told (B, shots, S or more, ...): the clip's, and its own behind it."""
+    def of_shots(x_BJS: jax.Array) -> jax.Array:
+        """Each shot's (B, shots, S or more, ...): the clip's, then its own."""
         clip = jnp.broadcast_to(x_BJS[:, :1], (batch, shots, *x_BJS.shape[2:]))
         return clip if captions == 1 else jnp.concatenate([clip, x_BJS[:, 1:, :own]], axis=2)
 
-    text = jnp.pad(told(features_BJSE), ((0, 0), (0, 0), (1, 0), (0, 0)))
-    real = jnp.pad(told(mask_BJS), ((0, 0), (0, 0), (1, 0)), constant_values=True)
+    text = jnp.pad(of_shots(features_BJSE), ((0, 0), (0, 0), (1, 0), (0, 0)))
+    real = jnp.pad(of_shots(mask_BJS), ((0, 0), (0, 0), (1, 0)), constant_values=True)
     shot = jnp.where(real, jnp.arange(1, shots + 1, dtype=jnp.int32)[:, None], 0)
     null = jnp.zeros(shot.shape, bool).at[:, :, 0].set(True)
-    count = told(mask_BJS.any(-1)[:, :, None, None]).sum(2)
-    pooled = told(pooled_BJE[:, :, None]).sum(2) / jnp.maximum(count, 1)
+    count = of_shots(mask_BJS.any(-1)[:, :, None, None]).sum(2)
+    pooled = of_shots(pooled_BJE[:, :, None]).sum(2) / jnp.maximum(count, 1)
     return Condition(
         text=text.reshape(batch, -1, width),
         shot=shot.reshape(batch, -1),
@@ -98,29 +97,29 @@ def text_condition(
 
 
 def shot_list(clip: Mapping[str, Any], shots: int) -> tuple[list[str], np.ndarray]:
-    """The clip's caption and its shots', 1 + `shots` of them, and the shots' starts in seconds.
+    """The clip's caption and its shots', 1 + `shots` in all, and the shots' starts in seconds.
 
-    Behind the clip's own "shots", (start, caption) each, are empty ones that never begin; a clip
-    without any is one shot, whose caption is the clip's alone.
+    clip["shots"] are (start, caption) each, padded to `shots` by empty captions that start at
+    infinity; a clip without any is one shot with an empty caption.
     """
-    told = list(clip.get("shots", ()))[:shots] or [(0.0, "")]
-    missing = shots - len(told)
-    captions = [clip["caption"], *(text for _, text in told), *[""] * missing]
-    starts = [start for start, _ in told] + [np.inf] * missing
+    known = list(clip.get("shots", ()))[:shots] or [(0.0, "")]
+    missing = shots - len(known)
+    captions = [clip["caption"], *(text for _, text in known), *[""] * missing]
+    starts = [start for start, _ in known] + [np.inf] * missing
     return captions[: 1 + shots], np.array(starts[:shots], np.float32)
 
 
 def shot_of(times_Bn: jax.Array, starts_BK: jax.Array) -> jax.Array:
     """The shot (B, n), 1 .. K, that each time falls in; the first one also before its start.
 
-    `starts_BK` are the shots' starts in seconds, in order; one that never begins is infinite.
+    `starts_BK` are the shots' starts in seconds, ascending; infinity is a shot that there is not.
     """
     begun = starts_BK[:, None] <= times_Bn[..., None] + EARLY
     return jnp.maximum(begun.sum(-1), 1).astype(jnp.int32)
 
 
 def class_condition(label_B: jax.Array, level_B: jax.Array) -> Condition:
-    """The condition of a dense batch of classes (-1: none) at one level a row; no text but null."""
+    """The condition of a dense batch by class (-1: none), one level a row, without text."""
     batch = label_B.shape[0]
     nothing = jnp.zeros((batch, 1, 1))
     ones = jnp.ones((batch, 1), jnp.int32)
@@ -128,18 +127,18 @@ def class_condition(label_B: jax.Array, level_B: jax.Array) -> Condition:
 
 
 def drop_label(condition: Condition, drop_B: jax.Array) -> Condition:
-    """Rows where `drop_B` is true are of no class (for classifier-free guidance)."""
+    """Drops the class of rows where `drop_B` is true (classifier-free guidance)."""
     assert condition.label is not None
     return dataclasses.replace(condition, label=jnp.where(drop_B, -1, condition.label))
 
 
 def drop_text(condition: Condition, drop_B: jax.Array) -> Condition:
-    """Rows where `drop_B` is true see only their null key (for classifier-free guidance)."""
+    """Drops the text of rows where `drop_B` is true, null keys stay (classifier-free guidance)."""
     return _drop(condition, drop_B[:, None], drop_B[:, None])
 
 
 def _drop(condition: Condition, keys_BS: jax.Array, slots_BK: jax.Array) -> Condition:
-    """The condition without these text keys (null keys stay) and without these slots' captions."""
+    """Masks these text keys but null keys, and zeroes these slots' pooled captions."""
     return dataclasses.replace(
         condition,
         shot=jnp.where(keys_BS & ~condition.null, 0, condition.shot),
@@ -148,19 +147,16 @@ def _drop(condition: Condition, keys_BS: jax.Array, slots_BK: jax.Array) -> Cond
 
 
 class Budget(NamedTuple):
-    """The static shape of a packed row: whatever it holds, the compiled step is one."""
+    """The static shape of packed rows, for which one step is compiled."""
 
     tokens: int  # L
-    samples: int  # M, at most so many samples; each has two slots and a null key of its own
-    text: int  # S, caption tokens of all samples, null keys not counted
-    caption: int  # caption tokens of one sample at most
+    samples: int  # M, the most samples; each has two slots and a null key
+    text: int  # S, caption tokens of all samples, without null keys
+    caption: int  # the most caption tokens of a sample
 
 
 def of_segment(values_BM: jax.Array, segment_BL: jax.Array) -> jax.Array:
-    """Each token's share of what its sample has: (B, M, ...) to (B, L, ...).
-
-    Padding takes the first sample's.
-    """
+    """Each token's value of its sample: (B, M, ...) to (B, L, ...); padding has the first's."""
     return jax.vmap(lambda values, at: values[at])(values_BM, jnp.maximum(segment_BL - 1, 0))
 
 
@@ -174,7 +170,7 @@ def segment_bounds(segment_BL: jax.Array, samples: int) -> tuple[jax.Array, jax.
 
 
 def segment_index(segment_BL: jax.Array, samples: int) -> jax.Array:
-    """The number (B, L) of each token in its own sample."""
+    """The index (B, L) of each token in its sample."""
     start, _ = segment_bounds(segment_BL, samples)
     return jnp.arange(segment_BL.shape[1])[None] - of_segment(start, segment_BL)
 
@@ -182,9 +178,9 @@ def segment_index(segment_BL: jax.Array, samples: int) -> jax.Array:
 def split_segments(
     x_BL: jax.Array, segment_BL: jax.Array, samples: int, size: int
 ) -> tuple[jax.Array, jax.Array]:
-    """A row of samples (B, L, ...) to samples in rows of their own (B·M, size, ...), and a mask.
+    """Unpacks rows (B, L, ...) to one sample a row (B·M, size, ...), and a mask.
 
-    Zero behind a sample's end and in its gaps; no sample may have more than `size` places.
+    Zero after a sample's end and in its gaps; no sample may be longer than `size`.
     """
     start, count = segment_bounds(segment_BL, samples)
     at = start[..., None] + jnp.arange(size)[None, None]
@@ -197,7 +193,7 @@ def split_segments(
 
 
 def join_segments(x_NS: jax.Array, segment_BL: jax.Array, samples: int) -> jax.Array:
-    """The way back from `split_segments`: (B·M, size, ...) to (B, L, ...), zero in padding."""
+    """The inverse of `split_segments`: (B·M, size, ...) to (B, L, ...), zero in padding."""
     size = x_NS.shape[1]
     flat = x_NS.reshape(-1, samples * size, *x_NS.shape[2:])
     at = jnp.maximum(segment_BL - 1, 0) * size + segment_index(segment_BL, samples)
@@ -226,18 +222,16 @@ def packed_layout(
 def packed_condition(
     features_BSE: jax.Array, segment_BS: jax.Array, pooled_BME: jax.Array, level_BM2: jax.Array
 ) -> Condition:
-    """The condition of packed rows: M + 1 null keys, then all samples' captions in turn.
+    """The condition of packed rows: M + 1 null keys, then the samples' captions in turn.
 
-    `segment_BS` says whose caption a text token belongs to (0: padding, which nobody sees);
-    `level_BM2` holds each sample's levels by slot.
+    `segment_BS` is each text token's sample (0: padding, masked), `level_BM2` each sample's levels
+    by slot.
     """
     batch, samples, width = pooled_BME.shape
     nulls = jnp.broadcast_to(jnp.arange(1, samples + 2, dtype=jnp.int32), (batch, samples + 1))
     features = jnp.where(segment_BS[..., None] > 0, features_BSE, 0.0)
     return Condition(
-        text=jnp.concatenate(
-            [jnp.zeros((batch, samples + 1, width), features.dtype), features], 1
-        ),
+        text=jnp.concatenate([jnp.zeros((batch, samples + 1, width), features.dtype), features], 1),
         shot=jnp.concatenate([nulls, segment_BS], 1),
         null=jnp.concatenate([nulls > 0, jnp.zeros(segment_BS.shape, bool)], 1),
         pooled=jnp.repeat(pooled_BME, 2, axis=1),
@@ -246,7 +240,7 @@ def packed_condition(
 
 
 def drop_packed_text(condition: Condition, drop_BM: jax.Array) -> Condition:
-    """Samples of packed rows where `drop_BM` is true see only their null key."""
+    """`drop_text` of samples of packed rows."""
     # Shot M + 1 is padding's, and only ever a null key.
     keys = jnp.pad(drop_BM, ((0, 0), (0, 1)))
     return _drop(condition, of_segment(keys, condition.shot), jnp.repeat(drop_BM, 2, axis=1))
@@ -312,9 +306,9 @@ def fill(x_BL: jax.Array, multiple: int) -> jax.Array:
 
 
 def latent_times(count: int, p: int, fps: float, start: float = 0.0) -> np.ndarray:
-    """Middle, in seconds, of the frames that each of a span's latent frames covers: (count,).
+    """Midpoint in seconds (count,) of the frames that each latent frame of a span covers.
 
-    Latent frame 0 is the span's first frame, latent frame i its frames i·p - p + 1 .. i·p.
+    Latent frame 0 covers the span's first frame, latent frame i its frames i·p - p + 1 .. i·p.
     """
     middle = np.arange(count) * p - (p - 1) / 2
     middle[0] = 0
@@ -334,11 +328,11 @@ def clip_frames(seconds: float, fps: float, p: int) -> int:
 
 
 class Patterns(NamedTuple):
-    """Which stored latent frames make up a training sample, and which of them are given.
+    """The training tasks: which stored latent frames make up a sample, and which are given.
 
-    The cache stores, for every clip, its own n latent frames, then one frame and one span of
-    1 + p frames near its end, each encoded by itself (`extra_spans`). Every pattern picks n of
-    those, so all tasks train in one dense shape and text to video pays nothing for the others.
+    The cache stores for every clip its n latent frames, then one frame and one span of 1 + p frames
+    near its end, each encoded by itself (`extra_spans`). Every pattern picks n of those, so all
+    tasks train in one dense shape, and text to video pays nothing for the others.
     """
 
     names: tuple[str, ...]
@@ -366,7 +360,7 @@ def patterns(n: int, p: int, fps: float) -> Patterns:
     rows += [(f"prefix{k}", clip, clip[:k]) for k in range(1, n)]
     if extra_spans(n, p):
         image, span = n, [n + 1, n + 2]
-        last = n - 1  # where the extra tokens stand in the row
+        last = n - 1  # the last place of the row
         rows.append(("last", [*clip[:-1], image], [last]))
         rows.append(("first_last", [*clip[:-1], image], [0, last]))
         rows.append(("suffix", [*clip[:-2], *span], [last - 1, last]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from vdit.diffusion.bound import bound, code_length
+from vdit.diffusion.bound import bound, discretized_nll
 from vdit.diffusion.schedule import process
 from vdit.errors import UserError
 
@@ -46,22 +46,22 @@ def test_a_perfect_step_costs_nothing() -> None:
     np.testing.assert_allclose(bound(DDPM, t, x, x, jnp.full_like(x, -1.0)), 0.0, atol=1e-6)
 
 
-def test_the_code_length_is_that_of_bins_and_they_fill_the_line() -> None:
+def test_the_likelihood_is_that_of_bins_and_they_fill_the_line() -> None:
     x = np.linspace(-1.0, 1.0, 256)
     log_variance = np.log(0.05**2)
     edges = np.concatenate([[-np.inf], (x[1:] + x[:-1]) / 2, [np.inf]])
     mass = np.diff(stats.norm(0.13, 0.05).cdf(edges))
-    ours = np.exp(-np.asarray(code_length(jnp.asarray(x), jnp.full(256, 0.13), log_variance)))
+    ours = np.exp(-np.asarray(discretized_nll(jnp.asarray(x), jnp.full(256, 0.13), log_variance)))
     np.testing.assert_allclose(ours, np.maximum(mass, 1e-12), rtol=2e-3, atol=2e-7)
     assert abs(ours.sum() - 1.0) < 1e-4
 
 
-def test_the_first_point_is_the_code_length() -> None:
+def test_the_first_point_is_the_discretized_nll() -> None:
     share = jnp.full((1, 1), 0.5)
     mixed = 0.25 * np.log(POSTERIOR[0]) + 0.75 * np.log(BETAS[0])  # the clipped posterior
     x, guess = jnp.full((1, 1), 0.3), jnp.full((1, 1), 0.31)
     ours = bound(DDPM, jnp.array([1e-3]), x, guess, share)
-    np.testing.assert_allclose(ours * np.log(2.0), code_length(x, guess, mixed), rtol=1e-4)
+    np.testing.assert_allclose(ours * np.log(2.0), discretized_nll(x, guess, mixed), rtol=1e-4)
 
 
 def test_it_teaches_the_variance_and_not_the_mean() -> None:

@@ -52,7 +52,7 @@ def test_large_logits_do_not_overflow_and_hidden_chunks_leave_no_trace() -> None
 def test_chunks_are_even_and_few(
     length: int, most: int, multiple: int, want: tuple[int, int, int]
 ) -> None:
-    assert chunked.shares(length, most, multiple) == want
+    assert chunked.even_chunks(length, most, multiple) == want
 
 
 def temporaries(attend, length: int) -> int:

@@ -46,7 +46,7 @@ def test_all_others_go_another_way(
     arrays, ids = inputs(length, 10, width)
     q, k, v, _ = (x.astype(dtype) for x in arrays)
     ids = ids if masked else ()
-    assert cudnn.otherwise(q, k) is (dot_product.attend if room else chunked.attend)
+    assert cudnn.fallback(q, k) is (dot_product.attend if room else chunked.attend)
     assert difference(cudnn.attend(q, k, v, *ids), dot_product.attend(q, k, v, *ids)) < 2**-7
     assert taken == []
 

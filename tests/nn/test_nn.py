@@ -117,9 +117,7 @@ def test_patches_round_trip_and_keep_their_order() -> None:
     tokens = patchify(video, (2, 3, 4))
     assert tokens.shape == (2, 2, 2, 2, 2 * 3 * 4 * 3)
     np.testing.assert_array_equal(unpatchify(tokens, (2, 3, 4)), video)
-    np.testing.assert_array_equal(
-        tokens[0, 1, 0, 1].reshape(2, 3, 4, 3), video[0, 2:4, 0:3, 4:8]
-    )
+    np.testing.assert_array_equal(tokens[0, 1, 0, 1].reshape(2, 3, 4, 3), video[0, 2:4, 0:3, 4:8])
     assert pad_to_multiple(video, (4, 8)).shape == (2, 4, 8, 8, 3)
 
 

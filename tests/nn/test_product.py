@@ -53,9 +53,7 @@ def test_narrow_operands_are_rounded_once_and_sums_not_at_all(axes: tuple[int, .
 
 
 def test_the_gradient_keeps_the_dtype_of_what_came_in() -> None:
-    grads = jax.grad(lambda x, k: product(x, k, ONE).sum(), (0, 1))(
-        X.astype(jnp.bfloat16), KERNEL
-    )
+    grads = jax.grad(lambda x, k: product(x, k, ONE).sum(), (0, 1))(X.astype(jnp.bfloat16), KERNEL)
     assert [g.dtype for g in grads] == [jnp.bfloat16, jnp.float32]
 
 

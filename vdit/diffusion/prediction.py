@@ -2,7 +2,7 @@
 
 With d = alpha b - sigma a: x0 = (b x_t - sigma y) / d and eps = (alpha y - a x_t) / d. Times have
 the leading axes of the arrays: (), (B,) or (B, L) for arrays (B, L, ...). A level may be exactly
-0 (a given token) or 1 (pure noise): where d is 0 the coefficients are set before any division, so
+0 (a given token) or 1 (pure noise): where d is 0 the coefficients are set before the division, so
 values and gradients stay finite.
 """
 
@@ -25,7 +25,7 @@ PREDICTIONS: dict[str, Callable[[Process, jax.Array], tuple[jax.Array, jax.Array
 def target(
     prediction: str, process: Process, t: jax.Array, x0: jax.Array, eps: jax.Array
 ) -> jax.Array:
-    """y = a x0 + b eps: what the network is trained to answer at times t; of x0's shape."""
+    """y = a x0 + b eps, the training target at times t; of x0's shape."""
     a, b = choose(PREDICTIONS, "prediction", prediction)(process, like(t, x0))
     return a * x0 + b * eps
 
@@ -33,11 +33,11 @@ def target(
 def to_x0_eps(
     prediction: str, process: Process, t: jax.Array, x_t: jax.Array, y: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """(x0, eps) that are meant by a network's answer y at x_t; both of x_t's shape.
+    """(x0, eps) of a network's output y at x_t; both of x_t's shape.
 
-    Clean tokens (sigma = 0) have x0 = x_t to the bit. Where y and x_t leave one of the two open, it
-    is 0: eps of a clean token from an x0 prediction, and x0 of pure noise (alpha = 0) from an eps
-    prediction, for which 0 is the mean of normalised latents.
+    Clean tokens (sigma = 0) have x0 = x_t to the bit. What y and x_t do not determine is 0: eps of
+    a clean token from an x0 prediction, and x0 of pure noise (alpha = 0) from an eps prediction (0
+    is the mean of normalised latents).
     """
     t = like(t, x_t)
     alpha, sigma = process.alpha(t), process.sigma(t)
@@ -59,7 +59,7 @@ def _uniform(prediction: str, process: Process, t: jax.Array) -> jax.Array:
 
 
 def _min_snr(prediction: str, process: Process, t: jax.Array, gamma: float = 5.0) -> jax.Array:
-    """min(SNR, gamma) on the error of x0 (Hang et al. 2023, section 3.4), moved to that of y."""
+    """min(SNR, gamma) on the error of x0 (Hang et al. 2023, section 3.4), as a weight of y's."""
     alpha, sigma = process.alpha(t), process.sigma(t)
     a, b = PREDICTIONS[prediction](process, t)
     d = alpha * b - sigma * a

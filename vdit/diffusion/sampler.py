@@ -1,8 +1,8 @@
 """Samplers: `init` and `step` over a state, and the one `lax.scan` that runs them.
 
-A sampler knows only denoise(x_t, t) -> (x0, aux), with x_t (B, ...) and a scalar t; guidance, given
-tokens and the network's own prediction are behind it. The noise of a sample comes from its own key
-and the number of the step, so it does not depend on its neighbours in the batch.
+A sampler knows only denoise(x_t, t) -> (x0, aux), with x_t (B, ...) and a scalar t, which wraps
+guidance, given tokens and the network's prediction type. A sample's noise depends on its own key
+and the step's number, not on its neighbours in the batch.
 """
 
 import functools
@@ -17,11 +17,11 @@ from vdit.diffusion.step import check_noise, step
 from vdit.errors import UserError
 
 Denoise = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
-INITIAL = 0  # fold_in numbers of a sample's key: 0 is x_init, the steps are 1 .. N
+INITIAL = 0  # folded into a sample's key for x_init; step i folds in i = 1 .. N
 
 
 class Made(NamedTuple):
-    """What one step made: x_s, the denoiser's x0 at t and its aux."""
+    """The result of one step: x_s, the denoiser's x0 at t and its aux."""
 
     x: jax.Array
     x0: jax.Array
@@ -31,7 +31,7 @@ class Made(NamedTuple):
 class Sampler(NamedTuple):
     """init(x) -> state; step(denoise, process, state, x_t, t, s, z) -> (Made, state).
 
-    z is standard normal noise of x's shape; a sampler that does not read it does not pay for it.
+    z is standard normal noise of x's shape, which costs nothing where it is not used.
     """
 
     init: Callable[[jax.Array], Any]
@@ -65,24 +65,24 @@ def ddpm(variance: str = "posterior") -> Sampler:
 
 
 def ddim(eta: float = 0.0) -> Sampler:
-    """DDIM with noise share eta in [0, 1] (Song et al. 2021, Eq. 12 and 16)."""
+    """DDIM with eta in [0, 1] (Song et al. 2021, Eq. 12 and 16)."""
     return _one_step(eta)
 
 
 def euler() -> Sampler:
-    """The step without noise; on the flow process Euler's method for dx/dt = eps - x0."""
+    """The deterministic step; on the flow process Euler's method for dx/dt = eps - x0."""
     return _one_step(0.0)
 
 
 def dpmpp_2m() -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): two evaluations extrapolated in log-SNR.
 
-    Its update is the step without noise, taken with D = x0 + h_t / (2 h_last) (x0 - x0_last). First
-    order where a neighbour is infinitely far in log-SNR: at pure noise, after it, and at the end.
+    The deterministic step with D = x0 + h_t / (2 h_last) (x0 - x0_last); first order where a
+    neighbour's log-SNR is infinite: at pure noise, after it, and at the end.
     """
 
     def init(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros_like(x), jnp.zeros((), jnp.float32)  # a last time of 0: nothing known yet
+        return jnp.zeros_like(x), jnp.zeros((), jnp.float32)  # a last time of 0: no step yet
 
     def half_log_snr(process: Process, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """(lambda, whether it is finite)."""
@@ -143,8 +143,7 @@ def sample(
 
     Returns (x at the last time, float32; aux of the last step), or with `every_step` (x, Made)
     whose leaves are stacked over the N steps. x is exactly the denoiser's last x0 where the last
-    time is 0.
-    One scan: the denoiser is compiled once, whatever N is.
+    time is 0. One scan: the denoiser is compiled once, whatever N is.
     """
     if keys.shape[0] != x_init.shape[0]:
         raise UserError(f"{keys.shape[0]} keys for {x_init.shape[0]} samples: one each is allowed")
@@ -158,7 +157,7 @@ def sample(
         made, state = sampler.step(denoise, process, state, x, t, s, z)
         return (made.x, state, made.aux), made if every_step else None
 
-    # The aux of the last step alone travels in the carry: stacked over steps it could be large.
+    # aux is carried, not stacked, where only the last step's is wanted: it may be large.
     aux = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(denoise, x_init, times[0])[1]
     )

@@ -29,7 +29,7 @@ class Process:
 
     alpha, sigma: scale of the clean value and of the noise; (1, 0) at t = 0.
     d_alpha, d_sigma: their derivatives by t (finite differences on a table).
-    network_time: what a network is given in place of t.
+    network_time: the time as the network's input.
     points: T where the process is a table of T + 1 points, None where time is continuous.
     """
 
@@ -43,7 +43,7 @@ class Process:
 
 
 def flow() -> Process:
-    """The straight path of flow matching: x_t = (1 - t) x0 + t eps; networks see 1000 t."""
+    """The linear path of flow matching: x_t = (1 - t) x0 + t eps; networks see 1000 t."""
     return Process(
         name="flow",
         alpha=lambda t: 1.0 - t,
@@ -137,7 +137,7 @@ def process(name: str, **options: Any) -> Process:
 
 
 def like(t: ArrayLike, x: jax.Array) -> jax.Array:
-    """t of shape (), (B,), (B, L) ... with axes of 1 appended up to the rank of x (B, L, ...)."""
+    """t of shape (), (B,), (B, L) ... with axes of 1 appended, to broadcast with x (B, L, ...)."""
     t = jnp.asarray(t, jnp.result_type(t, float))
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
@@ -171,7 +171,7 @@ def sample_times(
                 f"logit_normal={logit_normal} and shift={shift} are for continuous processes"
             )
         return (jnp.floor(u * process.points) + 1.0) / process.points
-    t = 1.0 - u  # 0 is clean and teaches nothing; 1 is where sampling starts
+    t = 1.0 - u  # 0 is clean, without a loss; 1 is where sampling starts
     if logit_normal is not None:
         mean, deviation = logit_normal
         if not deviation > 0.0:

@@ -1,9 +1,9 @@
-"""One step of a process from time t to time s, for every process and kind of sampling noise.
+"""One sampling step of a process from time t to time s, with any amount and variance of noise.
 
 With r = alpha_t sigma_s / (alpha_s sigma_t): x_s = alpha_s x0 + k eps + c z, where (k, c) comes
-from a noise share eta (0 is DDIM, and Euler on the straight path; 1 is DDPM's ancestral step with
-the posterior variance), from DDPM's other fixed variance, beta, or from one that the network has
-learned between the two. Singular points (t or s at 0 or 1) are kept out of the divisions and roots.
+from eta (0 is DDIM, and Euler on the linear path; 1 is DDPM's ancestral step with the posterior
+variance), from DDPM's other fixed variance, beta, or from a learned variance between the two.
+Singular points (t or s at 0 or 1) are kept out of the divisions and roots.
 """
 
 import jax
@@ -17,7 +17,7 @@ VARIANCES = ("posterior", "beta", "learned")
 
 
 def check_noise(eta: float, variance: str) -> None:
-    """Refuses a noise share outside [0, 1], an unknown variance, a share of any but posterior."""
+    """Validates `variance`, and `eta`: in [0, 1], and 1 with any but the posterior variance."""
     if variance not in VARIANCES:
         raise UserError(f"unknown variance {variance!r}: known are {', '.join(VARIANCES)}")
     if not 0.0 <= eta <= 1.0 or (variance != "posterior" and eta != 1.0):
@@ -55,8 +55,8 @@ def step(
 def between(process: Process, t: jax.Array, s: jax.Array, share: jax.Array) -> jax.Array:
     """Log-variances of the step from t to s, of share's shape: Nichol and Dhariwal 2021, Eq. 15.
 
-    share is -1 for the posterior variance, 1 for beta; t and s have as many axes. A table's last
-    step, whose posterior variance is 0, has that of its step before (as their code has it).
+    share is -1 for the posterior variance, 1 for beta; t and s have as many axes. The last step of
+    a table, whose posterior variance is 0, takes that of the step before (as in their code).
     """
 
     def both(t: jax.Array, s: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -90,7 +90,7 @@ def _ratios(process: Process, t: jax.Array, s: jax.Array) -> tuple[jax.Array, ja
 def _coefficients(
     process: Process, t: jax.Array, s: jax.Array, eta: float, variance: str
 ) -> tuple[jax.Array, jax.Array]:
-    """(k, c): what is kept of eps, and the deviation of the fresh noise."""
+    """(k, c): the factor of eps, and the standard deviation of the added noise."""
     sigma_t, sigma_s = process.sigma(t), process.sigma(s)
     if eta == 0.0:
         return sigma_s, jnp.zeros_like(sigma_s)

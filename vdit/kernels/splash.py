@@ -13,11 +13,11 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
     make_splash_mha_single_device,
 )
 
-from vdit.kernels.chunked import NOBODY, pad, shares
+from vdit.kernels.chunked import PADDING_ID, even_chunks, pad
 from vdit.nn.dot_product import Ids
 
 LANES = 128  # the kernel's blocks are multiples of it
-BLOCK = 512  # most queries, and most keys, at a time
+BLOCK = 512  # queries, and keys, at a time
 
 
 def attend(
@@ -30,16 +30,16 @@ def attend(
     are integers of at least 0, and every query must see at least one key. Logits, softmax and sums
     are float32; the result, returned as float32, has been rounded to the dtype of q.
     """
-    _, block_q, length = shares(q_BLNK.shape[1], BLOCK, LANES)
-    _, block_k, keys = shares(k_BSNK.shape[1], BLOCK, LANES)
-    if q_id_BL is None and keys > k_BSNK.shape[1]:  # only padding is to be left out
+    _, block_q, length = even_chunks(q_BLNK.shape[1], BLOCK, LANES)
+    _, block_k, keys = even_chunks(k_BSNK.shape[1], BLOCK, LANES)
+    if q_id_BL is None and keys > k_BSNK.shape[1]:  # to mask the padding
         q_id_BL, k_id_BS = (jnp.zeros(x.shape[:2], jnp.int32) for x in (q_BLNK, k_BSNK))
     ids = None
     if q_id_BL is not None:
         assert k_id_BS is not None
         ids = SegmentIds(
-            pad(q_id_BL.astype(jnp.int32), length, NOBODY),
-            pad(k_id_BS.astype(jnp.int32), keys, NOBODY),
+            pad(q_id_BL.astype(jnp.int32), length, PADDING_ID),
+            pad(k_id_BS.astype(jnp.int32), keys, PADDING_ID),
         )
     kernel = make_splash_mha_single_device(
         MultiHeadMask([FullMask((length, keys))] * q_BLNK.shape[2]),
@@ -50,7 +50,7 @@ def attend(
         ),
         interpret=interpret,
     )  # fmt: skip
-    scale = q_BLNK.shape[-1] ** -0.5  # the kernel has none
+    scale = q_BLNK.shape[-1] ** -0.5  # the kernel does not scale
     q_BNLK, k_BNSK, v_BNSK = (
         pad(x, padded).swapaxes(1, 2)
         for x, padded in ((q_BLNK * scale, length), (k_BSNK, keys), (v_BSNK, keys))

@@ -1,8 +1,8 @@
-"""What every video autoencoder is, and its use on clips and frames of any size.
+"""The interface of video autoencoders, and streaming of clips and frames of any size.
 
-A clip streams through in chunks of latent frames that carry the state of what came before; frames
-that are too large are decoded in tiles, each with a state of its own. So what is in work at a time
-grows neither with the clip's length nor with the frames' size.
+A clip is encoded and decoded in chunks of latent frames, with a state carried between them; large
+frames are decoded in tiles, each with a state of its own. So memory grows neither with the length
+of a clip nor with the size of its frames.
 
 Dimension key: B batch, T frames, H height, W width, C channels; t h w latent frames and places,
 Z latent channels.
@@ -19,28 +19,28 @@ import jax.numpy as jnp
 from vdit.nn.tiles import tiled
 
 State = Any  # a pytree of arrays; None at the start of a clip
-Half = Callable[[Any, State], tuple[jax.Array, State]]  # one half of an autoencoder
+Half = Callable[[Any, State], tuple[jax.Array, State]]  # the encoder, or the decoder
 
 
 class Autoencoder(nn.Module):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back, causal in time.
 
-    1 + k·p frames are 1 + k latent frames. Without a state a clip begins; with one it goes on.
+    1 + k·p frames become 1 + k latent frames. Without a state a clip begins; with one it continues.
     """
 
-    LAST: ClassVar[tuple[str, ...]] = ()  # path of the kernel that makes the decoder's output
+    LAST: ClassVar[tuple[str, ...]] = ()  # path of the decoder's last kernel
 
-    patch: tuple[int, int, int]  # p frames, q rows, r columns of a latent place
+    patch: tuple[int, int, int]  # downsampling factors p, q, r in (t, h, w)
     channels: int
 
     def encode(
         self, video_BTHWC: jax.Array, state: State = None
     ) -> tuple[jax.Array, jax.Array, State]:
-        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the state behind it."""
+        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the new state."""
         raise NotImplementedError
 
     def decode(self, latent_BthwZ: jax.Array, state: State = None) -> tuple[jax.Array, State]:
-        """Video (B, T, h·q, w·r, 3) of latents, and the state behind it; crop to size."""
+        """Video (B, T, h·q, w·r, 3) of latents, and the new state; crop to size."""
         raise NotImplementedError
 
     def __call__(
@@ -59,7 +59,7 @@ class Autoencoder(nn.Module):
 
 
 def encode_in_chunks(encode: Half, video_BTHWC: Any, p: int, chunk: int) -> jax.Array:
-    """Latents (B, t, h, w, Z) of whole clips of 1 + k·p frames, `chunk` latent frames at a time."""
+    """Latents (B, t, h, w, Z) of clips of 1 + k·p frames, `chunk` latent frames at a time."""
     frames = video_BTHWC.shape[1]
     cuts = [0, *range(1 + (chunk - 1) * p, frames, chunk * p), frames]
     state, parts = None, []
@@ -72,10 +72,10 @@ def encode_in_chunks(encode: Half, video_BTHWC: Any, p: int, chunk: int) -> jax.
 def decode_in_chunks(
     decode: Half, latent_BthwZ: Any, patch: tuple[int, int, int], chunk: int, tile: int
 ) -> Iterator[jax.Array]:
-    """The video of whole latents in parts (B, T, h·q, w·r, 3), of `chunk` latent frames each.
+    """Video of latents in parts (B, T, h·q, w·r, 3) of `chunk` latent frames each.
 
-    Frames of more than `tile` pixels a side are made of tiles of about that size, which overlap by
-    a quarter and are blended there (0: never).
+    Frames of more than `tile` pixels a side are decoded in tiles of about that size, which overlap
+    by a quarter and are blended there (0: never).
     """
     _, q, r = patch
     _, count, h, w, _ = latent_BthwZ.shape
@@ -92,7 +92,7 @@ def decode_in_chunks(
 
         part = latent_BthwZ[:, start : start + chunk]
         if tile and max(h * q, w * r) > tile:
-            made = (places * q, stride * q), (places * r, stride * r)
-            yield tiled(run, part, places, stride, made)
+            output = (places * q, stride * q), (places * r, stride * r)
+            yield tiled(run, part, places, stride, output)
         else:
             yield run(part)

@@ -1,8 +1,8 @@
-"""A judge of patches of video: which of them are real (PatchGAN, Isola et al. 2017).
+"""PatchGAN discriminator (Isola et al. 2017) for video.
 
-Kernels look at three frames, their own and the two before: a judge of single frames cannot see
-flicker. Groups of channels are normed within each frame, not over a batch, so what is said of a
-sample does not depend on its neighbours.
+Convolutions are causal over three frames: a discriminator of single frames cannot see flicker.
+Group norm is over each frame and not over the batch, so a sample's logits do not depend on its
+neighbours.
 
 Dimension key: B batch, T frames, H height, W width, C channels; h w patches.
 """
@@ -17,12 +17,12 @@ GROUPS = 8
 
 
 class Discriminator(nn.Module):
-    """Video (B, T, H, W, 3) in [-1, 1] to logits (B, T, h, w), high where it looks real.
+    """Video (B, T, H, W, 3) in [-1, 1] to logits (B, T, h, w), high for real patches.
 
-    Each of `levels` convolutions halves height and width; a patch is what a logit depends on.
+    Each of `levels` convolutions halves height and width; a patch is a logit's receptive field.
     """
 
-    width: int = 64  # of the first level; twice that at each further one, up to eight times
+    width: int = 64  # of the first level, doubled at each further one up to eight times
     levels: int = 3
     matmul: Matmul = Matmul()
 

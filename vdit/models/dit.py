@@ -1,8 +1,8 @@
 """The diffusion transformer (Peebles and Xie 2023) over space-time tokens.
 
-Tokens carry real-valued positions (3D rotary embedding and sine-cosine features), a noise level
-of their own (adaLN-Zero, computed once a level and gathered by index), and see the text of their
-shot by cross-attention. The stack is always stored with a leading layer axis.
+Tokens have real-valued positions (3D rotary embedding and sine-cosine features) and noise levels of
+their own (adaLN-Zero), and attend to the text of their shot by cross-attention. Parameters of the
+stack lead with a layer axis.
 
 Dimension key: B batch rows, L tokens, C token channels, D width, S text tokens, E text width,
 K slots (distinct noise levels of a row).
@@ -30,8 +30,8 @@ from vdit.nn.stack import Gather, stack
 from vdit.nn.window import windowed
 from vdit.tokens import Condition, Layout
 
-# One for tests of the road, two for CPUs (a quarter of an hour, an hour), Table 1 of the DiT paper,
-# and two larger ones (named by their parameters), with heads as wide as a TPU's lanes.
+# smoke is for tests, nano and micro are for CPUs (a quarter of an hour, an hour), S to XL are
+# Table 1 of the DiT paper; the largest two have heads as wide as a TPU's lanes.
 PRESETS: dict[str, dict[str, Any]] = {
     "smoke": {"width": 32, "depth": 2, "heads": 2},
     "nano": {"width": 128, "depth": 4, "heads": 4, "activation": "relu2"},
@@ -55,14 +55,14 @@ def preset(name: str) -> dict[str, Any]:
     return dict(zip(("width", "depth", "heads"), map(int, name.split("x")), strict=True))
 
 
-# What one step of the scanned stack holds: the axes that its blocks attend over, in turn.
+# The blocks of a layer of the stack, in turn: the axes that each attends over.
 AXES: dict[str, tuple[str, ...]] = {
     "joint": ("joint",),
     "factorised": ("space", "time"),
     "windowed": ("window",),
 }
 
-# How blocks are told the text: attention to it, or its tokens beside the video's.
+# How blocks see the text: cross-attention, or text tokens in the row beside the video's.
 TEXTS = ("cross", "context")
 
 
@@ -110,8 +110,10 @@ Hidden = dict[int, jax.Array]  # tokens (B, L, D) after a layer, by its number f
 
 
 class Layer(nn.Module):
-    """One step of the stack: a block for each of its axes. Carries the tokens, and copies of those
-    after the layers whose numbers `hidden` has."""
+    """A layer of the stack: a block for each of its axes.
+
+    Carries the tokens, and copies of them after the layers whose numbers are keys of `hidden`.
+    """
 
     blocks: tuple[str, ...]
     options: dict[str, Any]  # the others of Block's fields
@@ -128,17 +130,16 @@ class Layer(nn.Module):
 
 
 class DiT(nn.Module):
-    """Predicts, for every token (B, L, C), what the process asks for (eps, x0, v or flow).
+    """Predicts eps, x0, v or flow of every token (B, L, C).
 
-    With `learned_variance` (B, L, 2 C): behind it each element's share of the step's variance
-    between the posterior's and beta (Nichol and Dhariwal 2021, Eq. 15).
-    `axes`: "joint" attends over all tokens of a sample; "factorised" alternates blocks over the
-    places of a latent frame and over the times of a place; "windowed" attends in tiles of `window`
-    tokens (t, h, w) and half a tile around (the last two for dense batches with a grid only).
-    `text`: "cross" attends to it in every block; "context" has its tokens in the row, behind the
-    video's and treated as they are (section 3.2, for "joint" and one caption a sample only).
-    `unroll`, `remat` and `gather` (of a layer's parameters) are choices of the run: parameters are
-    the same.
+    With `learned_variance` (B, L, 2 C): after it each element's interpolation v between the
+    posterior variance and beta (Nichol and Dhariwal 2021, Eq. 15).
+    `axes`: "joint" attends over all tokens of a sample; "factorised" alternates attention within a
+    latent frame and over time at a place; "windowed" attends in tiles of `window` tokens (t, h, w)
+    and half a tile around (the last two for dense batches with a grid only).
+    `text`: "cross" is cross-attention in every block; "context" appends the text's tokens to the
+    video's (section 3.2; for "joint" and one caption a sample only).
+    `unroll`, `remat` and `gather` (of a layer's parameters) do not change the parameters.
     """
 
     width: int
@@ -218,16 +219,15 @@ class DiT(nn.Module):
 
 
 def skipped(depth: int, part: tuple[float, float]) -> list[int]:
-    """Those of the stack's steps 0 .. depth - 1 whose middles are in [first, last) of its depth."""
+    """The layers 0 .. depth - 1 whose midpoints are in [first, last) of the depth."""
     first, last = part
     return [i for i in range(depth) if first <= (i + 0.5) / depth < last]
 
 
 def without_attention(params: Mapping[str, Any], part: tuple[float, float]) -> dict[str, Any]:
-    """A DiT's parameters with which attention among the row's tokens adds nothing in `part` of the
-    depth (see `skipped`).
+    """A DiT's parameters with self-attention skipped in `part` of the depth (see `skipped`).
 
-    (Hyung et al. 2024, section 3.2, skip layers of a video's DiT likewise.)
+    As in spatiotemporal skip guidance (Hyung et al. 2024, section 3.2).
     """
     flat = traverse_util.flatten_dict(dict(params))
     for path, leaf in flat.items():
@@ -239,7 +239,7 @@ def without_attention(params: Mapping[str, Any], part: tuple[float, float]) -> d
 
 
 def _check_context(axes: str, layout: Layout, condition: Condition) -> None:
-    """Refuses what a row that holds its text cannot be."""
+    """Validates text in the row of the video's tokens."""
     if axes != "joint":
         raise UserError(f"dit.text=context with dit.axes={axes}: joint is allowed")
     if layout.segment is None and condition.level.shape[1] > 2:
@@ -249,10 +249,10 @@ def _check_context(axes: str, layout: Layout, condition: Condition) -> None:
 
 
 def with_text(layout: Layout, condition: Condition) -> Layout:
-    """The layout of rows with their text behind them.
+    """The layout of rows with their text appended.
 
-    A token sees its sample's tokens and caption: both are one segment, the shot's number. Words are
-    at the origin, and of the level of what is wanted.
+    A sample's tokens and caption are one segment, the shot's number. Text tokens are at the origin
+    and have the noise level of wanted tokens.
     """
     shot_BS = condition.shot
     segment = jnp.concatenate([layout.shot, shot_BS], axis=1)

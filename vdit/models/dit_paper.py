@@ -1,8 +1,8 @@
 """The DiT of the paper (Peebles and Xie 2023, arXiv:2212.09748) and Latte (arXiv:2401.03048).
 
-Tokens have fixed sine-cosine positions, and all of a sample one time; what is asked for is a class,
-or in Latte's published model a text. Latte alternates blocks over space and over time: that is the
-axes "factorised". The stack is always stored with a leading layer axis.
+Tokens have fixed sine-cosine positions, and all tokens of a sample one noise level; the condition
+is a class, or in Latte's published model a text. Latte alternates attention over space and over
+time: axes "factorised". Parameters of the stack lead with a layer axis.
 
 Dimension key: B batch, L tokens, C token channels (q r Z: places of a patch, latent channels),
 D width, S text tokens, E text width; t h w tokens along each axis.
@@ -27,16 +27,16 @@ from vdit.nn.product import Matmul
 from vdit.nn.stack import Gather, stack
 from vdit.tokens import Condition, Layout
 
-# How a block is told time and class (section 3.2): the vectors that modulate it, shift and scale of
-# two norms, and the gates behind them. adaln_single is adaLN-Zero with one projection for all
-# blocks and a table of each block's own (Chen et al. 2023, arXiv:2310.00426, section 2.3).
+# How blocks are conditioned on time and class (section 3.2), and the number of modulation vectors:
+# shift and scale of two norms, and gates. adaln_single is adaLN-Zero with one projection for all
+# blocks and a table per block (Chen et al. 2023, arXiv:2310.00426, section 2.3).
 CONDITIONINGS: dict[str, int] = {
     "in_context": 0, "cross_attention": 0, "adaln": 4, "adaln_zero": 6, "adaln_single": 6,
 }  # fmt: skip
 
 
 def _frequencies(count: int, theta: float = 10_000.0) -> np.ndarray:
-    """theta^(-i / count), in float64: rounded earlier, times of 1000 lose four digits."""
+    """theta^(-i / count), in float64: in float32 a time of 1000 loses four digits."""
     return theta ** (-np.arange(count) / count)
 
 
@@ -47,17 +47,17 @@ def _features(position_P: np.ndarray, dim: int) -> np.ndarray:
 
 
 def place_features(height: int, width: int, dim: int, span: float) -> np.ndarray:
-    """Positions (h·w, dim) of a frame's tokens: of the column, then of the row.
+    """Features (h·w, dim) of the positions of a frame's tokens: of the column, then of the row.
 
-    They count from 0 in tokens, or with a `span` from 0 up to it whatever the size is.
+    Positions count tokens from 0; with a `span` they go from 0 to it at any size.
     """
     rows, columns = (np.arange(n) * (span / n if span else 1.0) for n in (height, width))
     column, row = (grid.ravel() for grid in np.meshgrid(columns, rows))
     return np.concatenate([_features(column, dim // 2), _features(row, dim // 2)], axis=-1)
 
 
-class Told(NamedTuple):
-    """What every block is told."""
+class Conditioning(NamedTuple):
+    """Conditioning shared by all blocks."""
 
     vector: jax.Array  # (B, 1, D) time and class; adaln_single: (B, 1, 6 D), projected already
     tokens: jax.Array  # (B, 1 or 2, D) time, and class
@@ -67,7 +67,7 @@ class Told(NamedTuple):
 
 
 class Block(nn.Module):
-    """Attention and MLP beside residuals, told by one of `CONDITIONINGS`; text between them."""
+    """Attention and MLP, conditioned by one of `CONDITIONINGS`; cross-attention to text between."""
 
     axes: str
     conditioning: str
@@ -80,20 +80,20 @@ class Block(nn.Module):
     matmul: Matmul
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, told: Told) -> jax.Array:
+    def __call__(self, x_BLD: jax.Array, cond: Conditioning) -> jax.Array:
         width = x_BLD.shape[-1]
         parts = CONDITIONINGS[self.conditioning]
         vectors: list[jax.Array] = []
         if self.conditioning == "adaln_single":
             normal = nn.initializers.normal(width**-0.5)
             table = self.param("table", normal, (parts, width), jnp.float32)
-            given = jnp.split(told.vector, parts, axis=-1)
+            given = jnp.split(cond.vector, parts, axis=-1)
             vectors = [table[i][None, None] + vector for i, vector in enumerate(given)]
         elif parts:
-            vectors = Modulation(parts, self.matmul, name="adaln")(told.vector)
+            vectors = Modulation(parts, self.matmul, name="adaln")(cond.vector)
 
         def norm(x: jax.Array, name: str, number: int) -> tuple[jax.Array, Any]:
-            """x normed, and the gate of what is made of it."""
+            """x normed, and the gate of the branch."""
             epsilon = self.epsilons[number]
             if not vectors:
                 return LayerNorm(epsilon, name=name)(x), 1.0
@@ -108,35 +108,37 @@ class Block(nn.Module):
         out = attention("attention")(fold(normed, self.axes, self.grid))
         x_BLD = x_BLD + gate * unfold(out, self.axes, self.grid)
         if self.conditioning == "cross_attention":
-            x_BLD = x_BLD + attention("cross")(LayerNorm(name="cross_norm")(x_BLD), told.tokens)
-        if told.text is not None and self.axes != "time":
-            seen = jnp.ones(x_BLD.shape[:2], told.shot.dtype)
-            x_BLD = x_BLD + attention("text")(x_BLD, told.text, q_id_BL=seen, k_id_BS=told.shot)
+            x_BLD = x_BLD + attention("cross")(LayerNorm(name="cross_norm")(x_BLD), cond.tokens)
+        if cond.text is not None and self.axes != "time":
+            seen = jnp.ones(x_BLD.shape[:2], cond.shot.dtype)
+            x_BLD = x_BLD + attention("text")(x_BLD, cond.text, q_id_BL=seen, k_id_BS=cond.shot)
         normed, gate = norm(x_BLD, "mlp_norm", 1)
         mlp = MLP(int(width * self.mlp_ratio), self.activation, matmul=self.matmul, name="mlp")
         return x_BLD + gate * mlp(normed)
 
 
 class Layer(nn.Module):
-    """One step of the stack: a block for each of its axes."""
+    """A layer of the stack: a block for each of its axes."""
 
     blocks: tuple[str, ...]
     options: tuple[Any, ...]  # the others of Block's fields
 
     @nn.compact
-    def __call__(self, x_BLD: jax.Array, first: jax.Array, told: Told) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BLD: jax.Array, first: jax.Array, cond: Conditioning
+    ) -> tuple[jax.Array, None]:
         for axes in self.blocks:
-            if axes == "time" and told.time.shape[0] > 1:  # before the first such block
-                places = x_BLD.shape[1] // told.time.shape[0]
-                x_BLD = x_BLD + first * jnp.repeat(told.time, places, axis=0)[None]
-            x_BLD = Block(axes, *self.options, name=axes)(x_BLD, told)
+            if axes == "time" and cond.time.shape[0] > 1:  # before the first such block
+                places = x_BLD.shape[1] // cond.time.shape[0]
+                x_BLD = x_BLD + first * jnp.repeat(cond.time, places, axis=0)[None]
+            x_BLD = Block(axes, *self.options, name=axes)(x_BLD, cond)
         return x_BLD, None
 
 
 class DiTPaper(nn.Module):
-    """Predicts, for every token (B, L, q·r·Z), the noise; with `learned_variance` (B, L, 2·q·r·Z).
+    """Predicts the noise of every token (B, L, q·r·Z), with `learned_variance` (B, L, 2·q·r·Z).
 
-    Behind it is then each element's share of the variance (as in `vdit.models.dit.DiT`).
+    After it is then each element's interpolation of the variance (as in `vdit.models.dit.DiT`).
 
     Args:
       patch: rows and columns q, r of a token.
@@ -144,14 +146,13 @@ class DiTPaper(nn.Module):
       conditioning: a row of `CONDITIONINGS`.
       classes: their number, without the null class behind them; 0 for a model without.
       text: whether blocks (not those over time) attend to a text.
-      span: see `place_features`. In time positions count frames, and an only frame has none;
-        "factorised" ones meet them before the first block over time, as Latte's do.
+      span: see `place_features`. Positions in time count frames, and a single frame has none; with
+        "factorised" they are added before the first block over time, as in Latte.
       level_theta: the longest period of the time's features, over 2 pi.
-      epsilons: those of a block's norms, before attention and before the MLP.
-      unroll, remat, gather (of a layer's parameters): choices of the run; parameters are the
-        same.
+      epsilons: of a block's norms, before attention and before the MLP.
+      unroll, remat, gather (of a layer's parameters): do not change the parameters.
 
-    Raises `UserError` for given tokens (it knows one time for all), packed rows, and combinations
+    Raises `UserError` for given tokens (there is one time for all), packed rows, and combinations
     that no such model has.
     """
 
@@ -196,9 +197,9 @@ class DiTPaper(nn.Module):
             places = places + np.repeat(times, h * w, axis=0)
         x = x + jnp.asarray(places, jnp.float32)[None]
 
-        vector_B1D, told = self._conditioning(condition, times)
+        vector_B1D, cond = self._conditioning(condition, times)
         if self.conditioning == "in_context":
-            x = jnp.concatenate([x, told.tokens], axis=1)
+            x = jnp.concatenate([x, cond.tokens], axis=1)
 
         steps = self.depth // len(blocks)
         layers = stack(
@@ -210,15 +211,17 @@ class DiTPaper(nn.Module):
             self.epsilons, self.attend, self.matmul,
         )  # fmt: skip
         first = (jnp.arange(steps) == 0).astype(jnp.float32)
-        x, _ = layers(blocks, options, name="blocks")(x, first, told)
+        x, _ = layers(blocks, options, name="blocks")(x, first, cond)
         x = self._last_norm(x[:, :length], vector_B1D)
         kinds = 2 if self.learned_variance else 1
         out = Linear(channels * kinds, kernel_init=zeros, matmul=self.matmul.float32, name="out")(x)
-        # A place's channels lie together: all kinds of a place to all places of a kind.
+        # From (place, output, channel) to outputs of all places, one after another.
         return rearrange(out, "B L (place kind Z) -> B L (kind place Z)", kind=kinds, Z=latent)
 
-    def _conditioning(self, condition: Condition, times: np.ndarray) -> tuple[jax.Array, Told]:
-        """The vector (B, 1, D) of time and class, and what every block is told."""
+    def _conditioning(
+        self, condition: Condition, times: np.ndarray
+    ) -> tuple[jax.Array, Conditioning]:
+        """The embedding (B, 1, D) of time and class, and the conditioning of all blocks."""
         width = self.width
         frequency = jnp.asarray(_frequencies(128, self.level_theta), jnp.float32)
         angle = condition.level[..., None] * frequency[None, None]
@@ -232,7 +235,7 @@ class DiTPaper(nn.Module):
             label_B = jnp.where(condition.label < 0, self.classes, condition.label)
             tokens.append(table[label_B][:, None])
         vector_B1D = sum(tokens[1:], tokens[0])
-        told = Told(
+        cond = Conditioning(
             vector=vector_B1D,
             tokens=jnp.concatenate(tokens, axis=1),
             text=None,
@@ -241,15 +244,15 @@ class DiTPaper(nn.Module):
         )
         if self.conditioning == "adaln_single":
             single = Linear(6 * width, matmul=self.matmul.float32, name="single")
-            told = told._replace(vector=single(nn.silu(vector_B1D)))
+            cond = cond._replace(vector=single(nn.silu(vector_B1D)))
         if self.text:
             hidden = Linear(width, matmul=self.matmul, name="text_in")(condition.text)
             hidden = nn.gelu(hidden, approximate=True)
-            told = told._replace(text=Linear(width, matmul=self.matmul, name="text_out")(hidden))
-        return vector_B1D, told
+            cond = cond._replace(text=Linear(width, matmul=self.matmul, name="text_out")(hidden))
+        return vector_B1D, cond
 
     def _last_norm(self, x_BLD: jax.Array, vector_B1D: jax.Array) -> jax.Array:
-        """The norm before the last layer, modulated as the blocks' are."""
+        """The norm before the last layer, conditioned as those of the blocks."""
         width = self.width
         if self.conditioning == "adaln_single":
             normal = nn.initializers.normal(width**-0.5)
@@ -262,7 +265,7 @@ class DiTPaper(nn.Module):
         return LayerNorm(name="final_norm")(x_BLD)
 
     def _check(self, layout: Layout, condition: Condition) -> None:
-        """Refuses what no such model can be, or be told."""
+        """Validates the model and its inputs."""
         check(self.conditioning, self.axes, self.width, self.depth, self.heads)
         if layout.grid is None:
             raise UserError("dit.model=paper needs dense batches: positions are of a grid")
@@ -274,14 +277,14 @@ class DiTPaper(nn.Module):
 
 
 def seen(condition: Condition) -> jax.Array:
-    """1 where a text token is seen (B, S): the caption's, or the null key of a row without one."""
+    """The text's mask (B, S): 1 for the caption's tokens, or the null key of a row without any."""
     caption = (condition.shot > 0) & ~condition.null
     alone = ~caption.any(axis=1, keepdims=True)
     return (caption | (condition.null & alone)).astype(jnp.int32)
 
 
 def check(conditioning: str, axes: str, width: int, depth: int, heads: int) -> None:
-    """Refuses what no DiT of the paper can be."""
+    """Validates the sizes of a DiT of the paper."""
     if depth % len(AXES[axes]):
         raise UserError(f"dit depth {depth}: {axes} needs a multiple of {len(AXES[axes])}")
     if conditioning not in CONDITIONINGS:

@@ -1,12 +1,12 @@
 """The U-Net of latent diffusion (Rombach et al. 2022, arXiv:2112.10752; Stable Diffusion 1 and 2,
 as diffusers' UNet2DConditionModel computes it), and a video form of it.
 
-Levels of residual blocks, each but the last with half the height and width of the one before, then
-back, beside what the way down left. A residual block is told the time; the spatial transformer
-behind it attends over the places of its frame and to the text. In the video form each of the two is
-followed by a layer over time that starts as nothing: a convolution over three frames, and attention
-over the times of a place (Blattmann et al. 2023, arXiv:2304.08818, section 3.1). So the untrained
-video form of an image model is that model, frame by frame.
+Levels of residual blocks at ever half the height and width, then back up with skip connections. A
+residual block is conditioned on the time; the spatial transformer after it attends within its frame
+and to the text. In the video form each of the two is followed by a temporal layer, zero at the
+start: a convolution over three frames, and attention over time at each place (Blattmann et al.
+2023, arXiv:2304.08818, section 3.1). So the untrained video form of an image model is that model,
+frame by frame.
 
 Dimension key: B batch, T frames, H W places, C channels; L tokens of a clip, S text tokens, E width
 of the text or of the time's vector.
@@ -24,7 +24,7 @@ from vdit.errors import UserError
 from vdit.models.dit_paper import seen
 from vdit.nn import dot_product
 from vdit.nn.attention import Angles, Attend, Attention
-from vdit.nn.conv import Conv, GroupNorm, Head, ResBlock
+from vdit.nn.conv import Conv, GroupNorm, NormConv, ResBlock
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.modulation import embed_level
 from vdit.nn.product import Matmul
@@ -32,20 +32,20 @@ from vdit.nn.rotary import rotary_angles, sincos
 from vdit.nn.stack import rematerialised, stack
 from vdit.tokens import Condition, Layout
 
-EPSILON = 1e-5  # of all norms but the one before a transformer, which has 1e-6
+EPSILON = 1e-5  # of all norms but a transformer's first, which has 1e-6
 
 
-class Told(NamedTuple):
-    """What every step is told."""
+class Conditioning(NamedTuple):
+    """Conditioning shared by all steps."""
 
     level: jax.Array  # (B, E)
     text: jax.Array  # (B, S, E)
-    seen: jax.Array  # (B, S) 1 where a text token is seen
+    seen: jax.Array  # (B, S) the text's mask
     time: jax.Array  # (B, T, 1) of each frame, in 1/24 s
 
 
 class Block(nn.Module):
-    """Attention over the places of a frame, to the text, and an MLP."""
+    """Attention within a frame, cross-attention to the text, and an MLP."""
 
     heads: int
     frames: int
@@ -72,9 +72,9 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """`depth` blocks between two linear maps, beside the identity.
+    """`depth` blocks between two linear maps, with a residual connection.
 
-    `linear`: whether public weights have these maps as linear layers, or as convolutions.
+    `linear`: whether public weights store these maps as linear layers, or as convolutions.
     """
 
     depth: int
@@ -86,20 +86,20 @@ class Transformer(nn.Module):
     matmul: Matmul
 
     @nn.compact
-    def __call__(self, x_BTHWC: jax.Array, told: Told) -> jax.Array:
+    def __call__(self, x_BTHWC: jax.Array, cond: Conditioning) -> jax.Array:
         batch, frames, _, _, channels = x_BTHWC.shape
         kind = "linear" if self.linear else "conv"
         x = GroupNorm(self.groups, name="norm")(x_BTHWC).reshape(batch, -1, channels)
         x = Linear(channels, matmul=self.matmul, name=f"{kind}_in")(x)
         blocks = stack(Block, self.depth, shared=2, unroll=self.unroll)
         options = self.heads, frames, self.attend, self.matmul
-        x, _ = blocks(*options, name="blocks")(x, told.text, told.seen)
+        x, _ = blocks(*options, name="blocks")(x, cond.text, cond.seen)
         x = Linear(channels, kernel_init=zeros, matmul=self.matmul, name=f"{kind}_out")(x)
         return x_BTHWC + x.reshape(x_BTHWC.shape)
 
 
 class TimeConv(nn.Module):
-    """A convolution over each frame and its neighbours, beside the identity; 0 at the start."""
+    """A convolution over three frames, with a residual connection; zero at the start."""
 
     groups: int
     matmul: Matmul
@@ -113,7 +113,7 @@ class TimeConv(nn.Module):
 
 
 class TimeAttention(nn.Module):
-    """Attention over the times of a place, beside the identity; 0 at the start."""
+    """Attention over time at each place, with a residual connection; zero at the start."""
 
     heads: int
     groups: int
@@ -136,7 +136,7 @@ class TimeAttention(nn.Module):
 
 
 class Step(nn.Module):
-    """A residual block, a transformer where `depth` is not 0, and their layers over time."""
+    """A residual block, a transformer of `depth` blocks (0: none), and their temporal layers."""
 
     features: int
     depth: int
@@ -149,39 +149,39 @@ class Step(nn.Module):
     matmul: Matmul
 
     @nn.compact
-    def __call__(self, x_BTHWC: jax.Array, told: Told) -> jax.Array:
+    def __call__(self, x_BTHWC: jax.Array, cond: Conditioning) -> jax.Array:
         groups, attend, matmul = self.groups, self.attend, self.matmul
         block = ResBlock(self.features, 1, groups, matmul, EPSILON, name="res")
-        x, _ = block(x_BTHWC, None, told.level)
+        x, _ = block(x_BTHWC, None, cond.level)
         if self.temporal:
             x = TimeConv(groups, matmul, name="time_conv")(x)
         if self.depth:
             kinds = self.depth, self.heads, groups, self.linear, attend, self.unroll, matmul
-            x = Transformer(*kinds, name="transformer")(x, told)
+            x = Transformer(*kinds, name="transformer")(x, cond)
             if self.temporal:
-                x = TimeAttention(self.heads, groups, attend, matmul, name="time")(x, told.time)
+                x = TimeAttention(self.heads, groups, attend, matmul, name="time")(x, cond.time)
         return x
 
 
 class UNet(nn.Module):
-    """Predicts, for every token (B, L, C), what the process asks for; see `vdit.models.dit.DiT`.
+    """Predicts eps, x0, v or flow of every token (B, L, C); see `vdit.models.dit.DiT`.
 
-    Tokens are places of latent frames of any size and number (an image is one frame), with
+    Tokens are places of latent frames of any size and number (an image is one frame). With
     `learned_variance` (B, L, 2 C) as there.
 
     Args:
       widths: channels of the levels, from full size on.
       blocks: steps of a level on the way down; there is one more on the way up.
-      heads: of the attention in each level; the middle has the last level's.
-      depths: blocks of a level's transformers, 0 for a level without.
-      middle: blocks of the transformer in the middle.
+      heads: attention heads of each level; the middle has the last level's.
+      depths: blocks of each level's transformers, 0 for none.
+      middle: blocks of the middle's transformer.
       groups: of the group norms.
       linear: whether a transformer's first and last map are linear in public weights, as in Stable
         Diffusion 2, or convolutions of one pixel. They compute the same.
-      temporal: whether there are layers over time.
-      unroll, remat: choices of the run; parameters are the same.
+      temporal: whether there are temporal layers.
+      unroll, remat: do not change the parameters.
 
-    Raises `UserError` for given tokens (it knows one time for all), packed rows, and sizes that no
+    Raises `UserError` for given tokens (there is one time for all), packed rows, and sizes that no
     such model has.
     """
 
@@ -208,12 +208,12 @@ class UNet(nn.Module):
             self.widths, self.blocks, self.heads, self.depths, self.middle, self.groups,
             self.temporal,
         )  # fmt: skip
-        _check_told(layout, condition)
+        _check_inputs(layout, condition)
         assert layout.grid is not None
         batch, _, channels = x_BLC.shape
         frames, height, width = layout.grid
         level = sincos(condition.level[:, 0], self.widths[0])
-        told = Told(
+        cond = Conditioning(
             level=nn.silu(embed_level(level, 4 * self.widths[0], self.matmul)),
             text=condition.text,
             seen=seen(condition),
@@ -231,30 +231,30 @@ class UNet(nn.Module):
         conv = functools.partial(Conv, matmul=self.matmul)
         x = x_BLC.reshape(batch, frames, height, width, channels)
         x = conv(self.widths[0], name="stem")(x)
-        left = [x]
+        skips = [x]
         for i, sizes in enumerate(levels):
             for j in range(self.blocks):
-                x = step(*sizes, f"down{i}_{j}")(x, told)
-                left.append(x)
+                x = step(*sizes, f"down{i}_{j}")(x, cond)
+                skips.append(x)
             if i < last:
-                x = conv(sizes[0], stride=2, margins=True, name=f"halve{i}")(x)
-                left.append(x)
-        x = step(self.widths[-1], self.middle, self.heads[-1], "middle0")(x, told)
-        x = step(self.widths[-1], 0, self.heads[-1], "middle1")(x, told)
+                x = conv(sizes[0], stride=2, symmetric=True, name=f"halve{i}")(x)
+                skips.append(x)
+        x = step(self.widths[-1], self.middle, self.heads[-1], "middle0")(x, cond)
+        x = step(self.widths[-1], 0, self.heads[-1], "middle1")(x, cond)
         for i, sizes in enumerate(levels[::-1]):
             for j in range(self.blocks + 1):
-                x = step(*sizes, f"up{i}_{j}")(jnp.concatenate([x, left.pop()], axis=-1), told)
-            if i < last:  # an odd size comes back as it was
-                rows, columns = left[-1].shape[2:4]
+                x = step(*sizes, f"up{i}_{j}")(jnp.concatenate([x, skips.pop()], axis=-1), cond)
+            if i < last:  # cropped to the skip connection's size, where that is odd
+                rows, columns = skips[-1].shape[2:4]
                 x = x.repeat(2, axis=2).repeat(2, axis=3)[:, :, :rows, :columns]
                 x = conv(sizes[0], name=f"double{i}")(x)
         features = channels * (2 if self.learned_variance else 1)
-        head = Head(features, 1, self.groups, self.matmul, EPSILON, zeros, name="head")
+        head = NormConv(features, 1, self.groups, self.matmul, EPSILON, zeros, name="head")
         return head(x, None)[0].reshape(batch, -1, features)
 
 
-def _check_told(layout: Layout, condition: Condition) -> None:
-    """Refuses what no such model can be told."""
+def _check_inputs(layout: Layout, condition: Condition) -> None:
+    """Validates the layout and the noise levels."""
     if layout.grid is None:
         raise UserError("dit.model=unet needs dense batches: it sees frames of one size")
     if condition.level.shape[1] != 1:
@@ -268,7 +268,7 @@ def check(
     widths: tuple[int, ...], blocks: int, heads: tuple[int, ...], depths: tuple[int, ...],
     middle: int, groups: int, temporal: bool,
 ) -> None:  # fmt: skip
-    """Refuses sizes that no U-Net has."""
+    """Validates the sizes of a U-Net."""
     if not len(widths) == len(heads) == len(depths) > 0:
         raise UserError(
             f"dit.unet.widths, heads and depths are {widths}, {heads}, {depths}: one number of each"

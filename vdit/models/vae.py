@@ -1,11 +1,10 @@
 """The ViViT autoencoder: tubelets, factorised space-time attention, causal in time.
 
 A clip of 1 + k·p frames has 1 + k latent frames: the first frame as a tubelet of p copies of
-itself, then tubelets of p frames; so an image is a clip that stands still, and all latents are of
-one kind. Every block attends over the places of one latent frame, then, at every place, over the
-last `window` latent frames (ViViT's Model 3, Arnab et al. 2021, with causal time). So the latents
-of a prefix do not change with what follows, an image is a clip of one frame, and a clip of any
-length streams through in chunks that carry a `VAEState`.
+itself, then tubelets of p frames; so an image is encoded as a still clip. Every block attends
+within a latent frame, then, at every place, over the last `window` latent frames (ViViT's Model 3,
+Arnab et al. 2021, with causal time). So the latents of a prefix do not depend on what follows, and
+a clip of any length can be streamed in chunks that carry a `VAEState`.
 
 Dimension key: B batch, T frames, H height, W width, C channels; t h w latent frames and places,
 Z latent channels, P = h·w places, D width.
@@ -31,7 +30,7 @@ from vdit.nn.stack import Gather, stack
 
 @struct.dataclass
 class VAEState:
-    """What one half of the autoencoder carries over a cut in time."""
+    """The streaming state of the encoder, or of the decoder."""
 
     frames: jax.Array  # () latent frames seen so far
     time: TimeState  # each leaf with a leading layer axis
@@ -108,10 +107,9 @@ class Trunk(nn.Module):
 class VAE(Autoencoder):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back.
 
-    A linear map from `width` features to a tubelet's pixels reaches `width` directions of them, and
-    no decoder in front of it can do better than those (of the world's tubelets 128 hold 29.9 dB, as
-    their covariance says). With `detail`, an MLP of that hidden width, zero at the start, beside
-    the linear map lifts the limit.
+    The linear map from `width` features to a tubelet's pixels has rank `width`, which bounds the
+    reconstruction (for the world's tubelets rank 128 is 29.9 dB, by their covariance). With
+    `detail`, an MLP of that hidden width, zero at the start, is added to it and lifts the bound.
     """
 
     LAST = ("pixels", "kernel")
@@ -152,9 +150,9 @@ class VAE(Autoencoder):
     def encode(
         self, video_BTHWC: jax.Array, state: VAEState | None = None
     ) -> tuple[jax.Array, jax.Array, VAEState]:
-        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the state behind it.
+        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the new state.
 
-        Without a state the clip begins here (1 + k·p frames); with one it goes on (k·p frames).
+        Without a state a clip begins (1 + k·p frames); with one it continues (k·p frames).
         """
         video = pad_to_multiple(video_BTHWC, self.patch[1:])
         if state is None:
@@ -170,7 +168,7 @@ class VAE(Autoencoder):
     def decode(
         self, latent_BthwZ: jax.Array, state: VAEState | None = None
     ) -> tuple[jax.Array, VAEState]:
-        """Video (B, T, h·q, w·r, 3) of latents, and the state behind it; crop to size."""
+        """Video (B, T, h·q, w·r, 3) of latents, and the new state; crop to size."""
         begins = state is None
         if state is None:
             shape = latent_BthwZ.shape
@@ -180,7 +178,7 @@ class VAE(Autoencoder):
         if self.detail:
             patches = patches + self.detail_pixels(x)
         video = unpatchify(patches, self.patch)
-        if begins:  # the copies' mean is the first frame
+        if begins:  # the first frame is the mean of its copies
             first = video[:, : self.patch[0]].mean(axis=1, keepdims=True)
             video = jnp.concatenate([first, video[:, self.patch[0] :]], axis=1)
         return video, state

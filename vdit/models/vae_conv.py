@@ -1,10 +1,10 @@
-"""Convolutional autoencoders, of images and causal of video: the network of both.
+"""Convolutional autoencoders of images, and causal ones of video.
 
-Levels of residual blocks, each but the last with half the height and width of the one before (the
-last of them also with half the rate), attention in the middle. With kernels over space alone, group
-norm and no time to halve it is that of latent diffusion; with causal kernels over three frames and
-RMS norm it is that of Wan. The interface is that of `vae.VAE`: 1 + k·p frames are 1 + k latent
-frames, and a clip of any length streams through in chunks that carry a state.
+Levels of residual blocks at ever half the height and width (the last ones also at half the frame
+rate), attention in the middle. With 2D kernels and group norm it is latent diffusion's autoencoder;
+with causal kernels over three frames and RMS norm it is Wan's. The interface is that of `vae.VAE`:
+1 + k·p frames become 1 + k latent frames, and a clip of any length can be streamed in chunks that
+carry a state.
 
 Dimension key: B batch, T frames, H height, W width, C channels; t h w latent frames and places,
 Z latent channels.
@@ -24,13 +24,13 @@ from vdit.nn import dot_product
 from vdit.nn.attention import Attend
 from vdit.nn.conv import (
     Conv,
-    Down,
+    Downsample,
     FrameAttention,
-    Head,
     Layer,
+    NormConv,
     ResBlock,
     State,
-    Up,
+    Upsample,
     averaged,
     causal,
     chain,
@@ -44,7 +44,8 @@ from vdit.nn.product import Matmul
 class Level(nn.Module):
     """Residual blocks of one width, then down- or upsampling to `features` channels.
 
-    `residual`: beside them the input itself, averaged or duplicated to the output's shape.
+    `residual`: with a parameter-free shortcut, the input averaged or duplicated to the output's
+    shape.
     """
 
     width: int
@@ -62,9 +63,9 @@ class Level(nn.Module):
             ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
         ]
         if space and self.up:
-            layers.append(Up(self.features, time, matmul, name="up"))
+            layers.append(Upsample(self.features, time, matmul, name="up"))
         elif space:
-            layers.append(Down(time, matmul, name="down"))
+            layers.append(Downsample(time, matmul, name="down"))
         out, after = chain(layers, x_BTHWC, state)
         if self.residual and (space or not self.up):
             beside = duplicated if self.up else averaged
@@ -115,7 +116,7 @@ class Half(nn.Module):
         layers: list[Layer] = [
             Stem(self.levels[0][0], time, matmul, name="stem"),
             *(middle + levels if self.up else levels + middle),
-            Head(self.features, **self.options, name="head"),
+            NormConv(self.features, **self.options, name="head"),
         ]
         return chain(layers, x_BTHWC, state)
 
@@ -123,8 +124,8 @@ class Half(nn.Module):
 class ConvVAE(Autoencoder):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back.
 
-    `patch` (p, q, q) is what a latent place covers, powers of two. There are as many levels as
-    `widths`: q = pixels · 2^(levels - 1), and the last log2(p) halvings halve the rate too.
+    `patch` (p, q, q) are the downsampling factors, powers of two. There are as many levels as
+    `widths`: q = pixels · 2^(levels - 1), and the last log2(p) of them halve the frame rate too.
     """
 
     LAST = ("decoder", "head", "conv", "kernel")
@@ -135,9 +136,9 @@ class ConvVAE(Autoencoder):
     causal: bool = False  # kernels over three frames, not one
     groups: int = 32  # of the group norm; 0: RMS norm
     pixels: int = 1  # side of the squares of pixels that are folded into channels first
-    residual: bool = False  # levels beside averages and duplicates of their input (Wan 2.2)
+    residual: bool = False  # parameter-free shortcuts around levels (Wan 2.2)
     attention: bool = True  # in the middle
-    quantise: tuple[bool, bool] = (True, True)  # linear maps behind the encoder, before the decoder
+    quantise: tuple[bool, bool] = (True, True)  # linear maps after the encoder, before the decoder
     attend: Attend = dot_product.attend
     matmul: Matmul = Matmul()
 
@@ -148,7 +149,7 @@ class ConvVAE(Autoencoder):
         return [(first <= i < levels - 1, i < levels - 1) for i in range(levels)]
 
     def check(self) -> None:
-        """Refuses widths of residual levels that cannot be averaged and duplicated."""
+        """Validates the widths of residual levels: shortcuts average and duplicate channels."""
         halves = self.halves()
         down, up = self.widths, self.decoder_widths[::-1]
         levels = [*zip((down[0], *down), down, halves, strict=False)]
@@ -186,9 +187,9 @@ class ConvVAE(Autoencoder):
     def encode(
         self, video_BTHWC: jax.Array, state: State = None
     ) -> tuple[jax.Array, jax.Array, State]:
-        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the state behind it.
+        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the new state.
 
-        Without a state the clip begins here (1 + k·p frames); with one it goes on (k·p frames).
+        Without a state a clip begins (1 + k·p frames); with one it continues (k·p frames).
         """
         video = pad_to_multiple(video_BTHWC, self.patch[1:])
         # The order of a square's pixels is Wan's: columns before rows.
@@ -200,7 +201,7 @@ class ConvVAE(Autoencoder):
         return mean, jnp.clip(log_variance, -30.0, 20.0), state
 
     def decode(self, latent_BthwZ: jax.Array, state: State = None) -> tuple[jax.Array, State]:
-        """Video (B, T, h·q, w·q, 3) of latents, and the state behind it; crop to size."""
+        """Video (B, T, h·q, w·q, 3) of latents, and the new state; crop to size."""
         x = self.post_quant(latent_BthwZ) if self.quantise[1] else latent_BthwZ
         x, state = self.decoder(x, state)
         fold = "B T H W (C r q) -> B T (H q) (W r) C"

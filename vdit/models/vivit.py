@@ -1,9 +1,8 @@
-"""ViViT (Arnab et al. 2021, arXiv:2103.15691): transformers that read a video, and ViT.
+"""ViViT (Arnab et al. 2021, arXiv:2103.15691), a video classifier, and ViT.
 
-A video becomes tokens by tubelets, or by the patches of frames sampled uniformly from it; then one
-of the paper's four models reads them, and a linear head names the class. A video of one frame and
-tubelets of one frame make the first model ViT (Dosovitskiy et al. 2021). Blocks are always stored
-with a leading layer axis.
+A video is embedded as tubelets, or as the patches of uniformly sampled frames; one of the paper's
+four models encodes the tokens, and a linear head classifies. Model 1 on one frame with tubelets of
+one frame is ViT (Dosovitskiy et al. 2021). Parameters of the blocks lead with a layer axis.
 
 Dimension key: B batch, T frames, H height, W width, C colours; t h w tokens along each axis,
 L tokens (a class token is the first), D width, N heads, K head dim, E values of a tubelet.
@@ -70,14 +69,14 @@ def preset(name: str) -> dict[str, Any]:
 
 
 def preset_name(model: "ViViT") -> str:
-    """What `preset` takes for a model whose tubelets are square."""
+    """The name by which `preset` gives a model's sizes; its tubelets are square."""
     sizes = {"width": model.width, "depth": model.depth, "heads": model.heads}
     named = [name for name, row in SIZES.items() if sizes.items() <= row.items()]
     size = named[0] if named else "x".join(map(str, sizes.values()))
     return f"{size}/{model.patch[1]}x{model.patch[0]}"
 
 
-# The attentions of a block, in turn; each splits its heads evenly over the axes that it names.
+# The attention layers of a block, in turn; each splits its heads evenly over its axes.
 ATTENTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "joint": (("joint",),),  # Model 1
     "factorised_encoder": (("joint",),),  # Model 2: over a frame's places, then over frames
@@ -92,7 +91,7 @@ POOLS = ("token", "mean")
 
 
 def sample_frames(video_BTHWC: jax.Array, count: int) -> jax.Array:
-    """The frames in the middle of `count` equal parts of the video (section 3.2, Figure 2)."""
+    """The middle frames of `count` equal parts of the video (section 3.2, Figure 2)."""
     frames = video_BTHWC.shape[1]
     if not 1 <= count <= frames:
         raise UserError(f"vivit samples {count} frames of {frames}: 1 to {frames} are allowed")
@@ -100,21 +99,21 @@ def sample_frames(video_BTHWC: jax.Array, count: int) -> jax.Array:
 
 
 def inflate(kernel_ED: jax.Array, frames: int) -> jax.Array:
-    """A tubelet's kernel (frames·E, D) from an image patch's (E, D): its share in each (Eq. 8)."""
+    """A tubelet's kernel (frames·E, D): an image patch's (E, D) over `frames` in each (Eq. 8)."""
     return jnp.tile(kernel_ED / frames, (frames, 1))
 
 
 def central_frame(kernel_ED: jax.Array, frames: int) -> jax.Array:
-    """A tubelet's kernel (frames·E, D) that reads frame frames // 2 at first, no other (Eq. 9)."""
+    """A tubelet's kernel (frames·E, D), zero but at frame frames // 2 (Eq. 9)."""
     place = jnp.arange(frames) == frames // 2
     return (place[:, None, None] * kernel_ED[None]).reshape(-1, kernel_ED.shape[-1])
 
 
 def cubic(old: int, new: int) -> np.ndarray:
-    """Weights (new, old) by which `new` places in a row are interpolated from `old`.
+    """Weights (new, old) of cubic interpolation from `old` to `new` positions along an axis.
 
-    By cubic convolution (Keys 1981, Eq. 15) with a = -3/4, the outermost place repeated: torch's
-    "bicubic", by which transformers' ViT takes images of other sizes.
+    Cubic convolution (Keys 1981, Eq. 15) with a = -3/4 and edges repeated: torch's "bicubic", with
+    which transformers' ViT takes images of other sizes.
     """
     a, at = -0.75, (np.arange(new) + 0.5) * old / new - 0.5
     weights = np.zeros((new, old))
@@ -127,10 +126,10 @@ def cubic(old: int, new: int) -> np.ndarray:
 
 
 def fit_positions(position_LD: jax.Array, old: Grid, new: Grid) -> jax.Array:
-    """Learned positions of one grid of tubelets as those of another; a class token's stays.
+    """Learned positions of one grid of tubelets, resized to another; a class token's stays.
 
-    An image's are those of each time (section 3.4), a video's of each time are averaged for a grid
-    of one frame. For another number of rows or columns they are interpolated.
+    An image's are repeated over time (section 3.4), a video's averaged over time for a grid of one
+    frame; rows and columns are interpolated.
     """
     first = len(position_LD) - math.prod(old)
     x_thwD = position_LD[first:].reshape(*old, -1)
@@ -147,19 +146,20 @@ def from_image(
     image: Mapping[str, Any], video: Mapping[str, Any], old: Grid, new: Grid,
     start: Callable[[jax.Array, int], jax.Array] = central_frame,
 ) -> dict[str, Any]:  # fmt: skip
-    """Parameters of a ViViT like `video`, its own where an image model (Model 1) has none (3.4).
+    """Initialises a ViViT from an image model, ViT or Model 1 (section 3.4).
 
     Args:
       image: the image model's parameters, of the same width, depth and rows and columns of a patch.
-        (A class token that `video` has not is left out, and so is its position.) A video model's
-        (Model 1) tubelets are kept.
-      video: parameters of any of the four models, as `init` made them; its head is kept.
-      old, new: the grids of tubelets that `image` and `video` have positions for
+        Its class token and that token's position are dropped if `video` has none. The tubelets of a
+        video model (Model 1) are kept.
+      video: parameters of any of the four models, from `init`; kept where `image` has none, as is
+        the head.
+      old, new: the grids of tubelets of the positions of `image` and `video`
         (`ViViT.position_grid`).
       start: `central_frame` or `inflate`.
 
-    The time attention of Model 3 starts as nothing: its output is zero, so that a block is at
-    first the image model's. (The paper sets all its weights to zero; where all are, none learns.)
+    Model 3's attention over time is zero at the start: its output projection is, so that a block
+    begins as the image model's. (The paper sets all its weights to zero, from where none learns.)
     """
     theirs = traverse_util.flatten_dict(dict(image))
     made = traverse_util.flatten_dict(dict(video))
@@ -185,7 +185,7 @@ def from_image(
 
 
 class Block(nn.Module):
-    """Attentions, then an MLP, each behind a layer norm and beside a residual (Eq. 2 to 6)."""
+    """Pre-norm attention layers and an MLP, with residual connections (Eq. 2 to 6)."""
 
     grid: Grid
     attentions: tuple[tuple[str, ...], ...]
@@ -199,8 +199,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: jax.Array) -> tuple[jax.Array, None]:
         for axes in self.attentions:
-            # With one attention its heads' axes are no part of its name: Models 1, 2 and 4 have
-            # the same parameters, and Model 3's attention over space has an image model's.
+            # Models 1, 2 and 4 have the same parameters, and Model 3's spatial attention those of
+            # an image model, so the axes are not part of the name.
             name = "attention" if axes != ("time",) else "time"
             attention = Attention(
                 self.heads, split_heads(self.attend, axes, self.grid), qk_norm=False,
@@ -215,8 +215,8 @@ class Block(nn.Module):
 class Encoder(nn.Module):
     """Class token, learned positions (Eq. 1), blocks and a last norm.
 
-    (B, t·h·w, D) to the tokens (B, t·h·w, D) and their summary (B, D): the class token's output,
-    or, without one, the mean.
+    (B, t·h·w, D) to the tokens (B, t·h·w, D) and the pooled features (B, D): the class token's
+    output, or without one the mean.
     """
 
     depth: int
@@ -242,9 +242,9 @@ class Encoder(nn.Module):
 
 
 class Features(NamedTuple):
-    """What a video is to the model."""
+    """The features of a video."""
 
-    tokens: jax.Array  # (B, t, h, w, D); of the factorised encoder: before its frames meet
+    tokens: jax.Array  # (B, t, h, w, D); of the factorised encoder's spatial transformer
     pooled: jax.Array  # (B, D)
 
 
@@ -252,15 +252,15 @@ class ViViT(nn.Module):
     """Video (B, T, H, W, C), pixels in [-1, 1], to logits (B, classes), or to `features`.
 
     Args:
-      patch: frames, rows and columns of a tubelet; what is left over at the ends of the video is
-        not read (section 3.2).
-      samples: 0 for tubelets; otherwise this many frames are sampled uniformly and each is cut
-        into patches, which are tubelets of one frame.
+      patch: frames, rows and columns of a tubelet; the remainder of the video is cropped (section
+        3.2).
+      samples: 0 for tubelets; otherwise the number of uniformly sampled frames, whose patches are
+        tubelets of one frame.
       model: a row of `ATTENTIONS`.
       temporal_depth: layers of the factorised encoder's second transformer.
       pool: "token" or "mean". Models 3 and 4 have no class token (section 3.3).
       epsilon: of the norms.
-      unroll, remat, gather: choices of the run; parameters are the same.
+      unroll, remat, gather: do not change the parameters.
 
     Raises `UserError` for a model, pool or video that is not possible.
     """
@@ -299,14 +299,14 @@ class ViViT(nn.Module):
         self.head = Linear(self.classes, kernel_init=zeros, matmul=self.matmul.float32)
 
     def position_grid(self, frames: int, height: int, width: int) -> Grid:
-        """The tokens that the first transformer has learned positions for."""
+        """The grid of the first transformer's learned positions."""
         t, h, w = (
             n // p for n, p in zip((self.samples or frames, height, width), self.patch, strict=True)
         )
         return (1 if self.model == "factorised_encoder" else t), h, w
 
     def features(self, video_BTHWC: jax.Array) -> Features:
-        """The tokens and their summary, which the head reads."""
+        """The tokens, and the pooled features that the head classifies."""
         if self.samples:
             video_BTHWC = sample_frames(video_BTHWC, self.samples)
         shape = video_BTHWC.shape[1:4]
@@ -331,7 +331,7 @@ class ViViT(nn.Module):
 
 
 def check(model: str, pool: str, patch: tuple[int, int, int], samples: int) -> None:
-    """Refuses what no ViViT can be."""
+    """Validates a ViViT's model, pooling and tubelets."""
     if model not in ATTENTIONS:
         raise UserError(f"vivit model {model!r}: known are {', '.join(ATTENTIONS)}")
     if pool not in POOLS:

@@ -1,1 +1,1 @@
-"""Layers: attention, rotary positions, patches, blocks. No config, no mesh."""
+"""Layers: attention, rotary embedding, patches, convolutions. No config, no mesh, no kernel."""

@@ -61,19 +61,17 @@ class Attention(nn.Module):
 
 @struct.dataclass
 class TimeState:
-    """What causal attention carries over a cut in time: keys and values of the last window - 1."""
+    """The key-value cache of causal attention: the last window - 1 frames."""
 
     key: jax.Array  # (B, window - 1, P, N, K), rotated
     value: jax.Array  # (B, window - 1, P, N, K)
 
 
 class CausalTimeAttention(nn.Module):
-    """Each place attends to itself at its own time and the `window` - 1 times before.
+    """Causal attention over time at each place: a frame sees itself and the `window` - 1 before.
 
-    `start` is the index of the first time in x; `state` carries the keys and values of the
-    times before it (None at the start of a clip), so that chunk by chunk equals the whole.
-    The window is unrolled into shifted products: rows of a handful of times are too short
-    for a matrix product to pay.
+    `start` is the index of x's first frame in its clip; `state` is the cache of the frames before
+    it, so that a clip in chunks gives the same as a clip at once.
     """
 
     heads: int
@@ -101,7 +99,7 @@ class CausalTimeAttention(nn.Module):
         q, k = rotate(q, angles) * q.shape[-1] ** -0.5, rotate(k, angles)
         k = jnp.concatenate([state.key, k], axis=1)
         v = jnp.concatenate([state.value, v], axis=1)
-        # Key s is the time `start - past + s`; times before the clip do not exist.
+        # Key s is the frame `start - past + s`; before frame 0 there is none.
         back = past + jnp.arange(frames)[:, None] - jnp.arange(frames + past)[None]
         exists = (start - past + jnp.arange(frames + past))[None] >= 0
         seen = (back >= 0) & (back < self.window) & exists

@@ -1,11 +1,11 @@
-"""Convolutions in space, causal in time, and the blocks of convolutional autoencoders.
+"""Causal convolutions over video, and the blocks of convolutional autoencoders.
 
-A layer here takes x_BTHWC and what the frames before it left, None at the start of a clip, and
-gives its output and what it leaves itself: `(x, state) -> (x, state)`. So a clip may come in
-chunks. A layer that sees one frame at a time leaves ().
+Every layer is `(x_BTHWC, state) -> (x, state)`. The state carries what the layer needs of the
+frames before (None at the start of a clip), so a clip can be streamed in chunks; that of a layer
+that sees one frame at a time is ().
 
-A convolution over time is one over space of frames that bring the frames before them along as
-channels: on a CPU three times as fast as XLA's convolution in three dimensions, forward and back.
+A convolution over time is a 2D convolution of frames that are stacked along channels: on a CPU
+three times as fast as XLA's 3D convolution, forward and backward.
 
 Dimension key: B batch, T frames, H height, W width, C channels, F features out; N frames of all
 clips, L places of a frame; K taps in time, p q r factors in (t, h, w).
@@ -31,13 +31,13 @@ Pads = tuple[int, int]  # before and after, of rows and of columns alike
 
 
 def chain(layers: Sequence[Layer], x: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """Layers one after another, each with its own part of the state."""
+    """Layers in sequence; the state is a tuple of theirs."""
     states = (None,) * len(layers) if state is None else state
-    after = []
-    for layer, before in zip(layers, states, strict=True):
-        x, left = layer(x, before)
-        after.append(left)
-    return x, tuple(after)
+    new_states = []
+    for layer, old in zip(layers, states, strict=True):
+        x, new = layer(x, old)
+        new_states.append(new)
+    return x, tuple(new_states)
 
 
 def _convolve(
@@ -57,9 +57,9 @@ def _convolve(
 def convolve(
     x_NHWC: jax.Array, kernel_HWCF: jax.Array, stride: int, pads: Pads, dtype: Any
 ) -> jax.Array:
-    """A convolution in space of operands cast to `dtype`, summed and returned in float32.
+    """A 2D convolution of operands cast to `dtype`, summed and returned in float32.
 
-    In its gradient the cotangent is cast as well, as in `vdit.nn.product.product`.
+    In the gradient the cotangent is cast too, as in `vdit.nn.product.product`.
     """
     return _convolve(x_NHWC.astype(dtype), kernel_HWCF.astype(dtype), stride, pads, jnp.float32)
 
@@ -84,10 +84,10 @@ convolve.defvjp(_forward, _backward)
 
 
 class Conv(nn.Module):
-    """A convolution over `time` frames (none of them made up) and `space` x `space` pixels.
+    """A convolution over `time` frames, unpadded, and `space` x `space` pixels, padded.
 
-    T frames become 1 + (T - time) // step: `causal` puts the frames before the first in front. The
-    kernel is (time, space, space, C, F), or without its first axis where `time` is 1.
+    T frames become 1 + (T - time) // step (`causal` prepends the frames before the first). The
+    kernel is (time, space, space, C, F), without its first axis where `time` is 1.
     """
 
     features: int
@@ -96,8 +96,8 @@ class Conv(nn.Module):
     step: int = 1  # in time
     stride: int = 1  # in space
     matmul: Matmul = Matmul()
-    margins: bool = False  # halving: on all sides
-    kernel_init: Initializer | None = None  # None: LeCun's
+    symmetric: bool = False  # strided: padding on all sides, not at the right and bottom alone
+    kernel_init: Initializer | None = None  # None: LeCun normal
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
@@ -114,16 +114,15 @@ class Conv(nn.Module):
             x_BTHWC = jnp.concatenate(parts, axis=-1)
             kernel = rearrange(kernel, "K H W C F -> H W (K C) F")
         x_NHWC = x_BTHWC.reshape(-1, *x_BTHWC.shape[2:])
-        # Halving looks at the right and lower neighbour, as a rule with no margin before the first.
-        margin = self.space // 2
-        pads = (margin, margin) if self.stride == 1 or self.margins else (0, margin)
+        pad = self.space // 2
+        pads = (pad, pad) if self.stride == 1 or self.symmetric else (0, pad)
         out = convolve(x_NHWC, kernel, self.stride, pads, self.matmul.dtype)
         out = out + bias[None, None, None]
         return out.reshape(batch, -1, *out.shape[1:])
 
 
 def causal(conv: Conv, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-    """As many frames as came in: each sees itself and those before, which are 0 before the clip."""
+    """`conv` of each frame and those before it (zeros before the clip): as many as came in."""
     reach = conv.time - 1
     if not reach:
         return conv(x_BTHWC), ()
@@ -134,7 +133,7 @@ def causal(conv: Conv, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, Sta
 
 
 class GroupNorm(nn.Module):
-    """Each frame and each of `groups` shares of its channels normed in float32 (Wu and He 2018)."""
+    """Group norm (Wu and He 2018) of each frame, in float32."""
 
     groups: int
     epsilon: float = 1e-6
@@ -152,16 +151,15 @@ class GroupNorm(nn.Module):
 
 
 def norm(groups: int, name: str, epsilon: float = 1e-6) -> nn.Module:
-    """Group norm with that epsilon, or RMS norm over channels where there are no groups.
+    """Group norm, or RMS norm over channels where `groups` is 0.
 
-    The latter's epsilon is so small that x / |x| is exact for what a network sees, and no smaller,
-    for its gradient at 0.
+    The latter's epsilon vanishes beside any activation, yet keeps the gradient at 0 finite.
     """
     return GroupNorm(groups, epsilon, name=name) if groups else RMSNorm(1e-12, name=name)
 
 
-class Head(nn.Module):
-    """Norm, SiLU and a causal convolution: a half of a residual block, or the end of a network."""
+class NormConv(nn.Module):
+    """Norm, SiLU, causal convolution: half of a residual block, or the head of a network."""
 
     features: int
     time: int
@@ -178,9 +176,9 @@ class Head(nn.Module):
 
 
 class ResBlock(nn.Module):
-    """Two heads beside the identity, or beside a linear map where the width changes.
+    """A residual block: two `NormConv`s, and a linear shortcut where the width changes.
 
-    Between them a linear map of `told_BE` is added, where there is any.
+    Between the two a linear map of `embedding_BE` (a noise level's) is added, if given.
     """
 
     features: int
@@ -191,13 +189,13 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTHWC: jax.Array, state: State, told_BE: jax.Array | None = None
+        self, x_BTHWC: jax.Array, state: State, embedding_BE: jax.Array | None = None
     ) -> tuple[jax.Array, State]:
         kinds = self.features, self.time, self.groups, self.matmul, self.epsilon
-        layers: list[Layer] = [Head(*kinds, name=f"half{i}") for i in range(2)]
-        if told_BE is not None:
-            told = Linear(self.features, matmul=self.matmul, name="told")(told_BE)
-            layers.insert(1, lambda x, state: (x + told[:, None, None, None], ()))
+        layers: list[Layer] = [NormConv(*kinds, name=f"half{i}") for i in range(2)]
+        if embedding_BE is not None:
+            bias_BF = Linear(self.features, matmul=self.matmul, name="told")(embedding_BE)
+            layers.insert(1, lambda x, state: (x + bias_BF[:, None, None, None], ()))
         out, state = chain(layers, x_BTHWC, state)
         if x_BTHWC.shape[-1] != self.features:
             x_BTHWC = Linear(self.features, matmul=self.matmul, name="shortcut")(x_BTHWC)
@@ -205,10 +203,10 @@ class ResBlock(nn.Module):
 
 
 class FrameAttention(nn.Module):
-    """Attention over the places of each frame, with one head, beside the identity."""
+    """Single-head attention within each frame, with a residual connection."""
 
     groups: int
-    fused: bool  # whether one kernel makes queries, keys and values
+    fused: bool  # one kernel for queries, keys and values
     attend: Attend = dot_product.attend
     matmul: Matmul = Matmul()
 
@@ -228,11 +226,11 @@ class FrameAttention(nn.Module):
         return x_BTHWC + out.reshape(x_BTHWC.shape), ()
 
 
-class Down(nn.Module):
-    """Half the height and width, and, where `time` is true, the rate.
+class Downsample(nn.Module):
+    """Halves height and width, and with `time` the frame rate: 1 + 2k frames become 1 + k.
 
-    The first frame of a clip stays as it is in time; then each two become one, which sees the one
-    before them: 1 + 2k frames become 1 + k.
+    The first frame of a clip stays by itself in time; then each two become one, which also sees the
+    frame before them.
     """
 
     time: bool
@@ -251,10 +249,10 @@ class Down(nn.Module):
         return halve(jnp.concatenate([state, x], axis=1)), last
 
 
-class Up(nn.Module):
-    """Twice the height and width, and, where `time` is true, the rate: 1 + k frames give 1 + 2k.
+class Upsample(nn.Module):
+    """Doubles height and width, and with `time` the frame rate: 1 + k frames become 1 + 2k.
 
-    The first frame of a clip stays alone, and those that follow do not see it in time.
+    The first frame of a clip stays one frame, and those after it do not see it in time.
     """
 
     features: int
@@ -263,21 +261,21 @@ class Up(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        x, left = x_BTHWC, ()
+        x, new_state = x_BTHWC, ()
         if self.time:
             split = 1 if state is None else 0
             double = Conv(2 * x.shape[-1], time=3, space=1, matmul=self.matmul, name="time")
-            more, left = causal(double, x[:, split:], state)
+            more, new_state = causal(double, x[:, split:], state)
             more = rearrange(more, "B T H W (p C) -> B (T p) H W C", p=2)
             x = jnp.concatenate([x[:, :split], more], axis=1)
         x = x.repeat(2, axis=2).repeat(2, axis=3)
-        return Conv(self.features, matmul=self.matmul, name="conv")(x), left
+        return Conv(self.features, matmul=self.matmul, name="conv")(x), new_state
 
 
 def averaged(
     x_BTHWC: jax.Array, features: int, factors: tuple[int, int, int], begins: bool
 ) -> jax.Array:
-    """Space and time folded into channels, of which groups are averaged to `features`.
+    """Parameter-free downsampling: space and time to channels, averaged in groups to `features`.
 
     At the start of a clip the first frame is folded with zeros before it.
     """
@@ -292,9 +290,9 @@ def averaged(
 def duplicated(
     x_BTHWC: jax.Array, features: int, factors: tuple[int, int, int], begins: bool
 ) -> jax.Array:
-    """Channels repeated to make up `features` of larger space and time; the inverse of `averaged`.
+    """Parameter-free upsampling, the inverse of `averaged`: channels, repeated, to space and time.
 
-    At the start of a clip the first frame gives one alone.
+    At the start of a clip the first frame becomes one frame.
     """
     p, q, r = factors
     x = x_BTHWC.repeat(features * p * q * r // x_BTHWC.shape[-1], axis=-1)

@@ -13,9 +13,9 @@ from vdit.nn.product import row_major
 
 Ids = jax.Array | None  # of tokens (B, L): a query sees the keys of its own id; None: all keys
 
-# Where a CPU goes row by row: from so many logits in all on, which its caches do not hold (32 MiB),
-# with so many in a row (1 MiB). Measured on two cores, forward passes only: 1.1 to 2.9 times as
-# fast; with a gradient, for which all weights are kept, it was slower.
+# A CPU goes through the batch row by row where all logits exceed its caches (32 MiB) and those of a
+# row are worth an iteration (1 MiB). Measured on two cores: 1.1 to 2.9 times as fast forward;
+# slower with a gradient, for which all weights are kept.
 ALL_LOGITS, ROW_LOGITS = 2**23, 2**18
 
 
@@ -41,7 +41,7 @@ def attend_biased(
 ) -> jax.Array:
     """softmax(scale q k^T + bias) v in float32: for a bias of positions, or a mask that is no id.
 
-    The bias's B and N may be 1. A key that is not to be seen has the lowest float32 for its bias.
+    The bias's B and N may be 1. The bias of a masked key is the lowest float32.
     """
     logits = _einsum("BLNK,BSNK->BNLS", q_BLNK * scale, k_BSNK) + bias_BNLS
     weights = jax.nn.softmax(logits, axis=-1).astype(v_BSNK.dtype)
@@ -96,8 +96,8 @@ def _backward(on_cpu: bool, saved: Any, gradient_BLNK: jax.Array) -> tuple[Any, 
     gradient = gradient_BLNK.astype(v.dtype)
     einsum = functools.partial(_einsum, on_cpu=on_cpu)
     to_weights = einsum("BLNK,BSNK->BNLS", gradient, v)
-    share = (weights * to_weights).sum(-1, keepdims=True)
-    to_logits = (weights * (to_weights - share)).astype(q.dtype)
+    delta = (weights * to_weights).sum(-1, keepdims=True)
+    to_logits = (weights * (to_weights - delta)).astype(q.dtype)
 
     def over_queries(a_BLNK: jax.Array, b_BNLS: jax.Array) -> jax.Array:
         a_BNKL = row_major(a_BLNK.transpose(0, 2, 3, 1), a_BLNK.dtype, on_cpu)

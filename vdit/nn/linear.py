@@ -1,8 +1,8 @@
 """Linear layers and norms.
 
-Norms and activations keep for their gradients no more than these need; JAX would keep up to five
-arrays of each. A scanned stack holds them for all its layers, and moving them is much of a train
-step's time.
+Norms and activations save only what their gradients need; JAX's own derivatives save up to five
+arrays each. A scanned stack saves them for all its layers, and moving them is a large part of a
+training step.
 
 Dimension key: ... any leading axes, D features in, F features out.
 """
@@ -26,7 +26,7 @@ class Linear(nn.Module):
     """x_D @ kernel_DF + bias_F, over flattened leading axes where that is fast (`Matmul.rows`).
 
     Operands are cast to `matmul.dtype`; sums and the result are float32.
-    `window`: the axes that D is stored as, for patches: (q, r, C), a convolution's kernel.
+    `window`: the axes that D is stored as: (q, r, C), a convolution's kernel, for patches.
     """
 
     features: int
@@ -54,7 +54,7 @@ class Linear(nn.Module):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _normalize(x: jax.Array, epsilon: float, centre: bool) -> jax.Array:
-    """x, less its mean if `centre`, over the root of its mean square, over the last axis."""
+    """x / rms(x) over the last axis, in float32, with `centre` of x - mean(x)."""
     return _normalize_forward(x, epsilon, centre)[0]
 
 
@@ -70,19 +70,19 @@ def _normalize_forward(x: jax.Array, epsilon: float, centre: bool) -> tuple[jax.
 def _normalize_backward(
     epsilon: float, centre: bool, saved: Any, gradient: jax.Array
 ) -> tuple[jax.Array]:
-    """What is left of the gradient without its part along the result, and without its mean."""
+    """The gradient minus its projection onto the output, and with `centre` minus its mean."""
     normed, inverse, like = saved
-    left = gradient - normed * (gradient * normed).mean(-1, keepdims=True)
+    to_x = gradient - normed * (gradient * normed).mean(-1, keepdims=True)
     if centre:
-        left = left - gradient.mean(-1, keepdims=True)
-    return ((left * inverse).astype(like.dtype),)
+        to_x = to_x - gradient.mean(-1, keepdims=True)
+    return ((to_x * inverse).astype(like.dtype),)
 
 
 _normalize.defvjp(_normalize_forward, _normalize_backward)
 
 
 def layer_norm(x: jax.Array, epsilon: float = 1e-6) -> jax.Array:
-    """Layer norm over the last axis without scale and bias, in float32 (adaLN brings its own)."""
+    """Layer norm over the last axis without scale and bias, in float32, as adaLN needs it."""
     return _normalize(x, epsilon, True)
 
 
@@ -134,7 +134,7 @@ class MLP(nn.Module):
     activation: str = "gelu"
     down_init: Initializer = xavier
     matmul: Matmul = Matmul()
-    features: int = 0  # 0: as many as go in
+    features: int = 0  # of the output; 0: as many as of the input
     gated: bool = False
 
     @nn.compact

@@ -1,4 +1,4 @@
-"""Which kernels a computation casts before it multiplies by them, and to what."""
+"""The dtype that each kernel is cast to before it is multiplied, so that it can be stored in it."""
 
 import functools
 from collections.abc import Callable
@@ -15,8 +15,8 @@ def operand_dtypes(run: Callable[..., Any], *arguments: Any, **options: Any) -> 
     """The dtype to which products cast each kernel of the module that `run` applies, by its path
     ("blocks/joint/mlp/up/kernel").
 
-    Given in that dtype instead, a kernel gives the same result to the bit. `run` is traced, with
-    `arguments` (arrays or their shapes) and `options` that are no arrays.
+    Stored in that dtype, a kernel gives the same result to the bit. `run` is traced with
+    `arguments` (arrays or their shapes) and static `options`.
     """
     found: dict[str, Any] = {}
 

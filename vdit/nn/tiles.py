@@ -1,4 +1,4 @@
-"""Large images piece by piece: overlapping tiles whose seams are blended, as diffusers does it.
+"""Tiled processing of large frames: overlapping tiles, blended at their seams, as in diffusers.
 
 Dimension key: B batch, T frames, H height, W width, C channels.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.Array:
-    """`after`, whose first pixels go over from the last ones of `before`, its neighbour."""
+    """`after`, with its first `extent` pixels faded in over the last ones of `before`."""
     extent = min(before.shape[axis], after.shape[axis], extent)
     if not extent:
         return after
@@ -24,14 +24,14 @@ def _blend(before: jax.Array, after: jax.Array, extent: int, axis: int) -> jax.A
 
 def tiled(
     run: Callable[[jax.Array], jax.Array], x_BTHWC: jax.Array, tile: int, stride: int,
-    made: tuple[tuple[int, int], tuple[int, int]],
+    output: tuple[tuple[int, int], tuple[int, int]],
 ) -> jax.Array:  # fmt: skip
-    """`run` on tiles of side `tile`, one each `stride`; blended where they overlap.
+    """`run` on tiles of side `tile`, one every `stride`, blended where they overlap.
 
-    `made` is what `run` makes of the two numbers, in rows and in columns. One tile is in work at a
-    time where `run` is compiled and this function is not.
+    `output` is (tile, stride) in pixels of the output, for rows and for columns. Call it outside of
+    jit: then one tile is in memory at a time.
     """
-    (size_h, step_h), (size_w, step_w) = made
+    (size_h, step_h), (size_w, step_w) = output
     height, width = x_BTHWC.shape[2:4]
     rows: list[jax.Array] = []
     above: list[jax.Array] = []

@@ -1,7 +1,7 @@
-"""Which attention kernel a run uses: by name, or by the machine; and how a mesh splits its work.
+"""The attention kernel of a run, by name or by machine, and its sharding over a mesh.
 
-Every kernel is one function, `attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)`, and they compute
-the same up to rounding.
+Every kernel is one function, `attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)`; they compute the
+same up to rounding.
 
 Dimension key: B batch, L query tokens, S key tokens, N heads, K head dim.
 """
@@ -28,7 +28,7 @@ from vdit.runtime.mesh import BATCH, platform_of
 LONG = 1024 * 1024
 
 # Logits of one head from which `auto` leaves splash: its tables, an entry for each pair of blocks,
-# have to fit into a TPU's scalar memory. Those of 166,912 x 166,912 do (compiled for v5p).
+# must fit into a TPU's scalar memory. Those of 166,912 x 166,912 do (compiled for v5p).
 TABLES = 2**35
 
 
@@ -43,13 +43,12 @@ def auto(
     q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
     q_id_BL: Ids = None, k_id_BS: Ids = None, *, platform: str | None = None, sharded: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """The kernel of a platform (None: this machine) for rows of this length, chosen while tracing;
-    `sharded`: for one of several devices.
+    """The kernel of a platform (None: this machine) for these lengths, chosen while tracing.
 
-    On a TPU splash, xla for rows that would not fill one of its blocks (text, few frames), and
-    chunked from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head; from there on
-    chunked on a CPU; on a GPU cuDNN for the rows that it takes, where it is there, and for all
-    others xla as far as the logits fit (`cudnn.ROOM`), then chunked.
+    On a TPU splash; xla where a row would not fill one of its blocks (text, few frames); chunked
+    from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head; above, on a CPU
+    chunked, on a GPU cuDNN for the inputs that it supports, if present, and otherwise xla while the
+    logits fit (`cudnn.ROOM`), then chunked. `sharded`: for one of several devices.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
     platform = platform or jax.default_backend()
@@ -60,7 +59,7 @@ def auto(
     elif length * keys < LONG:
         attend = dot_product.attend
     elif platform == "gpu":
-        attend = cudnn.attend if has_cudnn() else cudnn.otherwise(q_BLNK, k_BSNK)
+        attend = cudnn.attend if has_cudnn() else cudnn.fallback(q_BLNK, k_BSNK)
     else:
         attend = chunked.attend
     if platform == "cpu" and not sharded:
@@ -75,8 +74,8 @@ KERNELS: dict[str, Attend] = {
     "splash": splash.attend,
     "cudnn": cudnn.attend,
 }
-NEEDS = {"splash": "tpu", "cudnn": "gpu"}  # kernels that only one kind of machine runs
-# What these kernels are on one device of XLA's CPU backend.
+NEEDS = {"splash": "tpu", "cudnn": "gpu"}  # the platform of kernels that run on one alone
+# Kernels that differ on one device of XLA's CPU backend.
 ON_CPU: dict[str, Attend] = {
     name: functools.partial(KERNELS[name], on_cpu=True) for name in ("xla", "chunked")
 }
@@ -88,7 +87,7 @@ def runs_here(name: str, platform: str | None = None) -> bool:
 
 
 def check(name: str, platform: str | None = None) -> None:
-    """Refuses a kernel of another machine, with a `UserError` that lists those of this one."""
+    """Validates run.attention: a `UserError` for a kernel of another machine lists this one's."""
     if not runs_here(name, platform):
         here = ", ".join(other for other in sorted(KERNELS) if runs_here(other, platform))
         raise UserError(
@@ -97,22 +96,20 @@ def check(name: str, platform: str | None = None) -> None:
         )
 
 
-# How tokens attend to those of other shards of `sequence`: ulysses exchanges heads for tokens (an
-# all-to-all before the kernel and after it, Jacobs et al., arXiv:2309.14509), ring passes keys
-# round, gather brings all keys to every device. auto: ulysses as far as the heads go, ring beyond.
+# Sequence parallelism, how tokens attend to those of other shards of `sequence`: ulysses exchanges
+# heads for tokens (an all-to-all before the kernel and after it, Jacobs et al., arXiv:2309.14509),
+# ring passes keys round, gather all-gathers keys. auto: ulysses while the heads suffice, then ring.
 SEQUENCE = ("auto", "ulysses", "ring", "gather")
 
 
 def exchange(how: str, heads: int, shards: int) -> tuple[int, int]:
-    """(u, r): groups of u shards exchange a device's `heads` for tokens, and keys go round the r
-    groups."""
+    """(u, r): all-to-alls in groups of u shards, and rings of r groups, for a device's `heads`."""
     wanted = {"auto": math.gcd(heads, shards), "ulysses": shards, "ring": 1}[how]
     return wanted, shards // wanted
 
 
 def check_mesh(name: str, how: str, heads: int, sizes: Mapping[str, int]) -> None:
-    """Refuses (`UserError`) tensor and sequence shards that a model's heads, or the kernel of that
-    name, do not go with."""
+    """Validates tensor and sequence shards against a model's heads and the kernel of that name."""
     tensor, shards = sizes["tensor"], sizes["sequence"]
     if heads % tensor:
         raise UserError(f"mesh tensor={tensor}: there are {heads} heads, which tensor must divide")
@@ -132,8 +129,8 @@ def check_mesh(name: str, how: str, heads: int, sizes: Mapping[str, int]) -> Non
 
 
 def across(attend: Attend, how: str, shards: int) -> Attend:
-    """`attend` of tokens that are split over `shards` devices along sequence, for use inside
-    `jax.shard_map`: every query sees the keys of all devices."""
+    """`attend` over tokens that are sharded along sequence, for use inside `jax.shard_map`: every
+    query sees the keys of all `shards` devices."""
 
     def over(
         q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array,
@@ -157,7 +154,7 @@ def across(attend: Attend, how: str, shards: int) -> Attend:
             None if x is None else jax.lax.all_gather(x, "sequence", axis=1, **options)
             for x in (q_id_BL, k_id_BL)
         )
-        # What reads the result rounds it to the operands' dtype, so that may as well travel.
+        # The result is rounded to the operands' dtype by its reader, so that is what is sent.
         out = local(*arrays, *ids).astype(q_BLNK.dtype)
         return exchanged(out, 1, 2).astype(jnp.float32)
 
@@ -165,14 +162,14 @@ def across(attend: Attend, how: str, shards: int) -> Attend:
 
 
 def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
-    """`attend` on every device's own rows, tokens and heads, for use inside jit.
+    """`attend` sharded over a mesh by `jax.shard_map`, for use inside jit.
 
-    XLA cannot split a kernel that it did not write, and would split a scan over chunks badly. Rows
-    go over (data, fsdp), heads over tensor, queries over sequence. Where a row's queries and keys
-    are as many, they are taken for the same tokens, whose keys are split alike: `how` of `SEQUENCE`
-    says how they meet. With auto, rows enough for all axes (those of a frame, a place, a window) go
-    over sequence as well, and each device has whole rows. Keys that are fewer (those of a text) are
-    all on every device. A dimension that its axes do not divide stays whole.
+    XLA cannot partition a custom kernel, and partitions a scan over chunks badly. Rows are sharded
+    over (data, fsdp), heads over tensor, queries over sequence. As many keys as queries are
+    taken for self-attention, whose keys are sharded too: `how` of `SEQUENCE` is the parallelism.
+    With auto, rows enough for all axes (of a frame, a place, a window) are sharded over sequence as
+    well, and need none. Fewer keys (a text's) are replicated. So is a dimension that its axes do
+    not divide.
     """
     shards = mesh.shape["sequence"]
 
@@ -190,8 +187,8 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
         keys: Any = None
         at: Any = ("tensor",) if divides(("tensor",), heads) else None
         local = attend
-        whole_rows = others > length or (others == length and how == "auto")
-        if shards > 1 and whole_rows and divides((*BATCH, "sequence"), rows):
+        by_rows = others > length or (others == length and how == "auto")
+        if shards > 1 and by_rows and divides((*BATCH, "sequence"), rows):
             batch, queries = (*BATCH, "sequence"), None
         elif how != "gather" and shards > 1 and others == length and queries:
             keys, local = queries, across(attend, how, shards)
@@ -201,7 +198,7 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
             assert k_id_BS is not None
             arrays += [q_id_BL, k_id_BS]
             specs += [PartitionSpec(batch, queries), PartitionSpec(batch, keys)]
-        # Kernels do not say over which axes their results vary, so that cannot be checked.
+        # Custom kernels do not declare over which axes their results vary: no check.
         run = jax.shard_map(
             local, mesh=mesh, in_specs=tuple(specs), out_specs=of_q, check_vma=False
         )
@@ -213,11 +210,8 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
 def kernel(
     name: str, mesh: Mesh | None = None, platform: str | None = None, how: str = "auto"
 ) -> Attend:
-    """The kernel of that name in `KERNELS`, split over the mesh where there is one (`how`: see
-    `split`).
-
-    `auto` chooses for `platform`, by default that of the mesh.
-    """
+    """The kernel of that name in `KERNELS` for `platform` (by default the mesh's), sharded over the
+    mesh if there is one (`how`: see `split`)."""
     attend, platform = KERNELS[name], platform or platform_of(mesh)
     sharded = mesh is not None and mesh.size > 1
     if name == "auto" and (sharded or platform != jax.default_backend()):

@@ -1,4 +1,4 @@
-"""What this machine multiplies fastest, and where it has room."""
+"""What depends on the machine: operand dtypes, how products are computed, host memory."""
 
 import contextlib
 import ctypes
@@ -18,8 +18,8 @@ NARROW = ("avx512_bf16", "amx_bf16")  # flags of x86 CPUs that multiply bfloat16
 
 
 def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether the device at hand multiplies bfloat16 faster than float32: accelerators do, and
-    CPUs whose flags say so; any other CPU widens the operands first."""
+    """Whether this machine multiplies bfloat16 faster than float32: accelerators do, and CPUs
+    whose flags say so; other CPUs convert the operands to float32 first."""
     if jax.default_backend() != "cpu":
         return True
     try:
@@ -31,27 +31,26 @@ def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
 
 
 def keep_freed_memory() -> bool:
-    """Tells glibc not to give freed memory back to the system; whether it can be told.
+    """Makes glibc keep freed memory (the process never shrinks); False if that is not possible.
 
-    XLA's CPU backend allocates a step's temporary memory anew each time, in pieces so large that
-    glibc maps and unmaps each of them, and the system clears every page of it again. The process
-    stays as large as it ever was.
+    XLA's CPU backend allocates a step's temporary memory anew each time, in blocks so large that
+    glibc maps and unmaps each, and the system clears all their pages again.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library
         return False
     trim, pad, maps = -1, -2, -4  # M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX of malloc.h
-    told = ((maps, 0), (trim, 2**31 - 1), (pad, 2**26))
-    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in told)
+    settings = ((maps, 0), (trim, 2**31 - 1), (pad, 2**26))
+    return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings)
 
 
 def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Any:
     """The dtype of matmul operands by its name in `DTYPES`; "auto" is the machine's fastest.
 
-    The machine is that of the mesh, another `platform`'s if that is given, else this one.
-    Several CPU devices are one machine that plays a mesh: float32 there, for the layouts that keep
-    narrow products fast on CPU do not survive partitioning (`vdit.nn.product.row_major`).
+    The machine is `platform`'s if given, else the mesh's, else this one. Several CPU devices are a
+    simulated mesh: float32 there, for the layouts that keep narrow products fast on a CPU cannot be
+    partitioned (`vdit.nn.product.row_major`).
     """
     if name == "auto":
         if (platform or platform_of(mesh)) != "cpu":
@@ -63,16 +62,15 @@ def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = No
 
 
 def matmul(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Matmul:
-    """How the machine of a mesh (another `platform`'s; without either this one) multiplies, with
-    operands of the dtype `name` of `DTYPES`."""
+    """How products are computed with operands of dtype `name`, see `operand_dtype`."""
     one = mesh is None or mesh.size == 1
     on_cpu = one and (platform or platform_of(mesh)) == "cpu"
     return Matmul(operand_dtype(name, mesh, platform), flatten=one, on_cpu=on_cpu)
 
 
 def host_memory() -> AbstractContextManager[Any]:
-    """A context in which new arrays go to the host's memory, not to a device; where JAX was told
-    not to look for a CPU, to the first device."""
+    """A context that places new arrays in the host's memory (on the first device where JAX has no
+    CPU backend)."""
     try:
         return jax.default_device(jax.local_devices(backend="cpu")[0])
     except RuntimeError:

@@ -1,8 +1,8 @@
-"""The mesh and the placement of arrays on it: rules from a parameter's path to mesh axes.
+"""The device mesh, and the sharding of arrays on it: rules from a parameter's path to mesh axes.
 
-Four axes. `data` splits the batch; `fsdp` splits the batch and, between uses, the parameters;
-`tensor` splits heads and mlp columns; `sequence` splits tokens. XLA inserts the communication
-(axes of type Auto), so a model never sees them: one device and 512 are the same program.
+Four axes. `data` shards the batch; `fsdp` shards the batch and, between uses, the parameters;
+`tensor` shards heads and MLP columns; `sequence` shards tokens. XLA inserts the communication (axes
+of type Auto), so models know nothing of it: one device and 512 are the same program.
 """
 
 import functools
@@ -19,20 +19,20 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from vdit.errors import UserError
 
 AXES = ("data", "fsdp", "tensor", "sequence")
-BATCH = ("data", "fsdp")  # axes that a batch's leading dimension is split over
+BATCH = ("data", "fsdp")  # axes that shard a batch's leading dimension
 
-# Leaves under `blocks/` lead with a dimension of stacked layers, which a scan walks: never split.
+# Leaves under `blocks/` lead with a layer axis, which is scanned and never sharded.
 STACKED = re.compile(r"(^|/)blocks/")
 
 # (regex on the path, axes of the LAST dimensions). The first match counts; no match, no axes.
-# A column-split kernel before a row-split one needs a single all-reduce a pair (Megatron-LM,
-# arXiv:1909.08053). Moments and EMA end in the same names, so they follow.
+# A column-parallel kernel before a row-parallel one needs one all-reduce a pair (Megatron-LM,
+# arXiv:1909.08053). Paths of moments and EMA end in the same names, so they are sharded alike.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
     (r"(^|/)(q|k|v|up|told|half0/conv)/kernel$", (None, "tensor")),
     (r"(^|/)(o|down|half1/conv)/kernel$", ("tensor", None)),
 )
-SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more than splitting saves
+SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more than sharding saves
 
 
 def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -42,7 +42,7 @@ def make_mesh(axes: Mapping[str, int], devices: Sequence[jax.Device] | None = No
     kinds, shape = (AxisType.Auto,) * len(AXES), tuple(sizes.values())
     try:
         return jax.make_mesh(shape, AXES, axis_types=kinds, devices=devices)
-    except NotImplementedError:  # a TPU's torus that has to be cut along the way: 2 x 8 of 4 x 4
+    except NotImplementedError:  # a TPU's physical axis must be split: 2 x 8 of 4 x 4
         grid = create_device_mesh(shape, devices, allow_split_physical_axes=True)
         return Mesh(grid, AXES, axis_types=kinds)
 
@@ -79,9 +79,9 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
 
 
 def sampling_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
-    """A mesh for a batch of so many rows (two for a guided video): rows go over data as far as they
-    share the devices, tokens over the rest. None for one device, and for a CPU's, which share the
-    same cores."""
+    """A mesh for sampling `rows` rows (two a guided video): rows over data as far as they divide
+    the devices, tokens over the rest. None for one device, and for a CPU's, which share its
+    cores."""
     devices = jax.local_devices() if devices is None else list(devices)
     if len(devices) == 1 or devices[0].platform == "cpu":
         return None
@@ -90,9 +90,9 @@ def sampling_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mes
 
 
 def platform_of(mesh: Mesh | None) -> str:
-    """The kind of machine that a mesh's steps run on: "cpu", "gpu" or "tpu"; without one this one.
+    """The platform, "cpu", "gpu" or "tpu", of a mesh; without one that of this machine.
 
-    A mesh may be of a machine that is not here (`jax.experimental.topologies`).
+    A mesh may be of a machine that is not present (`jax.experimental.topologies`).
     """
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
@@ -100,9 +100,9 @@ def platform_of(mesh: Mesh | None) -> str:
 def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
     """The tree of `NamedSharding`s for parameters, moments or EMA (arrays or abstract values).
 
-    A leaf is placed by its path: first the tensor axes that `rules` name, then `fsdp` on the
-    largest remaining dimension that it divides. A dimension that an axis does not divide stays
-    whole; a leaf of fewer than `SMALL` elements is replicated.
+    A leaf is sharded by its path: first over the tensor axes of `rules`, then over `fsdp` along the
+    largest remaining dimension that it divides. A dimension that an axis does not divide is
+    replicated, and so is a leaf of fewer than `SMALL` elements.
     """
 
     def place(path: Any, leaf: Any) -> NamedSharding:
@@ -113,8 +113,8 @@ def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
 
 
 def spread(mesh: Mesh, tree: Any) -> Any:
-    """A tree of parameters that every process has, placed by `param_sharding`; leaves that are
-    placed so already stay."""
+    """Shards a tree of parameters that every process has, by `param_sharding`; leaves that have
+    that sharding already stay."""
 
     def put(x: Any, where: NamedSharding) -> jax.Array:
         if jax.process_count() == 1 or getattr(x, "sharding", None) == where:
@@ -126,12 +126,11 @@ def spread(mesh: Mesh, tree: Any) -> Any:
 
 
 def gather(mesh: Mesh | None, rules: Rules = RULES) -> Callable[[Any], Any] | None:
-    """A function of a tree of parameters, for use inside jit: what fsdp has split becomes whole.
+    """A function that all-gathers a tree of parameters over fsdp, for use inside jit; None without.
 
-    Its gradient is split again at once. A product is then split as its activations are; where a
-    kernel is still split over the axis that the batch is split over, XLA moves whichever it takes
-    for the smaller, also activations. Stacked leaves are left as they are: scans hand over a layer
-    at a time (`vdit.nn.stack`). None without fsdp.
+    Gradients are scattered at once. A product is then sharded as its activations are; if batch and
+    kernel are sharded over the same axis, XLA moves whichever it takes for the smaller, also
+    activations. Stacked leaves stay: a scan gathers a layer at a time (`vdit.nn.stack`).
     """
     if mesh is None or mesh.shape["fsdp"] == 1:
         return None
@@ -142,18 +141,18 @@ def gather(mesh: Mesh | None, rules: Rules = RULES) -> Callable[[Any], Any] | No
         if STACKED.search(name) or "fsdp" not in split:
             return leaf
         kept = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
-        return _whole(leaf, NamedSharding(mesh, kept), NamedSharding(mesh, split))
+        return _gathered(leaf, NamedSharding(mesh, kept), NamedSharding(mesh, split))
 
     return functools.partial(jax.tree_util.tree_map_with_path, one)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _whole(x: jax.Array, kept: NamedSharding, split: NamedSharding) -> jax.Array:
+def _gathered(x: jax.Array, kept: NamedSharding, split: NamedSharding) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, kept)
 
 
-_whole.defvjp(
-    lambda x, kept, split: (_whole(x, kept, split), None),
+_gathered.defvjp(
+    lambda x, kept, split: (_gathered(x, kept, split), None),
     lambda kept, split, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
 )
 
@@ -175,17 +174,17 @@ def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> Partit
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Placement of a batch: its leading dimension over (data, fsdp)."""
+    """The sharding of a batch: its leading dimension over (data, fsdp)."""
     return NamedSharding(mesh, PartitionSpec(BATCH))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Placement of an array that every device holds whole."""
+    """The sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def replicate(mesh: Mesh, tree: Any) -> Any:
-    """A tree of arrays that every process has, whole on every device of the mesh."""
+    """Replicates a tree of arrays that every process has over the mesh."""
     sharding = replicated(mesh)
     if jax.process_count() == 1:
         return jax.device_put(tree, sharding)
@@ -194,13 +193,13 @@ def replicate(mesh: Mesh, tree: Any) -> Any:
 
 
 def local_mesh(mesh: Mesh, batch: int) -> Mesh:
-    """This process's own devices of a mesh, along `data`: as many as share a batch evenly."""
+    """This process's devices of a mesh, along `data`: as many as divide the batch."""
     mine = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
     return make_mesh({"data": -1}, mine[: math.gcd(batch, len(mine))])
 
 
 def to_local(mesh: Mesh, tree: Any, here: Mesh) -> Any:
-    """A tree of arrays on the devices of all processes, whole on every device `here`."""
+    """Gathers a tree of arrays from all processes and replicates it over the mesh `here`."""
     if jax.process_count() > 1:
         whole = jax.jit(lambda tree: tree, out_shardings=replicated(mesh))(tree)
         tree = jax.tree.map(lambda x: x.addressable_data(0), whole)
@@ -208,10 +207,10 @@ def to_local(mesh: Mesh, tree: Any, here: Mesh) -> Any:
 
 
 def data_process(mesh: Mesh) -> tuple[int, int]:
-    """(index, count): which share of a batch this process loads, of how many.
+    """(index, count): this process loads part `index` of the `count` parts of a batch.
 
-    Processes that hold the same rows of a batch (for they split it along `tensor` or `sequence`)
-    load the same share. Raises `UserError` where processes share some rows and not others.
+    Processes with the same rows (which differ along `tensor` or `sequence`) load the same part.
+    Raises `UserError` where processes share some rows and not others.
     """
     rows: dict[int, set[int]] = {}
     shards = mesh.devices.reshape(mesh.shape["data"] * mesh.shape["fsdp"], -1)
@@ -231,9 +230,9 @@ def data_process(mesh: Mesh) -> tuple[int, int]:
 
 
 def sequence_constraint(mesh: Mesh) -> Callable[[jax.Array], jax.Array]:
-    """A function that pins activations (B, L, ...) to ((data, fsdp), sequence), for use inside jit.
+    """A function that shards activations (B, L, ...) over ((data, fsdp), sequence), inside jit.
 
-    A dimension that its axes do not divide stays whole (a single sample on eight devices).
+    A dimension that its axes do not divide is replicated (a single sample on eight devices).
     """
 
     def constrain(x: jax.Array) -> jax.Array:

@@ -1,8 +1,8 @@
-"""Optimizers and the moving average of parameters.
+"""Optimizers, and the exponential moving average (EMA) of parameters.
 
 `adamw` and `muon`, each with clipping, warmup and a schedule. Muon orthogonalises the momentum of
-weight matrices; a stacked kernel (layers, in, out) is one matrix a layer. What is no such matrix
-goes to AdamW inside the same transform.
+weight matrices; a stacked kernel (layers, in, out) is one matrix a layer. All other parameters are
+AdamW's.
 
 Dimension key: I in, O out of a kernel; M <= N the sides of a matrix after transposition.
 """
@@ -21,10 +21,10 @@ import optax
 from vdit.errors import UserError
 from vdit.nn.product import Matmul, dot, transposed
 
-# Muon's matrices: the linear maps of attention and mlp, stacked, and, as they are, the maps of
-# patches to tokens and back (under Adam the autoencoder lost half a decibel at equal time).
-# Modulation (its gradient's rank is that of the few conditions in a batch), text embeddings, norms
-# and biases are Adam's.
+# Muon's matrices: kernels of attention and MLP, stacked, and the autoencoder's maps of patches to
+# tokens and back, unstacked (by Adam it lost half a decibel at equal time). Modulation (whose
+# gradient has the rank of the few conditions in a batch), text embeddings, norms and biases are
+# AdamW's.
 MATRICES = {
     3: re.compile(r"(^|/)blocks/(.*/)?(q|k|v|o|up|down)/kernel$"),
     2: re.compile(
@@ -82,7 +82,7 @@ def make_schedule(name: str, steps: int, warmup: int) -> optax.Schedule:
 
 
 def is_matrix(path: str, leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
-    """Whether Muon takes the leaf at `path` ("a/b/c"): a map of `MATRICES`, stacked or not."""
+    """Whether the leaf at `path` ("a/b/c") is one of `MATRICES`."""
     return leaf.ndim in MATRICES and MATRICES[leaf.ndim].search(path) is not None
 
 
@@ -159,7 +159,7 @@ def _map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
 
 
 def _decay(weight_decay: float) -> optax.GradientTransformation:
-    """Decoupled weight decay (AdamW, arXiv:1711.05101) of kernels; norms and biases are left."""
+    """Decoupled weight decay (AdamW, arXiv:1711.05101) of kernels; none of norms and biases."""
     mask = functools.partial(_map_paths, lambda path, leaf: path.endswith("kernel"))
     return optax.add_decayed_weights(weight_decay, mask)
 
@@ -174,8 +174,8 @@ def muon(
     return scale_by_muon(momentum, newton_schulz, matmul)
 
 
-# What gives the direction of matrices; its keyword arguments are an optimizer's own options.
-# None: as all other parameters.
+# The transform of the gradients of matrices; its keyword arguments are the optimizer's options.
+# None: AdamW's, as for all other parameters.
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation] | None] = {
     "adamw": None,
     "muon": muon,
@@ -226,9 +226,9 @@ def make_optimizer(
 
 
 def ema_update(ema: Any, params: Any, decay: float, step: jax.typing.ArrayLike) -> Any:
-    """The moving average after update number `step` (from 0): ema + (1 - d) (params - ema).
+    """The EMA after update number `step` (from 0): ema + (1 - d) (params - ema).
 
-    d = min(decay, (1 + step) / (10 + step)), so that a young average is not its initial value.
+    d = min(decay, (1 + step) / (10 + step)), so that an early average is not the initial value.
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda e, p: e + (1 - d) * (p - e), ema, params)
