@@ -59,6 +59,21 @@ class Condition:
     label: jax.Array | None = None  # (B,) class, -1 where dropped; None: no model of classes
 
 
+def one_level_grid(
+    model: str, reason: str, layout: Layout, condition: Condition
+) -> tuple[int, int, int]:
+    """The grid of a dense batch with one noise level a sample; `UserError` for any other, from a
+    `model` that needs that for `reason`."""
+    if layout.grid is None:
+        raise UserError(f"dit.model={model} needs dense batches: {reason}")
+    if condition.level.shape[1] != 1:
+        raise UserError(
+            f"dit.model={model} knows one time for all tokens: given frames are not allowed"
+            f" ({condition.level.shape[1]} levels)"
+        )
+    return layout.grid
+
+
 def text_condition(
     features_BJSE: jax.Array,
     mask_BJS: jax.Array,

@@ -25,7 +25,7 @@ from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.modulation import Modulation, embed_level, modulate
 from vdit.nn.product import Matmul
 from vdit.nn.stack import Gather, stack
-from vdit.tokens import Condition, Layout
+from vdit.tokens import Condition, Layout, one_level_grid
 
 # How blocks are conditioned on time and class (section 3.2), and the number of modulation vectors:
 # shift and scale of two norms, and gates. adaln_single is adaLN-Zero with one projection for all
@@ -184,9 +184,9 @@ class DiTPaper(nn.Module):
 
     @nn.compact
     def __call__(self, x_BLC: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
-        self._check(layout, condition)
-        assert layout.grid is not None
-        (t, h, w), width, blocks = layout.grid, self.width, AXES[self.axes]
+        check(self.conditioning, self.axes, self.width, self.depth, self.heads)
+        grid = one_level_grid("paper", "positions are of a grid", layout, condition)
+        (t, h, w), width, blocks = grid, self.width, AXES[self.axes]
         batch, length, channels = x_BLC.shape
         latent = channels // (self.patch[0] * self.patch[1])
         window = (*self.patch, latent)
@@ -207,7 +207,7 @@ class DiTPaper(nn.Module):
             gather=self.gather,
         )  # fmt: skip
         options = (
-            self.conditioning, layout.grid, self.heads, self.mlp_ratio, self.activation,
+            self.conditioning, grid, self.heads, self.mlp_ratio, self.activation,
             self.epsilons, self.attend, self.matmul,
         )  # fmt: skip
         first = (jnp.arange(steps) == 0).astype(jnp.float32)
@@ -263,17 +263,6 @@ class DiTPaper(nn.Module):
             shift, scale = Modulation(2, self.matmul, name="final")(vector_B1D)
             return modulate(x_BLD, shift, scale)
         return LayerNorm(name="final_norm")(x_BLD)
-
-    def _check(self, layout: Layout, condition: Condition) -> None:
-        """Validates the model and its inputs."""
-        check(self.conditioning, self.axes, self.width, self.depth, self.heads)
-        if layout.grid is None:
-            raise UserError("dit.model=paper needs dense batches: positions are of a grid")
-        if condition.level.shape[1] != 1:
-            raise UserError(
-                "dit.model=paper knows one time for all tokens: given frames are not allowed"
-                f" ({condition.level.shape[1]} levels)"
-            )
 
 
 def seen(condition: Condition) -> jax.Array:

@@ -30,7 +30,7 @@ from vdit.nn.modulation import embed_level
 from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles, sincos
 from vdit.nn.stack import rematerialised, stack
-from vdit.tokens import Condition, Layout
+from vdit.tokens import Condition, Layout, one_level_grid
 
 EPSILON = 1e-5  # of all norms but a transformer's first, which has 1e-6
 
@@ -208,10 +208,9 @@ class UNet(nn.Module):
             self.widths, self.blocks, self.heads, self.depths, self.middle, self.groups,
             self.temporal,
         )  # fmt: skip
-        _check_inputs(layout, condition)
-        assert layout.grid is not None
+        grid = one_level_grid("unet", "it sees frames of one size", layout, condition)
         batch, _, channels = x_BLC.shape
-        frames, height, width = layout.grid
+        frames, height, width = grid
         level = sincos(condition.level[:, 0], self.widths[0])
         cond = Conditioning(
             level=nn.silu(embed_level(level, 4 * self.widths[0], self.matmul)),
@@ -251,17 +250,6 @@ class UNet(nn.Module):
         features = channels * (2 if self.learned_variance else 1)
         head = NormConv(features, 1, self.groups, self.matmul, EPSILON, zeros, name="head")
         return head(x, None)[0].reshape(batch, -1, features)
-
-
-def _check_inputs(layout: Layout, condition: Condition) -> None:
-    """Validates the layout and the noise levels."""
-    if layout.grid is None:
-        raise UserError("dit.model=unet needs dense batches: it sees frames of one size")
-    if condition.level.shape[1] != 1:
-        raise UserError(
-            "dit.model=unet knows one time for all tokens: given frames are not allowed"
-            f" ({condition.level.shape[1]} levels)"
-        )
 
 
 def check(
