@@ -180,7 +180,7 @@ def test_a_folder_of_levels_without_averages_is_refused(tmp_path: Path) -> None:
 def test_heads_are_only_asked_of_the_model_that_has_them(heads: int) -> None:
     config = default()
     config.vae.heads = heads
-    with pytest.raises(UserError, match="even shares"):
+    with pytest.raises(UserError, match="heads of even width"):
         joined.check(config)
     config.vae.model = "causal"
     config.vae.multipliers = (1, 1, 1, 1)

@@ -1,21 +1,21 @@
-"""The configuration: a file a section, with its fields, their checks and the parts they build.
+"""The configuration, one file per section: fields with defaults, their checks, what they build.
 
-`joined.py` checks what joins sections, `identity.py` says what a workdir's results depend on.
+`joined.py` has the checks that read several sections, `identity.py` config.json and digests.
 """
 
 from ml_collections import ConfigDict
 
 ROAD = ("vae", "latents", "dit", "sample", "eval")  # from pixels to samples, in order
-STAGES = (*ROAD, "classify")  # what a run may walk
+STAGES = (*ROAD, "classify")  # what a run may do
 
 
 def default() -> ConfigDict:
-    """Every field with its default, locked: a typo in a field's name is an error."""
-    from vdit.config.joined import SECTIONS  # late: --help answers before JAX is imported
+    """All fields with their defaults, locked: a misspelt field is an error."""
+    from vdit.config.joined import SECTIONS  # late: --help needs no JAX
 
     config = ConfigDict()
     config.seed = 0
-    config.stages = ROAD  # what --mode=run walks
+    config.stages = ROAD  # what --mode=run does
     for name, section in SECTIONS.items():
         config[name] = section.fields()
     config.lock()

@@ -1,5 +1,5 @@
-"""config.vae and config.latents: the autoencoder, one row of `AUTOENCODERS`, what it is trained
-with, and the cache of its latents."""
+"""config.vae and config.latents: the autoencoder, a row of `AUTOENCODERS`, its losses and training,
+and the cache of its latents."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -21,39 +21,40 @@ from vdit.published.lpips import weights_file
 def fields() -> ConfigDict:
     """config.vae."""
     vae = ConfigDict()
-    # vivit; or convolutions: kl (latent diffusion's, frame by frame), causal (Wan's)
+    # vivit: causal transformer; kl: latent diffusion's convolutions, frame by frame; causal: Wan's
+    # causal convolutions
     vae.model = "vivit"
-    vae.patch = (4, 8, 8)  # frames, rows, columns of a latent place; kl: 1 frame; powers of two
+    vae.patch = (4, 8, 8)  # frames, rows, columns per latent position (kl: 1 frame); powers of two
     vae.channels = 24  # latent channels
-    vae.width = 128
-    vae.multipliers = (1, 2, 4, 4)  # kl, causal: of the width, at full size, half of it, ...
-    vae.blocks = 2  # kl, causal: residual blocks of a level; the decoder has one more
-    vae.groups = 32  # kl: of the group norm
-    vae.pixels = 1  # causal: side of squares of pixels that are folded into channels first
-    vae.residual = False  # causal: levels beside averages and duplicates of their input (Wan 2.2's)
-    vae.decoder_width = 0  # causal: in place of vae.width in the decoder; 0: the same
-    vae.encoder_depth = 2  # vivit, as those below: layers
-    vae.decoder_depth = 2
-    vae.heads = 4
-    vae.window = 4  # latent frames that attention looks back over, its own included
-    vae.mlp_ratio = 4.0
-    vae.detail = 512  # vivit: hidden width of an MLP beside the linear map to pixels; 0: none
-    vae.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
-    vae.chunk = 16  # latent frames that are encoded or decoded at a time
-    vae.tile = 512  # larger frames are decoded in blended tiles of so many pixels a side; 0: never
-    vae.kl_weight = 1e-3  # weight of the KL, a mean over latent elements
-    vae.l1_weight = 0.0  # weight of the absolute error beside the squared
-    vae.lpips_weight = 0.0  # weight of LPIPS beside them; needs pip install 'vdit[lpips]'
-    vae.lpips_net = "alex"  # its network: alex or vgg
-    # Of a discriminator's judgement, times how much smaller its gradient is at the last layer than
-    # that of the errors above; 0: no discriminator.
+    vae.width = 128  # hidden width; kl, causal: channels of the first level
+    vae.multipliers = (1, 2, 4, 4)  # kl, causal: channels of each level, in units of vae.width
+    vae.blocks = 2  # kl, causal: residual blocks per level; the decoder has one more
+    vae.groups = 32  # kl: groups of the group norm
+    vae.pixels = 1  # causal: side of the pixel squares that are folded into channels first
+    vae.residual = False  # causal: shortcuts around levels by averaging and duplicating (Wan 2.2)
+    vae.decoder_width = 0  # causal: vae.width of the decoder; 0: the same
+    vae.encoder_depth = 2  # vivit: encoder layers
+    vae.decoder_depth = 2  # vivit: decoder layers
+    vae.heads = 4  # vivit: attention heads
+    vae.window = 4  # vivit: latent frames that causal attention covers, including the current one
+    vae.mlp_ratio = 4.0  # vivit: hidden width of the MLPs, in units of vae.width
+    vae.detail = 512  # vivit: hidden width of an MLP parallel to the linear map to pixels; 0: none
+    vae.activation = "gelu"  # vivit: gelu (tanh approximation), gelu_erf, silu or relu2
+    vae.chunk = 16  # latent frames encoded or decoded at a time
+    vae.tile = 512  # side in pixels of the blended tiles that decode larger frames; 0: no tiles
+    vae.kl_weight = 1e-3  # weight of the KL divergence, averaged over latent elements
+    vae.l1_weight = 0.0  # weight of the L1 error, added to the squared error
+    vae.lpips_weight = 0.0  # weight of the perceptual loss; needs pip install 'vdit[lpips]'
+    vae.lpips_net = "alex"  # network of the perceptual loss: alex or vgg
+    # Weight of the adversarial loss, times the ratio of the other losses' gradient norm to its own
+    # at the decoder's last layer; 0: no discriminator
     vae.adversarial_weight = 0.0
-    vae.adversarial_start = 1000  # steps before it begins
-    vae.adversarial_width = 32  # of its first level
-    vae.adversarial_levels = 3  # each halves height and width
+    vae.adversarial_start = 1000  # steps before the adversarial loss begins
+    vae.adversarial_width = 32  # channels of the discriminator's first level
+    vae.adversarial_levels = 3  # levels of the discriminator; each halves height and width
     vae.train = shared.training(steps=2500, batch=8, learning_rate=0.03)
     vae.train.ema = 0.99
-    vae.train.discriminator = ConfigDict()  # what differs for this group of parameters
+    vae.train.discriminator = ConfigDict()  # overrides of vae.train for the discriminator
     vae.train.discriminator.adam_learning_rate = 2e-4
     return vae
 
@@ -61,15 +62,15 @@ def fields() -> ConfigDict:
 def latents_fields() -> ConfigDict:
     """config.latents."""
     latents = ConfigDict()
-    latents.clips = 12_000  # clips to encode (a folder's own number, where that is less)
-    latents.batch = 64
-    latents.shard = 1024  # clips in one file
-    latents.features = True  # store a frozen encoder's text features beside the token ids
+    latents.clips = 12_000  # clips to encode; of a folder at most all
+    latents.batch = 64  # clips encoded at a time
+    latents.shard = 1024  # clips per file
+    latents.features = True  # cache features of a frozen text encoder along with the token ids
     return latents
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what `build_vae`, its losses or its training would refuse late."""
+    """Checks the network, its losses and its training."""
     shared.check_training(config, "vae")
     check_vae(config)
     _check_losses(config)
@@ -82,7 +83,7 @@ LATENTS = shared.Section(
 
 
 class Row(NamedTuple):
-    """An autoencoder that vae.model names."""
+    """An autoencoder: what vae.model names."""
 
     check: Callable[[ConfigDict], None]
     build: Callable[[ConfigDict, Machine], Autoencoder]
@@ -91,7 +92,7 @@ class Row(NamedTuple):
 def _check_vivit(config: ConfigDict) -> None:
     heads, width = config.vae.heads, config.vae.width
     if heads < 1 or width % (2 * heads):
-        raise UserError(f"vae.heads {heads} must cut vae.width {width} into even shares")
+        raise UserError(f"vae.heads is {heads}: vae.width {width} needs heads of even width")
 
 
 def _build_vivit(config: ConfigDict, machine: Machine) -> VAE:
@@ -123,7 +124,7 @@ def _conv(config: ConfigDict, **options: Any) -> ConvVAE:
 
 
 def _check_conv(config: ConfigDict) -> None:
-    """Refuses sizes that no convolutional autoencoder has."""
+    """Checks the levels and widths of a convolutional autoencoder."""
     vae, causal = config.vae, config.vae.model == "causal"
     levels, (p, q, r) = tuple(vae.multipliers), vae.patch
     side = max(vae.pixels, 1) * 2 ** max(len(levels) - 1, 0)
@@ -161,7 +162,7 @@ OF_CAUSAL = ("vae.pixels", "vae.residual", "vae.decoder_width")
 
 
 def check_vae(config: ConfigDict) -> None:
-    """Refuses a network that there is not."""
+    """Checks the network's fields."""
     row = shared.choose(AUTOENCODERS, "vae.model", config.vae.model)
     shared.check_sizes(config, {"vae.patch": 3})
     shared.check_positive(config, "vae.window", "vae.channels", "vae.chunk")
@@ -175,13 +176,13 @@ def check_vae(config: ConfigDict) -> None:
 def build_vae(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Autoencoder:
-    """The autoencoder, for one device or for steps on a mesh."""
+    """The autoencoder, on one device or on a mesh."""
     check_vae(config)
     return AUTOENCODERS[config.vae.model].build(config, machine(config, mesh, platform))
 
 
 def _check_losses(config: ConfigDict) -> None:
-    """Refuses losses that are not possible, or whose weights are not there."""
+    """Checks the losses; the perceptual loss needs its weights installed."""
     vae, size = config.vae, tuple(config.data.size)
     shared.check_names(config, {"vae.lpips_net": lpips.NETS})
     for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
@@ -192,8 +193,8 @@ def _check_losses(config: ConfigDict) -> None:
         raise UserError(f"vae.adversarial_width is {width}: a multiple of {GROUPS} is allowed")
     if levels < 1 or (vae.adversarial_weight and min(size) < 2**levels):
         raise UserError(
-            f"vae.adversarial_levels is {levels}: at least 1, and as often as data.size {size} can"
-            " be halved, is allowed"
+            f"vae.adversarial_levels is {levels}: 1 to the number of times that data.size {size}"
+            " can be halved is allowed"
         )
     if vae.lpips_weight:
         least = lpips.NETS[vae.lpips_net].least
@@ -208,13 +209,13 @@ def _check_losses(config: ConfigDict) -> None:
 def build_lpips(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> lpips.LPIPS:
-    """The network that the autoencoder's reconstructions are compared by."""
+    """The network of the perceptual loss."""
     return lpips.LPIPS(config.vae.lpips_net, machine(config, mesh, platform).matmul.dtype)
 
 
 def build_discriminator(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Discriminator:
-    """The network that the autoencoder learns to fool."""
+    """The PatchGAN discriminator for video."""
     matmul = machine(config, mesh, platform).matmul
     return Discriminator(config.vae.adversarial_width, config.vae.adversarial_levels, matmul)

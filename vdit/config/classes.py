@@ -13,7 +13,7 @@ CLASSES = "classes.json"
 
 
 def check_classes(config: ConfigDict, count: int) -> None:
-    """Refuses a model of another number of classes than its source has."""
+    """Refuses a denoiser with another number of classes than the source has."""
     if config.dit.paper.classes != count:
         raise UserError(
             f"dit.paper.classes is {config.dit.paper.classes}: {count} is allowed, the number of"
@@ -22,7 +22,7 @@ def check_classes(config: ConfigDict, count: int) -> None:
 
 
 def write_classes(config: ConfigDict, workdir: Path, classes: Sequence[str]) -> None:
-    """classes.json of the denoiser's classes."""
+    """Writes the denoiser's classes."""
     check_classes(config, len(classes))
     write_text(workdir / CLASSES, to_json(classes))
 
@@ -33,13 +33,13 @@ def to_json(classes: Sequence[str]) -> str:
 
 
 def read_classes(config: ConfigDict, workdir: Path) -> list[str]:
-    """The names of the denoiser's classes, if it has classes."""
+    """The denoiser's classes; none for a denoiser without classes."""
     count = config.dit.paper.classes if config.dit.model == "paper" else 0
     return read_names(count, workdir / CLASSES)
 
 
 def read_names(count: int, path: Path) -> list[str]:
-    """The names of so many classes; numbers where there is no file."""
+    """The names of `count` classes; numbers where there is no file."""
     if not count or not path.exists():
         return [str(i) for i in range(count)]
     try:

@@ -17,24 +17,25 @@ from vdit.nn.linear import ACTIVATIONS
 def fields() -> ConfigDict:
     """config.classify."""
     classify = ConfigDict()
-    # SIZE/TUBELET: nano, S, B, L, H or WIDTHxDEPTHxHEADS; side x frames, as 16x2
+    # SIZE/TUBELET. SIZE: nano, S, B, L, H or WIDTHxDEPTHxHEADS; TUBELET: SIDExFRAMES, as 16x2
     classify.preset = "nano/8x4"
-    classify.model = "joint"  # or factorised_: encoder, self_attention, dot_product
-    classify.pool = "token"  # what the head reads: token or mean
-    classify.samples = 0  # 0: tubelets; else so many frames, sampled uniformly (tubelets of x1)
-    classify.activation = "gelu"  # gelu (by tanh), gelu_erf, silu or relu2
-    classify.mlp_ratio = 4.0
+    # joint, factorised_encoder, factorised_self_attention or factorised_dot_product
+    classify.model = "joint"
+    classify.pool = "token"  # input of the head: class token (token) or mean of all tokens (mean)
+    classify.samples = 0  # frames sampled uniformly, for tubelets of one frame; 0: all frames
+    classify.activation = "gelu"  # gelu (tanh approximation), gelu_erf, silu or relu2
+    classify.mlp_ratio = 4.0  # hidden width of the MLPs, in units of the width
     classify.epsilon = 1e-6  # of the norms
-    classify.classes = 0  # of an imported head (classes.json names them); 0: the questions' answers
-    classify.questions = ("motion", "impacts")  # also shape, colour and size
-    classify.smoothing = 0.1  # share of the target that is spread over all answers
-    classify.heldout = 512  # clips that the accuracy is of
+    classify.classes = 0  # classes of an imported head (classes.json); 0: classify.questions
+    classify.questions = ("motion", "impacts")  # what to classify; also shape, colour and size
+    classify.smoothing = 0.1  # label smoothing
+    classify.heldout = 512  # held-out clips for the accuracy
     classify.train = shared.training(steps=600, batch=32, learning_rate=0.02)
     return classify
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses unknown names and numbers out of range."""
+    """Checks the network, its training and, if it is trained, its questions."""
     classify = config.classify
     shared.check_names(config, {"classify.activation": ACTIVATIONS})
     preset(classify.preset)
@@ -53,7 +54,7 @@ SECTION = shared.Section(fields, check, free=("heldout", *shared.FREE_OF_TRAININ
 
 
 def answer_counts(config: ConfigDict) -> dict[str, int]:
-    """What the classifier is asked, and how many answers there are to each."""
+    """The classifier's questions, with the number of answers to each."""
     if config.classify.classes:
         return {"class": config.classify.classes}
     known = sources.questions(config)
@@ -64,7 +65,7 @@ def answer_counts(config: ConfigDict) -> dict[str, int]:
 
 
 def answer_names(config: ConfigDict, workdir: Path) -> dict[str, list[str]]:
-    """The names of the answers to each question of the classifier in a workdir."""
+    """The questions of a workdir's classifier, with the names of the answers."""
     if config.classify.classes:
         return {"class": read_names(config.classify.classes, workdir / CLASSES)}
     known = sources.questions(config)
@@ -74,7 +75,7 @@ def answer_names(config: ConfigDict, workdir: Path) -> dict[str, list[str]]:
 def build_classifier(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> ViViT:
-    """The ViViT that answers all questions by one head, for one device or for steps on a mesh."""
+    """The ViViT with one head for all questions, on one device or on a mesh."""
     names = ("model", "pool", "activation", "mlp_ratio", "epsilon", "samples")
     return ViViT(
         sum(answer_counts(config).values()),

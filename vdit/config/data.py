@@ -1,4 +1,4 @@
-"""config.data: what clips are read or simulated."""
+"""config.data: the source of clips (`vdit/data/sources.py`), and their shape."""
 
 from ml_collections import ConfigDict
 
@@ -9,37 +9,36 @@ from vdit.data import sources
 def fields() -> ConfigDict:
     """config.data."""
     data = ConfigDict()
-    # world: simulated physics; shots: the same in several shots; playground: characters with
-    # materials and faces, cameras, things to climb and topple; folder: videos with captions; tfds:
-    # a prepared TFDS video set
+    # world: physics of single bodies and pairs; shots: the same with cuts; playground: animated
+    # characters, cameras, ramps and towers; folder: video files with captions; tfds: a prepared
+    # TFDS video set
     data.source = "world"
-    data.path = ""  # folder: where the files are; tfds: the data_dir, the folder above SET
-    data.name = ""  # tfds: SET[/CONFIG][:VERSION]; empty: the only set there
-    data.native_fps = 0.0  # tfds: rate of the set's own frames; 0: "fps" of its metadata.json
-    data.template = sources.TEMPLATE  # tfds: caption of a set that has classes for captions
-    data.video_field = ""  # tfds: the feature that holds the videos; empty: found by its type
-    data.caption_field = ""  # tfds: a Text or ClassLabel; empty: the only one, or by its name
-    # What a clip's class is, for dit.paper.classes. world: shape, colour, size or motion of its one
-    # body; folder, tfds: "caption", each different one (of tfds the ClassLabel) is a class
+    data.path = ""  # folder: directory of videos; tfds: data_dir, the directory above SET
+    data.name = ""  # tfds: SET[/CONFIG][:VERSION]; empty: the only set in data.path
+    data.native_fps = 0.0  # tfds: frame rate of the stored videos; 0: "fps" in metadata.json
+    data.template = sources.TEMPLATE  # tfds: caption of a class label
+    data.video_field = ""  # tfds: feature with the videos; empty: detected by type
+    data.caption_field = ""  # tfds: Text or ClassLabel feature; empty: the only one, or by name
+    # Class label, for dit.paper.classes. world: shape, colour, size or motion of a clip's one body;
+    # folder, tfds: "caption", with a class for each distinct caption (tfds: each ClassLabel)
     data.label = ""
-    data.frames = 17  # frames of a clip: 1 + k * the VAE's temporal patch
+    data.frames = 17  # frames per clip: 1 + k * vae.patch[0]
     data.size = (32, 32)  # height, width in pixels
-    data.fps = 10.0  # frames a second
-    data.objects = (1, 2)  # world, shots, playground (up to 6): least and most bodies in a clip
-    data.shots = (1, 1)  # shots, playground (to (1, 4)): least and most shots in a clip
-    # playground: captions go up to 0 a clause, 1 a sentence, 2 with events, 3 hundreds of words
+    data.fps = 10.0  # frames per second
+    data.objects = (1, 2)  # world, shots, playground (up to 6): fewest and most bodies per clip
+    data.shots = (1, 1)  # shots, playground (up to 4): fewest and most shots per clip
+    # playground: longest captions. 0: a clause, 1: a sentence, 2: with events, 3: hundreds of words
     data.detail = 3
-    data.stride = 1.0  # folder, tfds: seconds between the starts of clips cut from one film
-    data.threads = 1  # threads that read ahead
-    # What the DiT learns from, where that is not clips of the above: rows of (frames, height,
-    # width, fps), which the clips have in turn and which are packed into rows of one length. Films
-    # of a folder have only those that suit their aspect.
+    data.stride = 1.0  # folder, tfds: seconds between the starts of clips from one video
+    data.threads = 1  # reader threads
+    # Clip shapes (frames, height, width, fps) for the denoiser, taken in turn and packed into rows
+    # of equal length; empty: the shape above. Videos of a folder take those near their aspect.
     data.shapes = ()
     return data
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses values that are not possible, and fields that the source does not take."""
+    """Checks the shape of clips, and the fields of the source."""
     shared.check_positive(config, "data.fps")
     shared.check_sizes(config, {"data.size": 2, "data.objects": 2, "data.shots": 2})
     sources.check(config, default())

@@ -1,4 +1,4 @@
-"""config.dit: the denoiser, one row of `DENOISERS`, with its process and its training."""
+"""config.dit: the denoiser, a row of `DENOISERS`, with its process and its training."""
 
 import functools
 from collections.abc import Callable, Iterable
@@ -27,46 +27,42 @@ from vdit.runtime.mesh import sequence_constraint
 def fields() -> ConfigDict:
     """config.dit."""
     dit = ConfigDict()
-    # or with one time for all tokens: paper, DiT as published, and Latte; unet, latent diffusion's
+    # vdit; or, with one noise level for all tokens, paper (DiT, Latte) or unet (latent diffusion)
     dit.model = "vdit"
-    dit.preset = "nano"  # nano, micro, S, B, L or XL; or WIDTHxDEPTHxHEADS
-    dit.patch = (1, 1)  # rows, columns of latents in one token
+    dit.preset = "nano"  # nano, micro, S, B, L, XL, 2B or 10B; or WIDTHxDEPTHxHEADS
+    dit.patch = (1, 1)  # rows, columns of latents per token
     # joint: attention over all tokens; factorised: over space and time in turn; windowed: over
-    # tiles of dit.window and half a tile around, for length
+    # tiles of dit.window and half a tile around, for long clips
     dit.axes = "joint"
-    # vdit: every block attends to the text (cross), or rows hold its tokens too (context: joint)
-    dit.text = "cross"
-    dit.window = (4, 8, 8)  # windowed: latent frames, rows and columns (of dit.patch) of a tile
-    # flow, cosine, or a table: ddpm, scaled_linear (Stable Diffusion's)
-    dit.process = "flow"
-    dit.learned_variance = False  # a table: between posterior and beta, by the hybrid loss
+    dit.text = "cross"  # vdit: cross-attention; or context: text tokens in the row (axes=joint)
+    dit.window = (4, 8, 8)  # windowed: latent frames, rows and columns (of dit.patch) per tile
+    dit.process = "flow"  # flow, cosine; or a beta table: ddpm, scaled_linear (Stable Diffusion)
+    dit.learned_variance = False  # beta tables: between posterior and beta, by the hybrid loss
     dit.prediction = "flow"  # what the network predicts: eps, x0, v or flow
-    dit.loss_weight = "uniform"  # of the squared error by time: uniform or min_snr
-    dit.logit_normal = (0.0, 1.3)  # mean and deviation of the training times' logits; (): uniform
-    dit.shift = 4.0  # more than 1 puts more training and sampling times near pure noise
-    # data.shapes: tokens, samples and caption tokens of a row; 0 is chosen from the data
-    dit.pack = (0, 0, 0)
-    dit.text_drop = 0.1  # share of samples whose captions are dropped, for guidance
-    dit.caption_drop = 0.0  # data.shots: share of captions that are dropped one by one
+    dit.loss_weight = "uniform"  # weight of the squared error over time: uniform or min_snr
+    dit.logit_normal = (0.0, 1.3)  # mean and deviation of logit-normal training times; (): uniform
+    dit.shift = 4.0  # timestep shift of training and sampling; above 1: more time near pure noise
+    dit.pack = (0, 0, 0)  # data.shapes: tokens, samples and caption tokens per row; 0: by the data
+    dit.text_drop = 0.1  # share of samples trained without text, for classifier-free guidance
+    dit.caption_drop = 0.0  # data.shots: share of captions dropped one by one
     for name, row in DENOISERS.items():
         if row.fields is not None:
             dit[name] = row.fields()
-    given = dit.given = ConfigDict()  # shares of what is given in training (see tokens.patterns)
-    given.text = 0.82  # nothing
-    given.prefix = 0.1  # the first frame, or a span before
-    given.last = 0.02  # an image at the end
-    given.first_last = 0.02  # images at both ends
-    given.suffix = 0.02  # a span after
-    given.between = 0.02  # an image before, a span after
-    # (NAME, WEIGHT) of each auxiliary loss; see objectives/auxiliary.py
-    dit.auxiliary = ()
+    given = dit.given = ConfigDict()  # share of each conditioning pattern in training (tokens.py)
+    given.text = 0.82  # no given frames: text to video
+    given.prefix = 0.1  # the first frame, or a span at the start
+    given.last = 0.02  # the last frame
+    given.first_last = 0.02  # the first and the last frame
+    given.suffix = 0.02  # a span at the end
+    given.between = 0.02  # the first frame and a span at the end
+    dit.auxiliary = ()  # (NAME, WEIGHT) of each auxiliary loss (objectives/auxiliary.py)
     dit.train = shared.training(steps=2300, batch=32, learning_rate=0.02)
-    dit.train.accumulate = 4  # a part's activations stay in a CPU's cache: less time a step
+    dit.train.accumulate = 4  # fastest on CPUs: activations of a micro-batch stay in the cache
     return dit
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses what `build_dit`, `build_process` or the training would refuse late."""
+    """Checks the network, the process and the training."""
     shared.check_training(config, "dit")
     check_dit(config)
     check_process(config)
@@ -79,12 +75,12 @@ SECTION = shared.Section(fields, check, free=shared.FREE_OF_TRAINING)
 
 
 class Row(NamedTuple):
-    """A denoiser that dit.model names."""
+    """A denoiser: what dit.model names."""
 
-    build: Callable[..., Any]  # of the configuration and the options of `build_dit`
+    build: Callable[..., Any]  # takes the configuration and the options of `build_dit`
     check: Callable[[ConfigDict], None] = lambda config: None
-    fields: Callable[[], ConfigDict] | None = None  # of a section of its own, dit.NAME
-    # What its attention heads follow from, and their numbers; a mesh's tensor must divide them.
+    fields: Callable[[], ConfigDict] | None = None  # its section dit.NAME
+    # The field that sets its attention heads, and their numbers, each divisible by mesh.tensor
     heads: Callable[[ConfigDict], tuple[str, tuple[int, ...]]] = lambda config: (
         f"dit.preset={config.dit.preset}", (preset(config.dit.preset)["heads"],)
     )
@@ -95,20 +91,20 @@ def _build_vdit(config: ConfigDict, **options: Any) -> DiT:
 
 
 def _paper_fields() -> ConfigDict:
-    """config.dit.paper; shapes as its published weights have them."""
+    """config.dit.paper; its weights have the published shapes."""
     paper = ConfigDict()
     # in_context, cross_attention, adaln, adaln_zero, or adaln_single (the published Latte)
     paper.conditioning = "adaln_zero"
-    paper.classes = 1000  # without the null class; 0: no classes
-    paper.text = False  # attends to a text
-    paper.span = 0.0  # positions go from 0 to it over a frame of any size; 0: they count tokens
-    paper.level_theta = 10_000.0  # longest period of the time's features, over 2 pi
-    paper.epsilons = (1e-6, 1e-6)  # of the norms before attention and MLP
+    paper.classes = 1000  # class labels, not counting the null class; 0: none
+    paper.text = False  # cross-attention to text, in place of class labels
+    paper.span = 0.0  # positions cover 0 to span over a frame of any size; 0: positions in tokens
+    paper.level_theta = 10_000.0  # longest period of the timestep embedding, divided by 2 pi
+    paper.epsilons = (1e-6, 1e-6)  # of the norms before attention and before the MLP
     return paper
 
 
 def _check_paper(config: ConfigDict) -> None:
-    """Refuses what no DiT of the paper can be."""
+    """Checks sizes and conditioning of the papers' DiT."""
     paper, size = config.dit.paper, preset(config.dit.preset)
     dit_paper.check(
         paper.conditioning, config.dit.axes, size["width"], size["depth"], size["heads"]
@@ -125,21 +121,21 @@ def _build_paper(config: ConfigDict, **options: Any) -> dit_paper.DiTPaper:
 
 
 def _unet_fields() -> ConfigDict:
-    """config.dit.unet; the U-Net's size is not dit.preset's."""
+    """config.dit.unet; it replaces dit.preset."""
     unet = ConfigDict()
-    unet.widths = (320, 640, 1280, 1280)  # channels of each level: full size, half of it, ...
-    unet.blocks = 2  # residual blocks of a level; one more on the way up
-    unet.heads = (8, 8, 8, 8)  # attention heads of each level
-    unet.depths = (1, 1, 1, 0)  # transformer blocks behind each residual block of a level, or none
-    unet.middle = 1  # and in the middle
-    unet.groups = 32  # of the group norms
-    unet.linear = False  # transformers begin and end in linear layers, not convolutions of 1 pixel
-    unet.temporal = True  # layers over time; False: each frame by itself
+    unet.widths = (320, 640, 1280, 1280)  # channels per level, from full resolution down
+    unet.blocks = 2  # residual blocks per level; one more on the way up
+    unet.heads = (8, 8, 8, 8)  # attention heads per level
+    unet.depths = (1, 1, 1, 0)  # transformer blocks after each residual block of a level
+    unet.middle = 1  # transformer blocks in the middle
+    unet.groups = 32  # groups of the group norms
+    unet.linear = False  # linear layers around the transformers, not 1x1 convolutions
+    unet.temporal = True  # layers over time; False: frames are independent
     return unet
 
 
 def _check_unet(config: ConfigDict) -> None:
-    """Refuses what no U-Net can be."""
+    """Checks the sizes of the U-Net."""
     dit = config.dit
     unet.check(**{name: value for name, value in dit.unet.items() if name != "linear"})
     if (dit.preset, dit.axes) != ("nano", "joint"):
@@ -166,7 +162,7 @@ DENOISERS = {
 
 
 def check_dit(config: ConfigDict) -> None:
-    """Refuses a network that there is not."""
+    """Checks the network's fields."""
     row = shared.choose(DENOISERS, "dit.model", config.dit.model)
     shared.check_names(config, {"dit.axes": AXES, "dit.text": TEXTS})
     shared.check_sizes(config, {"dit.patch": 2, "dit.window": 3})
@@ -178,7 +174,7 @@ def check_dit(config: ConfigDict) -> None:
 
 
 def build_dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Any:
-    """The denoiser, for one device or for steps on a mesh."""
+    """The denoiser, on one device or on a mesh."""
     check_dit(config)
     return DENOISERS[config.dit.model].build(
         config,
@@ -191,7 +187,7 @@ def build_dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None
 
 
 def check_process(config: ConfigDict) -> None:
-    """Refuses a process, a prediction and times that do not go together."""
+    """Checks that process, prediction and training times fit together."""
     tables: dict[str, Iterable[str]] = {
         "dit.process": schedule.PROCESSES, "dit.prediction": PREDICTIONS,
         "dit.loss_weight": WEIGHTS,
@@ -201,7 +197,7 @@ def check_process(config: ConfigDict) -> None:
         raise UserError(
             f"dit.learned_variance needs a table as dit.process=ddpm, not {config.dit.process}"
         )
-    # Traced, so that no device is touched: it refuses what does not fit the process.
+    # Traced, without computing: refuses times that do not fit the process.
     jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
 
 
@@ -211,7 +207,7 @@ def build_process(config: ConfigDict) -> schedule.Process:
 
 
 def training_times(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """The function from uniform numbers to training times."""
+    """The function that turns uniform numbers into training times."""
     return functools.partial(
         schedule.sample_times,
         build_process(config),
@@ -221,14 +217,14 @@ def training_times(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
 
 
 def token_shards(config: ConfigDict, mesh: Mesh | None) -> int:
-    """What a row's tokens are filled up to a multiple of, so that a mesh can split them; 1 where a
-    denoiser's attention needs the clip's grid."""
+    """The multiple that rows of tokens are padded to, so that a mesh can split them; 1 for
+    attention that needs the clip's grid."""
     joint = config.dit.model == "vdit" and config.dit.axes == "joint"
     return mesh.shape["sequence"] if mesh is not None and joint else 1
 
 
 def token_pixels(config: ConfigDict) -> tuple[int, int]:
-    """Rows and columns of pixels of one token: videos are padded to a multiple of them."""
+    """Rows and columns of pixels per token: videos are padded to multiples of them."""
     (_, q, r), (a, b) = config.vae.patch, config.dit.patch
     return q * a, r * b
 
@@ -236,7 +232,7 @@ def token_pixels(config: ConfigDict) -> tuple[int, int]:
 def latent_shape(
     config: ConfigDict, frames: int, height: int, width: int
 ) -> tuple[int, int, int, int]:
-    """Latents (t, h, w, Z) of a clip, padded to whole tokens."""
+    """Shape (t, h, w, Z) of a clip's latents, padded to full tokens."""
     return build_vae(config).latent_shape(frames, *padded((height, width), token_pixels(config)))
 
 

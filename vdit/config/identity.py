@@ -1,6 +1,6 @@
-"""What a workdir is of: its config.json, and the fields that each stage's result depends on.
+"""The identity of a workdir: config.json with its version, and what each stage's result depends on.
 
-Sections are imported late: `vdit.report` reads config.json without JAX.
+Sections are imported late, so that `vdit.report` reads config.json without JAX.
 """
 
 import hashlib
@@ -14,13 +14,12 @@ from vdit.config import default
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 
-# Of config.json. A new field at its default changes no digest and needs no new version; another
-# meaning, name or default of a field does.
+# The version of config.json. It goes up when a field gets another meaning, name or default; a new
+# field needs no new version, since digests cover only fields that differ from their defaults.
 VERSION = 2
-CONFIG = "config.json"
 
-# What each stage's result depends on, but for the sections' free fields: more steps are no
-# conflict, another model is.
+# What each stage's result depends on, except for the sections' free fields: a run may continue with
+# more steps, but not with another model.
 DEPENDS: dict[str, tuple[str, ...]] = {
     "vae": ("seed", "data", "vae"),
     "latents": ("seed", "data", "vae", "latents", "text"),
@@ -30,14 +29,14 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 
 
 def _flat(value: Any, prefix: str) -> dict[str, Any]:
-    """{"vae.width": 192, ...} of a section, as JSON has the values."""
+    """A section as {"vae.width": 192, ...}, with values as JSON stores them."""
     if not isinstance(value, ConfigDict):
         return {prefix: json.loads(json.dumps(value))}
     return {k: v for name in value for k, v in _flat(value[name], f"{prefix}.{name}").items()}
 
 
 def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """The fields that a stage's result depends on and that differ from their defaults, flat."""
+    """The fields that a stage's result depends on, where they differ from their defaults."""
     from vdit.config.joined import SECTIONS
 
     first = default()
@@ -52,12 +51,12 @@ def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
 
 
 def digest(fields: dict[str, Any]) -> str:
-    """SHA-256 of fields, the same whatever their order."""
+    """SHA-256 of fields in any order."""
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
-    """The fields in which two runs differ, as one readable line."""
+    """The fields in which two runs differ, in one line; at most `most` of them."""
     usual = {k: v for name, part in default().items() for k, v in _flat(part, name).items()}
     old, new = usual | old, usual | new
     changed = [
@@ -69,23 +68,19 @@ def differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
     return "; ".join(changed[:most]) + more
 
 
-def to_json(config: ConfigDict) -> str:
-    """The content of config.json: every field, overrides included."""
-    return json.dumps({"version": VERSION, **config.to_dict()}, indent=1) + "\n"
-
-
 def write_config(config: ConfigDict, workdir: Path) -> None:
-    """Writes config.json."""
-    write_text(workdir / CONFIG, to_json(config))
+    """Writes config.json: the version and all fields, overrides included."""
+    fields = {"version": VERSION, **config.to_dict()}
+    write_text(workdir / "config.json", json.dumps(fields, indent=1) + "\n")
 
 
 def stored_fields(workdir: Path, lenient: bool = False) -> dict[str, Any]:
-    """The fields in a workdir's config.json, as JSON has them.
+    """The fields in a workdir's config.json, as JSON stores them.
 
-    Raises `UserError` where it is of another version, and where it is missing or damaged; `lenient`
-    takes that for no fields.
+    Raises `UserError` if it has another version, or is missing or damaged; `lenient` returns no
+    fields in the latter two cases.
     """
-    path = Path(workdir) / CONFIG
+    path = Path(workdir) / "config.json"
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(saved, dict):
@@ -106,7 +101,7 @@ def stored_fields(workdir: Path, lenient: bool = False) -> dict[str, Any]:
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config.json of a workdir, as a locked config."""
+    """The locked configuration in a workdir's config.json."""
     from vdit.runtime import attention
 
     def tuples(value: Any) -> Any:
@@ -118,7 +113,7 @@ def read_config(workdir: Path) -> ConfigDict:
     try:
         config.update(tuples(stored_fields(workdir)))
     except (KeyError, TypeError, AttributeError) as error:
-        path = Path(workdir) / CONFIG
+        path = Path(workdir) / "config.json"
         raise UserError(f"{path} does not fit this version of vdit: {error}") from error
     if not attention.runs_here(config.run.attention):  # trained on another kind of machine
         config.run.attention = "auto"

@@ -1,4 +1,4 @@
-"""The sections together: what a run may say, and the checks that join several of them."""
+"""All sections, and the checks that read several of them."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -32,7 +32,7 @@ SECTIONS: dict[str, Section] = {
 
 
 def check(config: ConfigDict, platform: str | None = None) -> None:
-    """Refuses what the parts would refuse late, or not at all; `platform` as in `runs_here`."""
+    """Refuses a configuration that cannot run, before a run begins; `platform`: see `runs_here`."""
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
@@ -53,7 +53,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
 
 
 def _check_clips(config: ConfigDict) -> None:
-    """Refuses clips that a source cannot make, or that the autoencoder cannot encode."""
+    """Checks that the source has such clips, and that the autoencoder can encode them."""
     frames, p = config.data.frames, config.vae.patch[0]
     if frames < 1 or (frames - 1) % p:
         raise UserError(f"data.frames is {frames}: 1 + k*{p} is allowed (vae.patch)")
@@ -73,7 +73,7 @@ def _is_shape(shape: Any, p: int) -> bool:
 
 
 def _check_shapes(config: ConfigDict) -> None:
-    """Refuses shapes that are no clips, and what packed rows cannot be trained for."""
+    """Checks data.shapes, and that the denoiser can be trained on packed rows."""
     p = config.vae.patch[0]
     if sources.most_shots(config):
         raise UserError("data.shapes with data.shots: packed rows know one caption a clip")
@@ -96,7 +96,7 @@ def _check_shapes(config: ConfigDict) -> None:
 
 
 def _check_text(config: ConfigDict) -> None:
-    """Refuses a text in places without any, and places for a text that there is not."""
+    """Checks that the denoiser takes the text encoder's features."""
     encoder, dit = config.text.encoder, config.dit
     if config.text.padding and (encoder, dit.model) != ("clip", "unet"):
         raise UserError(
@@ -121,7 +121,7 @@ def _check_text(config: ConfigDict) -> None:
 
 
 def _check_classes(config: ConfigDict) -> None:
-    """Refuses classes that no model here is told, or a model of others."""
+    """Checks that the denoiser has the source's classes."""
     label, asks = config.data.label, config.dit.paper.classes
     asks = asks if config.dit.model == "paper" else 0
     if bool(label) != bool(asks) and "dit" in config.stages:
@@ -134,7 +134,7 @@ def _check_classes(config: ConfigDict) -> None:
 
 
 def _check_one_time(config: ConfigDict) -> None:
-    """Refuses what a model that knows one time for all tokens cannot be trained for."""
+    """Refuses tasks that need tokens with noise levels of their own."""
     model, given = config.dit.model, config.dit.given
     if config.data.shapes or sources.most_shots(config):
         raise UserError(
@@ -149,7 +149,7 @@ def _check_one_time(config: ConfigDict) -> None:
 
 
 def _check_sampling(config: ConfigDict) -> None:
-    """Refuses a sampler that does not go with the denoiser or its process."""
+    """Checks that sampler, denoiser and process fit together."""
     dit, sample, process = config.dit, config.sample, denoiser.build_process(config)
     learned = sample.sampler == "ddpm" and sample.variance == "learned"
     if learned and not dit.learned_variance:
@@ -160,7 +160,7 @@ def _check_sampling(config: ConfigDict) -> None:
 
 
 def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:
-    """Refuses a weaker answer (sample.push, sample.skip) that a denoiser cannot give."""
+    """Checks that the denoiser can be degraded for autoguidance (sample.push, sample.skip)."""
     if not push:
         return
     if config.dit.model != "vdit":
@@ -174,7 +174,7 @@ def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:
 
 
 def _check_chunk(config: ConfigDict) -> None:
-    """Refuses chunks of a clip that are none, and what cannot be continued or read."""
+    """Checks eval.chunk: its length, and that clips can be continued and scored."""
     chunk, p = config.eval.chunk, config.vae.patch[0]
     if not chunk:
         return
@@ -192,16 +192,16 @@ def _check_chunk(config: ConfigDict) -> None:
 
 
 def _check_classify(config: ConfigDict) -> None:
-    """Refuses a stage classify that has no labels, or no model."""
+    """Checks that the clips have labels, and that the classifier takes their shape."""
     sources.questions(config)
     video = (1, config.data.frames, *config.data.size, 3)
-    # Traced, so that nothing is computed: it refuses a model or a size that is not possible.
+    # Traced, without computing: refuses a network or a size that is not possible.
     init = classifier.build_classifier(config).init
     jax.eval_shape(init, jax.random.key(0), jax.ShapeDtypeStruct(video, jnp.float32))
 
 
 def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
-    """Refuses a mesh that the denoiser's heads do not go with, where one is trained."""
+    """Checks that the mesh divides the denoiser's heads, if a denoiser is trained."""
     if "dit" not in config.stages:
         return
     where, all_heads = denoiser.DENOISERS[config.dit.model].heads(config)

@@ -1,4 +1,4 @@
-"""config.run and config.mesh: how and on what a run computes, which changes only rounding."""
+"""config.run and config.mesh: how and on which devices a run computes."""
 
 from typing import NamedTuple
 
@@ -17,36 +17,36 @@ from vdit.runtime.mesh import gather
 
 def mesh_fields() -> ConfigDict:
     """config.mesh."""
-    mesh = ConfigDict()  # devices along each axis; -1 takes what is left
-    mesh.data = -1
-    mesh.fsdp = 1
-    mesh.tensor = 1
-    mesh.sequence = 1
+    mesh = ConfigDict()  # devices along each axis; -1: all that remain
+    mesh.data = -1  # splits batches
+    mesh.fsdp = 1  # splits batches and parameters
+    mesh.tensor = 1  # splits attention heads and MLPs
+    mesh.sequence = 1  # splits tokens
     return mesh
 
 
 def run_fields() -> ConfigDict:
     """config.run."""
-    run = ConfigDict()  # how, not what: dtype and attention change only rounding
-    run.dtype = "auto"  # of matmul operands: float32, bfloat16, or what the machine does fastest
-    run.attention = "auto"  # by machine and length; or xla, chunked, splash (TPU), cudnn (GPU)
-    # tokens split over mesh.sequence exchange heads (ulysses), pass keys round (ring), do both as
-    # the heads go (auto), or have all keys everywhere (gather)
+    run = ConfigDict()  # dtype and attention change only rounding, the others nothing
+    run.dtype = "auto"  # of matmul operands: float32, bfloat16, or the machine's fastest (auto)
+    run.attention = "auto"  # kernel: by machine and length (auto), xla, chunked, splash or cudnn
+    # Attention over mesh.sequence: exchange heads (ulysses), pass keys round a ring (ring), both as
+    # far as the heads go (auto), or gather all keys (gather)
     run.sequence = "auto"
     run.unroll = 64  # layers unrolled at a time; 1 compiles fastest
-    run.remat = "none"  # rematerialise the DiT's activations: none, dots or full
+    run.remat = "none"  # activation rematerialisation in the denoiser: none, dots or full
     run.log_every = 20  # steps between rows of metrics.jsonl
     run.save_every = 200  # steps between checkpoints
-    run.keep = 2  # checkpoints that stay
-    # Seconds without a step after which a process prints its stacks and ends (ten times as many for
-    # a stage's first step, which compiles); 0: for ever
+    run.keep = 2  # newest checkpoints kept
+    # Seconds without a step after which a process prints its stacks and exits (ten times as many
+    # for the first step of a stage, which compiles); 0: never
     run.stuck = 1800.0
-    run.lost = 60.0  # of several processes: seconds without a sign of one that end all
+    run.lost = 60.0  # several processes: seconds without a heartbeat after which all exit
     return run
 
 
 def check_run(config: ConfigDict) -> None:
-    """Refuses unknown names and numbers out of range."""
+    """Checks names and ranges."""
     tables = {
         "run.dtype": DTYPES, "run.attention": attention.KERNELS, "run.sequence": attention.SEQUENCE,
         "run.remat": REMAT,
@@ -64,7 +64,7 @@ RUN = shared.Section(run_fields, check_run)
 
 
 class Machine(NamedTuple):
-    """What depends on where a network runs."""
+    """What a network takes from the machine it runs on."""
 
     attend: Attend
     matmul: Matmul
@@ -73,8 +73,7 @@ class Machine(NamedTuple):
 
 
 def machine(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> Machine:
-    """For one device, or for steps on a mesh; `platform` is the kind of machine, where that is
-    neither the mesh's nor this one."""
+    """The machine: one device or a mesh, of another `platform` than this one if that is given."""
     shared.choose(attention.KERNELS, "run.attention", config.run.attention)
     return Machine(
         attention.kernel(config.run.attention, mesh, platform, config.run.sequence),

@@ -1,4 +1,4 @@
-"""config.sample and config.eval: how videos are sampled from a trained workdir, and scored."""
+"""config.sample and config.eval: how a trained workdir generates videos, and how it is scored."""
 
 from ml_collections import ConfigDict
 
@@ -11,22 +11,23 @@ def fields() -> ConfigDict:
     sample = ConfigDict()
     sample.sampler = "ddim"  # ddpm, ddim, euler or dpmpp_2m
     sample.steps = 25
-    sample.shift = 0.0  # as dit.shift, of the sampling times alone; 0: dit.shift
-    sample.spacing = "trailing"  # of a table's points: trailing (from the last), leading (to first)
-    sample.eta = 1.0  # ddim: share of noise; fresh noise mends what an earlier step got wrong
+    sample.shift = 0.0  # timestep shift of sampling alone; 0: dit.shift
+    sample.spacing = "trailing"  # beta tables: trailing (from the last) or leading (to the first)
+    sample.eta = 1.0  # ddim: 0 deterministic, 1 fresh noise, which corrects errors of earlier steps
     sample.variance = "posterior"  # ddpm: posterior, beta or learned
-    sample.guidance = 2.5  # classifier-free guidance; 1 is none
-    sample.push = 0.0  # dit.model=vdit: away from a weaker answer, by so much of the difference
-    sample.push_above = 0.5  # while more noise (sigma) than this is left
-    sample.skip = (0.25, 0.75)  # the weaker one's attention is left out in this part of the depth
-    sample.clips = 16  # videos that the stage sample makes
-    sample.batch = 64  # at once
-    sample.zoom = 8  # pixels are repeated this often in the shown pictures of small videos
+    sample.guidance = 2.5  # classifier-free guidance scale; 1: off
+    # vdit: autoguidance scale minus 1; the degraded network skips attention. 0: off
+    sample.push = 0.0
+    sample.push_above = 0.5  # noise level (sigma) above which autoguidance applies
+    sample.skip = (0.25, 0.75)  # part of the depth where the degraded network skips attention
+    sample.clips = 16  # videos that stage sample generates
+    sample.batch = 64  # videos generated at a time
+    sample.zoom = 8  # magnification of small videos in pictures
     return sample
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses unknown samplers and numbers that are not above 0."""
+    """Checks the sampler and the sizes."""
     shared.check_names(config, {"sample.sampler": SAMPLERS})
     shared.check_positive(config, "sample.steps", "sample.batch", "sample.zoom")
 
@@ -34,10 +35,10 @@ def check(config: ConfigDict) -> None:
 def eval_fields() -> ConfigDict:
     """config.eval."""
     evaluate = ConfigDict()
-    evaluate.captions = 256  # held-out captions, one- and two-object scenes half and half
-    evaluate.paraphrases = 128  # of these, asked in unseen wordings as well
-    evaluate.given = 64  # clips whose continuation is scored against the truth, or 0
-    # world: seconds that clips are made in at a time, to compare with one pass; 0: they are not
+    evaluate.captions = 256  # held-out captions, half of them of one object, half of two
+    evaluate.paraphrases = 128  # how many of them to score in unseen wordings too
+    evaluate.given = 64  # clips whose continuation is compared with the ground truth; 0: none
+    # world: also generate clips in chunks of this many seconds, to compare with one pass; 0: off
     evaluate.chunk = 0.0
     return evaluate
 

@@ -1,4 +1,4 @@
-"""What sections share: the shape of a section, the fields of a training, and simple checks."""
+"""What sections share: their type, the fields of a training, and simple checks."""
 
 import functools
 from collections.abc import Callable, Iterable, Mapping
@@ -14,37 +14,37 @@ class Section(NamedTuple):
     """A section of the configuration."""
 
     fields: Callable[[], ConfigDict]  # with their defaults
-    check: Callable[[ConfigDict], None]  # of the whole configuration, refuses this section's values
-    free: tuple[str, ...] = ()  # fields that change no result, so that a run may go on with others
+    check: Callable[[ConfigDict], None]  # takes the full configuration; raises `UserError`
+    free: tuple[str, ...] = ()  # fields that change no result: a run may continue with other values
 
 
 def choose(table: Mapping[str, Any], what: str, name: str) -> Any:
-    """table[name]; an unknown name is refused with the list of the known ones."""
+    """table[name]; the refusal of an unknown name lists the known ones."""
     if name not in table:
         raise UserError(f"{what}={name!r}: known are {', '.join(sorted(table))}")
     return table[name]
 
 
 def value_of(config: ConfigDict, name: str) -> Any:
-    """The field of a dotted name."""
+    """The field with a dotted name."""
     return functools.reduce(lambda part, field: part[field], name.split("."), config)
 
 
 def check_names(config: ConfigDict, tables: Mapping[str, Iterable[str]]) -> None:
-    """Refuses fields that name no row of their table."""
+    """Each field must name a row of its table."""
     for name, table in tables.items():
         choose(dict.fromkeys(table), name, value_of(config, name))
 
 
 def check_positive(config: ConfigDict, *names: str) -> None:
-    """Refuses numbers that are not above 0."""
+    """Each number must be above 0."""
     for name in names:
         if value_of(config, name) <= 0:
             raise UserError(f"{name} is {value_of(config, name)}: a number above 0 is allowed")
 
 
 def check_sizes(config: ConfigDict, counts: Mapping[str, int]) -> None:
-    """Refuses fields that are not so many numbers of at least 1."""
+    """Each field must hold that many numbers, all at least 1."""
     for name, count in counts.items():
         value = value_of(config, name)
         if len(value) != count or min(value) < 1:
@@ -54,7 +54,7 @@ def check_sizes(config: ConfigDict, counts: Mapping[str, int]) -> None:
 def check_only(
     config: ConfigDict, names: Iterable[str], chosen: str, takers: Iterable[str]
 ) -> None:
-    """Refuses fields that are not at their default where `chosen` names a row that ignores them."""
+    """Fields must be at their defaults unless `chosen` names one of the rows that read them."""
     if value_of(config, chosen) in (takers := tuple(takers)):
         return
     for name in names:
@@ -66,19 +66,19 @@ def check_only(
 
 
 def training(steps: int, batch: int, learning_rate: float) -> ConfigDict:
-    """The fields of a stage that trains a network."""
+    """The fields of a training."""
     train = ConfigDict()
     train.steps = steps
-    train.batch = batch  # samples of one step, over all devices
-    train.accumulate = 1  # parts that a step's batch is computed in
-    train.optimizer = "muon"  # muon (matrices; the rest by adamw) or adamw
-    train.learning_rate = learning_rate  # of the matrices in attention and MLP
-    train.adam_learning_rate = 2e-3  # of all other parameters; 0: muon a tenth, adamw the same
+    train.batch = batch  # samples per step, over all devices
+    train.accumulate = 1  # micro-batches per step
+    train.optimizer = "muon"  # adamw, or muon for weight matrices and adamw for the rest
+    train.learning_rate = learning_rate  # of weight matrices in attention and MLPs
+    train.adam_learning_rate = 2e-3  # of all other parameters; 0: with muon a tenth, else the same
     train.weight_decay = 0.0
     train.warmup = 20  # steps
-    train.schedule = "cosine"  # cosine, linear or constant after the warm-up
-    train.clip = 1.0  # global norm of gradients
-    train.ema = 0.995  # decay of the averaged parameters
+    train.schedule = "cosine"  # after the warmup: cosine, linear or constant
+    train.clip = 1.0  # global norm of the gradients
+    train.ema = 0.995  # decay of the exponential moving average of the parameters
     return train
 
 
@@ -86,5 +86,5 @@ FREE_OF_TRAINING = ("train.steps", "train.warmup", "train.schedule")
 
 
 def check_training(config: ConfigDict, section: str) -> None:
-    """Refuses a training's numbers that are not above 0."""
+    """Checks the numbers of a training."""
     check_positive(config, *(f"{section}.train.{n}" for n in ("batch", "steps", "accumulate")))

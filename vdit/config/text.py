@@ -1,4 +1,4 @@
-"""config.text: the text encoder and its tokenizer, one row of `ENCODERS`."""
+"""config.text: the text encoder and its tokenizer, a row of `ENCODERS`."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -20,34 +20,34 @@ from vdit.runtime.files import write_text
 def fields() -> ConfigDict:
     """config.text."""
     text = ConfigDict()
-    # learned: trained with the DiT; minilm, t5, umt5, clip: pretrained, frozen; none: no text
+    # learned: trained with the denoiser; minilm, t5, umt5, clip: pretrained, frozen; none: no text
     text.encoder = "learned"
     text.path = ""  # t5, umt5, clip: folder with config.json, tokenizer.json and safetensors
-    # Budget of a caption in tokens; a longer one is refused. Where it is more than minilm or clip
-    # have positions for, captions that need it are encoded in chunks.
+    # Most tokens per caption; longer ones are refused. minilm and clip encode captions beyond their
+    # number of positions in chunks.
     text.length = 40
-    text.padding = False  # clip, dit.model=unet: padding is attended to, as in Stable Diffusion
-    text.vocab = 1024  # learned: size of the byte-level BPE vocabulary
-    text.width = 128  # learned: width of the encoder
+    text.padding = False  # clip with dit.model=unet: attend to padding, as Stable Diffusion does
+    text.vocab = 1024  # learned: vocabulary size of the byte-level BPE
+    text.width = 128  # learned: hidden width
     text.depth = 2  # learned: layers
     text.heads = 4  # learned: attention heads
     return text
 
 
 def check(config: ConfigDict) -> None:
-    """Refuses an unknown encoder, a folder that is none, and fields that are not the encoder's."""
+    """Checks the encoder, its folder, and fields that only some encoders read."""
     shared.check_names(config, {"text.encoder": ENCODERS})
     shared.check_positive(config, "text.length")
     shared.check_only(config, ("text.path",), "text.encoder", text_folder.FAMILIES)
     if config.text.encoder in text_folder.FAMILIES:
-        build_text_encoder(config, build_tokenizer(config, Path()))  # reads no tensor yet
+        build_text_encoder(config, build_tokenizer(config, Path()))  # reads no tensors yet
 
 
-SECTION = shared.Section(fields, check, free=("path",))  # of a folder, its content counts
+SECTION = shared.Section(fields, check, free=("path",))  # a folder counts by its content
 
 
 class Vocabulary(NamedTuple):
-    """What a text encoder's shapes follow from: the tokens that a tokenizer knows."""
+    """A tokenizer's vocabulary size, which sets the shapes of a text encoder."""
 
     vocab: int
 
@@ -57,7 +57,7 @@ Captions = Callable[[], Iterable[str]] | None
 
 
 class Row(NamedTuple):
-    """What a text encoder of `text_folder.ENCODERS` is built from."""
+    """Tokenizer and options of a text encoder in `text_folder.ENCODERS`."""
 
     tokenizer: Callable[[ConfigDict, Path, Captions], Tokenizer]
     options: Callable[[ConfigDict, Tokens, Machine], dict[str, Any]] = lambda *given: {}
@@ -66,7 +66,7 @@ class Row(NamedTuple):
 def _stored(
     config: ConfigDict, workdir: Path, make: Callable[[], str] | None, chunk: int | None = None
 ) -> Tokenizer:
-    """The tokenizer in a workdir; made and saved if it is not there yet."""
+    """The tokenizer in a workdir; `make` is called if it is missing."""
     path = workdir / "tokenizer.json"
     if not path.exists():
         if make is None:
@@ -91,7 +91,7 @@ def _minilm(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer:
 
 
 def _folder(config: ConfigDict, workdir: Path, captions: Captions) -> Tokenizer:
-    """That of the encoder's folder, which is read each time."""
+    """The tokenizer in the encoder's folder."""
     name, path, length = config.text.encoder, config.text.path, config.text.length
     read, chunk = text_folder.read_tokenizer(name, path), text_folder.positions(name, path)
     if config.text.padding and chunk is not None and length > chunk:
@@ -115,7 +115,7 @@ ENCODERS = {
 
 
 def build_tokenizer(config: ConfigDict, workdir: Path, captions: Captions = None) -> Tokenizer:
-    """The tokenizer in the workdir; made from `captions()` (and saved) if it is not there yet."""
+    """The workdir's tokenizer; learned from `captions()` and saved if it is missing."""
     row = shared.choose(ENCODERS, "text.encoder", config.text.encoder)
     return row.tokenizer(config, workdir, captions)
 
@@ -123,21 +123,21 @@ def build_tokenizer(config: ConfigDict, workdir: Path, captions: Captions = None
 def build_text_encoder(
     config: ConfigDict, tokens: Tokens, mesh: Mesh | None = None, platform: str | None = None
 ) -> TextEncoder:
-    """The text encoder, for one device or for steps on a mesh."""
+    """The text encoder, on one device or on a mesh."""
     row = shared.choose(ENCODERS, "text.encoder", config.text.encoder)
     options = row.options(config, tokens, machine(config, mesh, platform))
     return text_folder.encoder(config.text.encoder, **options)
 
 
 def look_through_text(config: ConfigDict) -> None:
-    """Reads the folder of a text encoder; `UserError` for a number that is not finite."""
+    """Reads all weights of a text encoder's folder; `UserError` if one is not finite."""
     if config.text.encoder in text_folder.FAMILIES:
         _, plan = text_folder.read_module(config.text.encoder, config.text.path)
         weights.look_through(plan)
 
 
 def text_content(config: ConfigDict) -> dict[str, str]:
-    """What identifies an encoder beside the configuration's fields: the content of its folder."""
+    """The digest of a text encoder's folder, which identifies it along with the fields."""
     if config.text.encoder not in text_folder.FAMILIES:
         return {}
     return {"text.content": text_folder.content(config.text.encoder, config.text.path)}
