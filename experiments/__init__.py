@@ -1,1 +1,1 @@
-"""One file an experiment; each states only what differs from the defaults in `vdit.config`."""
+"""One file per experiment; each states only what differs from the defaults in `vdit.config`."""

@@ -1,11 +1,11 @@
-"""Text to video on the world of falling, thrown and rolling bodies, on two CPU cores.
+"""Text to video of falling, thrown and rolling bodies, on two CPU cores.
 
-python -m vdit.main --config=experiments/base.py            a quarter of an hour, with AVX512-BF16
-python -m vdit.main --config=experiments/base.py:long       about an hour on the same
-python -m vdit.main --config=experiments/base.py:fine       latents of 4x4 pixels, see README
+python -m vdit.main --config=experiments/base.py            15 minutes, with AVX512-BF16
+python -m vdit.main --config=experiments/base.py:long       about an hour
+python -m vdit.main --config=experiments/base.py:fine       latents of 4x4 pixels
 python -m vdit.main --config=experiments/base.py:ddpm       DDPM's Algorithms 1 and 2, T = 1000
-python -m vdit.main --config=experiments/base.py:iddpm      its variance learned, 100 steps
-python -m vdit.main --config=experiments/base.py:smoke      about a minute: every stage, no quality
+python -m vdit.main --config=experiments/base.py:iddpm      learned variance, 100 sampling steps
+python -m vdit.main --config=experiments/base.py:smoke      all stages in a minute, no quality
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from vdit.errors import UserError
 
 
 def long(config: ConfigDict) -> None:
-    """About an hour: `fine`'s latents, a DiT three times as large and more steps of both."""
+    """`fine` with a DiT three times as large, and more steps of both stages: about an hour."""
     fine(config)
     config.vae.train.steps = 4000
     config.latents.clips = 30_000
@@ -27,10 +27,9 @@ def long(config: ConfigDict) -> None:
 
 
 def fine(config: ConfigDict) -> None:
-    """Latents of 4x4 pixels, four of which are a token, by half as wide an autoencoder.
+    """Latents of 4x4 pixels, four per token, from an autoencoder of half the width.
 
-    Bodies are seven pixels wide: in places of their own they are simpler to compress than two in
-    one of 8x8 pixels.
+    Bodies are seven pixels wide: one latent seldom covers two of them, as 8x8 pixels often do.
     """
     config.vae.patch = (4, 4, 4)
     config.vae.channels = 8
@@ -58,7 +57,7 @@ def ddpm(config: ConfigDict) -> None:
 
 
 def iddpm(config: ConfigDict) -> None:
-    """Nichol and Dhariwal 2021: the variance learned with the hybrid loss, a respaced sampler."""
+    """Nichol and Dhariwal 2021: variance learned with the hybrid loss, respaced sampling."""
     ddpm(config)
     config.dit.learned_variance = True
     config.sample.variance = "learned"
@@ -66,7 +65,7 @@ def iddpm(config: ConfigDict) -> None:
 
 
 def smoke(config: ConfigDict) -> None:
-    """Every stage in a minute, at a size at which nothing can be learned."""
+    """All stages in a minute, too small to learn anything."""
     config.vae.width = 32
     config.vae.heads = 2
     config.vae.encoder_depth = config.vae.decoder_depth = 1
@@ -105,9 +104,9 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The defaults, times of sampling nearer to noise, and what the variant changes.
+    """The defaults with sampling times nearer to noise and autoguidance, changed by the variant.
 
-    More videos at once than 16, and what is between two layers leaves the cores' caches.
+    16 videos at a time: the activations of more do not fit the CPU's caches.
     """
     config = default()
     config.sample.shift = 8.0

@@ -1,13 +1,13 @@
-"""The DiT of Peebles and Xie 2023, with Latte's blocks over space and over time in turn.
+"""The DiT of Peebles and Xie 2023, with Latte's blocks over space and time in turn.
 
-python -m vdit.main --config=experiments/dit_paper.py                    clips by their motion
-python -m vdit.main --config=experiments/dit_paper.py:text               by their captions
-python -m vdit.main --config=experiments/dit_paper.py:image              pictures by their colour
-python -m vdit.main --config=experiments/dit_paper.py:smoke              every stage, no quality
+python -m vdit.main --config=experiments/dit_paper.py             motion classes
+python -m vdit.main --config=experiments/dit_paper.py:text        captions
+python -m vdit.main --config=experiments/dit_paper.py:image       single frames, colour classes
+python -m vdit.main --config=experiments/dit_paper.py:smoke       all stages, no quality
 
-The paper's other conditionings are the variants in_context, cross_attention and adaln. A class is
-asked for by its name or number: --mode=sample --workdir=runs/dit_paper --prompt=falls. Variants go
-together, as image+adaln+smoke.
+The paper's other conditionings are the variants in_context, cross_attention and adaln. Variants
+combine, as in image+adaln+smoke. A prompt is the name or number of a class:
+--mode=sample --workdir=runs/dit_paper --prompt=falls.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from vdit.worlds.bodies.questions import QUESTIONS
 
 
 def ask(config: ConfigDict, label: str) -> None:
-    """Clips of one body, and of it one question of the world."""
+    """Classes of clips with one body: the answers to one question about it."""
     config.data.label = label
     config.data.objects = (1, 1)
     config.dit.paper.classes = len(QUESTIONS[label].classes)
@@ -29,7 +29,7 @@ def ask(config: ConfigDict, label: str) -> None:
 
 
 def image(config: ConfigDict) -> None:
-    """Single pictures, by a network that diffusers knows too (`tools.export_weights`)."""
+    """Single frames, with a network that diffusers also has (`tools.export_weights`)."""
     ask(config, "colour")
     config.dit.paper.level_theta = THETA
     if config.dit.preset == "nano":
@@ -40,7 +40,7 @@ def image(config: ConfigDict) -> None:
 
 
 def text(config: ConfigDict) -> None:
-    """Captions in place of classes, attended to in the blocks over space."""
+    """Captions in place of classes, by cross-attention in the blocks over space."""
     config.data.label = ""
     config.data.objects = (1, 2)
     config.dit.paper.classes = 0
@@ -49,18 +49,18 @@ def text(config: ConfigDict) -> None:
 
 
 def in_context(config: ConfigDict) -> None:
-    """Time and class as two more tokens, which all blocks have to see: joint attention."""
+    """Timestep and class as two more tokens, so attention has to be joint."""
     config.dit.paper.conditioning = "in_context"
     config.dit.axes = "joint"
 
 
 def cross_attention(config: ConfigDict) -> None:
-    """Time and class as two tokens that every block attends to."""
+    """Timestep and class as two tokens for cross-attention in every block."""
     config.dit.paper.conditioning = "cross_attention"
 
 
 def adaln(config: ConfigDict) -> None:
-    """Shifts and scales without gates."""
+    """Adaptive layer norm without gates."""
     config.dit.paper.conditioning = "adaln"
 
 
@@ -71,7 +71,7 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The base experiment with the paper's model, its process and its learned variance."""
+    """The base experiment with the paper's network, process and learned variance."""
     names = variant.split("+") if variant else []
     if unknown := [name for name in names if name not in (*VARIANTS, "smoke")]:
         known = sorted([*VARIANTS, "smoke"])

@@ -1,10 +1,10 @@
-"""Your own videos: a folder of MP4, WebM or GIF files with captions, at 64x64.
+"""Your own videos: a folder of MP4, WebM or GIF files with captions, at 64x64 pixels.
 
 python -m vdit.main --config=experiments/folder.py --config.data.path=FOLDER
 python -m vdit.main --config=experiments/folder.py:smoke --config.data.path=FOLDER
 
-Captions: a text file beside each clip (clip.mp4, clip.txt), or one captions.jsonl or captions.csv
-with the columns file, caption and, for cuts of a longer film, start and end in seconds.
+Captions: a text file for each clip (clip.mp4, clip.txt), or one captions.jsonl or captions.csv with
+the columns file, caption and, for parts of longer videos, start and end in seconds.
 """
 
 from ml_collections import ConfigDict
@@ -14,12 +14,12 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The base experiment on a folder; "smoke" trains for a moment only."""
+    """The base experiment on a folder; "smoke" runs a few steps."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/folder.py:{variant}: known variants are ['smoke']")
     config = base.get_config(variant)
     config.data.source = "folder"
-    config.data.path = ""  # give it with --config.data.path=FOLDER
+    config.data.path = ""  # set by --config.data.path=FOLDER
     config.data.stride = 0.1
     config.sample.clips = 4
     if not variant:

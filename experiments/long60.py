@@ -1,20 +1,19 @@
-"""Sixty seconds in one pass: 1,441 frames of 720x1280 at 24 a second, denoised all at once.
+"""Sixty seconds in one pass: 1,441 frames of 720x1280 pixels at 24 per second.
 
 python -m tools.plan --config=experiments/long60.py --topology=v5p:4x4x8 --mesh=fsdp:16,sequence:8
 python -m tools.plan --config=experiments/long60.py:fine --topology=v5p:8x8x8
 python -m vdit.main --config=experiments/long60.py --config.data.path=FOLDER
-python -m vdit.main --config=experiments/long60.py:smoke     every stage in moments, no quality
+python -m vdit.main --config=experiments/long60.py:smoke     all stages in a minute, no quality
 
-The autoencoder's strides are 8 frames, 32 rows and 32 columns, with 128 channels: 192 numbers of a
-video become one, as in LTX-Video (HaCohen et al. 2025, arXiv:2501.00103), which shows that films
-survive it. Attention's work grows with the square of the tokens, so what a minute in one pass
-costs is decided here: 181 x 23 x 40 are 166,520 tokens, and no patch of latents is needed. Half of
-the strides in space would be 4 times the tokens and 16 times the attention. 8 frames are a third of
-a second, in which little changes that 128 numbers cannot tell; at 16, motion would. 32 does not
-divide 720 rows: they are filled to 736 and the decoder's are cut off.
+The autoencoder compresses 8 frames, 32 rows and 32 columns into 128 channels: 192 times fewer
+numbers, as in LTX-Video (HaCohen et al. 2025, arXiv:2501.00103). That sets the cost of a minute in
+one pass, since attention is quadratic in the tokens: 181 x 23 x 40 = 166,520, without patches.
+Half the spatial strides would be 4 times the tokens and 16 times the attention. 8 frames are a
+third of a second, whose motion 128 channels can hold. 32 does not divide 720 rows: they are padded
+to 736, and the decoder's output is cropped.
 
-:fine has latents of 4x8x8 with 16 channels, and patches of 2x2: 361 x 45 x 80 = 1,299,600 tokens.
-That is 61 times the attention of the above, for 512 chips; keys go round a ring as well.
+:fine has latents of 4x8x8 with 16 channels and patches of 2x2: 361 x 45 x 80 = 1,299,600 tokens, 61
+times the attention, for 512 chips; keys also pass round a ring.
 """
 
 from ml_collections import ConfigDict
@@ -24,7 +23,7 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The two-billion experiment on minutes of film."""
+    """The two-billion experiment on one-minute clips."""
     if variant not in ("", "fine", "smoke"):
         raise UserError(
             f"experiments/long60.py:{variant}: known variants are ['fine', 'smoke']"
@@ -53,7 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
 
 def smoke() -> ConfigDict:
-    """base's, with strides as strong: eight frames, and rows that do not divide."""
+    """base:smoke with the same strides, and rows that they do not divide."""
     config = base.get_config("smoke")
     config.data.size = (40, 64)
     config.vae.patch = (8, 32, 32)

@@ -1,13 +1,13 @@
-"""The base world for sixty seconds in one pass, on two CPU cores: 2,416 tokens a clip.
+"""Sixty seconds of the base world in one pass, on two CPU cores: 2,416 tokens per clip.
 
-python -m vdit.main --config=experiments/minute.py          two hours of one core
-python -m vdit.main --config=experiments/minute.py:smoke    moments: every stage, no quality
+python -m vdit.main --config=experiments/minute.py          two hours on one core
+python -m vdit.main --config=experiments/minute.py:smoke    all stages in a minute, no quality
 
-301 frames of 32x32 at 5 a second: low enough a rate that a minute is a few thousand tokens, high
-enough that a fall is seen. Beside base's scores `eval` makes the same held-out clips in one pass
-and six seconds at a time, each chunk given the later half of the one before, and says for both how
-long bodies stay whole and what the picture drifts by in a second (rows "length" of metrics.jsonl;
-length.png shows them).
+301 frames of 32x32 pixels at 5 per second: few enough for a few thousand tokens, enough to see a
+body fall. Besides base's scores, `eval` generates the same held-out clips in one pass and in chunks
+of six seconds, each conditioned on the second half of the one before, and measures for both how
+long bodies persist and how far the picture drifts per second (rows "length" of metrics.jsonl, and
+length.png).
 """
 
 from ml_collections import ConfigDict
@@ -30,12 +30,12 @@ def get_config(variant: str = "") -> ConfigDict:
         return config
     config.data.frames = 301
     config.vae.channels = 16
-    config.vae.train.batch = 1  # clips: as many frames as two of base's batches have
+    config.vae.train.batch = 1  # clips, with the frames of two batches of base
     config.vae.train.steps = 1500
     config.latents.clips = 2500
     config.latents.batch = 4
     config.latents.shard = 100
-    config.dit.axes = "factorised"  # a step takes .3 of the time that it takes by joint attention
+    config.dit.axes = "factorised"  # a step takes .3 of the time of joint attention
     config.dit.train.batch = 8
     config.dit.train.accumulate = 8
     config.dit.train.steps = 1200

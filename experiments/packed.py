@@ -1,9 +1,9 @@
-"""Images and videos of several sizes, aspects, lengths and rates, packed side by side.
+"""Images and videos of several sizes, aspects, lengths and rates, packed into rows.
 
 python -m vdit.main --config=experiments/packed.py
-python -m vdit.main --config=experiments/packed.py:smoke    every stage in about a minute
+python -m vdit.main --config=experiments/packed.py:smoke    all stages in a minute, no quality
 
-The autoencoder learns on clips of 17 frames at 32x32; the DiT's data are five shapes in turn.
+The autoencoder trains on clips of 17 frames of 32x32 pixels, the DiT on five shapes in turn.
 """
 
 from ml_collections import ConfigDict
@@ -13,7 +13,7 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The base experiment on packed rows; variant "smoke" at its size."""
+    """The base experiment on packed rows; "smoke" at the size of base:smoke."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/packed.py:{variant}: the known variant is smoke")
     config = base.get_config(variant)

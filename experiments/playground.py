@@ -1,12 +1,12 @@
-"""Characters with materials and faces, four places, moving cameras, ramps, towers, springs, pours.
+"""Characters, materials, four places, moving cameras, ramps, towers, springs and pours.
 
 python -m vdit.main --config=experiments/playground.py
-python -m vdit.main --config=experiments/playground.py:shots          one to three shots a clip
-python -m vdit.main --config=experiments/playground.py:smoke          every stage at a size to try
+python -m vdit.main --config=experiments/playground.py:shots     one to three shots per clip
+python -m vdit.main --config=experiments/playground.py:smoke     all stages in a minute, no quality
 python -m vdit.main --config=experiments/playground.py:shots_smoke
 
-Clips of four seconds at 64x64; captions of five words to about two hundred, of each shot and of the
-clip where there are several.
+Clips of four seconds at 64x64 pixels, with captions of five to about two hundred words; clips of
+several shots have a caption for each shot and one for the clip.
 """
 
 from ml_collections import ConfigDict
@@ -18,7 +18,7 @@ VARIANTS = ("", "shots", "smoke", "shots_smoke")
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The base experiment on playgrounds; "shots" with cuts; "smoke" small, of two seconds."""
+    """The base experiment on playgrounds; "shots" with cuts; "smoke" small, with two seconds."""
     if variant not in VARIANTS:
         known = ", ".join(VARIANTS[1:])
         raise UserError(f"experiments/playground.py:{variant}: known variants are {known}")
@@ -30,18 +30,18 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.fps = 12.0
     config.data.frames = 49 if not smoke else 25
     config.data.detail = 2
-    # In tokens; a small vocabulary takes more, and so do words that no caption has (paraphrases).
+    # In tokens: more with a small vocabulary, and for unseen words (paraphrases).
     config.text.length = 800 if not smoke else 1200
     config.vae.train.batch = 2
     config.latents.clips = 6000
     config.latents.batch = 16
-    config.dit.patch = (2, 2)  # 208 tokens a clip
+    config.dit.patch = (2, 2)  # 208 tokens per clip
     config.dit.train.steps = 1600
     config.sample.batch = 8
     config.sample.zoom = 4
     config.eval.captions, config.eval.paraphrases, config.eval.given = 128, 64, 32
     if shots:
-        config.data.shots = (1, 3) if not smoke else (1, 2)  # each of a second at least
+        config.data.shots = (1, 3) if not smoke else (1, 2)  # each at least a second long
         config.dit.caption_drop = 0.1
     if smoke:
         config.vae.train.steps = config.dit.train.steps = 8

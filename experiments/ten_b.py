@@ -1,8 +1,8 @@
-"""Ten billion parameters: text to video, five seconds at 720x1280, 75,600 tokens a clip.
+"""Ten billion parameters: text to video, five seconds at 720x1280, 75,600 tokens per clip.
 
 python -m tools.plan --config=experiments/ten_b.py --topology=v5p:4x4x8 --mesh=fsdp:32,sequence:4
 python -m vdit.main --config=experiments/ten_b.py --config.data.path=FOLDER
-python -m vdit.main --config=experiments/ten_b.py:smoke     every stage in moments, no quality
+python -m vdit.main --config=experiments/ten_b.py:smoke     all stages in a minute, no quality
 """
 
 from ml_collections import ConfigDict
@@ -12,7 +12,7 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The two-billion experiment with a larger denoiser and larger clips; "smoke" is base's."""
+    """The two-billion experiment with a larger denoiser and larger frames; "smoke" is base's."""
     if variant == "smoke":
         return base.get_config("smoke")
     if variant:

@@ -1,4 +1,4 @@
-"""Two billion parameters: five seconds at 480x832, 32,760 tokens a clip.
+"""Two billion parameters: five seconds at 480x832, 32,760 tokens per clip.
 
 python -m tools.plan --config=experiments/two_b.py --topology=v5p:4x4x8
 python -m vdit.main --config=experiments/two_b.py --config.data.path=FOLDER
@@ -11,7 +11,7 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The XL experiment with a larger denoiser and larger clips."""
+    """The XL experiment with a larger denoiser and longer, larger clips."""
     if variant:
         raise UserError(f"experiments/two_b.py:{variant}: it has no variants")
     config = xl.get_config()

@@ -1,12 +1,13 @@
-"""The U-Net of latent diffusion, with layers over time, trained as Stable Diffusion is: it predicts
-the noise of its 1,000 scaled-linear steps, and text comes by cross-attention.
+"""The U-Net of latent diffusion, with layers over time, trained as Stable Diffusion is: noise
+prediction, 1,000 scaled-linear betas, text by cross-attention.
 
 python -m vdit.main --config=experiments/unet.py
-python -m vdit.main --config=experiments/unet.py:flow     the base experiment's process instead
-python -m vdit.main --config=experiments/unet.py:smoke    every stage, no quality
+python -m vdit.main --config=experiments/unet.py:flow     with the base experiment's process
+python -m vdit.main --config=experiments/unet.py:smoke    all stages, no quality
 
-Data, autoencoder, text, trainer and scores are the base experiment's, and a clip takes about as
-many multiplications as in its DiT. Given frames are not for it: it knows one time for all tokens.
+Data, autoencoder, text, training and scores are the base experiment's, and a clip takes about as
+many multiplications as in its DiT. It has one noise level for all tokens:
+no frames can be given.
 """
 
 from ml_collections import ConfigDict
@@ -23,8 +24,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config("smoke" if "smoke" in names else "")
     dit = config.dit
     dit.model = "unet"
-    dit.preset = "nano"  # of transformers alone
-    dit.unet.widths = (48, 96)  # on latents of 4x4 places
+    dit.preset = "nano"  # the size of DiTs alone
+    dit.unet.widths = (48, 96)  # latents are 4x4
     dit.unet.heads = (2, 4)
     dit.unet.depths = (1, 1)
     dit.unet.blocks = 1

@@ -1,11 +1,11 @@
-"""A ViViT learns what happens in a clip: how its one body moves, and how often it hits something.
+"""A ViViT classifies clips: how their one body moves, and how often it hits something.
 
 python -m vdit.main --config=experiments/vivit.py
 python -m vdit.main --config=experiments/vivit.py --config.classify.model=factorised_encoder
-python -m vdit.main --config=experiments/vivit.py:smoke     seconds, no quality
+python -m vdit.main --config=experiments/vivit.py:smoke     a few steps, no quality
 
-Held-out bodies are of kinds (shape, colour, size and motion together) that training never shows;
-their accuracy is heldout_accuracy_NAME in metrics.jsonl, beside that of the commonest answer.
+Held-out bodies have combinations of shape, colour, size and motion that training never shows. Their
+accuracy is heldout_accuracy_NAME in metrics.jsonl, next to that of the most frequent answer.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The stage classify alone, on one-object clips; "smoke" trains for a moment only."""
+    """Stage classify alone, on one-object clips; "smoke" runs a few steps."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/vivit.py:{variant}: known variants are ['smoke']")
     config = default()

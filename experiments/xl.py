@@ -1,4 +1,4 @@
-"""The DiT paper's XL at a video size: four seconds at 256x256, 4,352 tokens a clip.
+"""The DiT paper's XL on videos: four seconds at 256x256, 4,352 tokens per clip.
 
 python -m tools.plan --config=experiments/xl.py --topology=v5e:8x8
 python -m vdit.main --config=experiments/xl.py --config.data.path=FOLDER
@@ -13,12 +13,12 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The base experiment with DiT-XL, on a folder of films."""
+    """The base experiment with DiT-XL, on a folder of videos."""
     if variant:
         raise UserError(f"experiments/xl.py:{variant}: it has no variants")
     config = base.get_config()
     config.sample.shift = config.sample.push = 0.0
-    config.data.source = "folder"  # give it with --config.data.path=FOLDER
+    config.data.source = "folder"  # set by --config.data.path=FOLDER
     config.data.frames = 65
     config.data.size = (256, 256)
     config.data.fps = 16.0
