@@ -6,8 +6,8 @@ python -m vdit.main --config=experiments/unet.py:flow     with the base experime
 python -m vdit.main --config=experiments/unet.py:smoke    all stages, no quality
 
 Data, autoencoder, text, training and scores are the base experiment's, and a clip takes about as
-many multiplications as in its DiT. It has one noise level for all tokens:
-no frames can be given.
+many multiplications as in its DiT. The U-Net has one noise level for all tokens, so no frames can
+be given.
 """
 
 from ml_collections import ConfigDict
