@@ -230,13 +230,13 @@ def test_texts_without_words() -> None:
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("data.label", "", "needs data.label"),
+        ("data.label", "", "need data.label"),
         ("data.label", "impacts", "allowed are colour, shape, size, motion"),
         ("data.objects", (1, 2), r"\(1, 1\) is allowed"),
         ("dit.paper.classes", 7, "6 is allowed"),
         ("dit.paper.text", True, "one of both"),
         ("text.encoder", "learned", "none is allowed"),
-        ("dit.given.prefix", 0.1, "dit.given.prefix=0.1.*0 is allowed"),
+        ("dit.given.prefix", 0.1, "dit.given.prefix is 0.1.*0 is allowed"),
         ("data.shapes", ((5, 32, 32, 10.0),), "one shape"),
         ("dit.paper.conditioning", "in_context", "joint is allowed"),
         ("dit.model", "vdit", "no other takes it"),

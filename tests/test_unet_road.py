@@ -79,9 +79,9 @@ def test_given_frames_are_refused_in_one_line(model: Model) -> None:
 @pytest.mark.parametrize(
     "field, value, words",
     [
-        ("dit.given.prefix", 0.1, "dit.given.prefix=0.1 with dit.model=unet"),
+        ("dit.given.prefix", 0.1, "dit.given.prefix is 0.1 with dit.model='unet'"),
         ("dit.axes", "factorised", "nano and joint"),
-        ("dit.preset", "S", "dit.preset=S"),
+        ("dit.preset", "S", "dit.preset is 'S'"),
         ("dit.unet.groups", 7, "must divide it"),
         ("dit.unet.heads", (2, 16), "even width"),
         ("dit.unet.depths", (1,), "one number of each"),

@@ -9,7 +9,6 @@ from ml_collections import ConfigDict
 
 from vdit.config import shared
 from vdit.config.run import Machine, machine
-from vdit.errors import UserError
 from vdit.models import lpips
 from vdit.models.autoencoder import Autoencoder
 from vdit.models.discriminator import GROUPS, Discriminator
@@ -92,7 +91,7 @@ class Row(NamedTuple):
 def _check_vivit(config: ConfigDict) -> None:
     heads, width = config.vae.heads, config.vae.width
     if heads < 1 or width % (2 * heads):
-        raise UserError(f"vae.heads is {heads}: vae.width {width} needs heads of even width")
+        raise shared.refusal(config, "vae.heads vae.width", "heads of even width are allowed")
 
 
 def _build_vivit(config: ConfigDict, machine: Machine) -> VAE:
@@ -130,23 +129,20 @@ def _check_conv(config: ConfigDict) -> None:
     side = max(vae.pixels, 1) * 2 ** max(len(levels) - 1, 0)
     times = tuple(2**i for i in range(len(levels))) if causal else (1,)
     if not levels or min(levels) < 1 or (q, r) != (side, side) or p not in times:
-        raise UserError(
-            f"vae.patch is {(p, q, r)} with {len(levels)} vae.multipliers, vae.pixels={vae.pixels}"
-            f" and vae.model={vae.model}: {side} rows and columns are allowed, and {times} frames"
-        )
+        fields = "vae.patch vae.multipliers vae.pixels vae.model"
+        allowed = f"{side} rows and columns are allowed, and {times} frames"
+        raise shared.refusal(config, fields, allowed)
     shared.check_positive(config, "vae.blocks", "vae.width", "vae.pixels")
     if vae.decoder_width < 0:
-        raise UserError(f"vae.decoder_width is {vae.decoder_width}: 0 or more is allowed")
+        raise shared.refusal(config, "vae.decoder_width", "0 or more is allowed")
     model = _conv(config)
     if not causal and (vae.groups < 1 or any(width % vae.groups for width in model.widths)):
-        raise UserError(f"vae.groups is {vae.groups}: it must divide widths {model.widths}")
+        raise shared.refusal(config, "vae.groups", f"it must divide the widths {model.widths}")
     if vae.residual:
         model.check()
     elif causal and any(width % 2 for width in model.decoder_widths):
-        raise UserError(
-            f"the decoder's width times vae.multipliers is {model.decoder_widths}: even numbers are"
-            " allowed"
-        )
+        fields = "vae.decoder_width vae.width vae.multipliers"
+        raise shared.refusal(config, fields, "even numbers of channels are allowed")
 
 
 def _build_conv(config: ConfigDict, machine: Machine) -> ConvVAE:
@@ -169,7 +165,7 @@ def check_vae(config: ConfigDict) -> None:
     shared.check_only(config, OF_CAUSAL, "vae.model", ("causal",))
     least = 4 * max(config.vae.patch[1:])
     if config.vae.tile and config.vae.tile < least:
-        raise UserError(f"vae.tile is {config.vae.tile}: 0 (none) and {least} or more are allowed")
+        raise shared.refusal(config, "vae.tile", f"0 (none) and {least} or more are allowed")
     row.check(config)
 
 
@@ -187,22 +183,20 @@ def _check_losses(config: ConfigDict) -> None:
     shared.check_names(config, {"vae.lpips_net": lpips.NETS})
     for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
         if vae[name] < 0:
-            raise UserError(f"vae.{name} is {vae[name]}: 0 or more is allowed")
+            raise shared.refusal(config, f"vae.{name}", "0 or more is allowed")
     width, levels = vae.adversarial_width, vae.adversarial_levels
     if width < GROUPS or width % GROUPS:
-        raise UserError(f"vae.adversarial_width is {width}: a multiple of {GROUPS} is allowed")
-    if levels < 1 or (vae.adversarial_weight and min(size) < 2**levels):
-        raise UserError(
-            f"vae.adversarial_levels is {levels}: 1 to the number of times that data.size {size}"
-            " can be halved is allowed"
+        raise shared.refusal(
+            config, "vae.adversarial_width", f"a multiple of {GROUPS} is allowed"
         )
+    if levels < 1 or (vae.adversarial_weight and min(size) < 2**levels):
+        allowed = "1 to the number of times that the frame can be halved is allowed"
+        raise shared.refusal(config, "vae.adversarial_levels data.size", allowed)
     if vae.lpips_weight:
         least = lpips.NETS[vae.lpips_net].least
         if min(size) < least:
-            raise UserError(
-                f"data.size is {size}: vae.lpips_net={vae.lpips_net} needs {least} rows and columns"
-                " or more"
-            )
+            allowed = f"{least} rows and columns or more are allowed"
+            raise shared.refusal(config, "data.size vae.lpips_net", allowed)
         weights_file(vae.lpips_net)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from vdit.config import shared
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 
@@ -15,10 +16,8 @@ CLASSES = "classes.json"
 def check_classes(config: ConfigDict, count: int) -> None:
     """Refuses a denoiser with another number of classes than the source has."""
     if config.dit.paper.classes != count:
-        raise UserError(
-            f"dit.paper.classes is {config.dit.paper.classes}: {count} is allowed, the number of"
-            f" classes of data.source={config.data.source} by data.label={config.data.label}"
-        )
+        fields = "dit.paper.classes data.source data.label"
+        raise shared.refusal(config, fields, f"{count} is allowed, the number of its classes")
 
 
 def write_classes(config: ConfigDict, workdir: Path, classes: Sequence[str]) -> None:

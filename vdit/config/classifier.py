@@ -9,7 +9,6 @@ from vdit.config import shared
 from vdit.config.classes import CLASSES, read_names
 from vdit.config.run import machine
 from vdit.data import sources
-from vdit.errors import UserError
 from vdit.models.vivit import ViViT, preset
 from vdit.nn.linear import ACTIVATIONS
 
@@ -45,9 +44,9 @@ def check(config: ConfigDict) -> None:
         return
     names = tuple(classify.questions)
     if not names or len(set(names)) < len(names):
-        raise UserError(f"classify.questions is {names}: different names, at least one")
+        raise shared.refusal(config, "classify.questions", "different names, at least one")
     if not 0.0 <= classify.smoothing < 1.0:
-        raise UserError(f"classify.smoothing is {classify.smoothing}: 0 to less than 1 is allowed")
+        raise shared.refusal(config, "classify.smoothing", "0 to less than 1 is allowed")
 
 
 SECTION = shared.Section(fields, check, free=("heldout", *shared.FREE_OF_TRAINING))

@@ -15,7 +15,6 @@ from vdit.config.run import machine
 from vdit.denoiser import Denoiser
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
-from vdit.errors import UserError
 from vdit.models import dit_paper, unet
 from vdit.models.dit import AXES, TEXTS, DiT, preset
 from vdit.models.text import TextEncoder
@@ -68,7 +67,7 @@ def check(config: ConfigDict) -> None:
     check_process(config)
     auxiliary(config.dit.auxiliary, build_dit(config))
     if not 0.0 <= config.dit.caption_drop <= 1.0:
-        raise UserError(f"dit.caption_drop is {config.dit.caption_drop}: 0 to 1 is allowed")
+        raise shared.refusal(config, "dit.caption_drop", "0 to 1 is allowed")
 
 
 SECTION = shared.Section(fields, check, free=shared.FREE_OF_TRAINING)
@@ -110,10 +109,8 @@ def _check_paper(config: ConfigDict) -> None:
         paper.conditioning, config.dit.axes, size["width"], size["depth"], size["heads"]
     )
     if bool(paper.classes) == paper.text:
-        raise UserError(
-            f"dit.paper.classes={paper.classes} with dit.paper.text={paper.text}: one of both is"
-            " allowed, classes or a text"
-        )
+        fields = "dit.paper.classes dit.paper.text"
+        raise shared.refusal(config, fields, "one of both is allowed, classes or a text")
 
 
 def _build_paper(config: ConfigDict, **options: Any) -> dit_paper.DiTPaper:
@@ -139,10 +136,8 @@ def _check_unet(config: ConfigDict) -> None:
     dit = config.dit
     unet.check(**{name: value for name, value in dit.unet.items() if name != "linear"})
     if (dit.preset, dit.axes) != ("nano", "joint"):
-        raise UserError(
-            f"dit.preset={dit.preset}, dit.axes={dit.axes} with dit.model=unet: its size is"
-            " dit.unet's, and nano and joint, the defaults, are allowed"
-        )
+        allowed = "nano and joint, the defaults, are allowed; dit.unet has its size"
+        raise shared.refusal(config, "dit.preset dit.axes dit.model", allowed)
 
 
 def _unet_heads(config: ConfigDict) -> tuple[str, tuple[int, ...]]:
@@ -168,7 +163,7 @@ def check_dit(config: ConfigDict) -> None:
     shared.check_sizes(config, {"dit.patch": 2, "dit.window": 3})
     shared.check_only(config, ("dit.window",), "dit.axes", ("windowed",))
     if config.dit.axes == "windowed" and config.dit.model != "vdit":
-        raise UserError(f"dit.axes=windowed with dit.model={config.dit.model}: vdit is allowed")
+        raise shared.refusal(config, "dit.axes dit.model", "vdit is allowed")
     preset(config.dit.preset)
     row.check(config)
 
@@ -194,9 +189,8 @@ def check_process(config: ConfigDict) -> None:
     }  # fmt: skip
     shared.check_names(config, tables)
     if config.dit.learned_variance and build_process(config).points is None:
-        raise UserError(
-            f"dit.learned_variance needs a table as dit.process=ddpm, not {config.dit.process}"
-        )
+        fields = "dit.learned_variance dit.process"
+        raise shared.refusal(config, fields, "a beta table such as ddpm is allowed")
     # Traced, without computing: refuses times that do not fit the process.
     jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
 

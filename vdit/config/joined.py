@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from vdit.config import STAGES, autoencoder, classifier, data, denoiser, run, sample, text
 from vdit.config.classes import check_classes
-from vdit.config.shared import Section
+from vdit.config.shared import Section, refusal
 from vdit.data import sources
 from vdit.diffusion import schedule
 from vdit.errors import UserError
@@ -40,12 +40,12 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
         section.check(config)
     attention.check(config.run.attention, platform)
     _check_clips(config)
-    if config.data.shapes:
-        _check_shapes(config)
-    _check_text(config)
     _check_classes(config)
+    _check_text(config)
     if denoiser.build_dit(config).one_time:
         _check_one_time(config)
+    if config.data.shapes:
+        _check_shapes(config)
     _check_sampling(config)
     _check_chunk(config)
     if "classify" in config.stages:
@@ -56,11 +56,12 @@ def _check_clips(config: ConfigDict) -> None:
     """Checks that the source has such clips, and that the autoencoder can encode them."""
     frames, p = config.data.frames, config.vae.patch[0]
     if frames < 1 or (frames - 1) % p:
-        raise UserError(f"data.frames is {frames}: 1 + k*{p} is allowed (vae.patch)")
+        raise refusal(config, "data.frames vae.patch", f"1 + k*{p} is allowed")
     if not config.data.shapes:
         sources.check_limits(config)
     if config.dit.caption_drop and not sources.most_shots(config):
-        raise UserError("dit.caption_drop needs clips of several captions: data.shots")
+        fields = "dit.caption_drop data.source data.shots"
+        raise refusal(config, fields, "clips of several captions are allowed")
 
 
 def _is_shape(shape: Any, p: int) -> bool:
@@ -76,7 +77,7 @@ def _check_shapes(config: ConfigDict) -> None:
     """Checks data.shapes, and that the denoiser can be trained on packed rows."""
     p = config.vae.patch[0]
     if sources.most_shots(config):
-        raise UserError("data.shapes with data.shots: packed rows know one caption a clip")
+        raise refusal(config, "data.shapes data.shots", "one caption a clip is allowed")
     for shape in config.data.shapes:
         if not _is_shape(shape, p):
             raise UserError(
@@ -85,39 +86,30 @@ def _check_shapes(config: ConfigDict) -> None:
     sources.check_limits(config)
     given = config.dit.given
     if min(given.values()) < 0 or given.text + given.prefix <= 0:
-        raise UserError(
-            f"dit.given is {dict(given)}: shares of 0 and more, text and prefix not both 0, are"
-            " allowed with data.shapes"
-        )
+        allowed = "shares of 0 and more, text and prefix not both 0, are allowed"
+        raise UserError(f"dit.given is {dict(given)} with data.shapes: {allowed}")
     if config.dit.axes != "joint":
-        raise UserError(f"data.shapes with dit.axes={config.dit.axes}: packed rows go joint")
+        raise refusal(config, "data.shapes dit.axes", "joint is allowed with packed rows")
     if len(config.dit.pack) != 3 or min(config.dit.pack) < 0:
-        raise UserError(f"dit.pack is {config.dit.pack}: three numbers of at least 0 are allowed")
+        raise refusal(config, "dit.pack", "three numbers of at least 0 are allowed")
 
 
 def _check_text(config: ConfigDict) -> None:
     """Checks that the denoiser takes the text encoder's features."""
     encoder, dit = config.text.encoder, config.dit
     if config.text.padding and (encoder, dit.model) != ("clip", "unet"):
-        raise UserError(
-            f"text.padding=True with text.encoder={encoder} and dit.model={dit.model}: clip and"
-            " unet are allowed"
-        )
+        fields = "text.padding text.encoder dit.model"
+        raise refusal(config, fields, "clip and unet are allowed")
     one_caption = (dit.model, dit.axes) == ("vdit", "joint") and not sources.most_shots(config)
     if dit.text == "context" and not one_caption:
-        raise UserError(
-            f"dit.text=context with dit.model={dit.model}, dit.axes={dit.axes} and data.source="
-            f"{config.data.source}: vdit, joint and sources of one caption a clip are allowed"
-        )
+        allowed = "vdit, joint and sources of one caption a clip are allowed"
+        raise refusal(config, "dit.text dit.model dit.axes data.source", allowed)
     if dit.model != "paper" and encoder == "none":
-        raise UserError(
-            f"text.encoder=none with dit.model={dit.model}: only models of classes go without"
-        )
+        allowed = "only class-conditional networks (paper) work without text"
+        raise refusal(config, "text.encoder dit.model", allowed)
     if dit.model == "paper" and dit.paper.text == (encoder == "none"):
-        raise UserError(
-            f"text.encoder={encoder} with dit.paper.text={dit.paper.text}: none is allowed where"
-            " nothing reads a text, and only there"
-        )
+        allowed = "none is allowed for networks without text, and only for them"
+        raise refusal(config, "text.encoder dit.paper.text", allowed)
 
 
 def _check_classes(config: ConfigDict) -> None:
@@ -125,27 +117,21 @@ def _check_classes(config: ConfigDict) -> None:
     label, asks = config.data.label, config.dit.paper.classes
     asks = asks if config.dit.model == "paper" else 0
     if bool(label) != bool(asks) and "dit" in config.stages:
-        raise UserError(
-            f"data.label={label!r} with {asks} classes of dit.model={config.dit.model}: a model of"
-            " classes (dit.model=paper, dit.paper.classes) needs data.label, and no other takes it"
-        )
+        allowed = "networks with classes (paper) need data.label, and no other takes it"
+        raise refusal(config, "data.label dit.model dit.paper.classes", allowed)
     if label and (count := sources.class_count(config)):
         check_classes(config, count)
 
 
 def _check_one_time(config: ConfigDict) -> None:
     """Refuses tasks that need tokens with noise levels of their own."""
-    model, given = config.dit.model, config.dit.given
+    given = config.dit.given
     if config.data.shapes or sources.most_shots(config):
-        raise UserError(
-            f"dit.model={model} with data.shapes or data.shots: clips of one shape, each"
-            " with one caption or class, are allowed"
-        )
+        allowed = "clips of one shape, each with one caption or class, are allowed"
+        raise refusal(config, "dit.model data.shapes data.shots", allowed)
     if wrong := [name for name in given if name != "text" and given[name] > 0]:
-        raise UserError(
-            f"dit.given.{wrong[0]}={given[wrong[0]]} with dit.model={model}, which knows one time"
-            " for all tokens: 0 is allowed for all but text"
-        )
+        allowed = "one time for all tokens: 0 is allowed for all but text"
+        raise refusal(config, f"dit.given.{wrong[0]} dit.model", allowed)
 
 
 def _check_sampling(config: ConfigDict) -> None:
@@ -153,7 +139,7 @@ def _check_sampling(config: ConfigDict) -> None:
     dit, sample, process = config.dit, config.sample, denoiser.build_process(config)
     learned = sample.sampler == "ddpm" and sample.variance == "learned"
     if learned and not dit.learned_variance:
-        raise UserError("sample.variance=learned needs a model with dit.learned_variance=True")
+        raise refusal(config, "sample.variance dit.learned_variance", "True is allowed")
     steps = sample.steps, sample.shift or dit.shift, sample.spacing
     jax.eval_shape(lambda: schedule.timesteps(process, *steps))  # refuses what the process does not
     check_push(config, sample.push, sample.skip)
@@ -181,14 +167,10 @@ def _check_chunk(config: ConfigDict) -> None:
     low, high = (1 + 2 * p) / config.data.fps, config.data.frames / config.data.fps
     if sources.chosen(config).score_chunks is None or config.dit.model != "vdit":
         known = sources.named(lambda row: row.score_chunks is not None)
-        raise UserError(
-            f"eval.chunk is {chunk:g}: 0 is allowed with data.source={config.data.source} and"
-            f" dit.model={config.dit.model}; it needs {known} and vdit"
-        )
+        allowed = f"0, or {known} and vdit, are allowed"
+        raise refusal(config, "eval.chunk data.source dit.model", allowed)
     if not low <= chunk < high:
-        raise UserError(
-            f"eval.chunk is {chunk:g} seconds: 0 and {low:g} to less than {high:g} are allowed"
-        )
+        raise refusal(config, "eval.chunk", f"0 and {low:g} to less than {high:g} are allowed")
 
 
 def _check_classify(config: ConfigDict) -> None:

@@ -6,7 +6,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vdit.config import shared
-from vdit.errors import UserError
 from vdit.nn.attention import Attend
 from vdit.nn.product import Matmul
 from vdit.nn.stack import REMAT, Gather
@@ -56,7 +55,7 @@ def check_run(config: ConfigDict) -> None:
         config, "run.log_every", "run.save_every", "run.keep", "run.unroll", "run.lost"
     )
     if config.run.stuck < 0:
-        raise UserError(f"run.stuck is {config.run.stuck}: seconds, or 0 for ever, are allowed")
+        raise shared.refusal(config, "run.stuck", "seconds, or 0 (never), are allowed")
 
 
 MESH = shared.Section(mesh_fields, lambda config: None)

@@ -30,6 +30,15 @@ def value_of(config: ConfigDict, name: str) -> Any:
     return functools.reduce(lambda part, field: part[field], name.split("."), config)
 
 
+def refusal(config: ConfigDict, names: str, allowed: str) -> UserError:
+    """The error for a field, or for several that do not fit together: "A is 1 with B=2: ..."."""
+    first, *others = ((name, value_of(config, name)) for name in names.split())
+    said = f"{first[0]} is {first[1]!r}"
+    if others:
+        said += " with " + " and ".join(f"{name}={value!r}" for name, value in others)
+    return UserError(f"{said}: {allowed}")
+
+
 def check_names(config: ConfigDict, tables: Mapping[str, Iterable[str]]) -> None:
     """Each field must name a row of its table."""
     for name, table in tables.items():
@@ -40,7 +49,7 @@ def check_positive(config: ConfigDict, *names: str) -> None:
     """Each number must be above 0."""
     for name in names:
         if value_of(config, name) <= 0:
-            raise UserError(f"{name} is {value_of(config, name)}: a number above 0 is allowed")
+            raise refusal(config, name, "a number above 0 is allowed")
 
 
 def check_sizes(config: ConfigDict, counts: Mapping[str, int]) -> None:
@@ -48,7 +57,7 @@ def check_sizes(config: ConfigDict, counts: Mapping[str, int]) -> None:
     for name, count in counts.items():
         value = value_of(config, name)
         if len(value) != count or min(value) < 1:
-            raise UserError(f"{name} is {value}: {count} numbers of at least 1 are allowed")
+            raise refusal(config, name, f"{count} numbers of at least 1 are allowed")
 
 
 def check_only(
@@ -60,9 +69,7 @@ def check_only(
     for name in names:
         if value_of(config, name) != value_of(default(), name):
             known = f"{' and '.join(takers)} take" + ("s" if len(takers) == 1 else "")
-            raise UserError(
-                f"{name} is given with {chosen}={value_of(config, chosen)}: only {known} it"
-            )
+            raise refusal(config, f"{name} {chosen}", f"only {known} it")
 
 
 def training(steps: int, batch: int, learning_rate: float) -> ConfigDict:
