@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from vdit.config import default
 from vdit.errors import UserError
+from vdit.runtime.optimizer import OPTIMIZERS, SCHEDULES
 
 
 class Section(NamedTuple):
@@ -93,5 +94,8 @@ FREE_OF_TRAINING = ("train.steps", "train.warmup", "train.schedule")
 
 
 def check_training(config: ConfigDict, section: str) -> None:
-    """Checks the numbers of a training."""
+    """Checks the names and numbers of a training."""
+    optimizer, schedule = f"{section}.train.optimizer", f"{section}.train.schedule"
+    tables: dict[str, Iterable[str]] = {optimizer: OPTIMIZERS, schedule: SCHEDULES}
+    check_names(config, tables)
     check_positive(config, *(f"{section}.train.{n}" for n in ("batch", "steps", "accumulate")))
