@@ -61,10 +61,19 @@ def fields() -> ConfigDict:
 
 
 def check(config: ConfigDict) -> None:
-    """Checks the network, the process and the training."""
+    """Checks the network, the training, and that process, prediction and times fit together."""
     shared.check_training(config, "dit")
     check_dit(config)
-    check_process(config)
+    tables: dict[str, Iterable[str]] = {
+        "dit.process": schedule.PROCESSES, "dit.prediction": PREDICTIONS,
+        "dit.loss_weight": WEIGHTS,
+    }  # fmt: skip
+    shared.check_names(config, tables)
+    if config.dit.learned_variance and build_process(config).points is None:
+        fields = "dit.learned_variance dit.process"
+        raise shared.refusal(config, fields, "a beta table such as ddpm is allowed")
+    # Traced, without computing: refuses times that do not fit the process.
+    jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
     auxiliary(config.dit.auxiliary, build_dit(config))
     if not 0.0 <= config.dit.caption_drop <= 1.0:
         raise shared.refusal(config, "dit.caption_drop", "0 to 1 is allowed")
@@ -179,20 +188,6 @@ def build_dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None
         remat=config.run.remat,
         **machine(config, mesh, platform)._asdict(),
     )
-
-
-def check_process(config: ConfigDict) -> None:
-    """Checks that process, prediction and training times fit together."""
-    tables: dict[str, Iterable[str]] = {
-        "dit.process": schedule.PROCESSES, "dit.prediction": PREDICTIONS,
-        "dit.loss_weight": WEIGHTS,
-    }  # fmt: skip
-    shared.check_names(config, tables)
-    if config.dit.learned_variance and build_process(config).points is None:
-        fields = "dit.learned_variance dit.process"
-        raise shared.refusal(config, fields, "a beta table such as ddpm is allowed")
-    # Traced, without computing: refuses times that do not fit the process.
-    jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
 
 
 def build_process(config: ConfigDict) -> schedule.Process:

@@ -5,7 +5,7 @@ runs in a child of a process that only waits (`supervised`), and the parent prin
 was. It reads that from a folder in the shared workdir (`Board`), where the child's `Watch` records
 its progress and where each process records why it ended.
 
-JAX is imported late: `supervised` forks before it is.
+JAX is imported by experiments but started late: `supervised` forks before it has a backend.
 """
 
 import contextlib
