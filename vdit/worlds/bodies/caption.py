@@ -22,43 +22,26 @@ MOTION_WORDS = {
         ("falling", "dropping", "falling down", "dropping down", "falling from above"),
     ),
     "thrown": (
-        (
-            "is thrown to the {side}",
-            "flies to the {side}",
-            "is tossed to the {side}",
-            "flies {side}wards through the air",
-            "is thrown {side}wards",
-        ),
+        ("is thrown to the {side}", "flies to the {side}", "is tossed to the {side}",
+         "flies {side}wards through the air", "is thrown {side}wards"),
         ("thrown to the {side}", "flying to the {side}", "tossed to the {side}"),
     ),
     "rolls": (
-        (
-            "rolls to the {side}",
-            "rolls {side}wards along the floor",
-            "rolls {side}wards across the floor",
-            "rolls {side}wards",
-        ),
+        ("rolls to the {side}", "rolls {side}wards along the floor",
+         "rolls {side}wards across the floor", "rolls {side}wards"),
         ("rolling to the {side}", "rolling {side}wards", "rolling {side}wards along the floor"),
     ),
     "slides": (
-        (
-            "slides to the {side}",
-            "slides {side}wards along the floor",
-            "slides {side}wards across the floor",
-            "slides {side}wards",
-        ),
+        ("slides to the {side}", "slides {side}wards along the floor",
+         "slides {side}wards across the floor", "slides {side}wards"),
         ("sliding to the {side}", "sliding {side}wards", "sliding {side}wards along the floor"),
     ),
     "rests": (
         ("rests on the floor", "lies on the floor", "sits on the floor", "stands on the floor"),
-        (
-            "resting on the floor",
-            "lying on the floor",
-            "sitting on the floor",
-            "standing on the floor",
-        ),
+        ("resting on the floor", "lying on the floor", "sitting on the floor",
+         "standing on the floor"),
     ),
-}
+}  # fmt: skip
 
 # Relation of one object to another, or of both -> phrases. `relations` says when each is true.
 RELATIONS = {

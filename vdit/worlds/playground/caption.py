@@ -122,6 +122,14 @@ def caption(
         if events:
             parts.append(story(voice, scene, run, faces, events, False))
         return "; ".join(parts)
+    return _text(voice, scene, run, camera, faces, events)
+
+
+def _text(
+    voice: Voice, scene: Scene, run: Run, camera: str, faces: np.ndarray, events: Sequence[Event]
+) -> str:
+    """All that can be said: a text of up to several hundred words."""
+    actors, first = scene.actors, faces[0].tolist()
     gravity = "moon" if scene.place == "moon" else "earth"
     parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}",
              voice.say("gravity", gravity)]  # fmt: skip

@@ -9,14 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdit.worlds.playground.cast import (
-    EVENTS,
-    PLATFORM_LENGTH,
-    PLATFORM_TOP,
-    RAMP_LENGTH,
-    SPRING_TOP,
-    Form,
-)
+from vdit.worlds.playground import cast
+from vdit.worlds.playground.cast import Form
 
 KINK = 0.35  # m/s and more: a change of speed from frame to frame that only a touch explains
 MOVED = 0.15  # metres from where it rested: a character has been moved
@@ -81,10 +75,11 @@ def find(sight: Sight) -> list[Event]:
         if who == 0:
             along = x if sight.side > 0 else sight.width - x
             if sight.built == "ramp":
-                found.append((_first(along > RAMP_LENGTH + 0.2), "rolls_down", who))
+                found.append((_first(along > cast.RAMP_LENGTH + 0.2), "rolls_down", who))
             if sight.built == "platform":
-                low = (y < PLATFORM_TOP + shape.inner - 0.25) & (along > PLATFORM_LENGTH - 0.5)
-                found.append((_first(low), "drops_off", who))
+                low = y < cast.PLATFORM_TOP + shape.inner - 0.25
+                off = low & (along > cast.PLATFORM_LENGTH - 0.5)
+                found.append((_first(off), "drops_off", who))
             if sight.built == "pendulum":
                 found.append((_first(along > sight.width / 2), "swings", who))
             if sight.built == "spring":
@@ -97,12 +92,12 @@ def find(sight: Sight) -> list[Event]:
     if sight.built == "pour" and sight.poured.max() > 0:
         found.append((_first(sight.poured > POURED * sight.poured.max()), "pours", -1))
     events = [Event(frame, kind, who) for frame, kind, who in found if frame is not None]
-    return sorted(events, key=lambda event: (event.frame, EVENTS.index(event.kind), event.who))
+    return sorted(events, key=lambda event: (event.frame, cast.EVENTS.index(event.kind), event.who))
 
 
 def _springs(y: np.ndarray, inner: float) -> int | None:
     """When what has come down on the spring is a third of a metre above its lowest place."""
-    down = _first(y < SPRING_TOP + inner + 0.1)
+    down = _first(y < cast.SPRING_TOP + inner + 0.1)
     if down is None:
         return None
     up = _first(y[down:] > np.minimum.accumulate(y[down:]) + 0.35)

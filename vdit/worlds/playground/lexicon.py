@@ -44,52 +44,31 @@ LEXICON: dict[str, Words] = {
         "moon": (("on the moon", "on the lunar surface"), ("on the earth's own satellite",)),
     },
     "gravity": {
-        "earth": (
-            ("gravity is that of the earth", "things weigh what they weigh on earth"),
-            ("the pull downwards is the usual one",),
-        ),
-        "moon": (
-            ("gravity is weak", "everything falls slowly"),
-            ("the pull downwards is a sixth of the usual one",),
-        ),
+        "earth": (("gravity is that of the earth", "things weigh what they weigh on earth"),
+            ("the pull downwards is the usual one",)),
+        "moon": (("gravity is weak", "everything falls slowly"),
+            ("the pull downwards is a sixth of the usual one",)),
     },
     "camera": {
-        "static": (
-            ("the camera stands still", "seen by a still camera", "the view is fixed"),
-            ("filmed from a tripod",),
-        ),
-        "pan_left": (
-            ("the camera pans left", "the camera turns to the left", "a pan to the left"),
-            ("the lens sweeps leftwards",),
-        ),
+        "static": (("the camera stands still", "seen by a still camera", "the view is fixed"),
+            ("filmed from a tripod",)),
+        "pan_left": (("the camera pans left", "the camera turns to the left", "a pan to the left"),
+            ("the lens sweeps leftwards",)),
         "pan_right": (
             ("the camera pans right", "the camera turns to the right", "a pan to the right"),
-            ("the lens sweeps rightwards",),
-        ),
-        "tilt_up": (
-            ("the camera tilts up", "the camera looks up", "a tilt upwards"),
-            ("the lens climbs",),
-        ),
-        "tilt_down": (
-            ("the camera tilts down", "the camera looks down", "a tilt downwards"),
-            ("the lens sinks",),
-        ),
-        "zoom_in": (
-            ("the camera zooms in", "the camera comes closer", "a slow zoom in"),
-            ("the lens draws everything nearer",),
-        ),
-        "zoom_out": (
-            ("the camera zooms out", "the camera draws back", "a slow zoom out"),
-            ("the lens takes in more and more",),
-        ),
-        "follow": (
-            ("the camera follows", "the camera stays with", "the camera goes along with"),
-            ("the lens keeps tracking",),
-        ),
-        "shake": (
-            ("the camera shakes", "the picture trembles", "a shaky hand-held camera"),
-            ("the lens wobbles",),
-        ),
+            ("the lens sweeps rightwards",)),
+        "tilt_up": (("the camera tilts up", "the camera looks up", "a tilt upwards"),
+            ("the lens climbs",)),
+        "tilt_down": (("the camera tilts down", "the camera looks down", "a tilt downwards"),
+            ("the lens sinks",)),
+        "zoom_in": (("the camera zooms in", "the camera comes closer", "a slow zoom in"),
+            ("the lens draws everything nearer",)),
+        "zoom_out": (("the camera zooms out", "the camera draws back", "a slow zoom out"),
+            ("the lens takes in more and more",)),
+        "follow": (("the camera follows", "the camera stays with", "the camera goes along with"),
+            ("the lens keeps tracking",)),
+        "shake": (("the camera shakes", "the picture trembles", "a shaky hand-held camera"),
+            ("the lens wobbles",)),
     },
     "built": {
         "ramp": (("a ramp", "a slope"), ("an incline",)),
@@ -100,57 +79,38 @@ LEXICON: dict[str, Words] = {
         "tower": (("a tower of blocks", "a stack of blocks"), ("a pile of cubes",)),
     },
     "motion": {
-        "rests": (
-            ("rests on the floor", "lies on the floor", "sits on the floor"),
-            ("waits on the ground",),
-        ),
+        "rests": (("rests on the floor", "lies on the floor", "sits on the floor"),
+            ("waits on the ground",)),
         "falls": (("falls", "drops down", "falls from above"), ("plunges",)),
-        "thrown_left": (
-            ("is thrown to the left", "flies to the left"), ("is hurled leftwards",)
-        ),
-        "thrown_right": (
-            ("is thrown to the right", "flies to the right"), ("is hurled rightwards",)
-        ),
+        "thrown_left": (("is thrown to the left", "flies to the left"), ("is hurled leftwards",)),
+        "thrown_right": (("is thrown to the right", "flies to the right"),
+            ("is hurled rightwards",)),
         "rolls_left": (("rolls to the left", "rolls leftwards"), ("trundles leftwards",)),
         "rolls_right": (("rolls to the right", "rolls rightwards"), ("trundles rightwards",)),
         "slides_left": (("slides to the left", "slides leftwards"), ("skids leftwards",)),
         "slides_right": (("slides to the right", "slides rightwards"), ("skids rightwards",)),
-        "swings_left": (
-            ("swings to the left", "hangs on a rope and swings left"), ("dangles and sways left",)
-        ),
-        "swings_right": (
-            ("swings to the right", "hangs on a rope and swings right"),
-            ("dangles and sways right",),
-        ),
+        "swings_left": (("swings to the left", "hangs on a rope and swings left"),
+            ("dangles and sways left",)),
+        "swings_right": (("swings to the right", "hangs on a rope and swings right"),
+            ("dangles and sways right",)),
     },
     "event": {
         "lands": (("lands", "comes down", "touches down"), ("ends its fall",)),
-        "rolls_down": (
-            ("reaches the foot of the ramp", "comes off the ramp"), ("leaves the incline",)
-        ),
-        "drops_off": (
-            ("drops off the platform", "goes over the edge"), ("tumbles from the shelf",)
-        ),
-        "swings": (
-            ("swings through the lowest point", "sweeps past the middle"), ("passes the bottom",)
-        ),
-        "springs": (
-            ("is thrown up by the spring", "bounces up from the spring"),
-            ("gets launched by the coils",),
-        ),
+        "rolls_down": (("reaches the foot of the ramp", "comes off the ramp"),
+            ("leaves the incline",)),
+        "drops_off": (("drops off the platform", "goes over the edge"),
+            ("tumbles from the shelf",)),
+        "swings": (("swings through the lowest point", "sweeps past the middle"),
+            ("passes the bottom",)),
+        "springs": (("is thrown up by the spring", "bounces up from the spring"),
+            ("gets launched by the coils",)),
         "moved": (("is pushed away", "is knocked from its place"), ("gets shoved aside",)),
         "hits": (("hits", "bumps into", "knocks into"), ("strikes",)),
-        "topples": (
-            ("the tower falls", "the tower topples", "the stack comes down"),
-            ("the pile collapses",),
-        ),
-        "fells": (
-            ("knocks over the tower", "makes the tower fall"), ("brings the pile down",)
-        ),
-        "pours": (
-            ("many little balls pour from above", "a stream of beads begins to pour"),
-            ("a cascade of pellets starts",),
-        ),
+        "topples": (("the tower falls", "the tower topples", "the stack comes down"),
+            ("the pile collapses",)),
+        "fells": (("knocks over the tower", "makes the tower fall"), ("brings the pile down",)),
+        "pours": (("many little balls pour from above", "a stream of beads begins to pour"),
+            ("a cascade of pellets starts",)),
         "face": (("is now", "from now on is"), ("is all of a sudden",)),
     },
     "spot": {
@@ -168,29 +128,22 @@ LEXICON: dict[str, Words] = {
     "framing": {
         "whole": (("in full view", "the whole scene"), ("everything at once",)),
         "wide": (("a wide shot", "seen from afar"), ("a distant vantage",)),
-        "close_left": (
-            ("a close-up of the left side", "seen up close, to the left"),
-            ("a tight frame of the left half",),
-        ),
+        "close_left": (("a close-up of the left side", "seen up close, to the left"),
+            ("a tight frame of the left half",)),
         "close": (("a close-up", "seen up close", "a close shot"), ("a tight frame",)),
-        "close_right": (
-            ("a close-up of the right side", "seen up close, to the right"),
-            ("a tight frame of the right half",),
-        ),
+        "close_right": (("a close-up of the right side", "seen up close, to the right"),
+            ("a tight frame of the right half",)),
     },
     # What a character does in a shot in which its take goes on.
     "course": {
         "still": (("lies still", "does not move", "stays where it is"), ("remains motionless",)),
         "bounces": (("bounces", "comes down and bounces"), ("rebounds",)),
-        "left": (
-            ("moves on to the left", "keeps moving to the left"), ("travels further left",)
-        ),
-        "right": (
-            ("moves on to the right", "keeps moving to the right"), ("travels further right",)
-        ),
+        "left": (("moves on to the left", "keeps moving to the left"), ("travels further left",)),
+        "right": (("moves on to the right", "keeps moving to the right"),
+            ("travels further right",)),
         "moves": (("moves on", "keeps moving", "goes on"), ("travels further",)),
     },
-}
+}  # fmt: skip
 OPENINGS = (("a video of", "a clip of", "we see"), ("footage of",))
 FIRST = (("first", "to begin with"), ("at the outset",))
 THEN = (("then", "next", "after that"), ("thereupon",))

@@ -15,39 +15,8 @@ import numpy as np
 import pymunk
 
 from vdit.worlds.clips import Draws
-from vdit.worlds.playground.cast import (
-    BLOCK,
-    BLOCK_DENSITY,
-    BLOCKS,
-    COLOURS,
-    GRAIN,
-    GRAIN_DENSITY,
-    GRAIN_EVERY,
-    GRAINS,
-    MATERIAL_NAMES,
-    MATERIALS,
-    PIVOT,
-    PLACE_NAMES,
-    PLACES,
-    PLATE,
-    PLATFORM_DEPTH,
-    PLATFORM_LENGTH,
-    PLATFORM_TOP,
-    RAMP_HEIGHT,
-    RAMP_LENGTH,
-    RESERVED,
-    RESERVED_LOOKS,
-    ROPE_LIFT,
-    SETS,
-    SHAPES,
-    SPRING_RATE,
-    SPRING_TOP,
-    Form,
-    Look,
-    block,
-    disc,
-    form,
-)
+from vdit.worlds.playground import cast
+from vdit.worlds.playground.cast import Form, Look, block, disc, form
 
 STEP = 1 / 120  # seconds: no physics step is longer
 FREE = 0.42  # seconds in which characters that fly or roll at the start stay clear of each other
@@ -89,7 +58,7 @@ class Scene(NamedTuple):
 
     @property
     def gravity(self) -> float:
-        return PLACES[self.place].gravity
+        return cast.PLACES[self.place].gravity
 
 
 class Run(NamedTuple):
@@ -113,13 +82,13 @@ def draw_looks(draws: Draws, count: int, held_out: bool) -> list[Look]:
     large = 0.5 if count <= 2 else 0.2
     while len(looks) < count:
         if held_out and not looks:
-            look = draws.pick(RESERVED_LOOKS)
+            look = draws.pick(cast.RESERVED_LOOKS)
         else:
             look = (
-                draws.below(len(SHAPES)), draws.below(len(COLOURS)), int(draws.chance(large)),
-                draws.below(len(MATERIALS)),
+                draws.below(len(cast.SHAPES)), draws.below(len(cast.COLOURS)),
+                int(draws.chance(large)), draws.below(len(cast.MATERIALS)),
             )  # fmt: skip
-            if not held_out and look in RESERVED:
+            if not held_out and look in cast.RESERVED:
                 continue
         if all(look[1] != other[1] for other in looks):
             looks.append(look)
@@ -128,7 +97,7 @@ def draw_looks(draws: Draws, count: int, held_out: bool) -> list[Look]:
 
 def glides(look: Look) -> bool:
     """Whether friction does not stop it: a ball, or slippery."""
-    return SHAPES[look[0]] == "ball" or MATERIAL_NAMES[look[3]] == "slippery"
+    return cast.SHAPES[look[0]] == "ball" or cast.MATERIAL_NAMES[look[3]] == "slippery"
 
 
 def draw_scene(
@@ -137,17 +106,17 @@ def draw_scene(
     width: float,
     top: float,
     held_out: bool,
-    built: Sequence[str] = SETS,
-    places: Sequence[str] = PLACE_NAMES,
-    cast: Sequence[Look] = (),
+    built: Sequence[str] = cast.SETS,
+    places: Sequence[str] = cast.PLACE_NAMES,
+    characters: Sequence[Look] = (),
 ) -> Scene:
     """Draws a scene of `count` characters with one of what may be `built`, in one of the `places`;
-    the `cast` of another scene plays in this one too."""
+    the `characters` of another scene play in this one too."""
     while True:
         place = draws.pick(places)
         plain = count > CROWD or draws.chance(0.35)
         what = "none" if plain and "none" in built else draws.pick(built)
-        looks = list(cast) or draw_looks(draws, count, held_out)
+        looks = list(characters) or draw_looks(draws, count, held_out)
         if draws.chance(0.5):
             looks.reverse()
         tower = count <= CROWD and what in ("none", "ramp", "pendulum") and draws.chance(0.5)
@@ -180,7 +149,7 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
     if scene.built == "pour":
         scene = scene._replace(
             spot=draws.pick((0.35, 0.5, 0.65)) * width,
-            grains=tuple(draws.uniform(-0.5, 0.5) for _ in range(GRAINS)),
+            grains=tuple(draws.uniform(-0.5, 0.5) for _ in range(cast.GRAINS)),
         )
     opening = _opening(draws, scene, looks[0], at, tower)
     if opening is not None:
@@ -189,12 +158,12 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
         target = at(width / 2 + opening.form.outer + 0.6)
         taken.append((width / 2, opening.form.outer))
     if scene.built in ("ramp", "platform"):
-        taken.append((at(RAMP_LENGTH / 2), RAMP_LENGTH / 2 + 0.3))
+        taken.append((at(cast.RAMP_LENGTH / 2), cast.RAMP_LENGTH / 2 + 0.3))
     if scene.built == "spring":
-        taken.append((scene.spot, PLATE[0] / 2 + 0.1))
+        taken.append((scene.spot, cast.PLATE[0] / 2 + 0.1))
     if tower:
         scene = scene._replace(tower=target)
-        taken.append((target, BLOCK / 2 + 0.35))
+        taken.append((target, cast.BLOCK / 2 + 0.35))
     struck = opening is not None and not tower and scene.built in ("ramp", "pendulum", "none")
     for number, look in enumerate(looks[len(actors) :]):
         found = None
@@ -227,25 +196,25 @@ def _opening(draws: Draws, scene: Scene, look: Look, at: Any, tower: bool) -> Ac
     shape, side = form(look[0], look[2]), scene.side
     sideways = "right" if side > 0 else "left"
     if scene.built == "ramp":
-        turn = math.atan2(RAMP_HEIGHT, RAMP_LENGTH)
+        turn = math.atan2(cast.RAMP_HEIGHT, cast.RAMP_LENGTH)
         lean = shape.inner * math.sin(turn)
         along = max(0.25, (shape.outer + 0.05 - lean) / math.cos(turn))
         x = at(along * math.cos(turn) + lean)
-        y = RAMP_HEIGHT - along * math.sin(turn) + shape.inner * math.cos(turn) + 0.01
+        y = cast.RAMP_HEIGHT - along * math.sin(turn) + shape.inner * math.cos(turn) + 0.01
         speed = draws.uniform(0.8, 1.4)
         angle = 0.0 if shape.radius else -side * turn
         return Actor(look, f"rolls_{sideways}", x, y, side * speed * math.cos(turn),
                      -speed * math.sin(turn), angle, _spin(shape, side * speed))  # fmt: skip
     if scene.built == "platform":
         x, speed = shape.outer + draws.uniform(0.05, 0.3), draws.uniform(1.4, 2.4)
-        y = PLATFORM_TOP + shape.inner + 0.005
+        y = cast.PLATFORM_TOP + shape.inner + 0.005
         return Actor(
             look, f"rolls_{sideways}", at(x), y, side * speed, spin=_spin(shape, side * speed)
         )
     if scene.built == "pendulum":
-        rope = PIVOT - shape.outer - ROPE_LIFT
+        rope = cast.PIVOT - shape.outer - cast.ROPE_LIFT
         turn = math.asin(min(0.62, (scene.width / 2 - shape.outer - 0.08) / rope))
-        x, y = scene.width / 2 - side * rope * math.sin(turn), PIVOT - rope * math.cos(turn)
+        x, y = scene.width / 2 - side * rope * math.sin(turn), cast.PIVOT - rope * math.cos(turn)
         return Actor(look, f"swings_{sideways}", x, y)
     if scene.built == "spring":
         y = draws.uniform(scene.top - 2.2, scene.top - shape.outer - 0.1)
@@ -369,19 +338,101 @@ def _build(space: pymunk.Space, scene: Scene) -> None:
         _still(space, pymunk.Segment(still, a, b, far))
     wall, side = (0.0, 1) if scene.side > 0 else (width, -1)
     if scene.built == "ramp":
-        corners = [(wall, 0.0), (wall, RAMP_HEIGHT), (wall + side * RAMP_LENGTH, 0.0)]
+        corners = [(wall, 0.0), (wall, cast.RAMP_HEIGHT), (wall + side * cast.RAMP_LENGTH, 0.0)]
         _still(space, pymunk.Poly(still, corners))
     if scene.built == "platform":
-        low, edge = PLATFORM_TOP - PLATFORM_DEPTH, wall + side * PLATFORM_LENGTH
-        corners = [(wall, low), (wall, PLATFORM_TOP), (edge, PLATFORM_TOP), (edge, low)]
+        low, edge = cast.PLATFORM_TOP - cast.PLATFORM_DEPTH, wall + side * cast.PLATFORM_LENGTH
+        corners = [(wall, low), (wall, cast.PLATFORM_TOP), (edge, cast.PLATFORM_TOP), (edge, low)]
         _still(space, pymunk.Poly(still, corners))
+
+
+class _Contacts:
+    """Who touches whom while a scene moves."""
+
+    def __init__(self, space: pymunk.Space, scene: Scene, bodies: Sequence[pymunk.Body]) -> None:
+        self.frame, self.depth = 0, 0.0
+        self.numbers = {body: number for number, body in enumerate(bodies)}
+        self.touches: list[tuple[int, int, int]] = []
+        self.touched = [
+            actor.motion == "rests" or actor.motion.startswith("rolls") for actor in scene.actors
+        ]
+        self._seen: set[tuple[int, int]] = set()
+        space.on_collision(1, 1, begin=self._meet)
+        space.on_collision(1, 2, begin=self._strike)
+        space.on_collision(1, None, begin=self._touch)
+
+    def _first(self, one: int, two: int) -> None:
+        if (one, two) not in self._seen:
+            self._seen.add((one, two))
+            self.touches.append((self.frame, one, two))
+
+    def _meet(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
+        one, two = (self.numbers[body] for body in arbiter.bodies)
+        self._first(one, two)
+        self._first(two, one)
+
+    def _strike(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
+        self._first(next(self.numbers[b] for b in arbiter.bodies if b in self.numbers), -1)
+
+    def _touch(self, arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
+        for body in arbiter.bodies:
+            if body in self.numbers:
+                self.touched[self.numbers[body]] = True
+
+    def rest(self, arbiter: pymunk.Arbiter, number: int) -> None:
+        """Notes a contact that lasts at the end of a frame."""
+        self.touched[number] = True
+        points = arbiter.contact_point_set.points
+        self.depth = max([self.depth, *(-point.distance for point in points)])
+
+
+def _characters(space: pymunk.Space, scene: Scene, kick: float) -> list[pymunk.Body]:
+    """The characters' bodies; what flies starts faster downwards by `kick`."""
+    bodies = []
+    for actor in scene.actors:
+        shape, stuff = actor.form, cast.MATERIALS[cast.MATERIAL_NAMES[actor.look[3]]]
+        body = _body(space, shape, stuff.density * shape.area, stuff.elasticity, stuff.friction, 1)
+        flies = actor.motion == "falls" or actor.motion.startswith("thrown")
+        body.position = actor.x, actor.y
+        body.velocity = actor.vx, actor.vy - (kick if flies else 0.0)
+        body.angle, body.angular_velocity = actor.angle, actor.spin
+        bodies.append(body)
+    return bodies
+
+
+def _tower(space: pymunk.Space, scene: Scene) -> list[pymunk.Body]:
+    """The blocks of a tower, if there is one."""
+    blocks = []
+    for level in range(cast.BLOCKS if scene.tower else 0):
+        mass = cast.BLOCK_DENSITY * cast.BLOCK**2
+        body = _body(space, block(cast.BLOCK, cast.BLOCK), mass, 0.2, 0.7, 2)
+        body.position = scene.tower, cast.BLOCK * (level + 0.5)
+        blocks.append(body)
+    return blocks
+
+
+def _pour(space: pymunk.Space, scene: Scene, grains: list[pymunk.Body], time: float) -> None:
+    """Adds the grains that have come out of the spout at `time`."""
+    while len(grains) < len(scene.grains) and len(grains) * cast.GRAIN_EVERY <= time:
+        mass = cast.GRAIN_DENSITY * math.pi * cast.GRAIN**2
+        body = _body(space, disc(cast.GRAIN), mass, 0.2, 0.4, 3)
+        body.position = scene.spot, scene.top - 0.5
+        body.velocity = scene.grains[len(grains)], -2.0
+        grains.append(body)
+
+
+def _energy(body: pymunk.Body, vy: float, gravity: float) -> float:
+    """Joules of height, speed and spin of what moves upwards at `vy`."""
+    vx, y = body.velocity.x, body.position.y
+    spin = body.moment * body.angular_velocity**2 / 2
+    return body.mass * ((vx * vx + vy * vy) / 2 + gravity * y) + spin
 
 
 def simulate(scene: Scene, frames: int, fps: float) -> Run:
     """Moves the scene for `frames` frames.
 
     pymunk's steps move first and accelerate then: what flies starts half a step's fall faster, so
-    that its places are exact, and has that taken from the velocities that are told.
+    that its places are exact, and has that taken from the velocities that are returned.
     """
     substeps = max(1, math.ceil(1 / fps / STEP - 1e-9))
     step = 1 / fps / substeps
@@ -389,113 +440,59 @@ def simulate(scene: Scene, frames: int, fps: float) -> Run:
     space = pymunk.Space()
     space.gravity, space.collision_slop, space.iterations = (0.0, -scene.gravity), 0.003, 20
     _build(space, scene)
-    bodies = []
-    for actor in scene.actors:
-        shape, stuff = actor.form, MATERIALS[MATERIAL_NAMES[actor.look[3]]]
-        body = _body(space, shape, stuff.density * shape.area, stuff.elasticity, stuff.friction, 1)
-        flies = actor.motion == "falls" or actor.motion.startswith("thrown")
-        body.position = actor.x, actor.y
-        body.velocity = actor.vx, actor.vy - (kick if flies else 0.0)
-        body.angle, body.angular_velocity = actor.angle, actor.spin
-        bodies.append(body)
-    blocks = []
-    if scene.tower:
-        for level in range(BLOCKS):
-            mass = BLOCK_DENSITY * BLOCK**2
-            body = _body(space, block(BLOCK, BLOCK), mass, 0.2, 0.7, 2)
-            body.position = scene.tower, BLOCK * (level + 0.5)
-            blocks.append(body)
+    bodies, blocks = _characters(space, scene, kick), _tower(space, scene)
     plate = _spring(space, scene, bodies[0].mass) if scene.built == "spring" else None
     if scene.built == "pendulum":
-        space.add(pymunk.PinJoint(space.static_body, bodies[0], (scene.spot, PIVOT), (0, 0)))
-    numbers = {body: number for number, body in enumerate(bodies)}
-    touches: list[tuple[int, int, int]] = []
-    seen: set[tuple[int, int]] = set()
-    frame, deepest = 0, 0.0
-
-    def begin(arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
-        one, two = (numbers[body] for body in arbiter.bodies)
-        for pair in ((one, two), (two, one)):
-            if pair not in seen:
-                seen.add(pair)
-                touches.append((frame, *pair))
-
-    def touch(arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
-        for body in arbiter.bodies:
-            if body in numbers:
-                touched[numbers[body]] = True
-
-    def lies(arbiter: pymunk.Arbiter, number: int) -> None:
-        nonlocal deepest
-        touched[number] = True
-        points = arbiter.contact_point_set.points
-        deepest = max([deepest, *(-point.distance for point in points)])
-
-    def strike(arbiter: pymunk.Arbiter, space: pymunk.Space, data: Any) -> None:
-        one = next(numbers[body] for body in arbiter.bodies if body in numbers)
-        if (one, -1) not in seen:
-            seen.add((one, -1))
-            touches.append((frame, one, -1))
-
-    space.on_collision(1, 1, begin=begin)
-    space.on_collision(1, 2, begin=strike)
-    space.on_collision(1, None, begin=touch)
+        space.add(pymunk.PinJoint(space.static_body, bodies[0], (scene.spot, cast.PIVOT), (0, 0)))
+    contacts = _Contacts(space, scene, bodies)
     grains: list[pymunk.Body] = []
-    touched = [actor.motion in ("rests",) or actor.motion.startswith("rolls")
-               for actor in scene.actors]  # fmt: skip
-    rows: list[list[float]] = []
-    others = np.full((frames, len(blocks), 3), np.nan)
+    states = np.empty((frames, len(bodies), 5))
+    tower = np.full((frames, len(blocks), 3), np.nan)
     poured = np.full((frames, len(scene.grains), 2), np.nan)
     plates, contact = np.zeros(frames), np.zeros((frames, len(bodies)), bool)
     energy = np.zeros(frames)
     for frame in range(frames):
+        contacts.frame = frame
         for number in range(substeps if frame else 0):
-            time = (frame - 1) / fps + number * step
-            while len(grains) < len(scene.grains) and len(grains) * GRAIN_EVERY <= time:
-                mass = GRAIN_DENSITY * math.pi * GRAIN**2
-                body = _body(space, disc(GRAIN), mass, 0.2, 0.4, 3)
-                body.position = scene.spot, scene.top - 0.5
-                body.velocity = scene.grains[len(grains)], -2.0
-                grains.append(body)
+            _pour(space, scene, grains, (frame - 1) / fps + number * step)
             space.step(step)
-        for number, body in enumerate(bodies if frame else ()):
-            body.each_arbiter(lies, number)
-        total = []
-        for body in (*bodies, *blocks, *grains):
-            x, y, vx, vy = *body.position, *body.velocity
-            if body in numbers:
-                vy += 0.0 if touched[numbers[body]] or scene.built == "pendulum" else kick
-                rows.append([x, y, vx, vy, body.angle])
-            spin = body.moment * body.angular_velocity**2 / 2
-            total.append(body.mass * ((vx * vx + vy * vy) / 2 + scene.gravity * y) + spin)
-        energy[frame] = math.fsum(total)
-        contact[frame] = touched
-        touched = [False] * len(bodies)
-        others[frame] = [[*body.position, body.angle] for body in blocks] or others[frame]
+        joules = []
+        for number, body in enumerate(bodies):
+            if frame:
+                body.each_arbiter(contacts.rest, number)
+            late = 0.0 if contacts.touched[number] or scene.built == "pendulum" else kick
+            vx, vy = body.velocity.x, body.velocity.y + late
+            states[frame, number] = *body.position, vx, vy, body.angle
+            joules.append(_energy(body, vy, scene.gravity))
+        joules += [_energy(body, body.velocity.y, scene.gravity) for body in (*blocks, *grains)]
+        energy[frame] = math.fsum(joules)
+        contact[frame] = contacts.touched
+        contacts.touched = [False] * len(bodies)
+        for number, body in enumerate(blocks):
+            tower[frame, number] = *body.position, body.angle
         for number, body in enumerate(grains):
             poured[frame, number] = body.position
         if plate is not None:
-            plates[frame] = plate.position.y + PLATE[1] / 2
-    table = np.array(rows).reshape(frames, len(bodies), 5)
+            plates[frame] = plate.position.y + cast.PLATE[1] / 2
     return Run(
-        table[..., :2], table[..., 2:4], table[..., 4], contact, others, poured, plates, touches,
-        energy, deepest,
+        states[..., :2], states[..., 2:4], states[..., 4], contact, tower, poured, plates,
+        contacts.touches, energy, contacts.depth,
     )  # fmt: skip
 
 
 def _spring(space: pymunk.Space, scene: Scene, mass: float) -> pymunk.Body:
     """A plate on a spring that swings at `SPRING_RATE` with the actor on it."""
     body = pymunk.Body(mass * 0.1, math.inf)
-    part = pymunk.Poly.create_box(body, PLATE)
+    part = pymunk.Poly.create_box(body, cast.PLATE)
     part.elasticity, part.friction, part.collision_type = 0.0, 1.0, 4
-    height = SPRING_TOP - PLATE[1] / 2
+    height = cast.SPRING_TOP - cast.PLATE[1] / 2
     body.position = scene.spot, height
     space.add(body, part)
     still = space.static_body
-    rate = mass * 1.1 * SPRING_RATE**2
+    rate = mass * 1.1 * cast.SPRING_RATE**2
     sag = body.mass * scene.gravity / rate  # so that it rests at its height
     space.add(pymunk.GrooveJoint(still, body, (scene.spot, 0.25), (scene.spot, height), (0, 0)))
     rest = height + sag
-    damping = mass * SPRING_RATE / 9
+    damping = mass * cast.SPRING_RATE / 9
     space.add(pymunk.DampedSpring(still, body, (scene.spot, 0), (0, 0), rest, rate, damping))
     return body

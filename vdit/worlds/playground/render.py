@@ -15,30 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from vdit.worlds.bodies.render import PALETTE
-from vdit.worlds.playground.cast import (
-    BLOCK,
-    EXPRESSIONS,
-    FACE_PIXELS,
-    FLOOR_DEPTH,
-    GRAIN,
-    MATERIAL_NAMES,
-    PIVOT,
-    PLACES,
-    PLATE,
-    PLATFORM_DEPTH,
-    PLATFORM_LENGTH,
-    PLATFORM_TOP,
-    RAMP_HEIGHT,
-    RAMP_LENGTH,
-    ROOM,
-    SPOUT,
-    Form,
-    Look,
-    block,
-    disc,
-    form,
-    polygon,
-)
+from vdit.worlds.playground import cast
+from vdit.worlds.playground.cast import Form, Look, block, disc, form, polygon
 from vdit.worlds.playground.physics import Run, Scene
 
 BUILT = (0, 205, 190)  # RGB of what is built, blocks and grains too
@@ -77,8 +55,8 @@ SAMPLES = 4  # columns for each pixel's column in which the skyline is looked up
 
 def home(height: int, width: int) -> tuple[float, float]:
     """The middle (x, y) in metres of a picture at zoom 1 that shows the whole room."""
-    scale = min(height, width) / ROOM
-    return width / scale / 2, height / scale / 2 - FLOOR_DEPTH
+    scale = min(height, width) / cast.ROOM
+    return width / scale / 2, height / scale / 2 - cast.FLOOR_DEPTH
 
 
 @functools.cache
@@ -96,8 +74,8 @@ def backdrop(
     if len(camera) > 1 and (camera == camera[0]).all():
         still = backdrop(place, camera[:1], height, width, room)
         return np.repeat(still, len(camera), axis=0)
-    look = PLACES[place]
-    scale = (min(height, width) / ROOM * camera[:, 2])[:, None]
+    look = cast.PLACES[place]
+    scale = (min(height, width) / cast.ROOM * camera[:, 2])[:, None]
     column = np.arange(width * SAMPLES)[None] / SAMPLES + 0.5 / SAMPLES
     x_MX = (column - width / 2) / scale + camera[:, :1]
     edges, tops = _skyline(place)
@@ -125,7 +103,7 @@ def backdrop(
 
 def lit(rgb: Sequence[int], place: str) -> np.ndarray:
     """A colour as the place's light shows it, (3,) float32."""
-    return np.array(rgb, np.float32) * np.array(PLACES[place].light, np.float32)
+    return np.array(rgb, np.float32) * np.array(cast.PLACES[place].light, np.float32)
 
 
 def turns(angle: np.ndarray) -> np.ndarray:
@@ -192,7 +170,7 @@ def character(
     scale: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cover (M, K, K) and colour (M, K, K, 3) of one character; no face where expression is ""."""
-    shape, material = form(look[0], look[2]), MATERIAL_NAMES[look[3]]
+    shape, material = form(look[0], look[2]), cast.MATERIAL_NAMES[look[3]]
     distance = outside(shape, x, y, angle, scale)
     paint = np.broadcast_to(lit(PALETTE[look[1]], place), (*distance.shape, 3))
     if material in RIMS:
@@ -212,7 +190,7 @@ class Canvas:
     def __init__(self, pictures: np.ndarray, camera: np.ndarray) -> None:
         self.pictures, self.camera = pictures, camera
         self.height, self.width = pictures.shape[1:3]
-        self.scale = min(self.height, self.width) / ROOM * camera[:, 2]
+        self.scale = min(self.height, self.width) / cast.ROOM * camera[:, 2]
 
     def pixels(self, place: np.ndarray) -> np.ndarray:
         """Column and row (M, 2) of points (M, 2) in metres."""
@@ -265,7 +243,7 @@ class Canvas:
         left, upper, x, y = windows(self.pixels(place), side, self.height, self.width)
         for one in sorted(set(expressions.tolist())):
             at = np.flatnonzero(expressions == one)
-            name = EXPRESSIONS[one] if one >= 0 else ""
+            name = cast.EXPRESSIONS[one] if one >= 0 else ""
             covers, paint = character(
                 look, name, where, x[at], y[at], angle[at], self.scale[at]
             )
@@ -278,20 +256,19 @@ def built_parts(scene: Scene) -> list[tuple[Form, tuple[float, float]]]:
     """The forms of what is built and stands still, and where."""
     side, wall = scene.side, 0.0 if scene.side > 0 else scene.width
     if scene.built == "ramp":
-        third_x, third_y = RAMP_LENGTH / 3, RAMP_HEIGHT / 3
+        third_x, third_y = cast.RAMP_LENGTH / 3, cast.RAMP_HEIGHT / 3
         corners = [(-third_x, -third_y), (2 * third_x, -third_y), (-third_x, 2 * third_y)]
         if side < 0:
             corners = [(-x, y) for x, y in reversed(corners)]
         return [(polygon(tuple(corners)), (wall + side * third_x, third_y))]
     if scene.built == "platform":
-        shape = block(PLATFORM_LENGTH, PLATFORM_DEPTH)
-        return [
-            (shape, (wall + side * PLATFORM_LENGTH / 2, PLATFORM_TOP - PLATFORM_DEPTH / 2))
-        ]
+        shape = block(cast.PLATFORM_LENGTH, cast.PLATFORM_DEPTH)
+        y = cast.PLATFORM_TOP - cast.PLATFORM_DEPTH / 2
+        return [(shape, (wall + side * cast.PLATFORM_LENGTH / 2, y))]
     if scene.built == "pendulum":
-        return [(disc(0.2), (scene.spot, PIVOT))]
+        return [(disc(0.2), (scene.spot, cast.PIVOT))]
     if scene.built == "pour":
-        return [(block(*SPOUT), (scene.spot, scene.top - SPOUT[1] / 2))]
+        return [(block(*cast.SPOUT), (scene.spot, scene.top - cast.SPOUT[1] / 2))]
     return []
 
 
@@ -310,22 +287,22 @@ def render(
     furnish(canvas, scene)
     built, light = lit(BUILT, scene.place), lit(MIDDLE, scene.place)
     if scene.built == "pendulum":
-        ends = run.position[:, 0] - (scene.spot, PIVOT)
+        ends = run.position[:, 0] - (scene.spot, cast.PIVOT)
         length = float(np.sqrt(np.square(ends[0]).sum()))
         angle = np.array([math.atan2(y, x) for x, y in ends.tolist()])
         middle = run.position[:, 0] - ends / 2
         canvas.thing(block(length, ROPE), built, middle, angle)
     if scene.built == "spring":
         for part, width in ((-0.4, 0.12), (0.4, 0.12), (0.0, 0.12)):
-            _coil(canvas, scene.spot + part, width, run.plate - PLATE[1], built)
-        place = np.stack([np.full(frames, scene.spot), run.plate - PLATE[1] / 2], axis=1)
-        canvas.thing(block(*PLATE), built, place)
+            _coil(canvas, scene.spot + part, width, run.plate - cast.PLATE[1], built)
+        place = np.stack([np.full(frames, scene.spot), run.plate - cast.PLATE[1] / 2], axis=1)
+        canvas.thing(block(*cast.PLATE), built, place)
     for number in range(run.blocks.shape[1]):
         at = run.blocks[:, number]
-        canvas.thing(block(BLOCK, BLOCK), built, at[:, :2], at[:, 2])
-        canvas.thing(block(BLOCK / 2, BLOCK / 2), light, at[:, :2], at[:, 2])
+        canvas.thing(block(cast.BLOCK, cast.BLOCK), built, at[:, :2], at[:, 2])
+        canvas.thing(block(cast.BLOCK / 2, cast.BLOCK / 2), light, at[:, :2], at[:, 2])
     for number in range(run.grains.shape[1]):
-        canvas.thing(disc(GRAIN), built, run.grains[:, number])
+        canvas.thing(disc(cast.GRAIN), built, run.grains[:, number])
     for number, actor in enumerate(scene.actors):
         canvas.character(
             actor.look, expressions[:, number], scene.place, run.position[:, number],
@@ -346,4 +323,4 @@ def _coil(canvas: Canvas, x: float, width: float, top: np.ndarray, rgb: np.ndarr
 
 def has_faces(size: tuple[int, int]) -> bool:
     """Whether pictures of this size show faces."""
-    return min(size) >= FACE_PIXELS
+    return min(size) >= cast.FACE_PIXELS

@@ -7,23 +7,10 @@ from typing import Any
 import numpy as np
 
 from vdit.worlds.clips import Clips, Draws, versions
+from vdit.worlds.playground import cast
 from vdit.worlds.playground import events as what
 from vdit.worlds.playground.camera import draw_camera, path
 from vdit.worlds.playground.caption import DETAIL, caption
-from vdit.worlds.playground.cast import (
-    BLOCK,
-    BLOCKS,
-    CAMERAS,
-    EVENTS,
-    EXPRESSIONS,
-    FLOOR_DEPTH,
-    GRAINS,
-    MAX_CHARACTERS,
-    MOTIONS,
-    PLACE_NAMES,
-    ROOM,
-    SETS,
-)
 from vdit.worlds.playground.physics import CROWD, Run, Scene, draw_scene, simulate
 from vdit.worlds.playground.render import has_faces, render
 
@@ -62,20 +49,20 @@ class Playground(Clips):
     frames: int = 49
     size: tuple[int, int] = (64, 64)
     fps: float = 12.0
-    objects: tuple[int, int] = (1, MAX_CHARACTERS)
-    built: tuple[str, ...] = SETS
+    objects: tuple[int, int] = (1, cast.MAX_CHARACTERS)
+    built: tuple[str, ...] = cast.SETS
     detail: int = DETAIL
 
     digest = versions("playground", VERSION)
     where = "Playground"
-    most = MAX_CHARACTERS
+    most = cast.MAX_CHARACTERS
 
     def __post_init__(self) -> None:
         super().__post_init__()
         allowed = f"1 to {SECONDS} seconds at {self.fps:g} fps, {int(SECONDS * self.fps)} frames"
         self.check(self.frames <= SECONDS * self.fps, "frames", allowed)
-        good = bool(self.built) and all(name in SETS for name in self.built)
-        self.check(good, "built", f"some of {', '.join(SETS)}")
+        good = bool(self.built) and all(name in cast.SETS for name in self.built)
+        self.check(good, "built", f"some of {', '.join(cast.SETS)}")
         crowded = self.objects[1] > CROWD and "none" not in self.built
         self.check(not crowded, "built", f"with none, or objects of at most {CROWD}")
         self.check(0 <= self.detail <= DETAIL, "detail", f"0 to {DETAIL}")
@@ -110,18 +97,18 @@ class Playground(Clips):
 
 def room_of(size: tuple[int, int]) -> tuple[float, float]:
     """Metres from wall to wall, and from floor to ceiling."""
-    scale = min(size) / ROOM
-    return size[1] / scale, size[0] / scale - FLOOR_DEPTH
+    scale = min(size) / cast.ROOM
+    return size[1] / scale, size[0] / scale - cast.FLOOR_DEPTH
 
 
 def draw_faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray:
     """Expressions (T, N): of some characters it changes once."""
     faces = np.full((frames, count), -1, np.int32)
     for number in range(count if shown else 0):
-        first, change = draws.below(len(EXPRESSIONS)), draws.chance(CHANGE)
+        first, change = draws.below(len(cast.EXPRESSIONS)), draws.chance(CHANGE)
         faces[:, number] = first
         if change:
-            then = (first + 1 + draws.below(len(EXPRESSIONS) - 1)) % len(EXPRESSIONS)
+            then = (first + 1 + draws.below(len(cast.EXPRESSIONS) - 1)) % len(cast.EXPRESSIONS)
             faces[1 + int(draws.uniform(0.25, 0.75) * (frames - 1)) :, number] = then
     return faces
 
@@ -131,7 +118,7 @@ def sight_of(scene: Scene, run: Run, faces: np.ndarray, fps: float) -> what.Sigh
     frames = len(run.angle)
     tower = np.zeros(frames)
     if scene.tower:
-        tower = run.blocks[:, :, 1].max(1) + BLOCK / 2
+        tower = run.blocks[:, :, 1].max(1) + cast.BLOCK / 2
     poured = (~np.isnan(run.grains[..., 0])).sum(1)
     return what.Sight(
         run.position, tuple(actor.form for actor in scene.actors), faces,
@@ -148,7 +135,7 @@ def in_picture(
     reach: np.ndarray | None = None,
 ) -> np.ndarray:
     """(T, N): all of a character is in the picture, or what is as near as `reach` (N,) metres."""
-    half = np.array(size[::-1]) / 2 / (min(size) / ROOM * camera[:, 2:3])  # (T, 2) metres
+    half = np.array(size[::-1]) / 2 / (min(size) / cast.ROOM * camera[:, 2:3])  # (T, 2) metres
     outer = np.array([actor.form.outer for actor in scene.actors]) if reach is None else reach
     off = np.abs(run.position - camera[:, None, :2])
     return (off < half[:, None] - outer[:, None]).all(2)
@@ -172,7 +159,7 @@ def truth_of(
     fps: float,
 ) -> dict[str, np.ndarray]:
     """The truth's arrays."""
-    count, most = len(scene.actors), MAX_CHARACTERS
+    count, most = len(scene.actors), cast.MAX_CHARACTERS
 
     def padded(values: Any, fill: float, dtype: type) -> np.ndarray:
         """Arrays (T, N, ...) or (N,) with N = MAX_CHARACTERS."""
@@ -184,22 +171,23 @@ def truth_of(
     looks = np.array([actor.look for actor in scene.actors]).T
     told = np.full((MAX_EVENTS, 3), -1, np.int32)
     for row, event in zip(told, happened, strict=False):
-        row[:] = event.frame, EVENTS.index(event.kind), event.who
+        row[:] = event.frame, cast.EVENTS.index(event.kind), event.who
     whole = {
-        "count": count, "place": PLACE_NAMES.index(scene.place),
-        "camera_kind": CAMERAS.index(kind), "built": SETS.index(scene.built), "side": scene.side,
+        "count": count, "place": cast.PLACE_NAMES.index(scene.place),
+        "camera_kind": cast.CAMERAS.index(kind), "built": cast.SETS.index(scene.built),
+        "side": scene.side,
     }  # fmt: skip
     real = {
         "spot": scene.spot, "gravity": scene.gravity, "fps": fps, "room": scene.width,
         "energy": run.energy, "camera": camera, "plate": run.plate,
-        "blocks": run.blocks if scene.tower else np.full((len(camera), BLOCKS, 3), np.nan),
-        "grains": run.grains if scene.grains else np.full((len(camera), GRAINS, 2), np.nan),
+        "blocks": run.blocks if scene.tower else np.full((len(camera), cast.BLOCKS, 3), np.nan),
+        "grains": run.grains if scene.grains else np.full((len(camera), cast.GRAINS, 2), np.nan),
     }  # fmt: skip
     names = ("shape", "colour", "size", "material")
     return {
         **{name: np.array(value, np.int32) for name, value in whole.items()},
         **{n: padded(row, -1, np.int32) for n, row in zip(names, looks, strict=True)},
-        "motion": padded([MOTIONS.index(a.motion) for a in scene.actors], -1, np.int32),
+        "motion": padded([cast.MOTIONS.index(a.motion) for a in scene.actors], -1, np.int32),
         "tower": np.array(scene.tower > 0),
         "position": padded(run.position, 0, np.float32),
         "velocity": padded(run.velocity, 0, np.float32),

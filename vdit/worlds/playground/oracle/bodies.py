@@ -12,17 +12,8 @@ import numpy as np
 from scipy import ndimage
 
 from vdit.worlds.bodies.render import PALETTE
-from vdit.worlds.playground.cast import (
-    EXPRESSIONS,
-    MATERIAL_NAMES,
-    MATERIALS,
-    PLACE_NAMES,
-    ROOM,
-    SHAPES,
-    SIZES,
-    Look,
-    form,
-)
+from vdit.worlds.playground import cast
+from vdit.worlds.playground.cast import Look, form
 from vdit.worlds.playground.oracle.camera import BUILT_CODE, FAR, Eye, codes_of, largest
 from vdit.worlds.playground.render import backdrop, character, has_faces, windows
 
@@ -55,14 +46,14 @@ class Figures:
     """The frames, the scene without characters, and whose every pixel may be."""
 
     def __init__(self, eye: Eye, place: int, camera: np.ndarray) -> None:
-        self.index, self.place, self.camera, self.eye = place, PLACE_NAMES[place], camera, eye
+        self.index, self.place, self.camera, self.eye = place, cast.PLACE_NAMES[place], camera, eye
         empty = backdrop(self.place, camera, *eye.size, eye.room)
         self.video, self.empty = eye.video, empty
         self.codes = codes_of(eye.video, self.place)
         # What is built takes the place of the empty room: it is no part of a character.
         built = self.codes == BUILT_CODE
         self.empty[built] = self.video[built]
-        self.scale = min(eye.size) / ROOM * camera[:, 2]
+        self.scale = min(eye.size) / cast.ROOM * camera[:, 2]
         other = largest(eye.video - empty) > BACK
         # Every pixel belongs to the nearest one that shows a character's colour.
         self.owner = np.empty_like(self.codes)
@@ -185,9 +176,9 @@ class _Windows:
 
     def turned(self, look: Look, place: np.ndarray) -> np.ndarray:
         """The best (M,) of `TURNS` angles."""
-        if SHAPES[look[0]] == "ball":
+        if cast.SHAPES[look[0]] == "ball":
             return np.zeros(len(place))
-        period = math.pi / 2 if SHAPES[look[0]] == "box" else 2 * math.pi / 3
+        period = math.pi / 2 if cast.SHAPES[look[0]] == "box" else 2 * math.pi / 3
         angles = np.arange(TURNS) * period / TURNS
         costs = [self.cost(look, place, np.full(len(place), angle)) for angle in angles]
         return angles[np.argmin(costs, axis=0)]
@@ -196,7 +187,7 @@ class _Windows:
         self, look: Look, place: np.ndarray, angle: np.ndarray, steps: int, expression: str = ""
     ) -> tuple[np.ndarray, np.ndarray]:
         """Places and angles by Gauss and Newton, each window for itself."""
-        free = 2 if SHAPES[look[0]] == "ball" else 3
+        free = 2 if cast.SHAPES[look[0]] == "ball" else 3
         probe = np.array((0.02, 0.02, 0.04))[:free]
         for _ in range(steps):
             off, _ = self.off(look, expression, place, angle)
@@ -236,10 +227,10 @@ def _look(figures: Figures, colour: int, middle: np.ndarray) -> Look:
     frames = np.sort(there[order[:PROBES]])
     at = _Windows(figures, colour, frames, middle[frames], LARGEST)
     table = {}
-    for shape, size in itertools.product(range(len(SHAPES)), range(len(SIZES))):
-        plain = (shape, colour, size, MATERIAL_NAMES.index("soft"))
+    for shape, size in itertools.product(range(len(cast.SHAPES)), range(len(cast.SIZES))):
+        plain = (shape, colour, size, cast.MATERIAL_NAMES.index("soft"))
         angle = at.turned(plain, middle[frames])
-        for material in range(len(MATERIALS)):
+        for material in range(len(cast.MATERIALS)):
             look = (shape, colour, size, material)
             cost = at.cost(look, middle[frames], angle)
             table[look] = float(np.median(cost)), angle
@@ -264,7 +255,7 @@ def find_bodies(figures: Figures) -> list[Body]:
         inside = figures.inside(place, frames, shape.outer)
         faces, whole = _faces(at, look, place, angle)
         if len(read := sorted(set(faces.tolist()))) > 1:  # it may only lie a little off
-            names = [EXPRESSIONS[face] for face in read]
+            names = [cast.EXPRESSIONS[face] for face in read]
             tries = [(name, *at.fit(look, place, angle, 3, name)) for name in names]
             place, angle = _best(at, look, tries)
             faces, whole = _faces(at, look, place, angle)
@@ -310,9 +301,9 @@ def _refit(
     at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Places and angles (M,) from many starts around, each with the face that suits it best."""
-    names = EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
+    names = cast.EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
     around = [np.array(move) for move in itertools.product((-0.1, 0.0, 0.1), repeat=2)]
-    period = {"ball": 0.0, "box": math.pi / 2, "triangle": 2 * math.pi / 3}[SHAPES[look[0]]]
+    period = {"ball": 0.0, "box": math.pi / 2, "triangle": 2 * math.pi / 3}[cast.SHAPES[look[0]]]
     turns = np.arange(2 * TURNS if period else 1) * period / (2 * TURNS)
     starts = list(itertools.product(around, turns))
     costs = np.array([at.cost(look, place + move, angle + turn) for move, turn in starts])
@@ -341,7 +332,7 @@ def _faces(
     at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Expressions (M,), steadied over three frames, and where the body looks as it should (M,)."""
-    names = EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
+    names = cast.EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
     costs = np.array([at.cost(look, place, angle, name) for name in names])
     faces = costs.argmin(0)
     if len(faces) > 2:

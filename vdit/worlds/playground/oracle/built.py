@@ -8,17 +8,8 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
-from vdit.worlds.playground.cast import (
-    BLOCK,
-    BLOCKS,
-    FLOOR_DEPTH,
-    PIVOT,
-    PLATE,
-    ROOM,
-    SETS,
-    SPRING_TOP,
-    block,
-)
+from vdit.worlds.playground import cast
+from vdit.worlds.playground.cast import block
 from vdit.worlds.playground.oracle.bodies import Body, Figures, filled
 from vdit.worlds.playground.oracle.camera import BUILT_CODE, NEAR, largest
 from vdit.worlds.playground.physics import Scene
@@ -28,11 +19,11 @@ from vdit.worlds.playground.render import BUILT, Canvas, backdrop, built_parts, 
 def find_built(figures: Figures) -> tuple[str, int, float]:
     """What is built, its side, and where, by the first frame."""
     height, width = figures.eye.size
-    room, top = figures.eye.room, height / (min(height, width) / ROOM) - FLOOR_DEPTH
+    room, top = figures.eye.room, height / (min(height, width) / cast.ROOM) - cast.FLOOR_DEPTH
     bare = backdrop(figures.place, figures.camera[:1], height, width, room)[0]
     paint = lit(BUILT, figures.place)
     best = (0.6, "none", 1, room / 2)
-    for name, side, part in itertools.product(SETS[1:], (1, -1), (0.35, 0.5, 0.65)):
+    for name, side, part in itertools.product(cast.SETS[1:], (1, -1), (0.35, 0.5, 0.65)):
         turned = name in ("ramp", "platform")
         if (turned and part != 0.5) or (not turned and side < 0):
             continue
@@ -41,7 +32,7 @@ def find_built(figures: Figures) -> tuple[str, int, float]:
         scene = Scene(figures.place, name, side, part * room, 0.0, (), room, top)
         parts = built_parts(scene)
         if name == "spring":
-            parts = [(block(*PLATE), (scene.spot, SPRING_TOP - PLATE[1] / 2))]
+            parts = [(block(*cast.PLATE), (scene.spot, cast.SPRING_TOP - cast.PLATE[1] / 2))]
         canvas = Canvas(np.zeros((1, height, width, 3), np.float32), figures.camera[:1])
         for shape, place in parts:
             canvas.thing(shape, np.ones(3, np.float32), np.array([place]))
@@ -59,17 +50,17 @@ def loose_pixels(
     """(T, H, W): pixels of what is built that no standing part of it explains."""
     height, width = figures.eye.size
     frames, room = len(figures.video), figures.eye.room
-    top = height / (min(height, width) / ROOM) - FLOOR_DEPTH
+    top = height / (min(height, width) / cast.ROOM) - cast.FLOOR_DEPTH
     canvas = Canvas(np.zeros((frames, height, width, 3), np.float32), figures.camera)
     still = Scene(figures.place, built, side, spot, 0.0, (), room, top)
     ones = np.ones(3, np.float32)
     for shape, place in built_parts(still):
         canvas.thing(shape, ones, np.tile(place, (frames, 1)))
     if built == "pendulum" and actor is not None:
-        ends = np.nan_to_num(actor.track, nan=0.0) - (spot, PIVOT)
+        ends = np.nan_to_num(actor.track, nan=0.0) - (spot, cast.PIVOT)
         length = float(np.median(np.sqrt(np.square(ends).sum(1))))
         angle = np.arctan2(ends[:, 1], ends[:, 0])
-        canvas.thing(block(length, 0.2), ones, ends / 2 + (spot, PIVOT), angle)
+        canvas.thing(block(length, 0.2), ones, ends / 2 + (spot, cast.PIVOT), angle)
     known = ndimage.binary_dilation(canvas.pictures[..., 0] > 0.05, np.ones((1, 3, 3)))
     return (figures.codes == BUILT_CODE) & ~known
 
@@ -78,7 +69,7 @@ def tower_heights(figures: Figures, loose: np.ndarray, built: str) -> np.ndarray
     """Its height (T,) in metres, 0 throughout where none stands at the start."""
     frames = len(loose)
     area = loose[0].sum() / figures.scale[0] ** 2
-    if built not in ("none", "ramp", "pendulum") or area < 0.45 * BLOCKS * BLOCK**2:
+    if built not in ("none", "ramp", "pendulum") or area < 0.45 * cast.BLOCKS * cast.BLOCK**2:
         return np.zeros(frames)
     rows = (figures.eye.size[0] / 2 - np.arange(figures.eye.size[0])[None]) / figures.scale[:, None]
     high = np.where(loose.sum(2) >= 2, rows + figures.camera[:, 1:2], -np.inf).max(1)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vdit.worlds.playground.cast import EVENTS
+from vdit.worlds.playground.oracle.bodies import Body
 from vdit.worlds.playground.oracle.physics import PHYSICS, judge_physics
 from vdit.worlds.playground.oracle.reading import Reading, read
 from vdit.worlds.statistics import means
@@ -75,14 +76,7 @@ def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
         result[name] = float(len(pairs) == count and all(right))
     right = [body.motion == truth["motion"][n] for n, body in pairs]
     result["motion"] = float(len(pairs) == count and all(right))
-    faces = truth["expression"][:, :count]
-    if (faces >= 0).any():
-        shares = [np.mean(b.expression[b.inside] == faces[b.inside, n]) for n, b in pairs
-                  if b.inside.any()]  # fmt: skip
-        missing = count - len(pairs)
-        result["expression"] = float(np.sum(shares) / max(len(shares) + missing, 1))
-    else:
-        result["expression"] = math.nan
+    result["expression"] = judge_faces(truth["expression"][:, :count], pairs)
     result["events"], result["order"] = judge_events(reading, truth, told, fps)
     result |= judge_physics(reading, truth, pairs, fps) if same else dict.fromkeys(PHYSICS, 0.0)
     for name, most, drift in zip(DRIFT, DRIFTS, reading.drift, strict=True):
@@ -90,6 +84,16 @@ def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
     every = [result[name] for name in EVERY if not math.isnan(result[name])]
     result["every_attribute"] = float(all(value > 0.9 for value in every))
     return {name: result[name] for name in SCORES}
+
+
+def judge_faces(faces: np.ndarray, pairs: Sequence[tuple[int, Body]]) -> float:
+    """The share of frames and characters whose expression is that of `faces` (T, N)."""
+    if not (faces >= 0).any():
+        return math.nan
+    shares = [np.mean(body.expression[body.inside] == faces[body.inside, n])
+              for n, body in pairs if body.inside.any()]  # fmt: skip
+    missing = faces.shape[1] - len(pairs)
+    return float(np.sum(shares) / max(len(shares) + missing, 1))
 
 
 def judge_events(
