@@ -14,20 +14,18 @@ import pytest
 from vdit.errors import UserError
 from vdit.worlds.bodies import caption as grammar
 from vdit.worlds.bodies.physics import (
-    COLOURS,
     GRAVITY,
     MAX_OBJECTS,
     MOTIONS,
     RADII,
     REACH,
     RESERVED,
-    SHAPES,
-    SIZES,
     View,
-    corners,
+    form,
 )
-from vdit.worlds.bodies.render import BACKGROUND, FLOOR_COLOUR, PALETTE, render
+from vdit.worlds.bodies.render import BACKGROUND, FLOOR_COLOUR, render
 from vdit.worlds.bodies.source import World
+from vdit.worlds.forms import COLOURS, PALETTE, SHAPES, SIZES
 
 CLIPS = 150
 
@@ -347,7 +345,7 @@ def alone(shape: int, colour: int, size: int, at: tuple[float, float], turn: flo
 @pytest.mark.parametrize("size", range(len(SIZES)))
 def test_picture_matches_its_truth(shape: int, size: int) -> None:
     view = View(32, 32)
-    points = corners(shape, size)
+    points = form(shape, size).corners
     area = np.pi * RADII[size] ** 2
     if points:
         (x, y), (xn, yn) = np.array(points).T, np.roll(np.array(points), -1, axis=0).T

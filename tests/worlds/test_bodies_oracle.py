@@ -9,9 +9,10 @@ import pytest
 from scipy import ndimage
 
 from vdit.worlds.bodies.oracle import FLYING, FRACTIONS, aggregate, read, score
-from vdit.worlds.bodies.physics import COLOURS, MOTIONS, RADII, SHAPES, SIZES, View
+from vdit.worlds.bodies.physics import MOTIONS, RADII, View
 from vdit.worlds.bodies.render import render
 from vdit.worlds.bodies.source import World
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 
 FPS = 10.0
 VIEW = View(32, 32)

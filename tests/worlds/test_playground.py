@@ -16,14 +16,12 @@ import pytest
 from vdit.config import joined
 from vdit.data import sources
 from vdit.errors import UserError
-from vdit.worlds.bodies.physics import BOX_HALF
-from vdit.worlds.bodies.render import PALETTE
 from vdit.worlds.bodies.source import World
+from vdit.worlds.forms import BOX_HALF, COLOURS, PALETTE, SHAPES, SIZES
 from vdit.worlds.playground import events, oracle
 from vdit.worlds.playground.caption import LEXICON, parse, spot
 from vdit.worlds.playground.cast import (
     CAMERAS,
-    COLOURS,
     EVENTS,
     EXPRESSIONS,
     MATERIAL_NAMES,
@@ -35,8 +33,6 @@ from vdit.worlds.playground.cast import (
     PLACES,
     RESERVED,
     SETS,
-    SHAPES,
-    SIZES,
     form,
 )
 from vdit.worlds.playground.oracle import physics

@@ -15,11 +15,11 @@ from vdit.config import joined
 from vdit.data import sources
 from vdit.errors import UserError
 from vdit.worlds.cuts import MAX_SHOTS
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 from vdit.worlds.playground import oracle
 from vdit.worlds.playground.caption import parse
 from vdit.worlds.playground.cast import (
     CAMERAS,
-    COLOURS,
     EVENTS,
     EXPRESSIONS,
     FRAMINGS,
@@ -29,8 +29,6 @@ from vdit.worlds.playground.cast import (
     PLACE_NAMES,
     RESERVED,
     SETS,
-    SHAPES,
-    SIZES,
 )
 from vdit.worlds.playground.lexicon import LEXICON
 from vdit.worlds.playground.oracle.camera import Eye

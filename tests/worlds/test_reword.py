@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from vdit.worlds.bodies.physics import COLOURS
 from vdit.worlds.bodies.source import World
+from vdit.worlds.forms import COLOURS
 from vdit.worlds.reword import UNSEEN, paraphrase
 from vdit.worlds.shots.source import Shots
 

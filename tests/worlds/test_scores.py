@@ -83,7 +83,9 @@ def test_playgrounds_are_asked_for_with_their_shots(
             asked.extend((prompt, shots[n] if shots else ()) for n, prompt in enumerate(prompts))
             return [SimpleNamespace(video=np.zeros((1, 32, 32, 3), np.uint8)) for _ in prompts]
 
-    monkeypatch.setattr(scores, "score_rows", lambda *given: [{"aggregate": given[5]}])
+    monkeypatch.setattr(
+        "vdit.worlds.scores.score_rows", lambda *given: [{"aggregate": given[4].aggregate}]
+    )
     clips = [held[i] for i in range(3)]
     (row,) = scores.score(Asked(config, clips), tmp_path, 1)
     told = [(clip["caption"], clip.get("shots", ())) for clip in clips]

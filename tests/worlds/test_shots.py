@@ -16,9 +16,10 @@ import pytest
 
 from vdit.errors import UserError
 from vdit.worlds.bodies import caption as grammar
-from vdit.worlds.bodies.physics import COLOURS, FREE, REACH, RESERVED, SHAPES, SIZES, View
+from vdit.worlds.bodies.physics import FREE, REACH, RESERVED, View
 from vdit.worlds.bodies.render import BACKDROPS, FRAMINGS, framed, render
 from vdit.worlds.cuts import MAX_SHOTS, shot_blocks
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 from vdit.worlds.shots import caption as words
 from vdit.worlds.shots.oracle import SCORES, aggregate_shots, scenes, score_shots
 from vdit.worlds.shots.source import BACKGROUNDS, CAMERAS, Shots

@@ -8,12 +8,14 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from vdit.data.sources import most_shots
 from vdit.errors import UserError
-from vdit.evaluate import quality, reconstruct, write_reconstructions
+from vdit.evaluate import heldout, quality, reconstruct, write_reconstructions
+from vdit.runtime.progress import say
 from vdit.sample import Model
 from vdit.worlds.statistics import wilson
 
@@ -46,31 +48,61 @@ def reworded(
         return np.stack([made.video for made in model.generate(prompts, seed=seed, shots=shots)])
 
 
+class Oracle(NamedTuple):
+    """How a world's clips are scored."""
+
+    score: Callable[[np.ndarray, Mapping[str, Any]], dict[str, float]]  # video, clip
+    aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
+    names: Sequence[str]  # of the scores: all are fractions
+
+
+def score_captions(
+    model: Model,
+    workdir: Path,
+    seed: int,
+    oracle: Oracle,
+    paraphrase: Callable[[dict[str, Any]], tuple[str, Sequence[tuple[float, str]]]],
+) -> list[dict[str, Any]]:
+    """Scores of held-out clips, and of those generated from their captions, with 95% intervals.
+
+    The split "paraphrased" has the first of them in unseen wordings: `paraphrase(clip)` gives the
+    caption, and those of its shots.
+    """
+    clips = heldout(model, workdir, model.config.eval.captions)
+    say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")
+    several = most_shots(model.config) > 0
+    shots = [clip["shots"] for clip in clips] if several else ()
+    results = model.generate([clip["caption"] for clip in clips], seed=seed, shots=shots)
+    videos = {"generated": np.stack([result.video for result in results])}
+    if some := clips[: model.config.eval.paraphrases]:
+        prompts, lists = zip(*map(paraphrase, some), strict=True)
+        videos["paraphrased"] = reworded(model, prompts, seed, lists if several else ())
+    return score_rows(model, workdir, clips, videos, oracle)
+
+
 def score_rows(
     model: Model,
     workdir: Path,
     clips: Sequence[dict[str, Any]],
-    made: Mapping[str, np.ndarray],
-    score: Callable[[np.ndarray, Mapping[str, Any]], dict[str, float]],
-    aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]],
-    names: Sequence[str],
+    generated: Mapping[str, np.ndarray],
+    oracle: Oracle,
 ) -> list[dict[str, Any]]:
-    """A row for the real clips, their reconstructions, and each of those that were `made`."""
+    """Rows of the clips, of their reconstructions, and of videos generated from their captions."""
     real = np.stack([clip["video"] for clip in clips])
     again = reconstruct(model, real)
     shown = np.stack([real[:8], again[:8]], 1).reshape(-1, *real.shape[1:])
     write_reconstructions(workdir, shown, model.config)
     captions = len({clip["caption"] for clip in clips})
     rows = []
-    for split, videos in {"real": real, "reconstructed": again, **made}.items():
-        scores = [score(video, clip) for video, clip in zip(videos, clips, strict=False)]
-        told = min(captions, len(scores))
-        row: dict[str, Any] = {"split": split, "objects": "all", "captions": told}
-        row |= aggregate(scores)
-        for name in names:
-            judged = sum(not math.isnan(one[name]) for one in scores)
-            low, high = wilson(row[name], judged)  # of shares it is an upper bound
-            row |= {f"{name}_low": low, f"{name}_high": high}
+    for split, videos in {"real": real, "reconstructed": again, **generated}.items():
+        scores = [oracle.score(video, clip) for video, clip in zip(videos, clips, strict=False)]
+        row: dict[str, Any] = {
+            "split": split, "objects": "all", "captions": min(captions, len(scores))
+        } | oracle.aggregate(scores)  # fmt: skip
+        for name in oracle.names:
+            count = sum(not math.isnan(one[name]) for one in scores)
+            # An upper bound where scores are fractions of a clip.
+            row[f"{name}_low"], row[f"{name}_high"] = wilson(row[name], count)
         if split == "reconstructed":
             row |= quality(again, real)
         rows.append(row)

@@ -7,8 +7,9 @@ relation is only said where it is true of the clip.
 
 from collections.abc import Sequence
 
-from vdit.worlds.bodies.physics import COLOURS, SHAPES, SIZES, Kind, Meeting, Run, Start, View
+from vdit.worlds.bodies.physics import Kind, Meeting, Run, Start, View
 from vdit.worlds.clips import Draws
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 
 SHAPE_WORDS = {"ball": ("ball", "disc"), "box": ("box", "square"), "triangle": ("triangle",)}
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}

@@ -20,8 +20,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from scipy import ndimage, special
 
-from vdit.worlds.bodies.physics import FREE, MOTIONS, REACH, SHAPES, SIZES, View
-from vdit.worlds.bodies.render import BACKDROPS, PALETTE, outline, render
+from vdit.worlds.bodies.physics import FREE, MOTIONS, REACH, View
+from vdit.worlds.bodies.render import BACKDROPS, outline, render
+from vdit.worlds.forms import PALETTE, SHAPES, SIZES
 from vdit.worlds.statistics import means, wilson
 
 ATTRIBUTES = ("colour", "shape", "size", "motion")
@@ -392,6 +393,17 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
     return tuple(bodies)
 
 
+def best_order(hit: np.ndarray) -> list[int]:
+    """Of each object the body (row) that fits it best: by the first of what is right in `hit`
+    (bodies, objects, attributes), colour, then by all."""
+    objects = range(hit.shape[1])
+
+    def rank(order: list[int]) -> tuple[int, int]:
+        return hit[order, objects, 0].sum(), hit[order, objects].sum()
+
+    return max(map(list, itertools.permutations(range(len(hit)), len(objects))), key=rank)
+
+
 def score(video: np.ndarray, truth: Mapping[str, np.ndarray], fps: float) -> dict[str, float]:
     """Scores a clip (T, H, W, 3) uint8 against the `truth` that its caption tells.
 
@@ -409,13 +421,9 @@ def score(video: np.ndarray, truth: Mapping[str, np.ndarray], fps: float) -> dic
     hit = np.zeros((max(len(bodies), len(objects)), len(objects), len(ATTRIBUTES)), bool)
     for index, body in enumerate(bodies):
         hit[index] = [[getattr(body, a) == truth[a][k] for a in ATTRIBUTES] for k in objects]
-
-    def rank(order: tuple[int, ...]) -> tuple[int, int]:
-        return hit[list(order), objects, 0].sum(), hit[list(order), objects].sum()
-
-    order = max(itertools.permutations(range(len(hit)), len(objects)), key=rank)
+    order = best_order(hit)
     same = len(bodies) == len(objects)
-    right: np.ndarray = np.all(hit[list(order), objects], axis=0)
+    right: np.ndarray = np.all(hit[order, objects], axis=0)
     right[0] &= same
     whole = reading.clean.all() and all(body.present.all() for body in bodies)
     errors = []

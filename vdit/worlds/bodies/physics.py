@@ -16,10 +16,8 @@ import numpy as np
 import pymunk
 
 from vdit.worlds.clips import Draws
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES, Form, solid
 
-SHAPES = ("ball", "box", "triangle")
-COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
-SIZES = ("small", "large")
 MOTIONS = ("falls", "thrown_left", "thrown_right", "rolls_left", "rolls_right", "rests")
 VERBS = tuple(  # of each motion: the verb and the direction
     (name.split("_")[0], -1.0 if name.endswith("left") else 1.0) for name in MOTIONS
@@ -30,7 +28,6 @@ GRAVITY = 9.81  # m/s^2, the same in every clip
 ROOM = 5.0  # metres along the shorter side of the picture
 FLOOR_DEPTH = 15 / 32  # metres of floor visible below y = 0
 RADII = (3.4 * ROOM / 32, 5.6 * ROOM / 32)  # of the ball, in metres, by size
-BOX_HALF = 0.87  # half a box's side, in ball radii: the area is .96 of the ball's
 TRIANGLE = 1.38  # a triangle's circumradius, in ball radii: the area is .79 of the ball's
 
 STEP = 1 / 80  # seconds: no physics step is longer
@@ -99,17 +96,9 @@ class View:
 
 
 @functools.cache
-def corners(shape: int, size: int) -> tuple[tuple[float, float], ...]:
-    """Corners (P, 2) in metres about the centroid at angle 0, counter-clockwise; () for a ball."""
-    radius = RADII[size]
-    if SHAPES[shape] == "box":
-        half = BOX_HALF * radius
-        return (-half, -half), (half, -half), (half, half), (-half, half)
-    if SHAPES[shape] == "triangle":
-        side = TRIANGLE * radius
-        turns = (math.pi * 7 / 6, math.pi * 11 / 6, math.pi / 2)
-        return tuple((side * math.cos(turn), side * math.sin(turn)) for turn in turns)
-    return ()
+def form(shape: int, size: int) -> Form:
+    """The outline of an object, in metres."""
+    return solid(SHAPES[shape], RADII[size], TRIANGLE)
 
 
 class Reach(NamedTuple):
@@ -121,14 +110,11 @@ class Reach(NamedTuple):
 
 
 def _reach(shape: int, size: int) -> Reach:
-    points = corners(shape, size)
-    if not points:
-        return Reach(RADII[size], RADII[size], RADII[size])
-    return Reach(
-        max(math.hypot(x, y) for x, y in points),
-        max(x for x, _ in points),
-        -min(y for _, y in points),
-    )
+    outline = form(shape, size)
+    if outline.radius:
+        return Reach(outline.radius, outline.radius, outline.radius)
+    half, floor = max(x for x, _ in outline.corners), -min(y for _, y in outline.corners)
+    return Reach(outline.outer, half, floor)
 
 
 REACH = {
@@ -328,32 +314,29 @@ def _borders(space: pymunk.Space, view: View) -> list[pymunk.Segment]:
 
 
 @functools.cache
-def _inertia(shape: int, size: int) -> tuple[float, float]:
-    """Mass and moment of inertia at density 1."""
-    points = corners(shape, size)
-    if not points:
-        area = math.pi * RADII[size] ** 2
-        return area, pymunk.moment_for_circle(area, 0, RADII[size])
-    sides = zip(points, points[1:] + points[:1], strict=True)
-    # fsum: the last bit of sum is another one since Python 3.12.
-    area = math.fsum(ax * by - ay * bx for (ax, ay), (bx, by) in sides) / 2
-    return area, pymunk.moment_for_poly(area, points)
+def _moment(shape: int, size: int) -> float:
+    """The moment of inertia at density 1."""
+    outline = form(shape, size)
+    if outline.radius:
+        return pymunk.moment_for_circle(outline.area, 0, outline.radius)
+    return pymunk.moment_for_poly(outline.area, outline.corners)
 
 
 def _object(start: Start, time: float, kick: float) -> tuple[pymunk.Body, pymunk.Shape]:
     """One object of density 1 as it is at `time`; what flies falls faster by `kick`."""
     shape, _, size, _ = start.kind
-    state = start.at(time)
-    body = pymunk.Body(*_inertia(shape, size))
-    points = corners(shape, size)
-    form: pymunk.Shape = (
-        pymunk.Poly(body, points) if points else pymunk.Circle(body, RADII[size])
+    state, outline = start.at(time), form(shape, size)
+    body = pymunk.Body(outline.area, _moment(shape, size))
+    part: pymunk.Shape = (
+        pymunk.Circle(body, outline.radius)
+        if outline.radius
+        else pymunk.Poly(body, outline.corners)
     )
-    form.elasticity, form.friction, form.collision_type = ELASTICITY, FRICTION, 1
+    part.elasticity, part.friction, part.collision_type = ELASTICITY, FRICTION, 1
     body.position = state.x, state.y
     body.velocity = state.vx, state.vy - (0.0 if start.grounded else kick)
     body.angle, body.angular_velocity = state.angle, start.spin
-    return body, form
+    return body, part
 
 
 def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Run:

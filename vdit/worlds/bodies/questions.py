@@ -2,7 +2,8 @@
 
 from vdit.data.labels import Classed, Question, Truth
 from vdit.data.loader import Source
-from vdit.worlds.bodies.physics import COLOURS, MOTIONS, SHAPES, SIZES
+from vdit.worlds.bodies.physics import MOTIONS
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 
 
 def impacts(truth: Truth) -> int:

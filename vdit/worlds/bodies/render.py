@@ -15,7 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdit.worlds.bodies.physics import RADII, REACH, Kind, View, corners
+from vdit.worlds.bodies.physics import RADII, REACH, Kind, View, form
+from vdit.worlds.forms import PALETTE
 
 BACKDROPS = {  # RGB of the wall, and of the floor and what is beyond the walls
     "studio": ((226, 229, 234), (112, 116, 122)),
@@ -34,14 +35,6 @@ FRAMINGS = {  # zoom, and the side that the camera is shifted to
     "close_right": (1.5, 1),
 }
 BEYOND = 0.6  # metres beyond a side wall that a shifted camera sees
-PALETTE = (  # RGB, in the order of COLOURS
-    (220, 20, 36),
-    (22, 150, 52),
-    (24, 72, 230),
-    (255, 226, 0),
-    (150, 30, 190),
-    (255, 128, 0),
-)
 
 
 @functools.lru_cache(maxsize=64)
@@ -79,19 +72,17 @@ class Stencil(NamedTuple):
 
 @functools.lru_cache(maxsize=512)
 def _stencil(shape: int, colour: int, size: int, view: View) -> Stencil:
-    points = corners(shape, size)
-    normals, distances = [], []
-    for (ax, ay), (bx, by) in zip(points, points[1:] + points[:1], strict=True):
-        length = math.hypot(bx - ax, by - ay)
-        nx, ny = (by - ay) / length, (ax - bx) / length
-        normals.append((nx, ny))
-        distances.append((nx * ax + ny * ay) * view.scale)
+    outline = form(shape, size)
+    distances = [  # of the sides: along their normals
+        (nx * x + ny * y) * view.scale
+        for (nx, ny), (x, y) in zip(outline.normals, outline.corners, strict=True)
+    ]
     reach = REACH[shape, size].corner * view.scale + 1
     side = min(2 * math.ceil(reach) + 1, view.height, view.width)
     return Stencil(
         np.float32(RADII[size] * view.scale),
-        np.array(normals) if points else None,
-        np.array(distances, np.float32) if points else None,
+        np.array(outline.normals) if distances else None,
+        np.array(distances, np.float32) if distances else None,
         reach,
         side,
         np.arange(side, dtype=np.float32) + np.float32(0.5),

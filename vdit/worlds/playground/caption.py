@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vdit.worlds.bodies.physics import COLOURS
 from vdit.worlds.clips import Draws
-from vdit.worlds.playground.cast import EXPRESSIONS, MATERIAL_NAMES, SHAPES, SIZES
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES
+from vdit.worlds.playground.cast import EXPRESSIONS, MATERIAL_NAMES
 from vdit.worlds.playground.events import Event
 from vdit.worlds.playground.lexicon import (
     LAST,

@@ -1,15 +1,12 @@
 """Who and what is in a playground: looks, materials, faces, places, cameras, and their numbers.
 
 Metres, kilograms, seconds; x right, y up, the floor's top at y = 0, the left wall at x = 0.
-
-Dimension key: E sides of a polygon.
 """
 
 import functools
-import math
 from typing import NamedTuple
 
-from vdit.worlds.bodies.physics import BOX_HALF, COLOURS, SHAPES, SIZES
+from vdit.worlds.forms import COLOURS, SHAPES, SIZES, Form, solid
 
 MAX_CHARACTERS = 6
 ROOM = 6.4  # metres along the shorter side of a picture at zoom 1
@@ -86,54 +83,10 @@ RESERVED = _reserved()  # looks that training never shows; every held-out clip h
 RESERVED_LOOKS = tuple(sorted(RESERVED))
 
 
-class Form(NamedTuple):
-    """A convex outline about its centroid at angle 0."""
-
-    radius: float  # of a ball; 0 for a polygon
-    corners: tuple[tuple[float, float], ...]  # counter-clockwise; () for a ball
-    normals: tuple[tuple[float, float], ...]  # outward, of the sides
-    distances: tuple[float, ...]  # from the centroid to the sides
-    outer: float  # to the farthest point
-    inner: float  # radius of the inscribed circle
-    area: float
-
-
-def polygon(corners: tuple[tuple[float, float], ...]) -> Form:
-    """The form of corners about the centroid, counter-clockwise."""
-    sides = tuple(zip(corners, corners[1:] + corners[:1], strict=True))
-    normals, distances = [], []
-    for (ax, ay), (bx, by) in sides:
-        length = math.hypot(bx - ax, by - ay)
-        normals.append(((by - ay) / length, (ax - bx) / length))
-        distances.append((by * ax - ay * bx) / length)
-    # fsum: the last bit of sum is another one since Python 3.12.
-    area = math.fsum(ax * by - ay * bx for (ax, ay), (bx, by) in sides) / 2
-    outer = max(math.hypot(x, y) for x, y in corners)
-    return Form(0.0, corners, tuple(normals), tuple(distances), outer, min(distances), area)
-
-
-def disc(radius: float) -> Form:
-    """The form of a circle."""
-    return Form(radius, (), (), (), radius, radius, math.pi * radius**2)
-
-
-def block(width: float, height: float) -> Form:
-    """The form of a rectangle."""
-    x, y = width / 2, height / 2
-    return polygon(((-x, -y), (x, -y), (x, y), (-x, y)))
-
-
 @functools.cache
 def form(shape: int, size: int) -> Form:
     """The form of a character."""
-    radius = RADII[size]
-    if SHAPES[shape] == "ball":
-        return disc(radius)
-    if SHAPES[shape] == "box":
-        return block(2 * BOX_HALF * radius, 2 * BOX_HALF * radius)
-    turns = (math.pi * 7 / 6, math.pi * 11 / 6, math.pi / 2)
-    side = TRIANGLE * radius
-    return polygon(tuple((side * math.cos(turn), side * math.sin(turn)) for turn in turns))
+    return solid(SHAPES[shape], RADII[size], TRIANGLE)
 
 
 # What is built. Mirrored where it stands on the right.

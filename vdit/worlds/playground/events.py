@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vdit.worlds.forms import Form
 from vdit.worlds.playground import cast
-from vdit.worlds.playground.cast import Form
 
 KINK = 0.35  # m/s and more: a change of speed from frame to frame that only a touch explains
 MOVED = 0.15  # metres from where it rested: a character has been moved

@@ -15,8 +15,9 @@ import numpy as np
 import pymunk
 
 from vdit.worlds.clips import Draws
+from vdit.worlds.forms import Form, block, disc
 from vdit.worlds.playground import cast
-from vdit.worlds.playground.cast import Form, Look, block, disc, form
+from vdit.worlds.playground.cast import Look, form
 
 STEP = 1 / 120  # seconds: no physics step is longer
 FREE = 0.42  # seconds in which characters that fly or roll at the start stay clear of each other

@@ -14,9 +14,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vdit.worlds.bodies.render import PALETTE
+from vdit.worlds.forms import PALETTE, Form, block, disc, polygon
 from vdit.worlds.playground import cast
-from vdit.worlds.playground.cast import Form, Look, block, disc, form, polygon
+from vdit.worlds.playground.cast import Look, form
 from vdit.worlds.playground.physics import Run, Scene
 
 BUILT = (0, 205, 190)  # RGB of what is built, blocks and grains too

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdit.worlds.bodies.oracle import Body, read, room
+from vdit.worlds.bodies.oracle import Body, best_order, read, room
 from vdit.worlds.bodies.physics import View
 from vdit.worlds.bodies.render import framed
 from vdit.worlds.cuts import judge_cuts
@@ -136,11 +136,7 @@ def _match(
         for n in objects:
             looks = [getattr(body, name) == truth[name][n] for name in LOOKS]
             row[n] = [*looks, _moves(body, truth, index, n, fps)]
-
-    def rank(order: tuple[int, ...]) -> tuple[int, int]:
-        return hit[list(order), objects, 0].sum(), hit[list(order), objects].sum()
-
-    order = max(itertools.permutations(range(len(hit)), len(objects)), key=rank)
+    order = best_order(hit)
     return [tuple(hit[row, n].tolist()) for row, n in zip(order, objects, strict=True)]
 
 

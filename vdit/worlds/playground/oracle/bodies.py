@@ -11,7 +11,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from vdit.worlds.bodies.render import PALETTE
+from vdit.worlds.forms import PALETTE
 from vdit.worlds.playground import cast
 from vdit.worlds.playground.cast import Look, form
 from vdit.worlds.playground.oracle.camera import BUILT_CODE, FAR, Eye, codes_of, largest

@@ -8,8 +8,8 @@ import itertools
 import numpy as np
 from scipy import ndimage
 
+from vdit.worlds.forms import block
 from vdit.worlds.playground import cast
-from vdit.worlds.playground.cast import block
 from vdit.worlds.playground.oracle.bodies import Body, Figures, filled
 from vdit.worlds.playground.oracle.camera import BUILT_CODE, NEAR, largest
 from vdit.worlds.playground.physics import Scene

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from vdit.worlds.bodies.render import PALETTE
+from vdit.worlds.forms import PALETTE
 from vdit.worlds.playground.camera import SWAY, ZOOM, ZOOMS, ease
 from vdit.worlds.playground.cast import CAMERAS, PLACE_NAMES, ROOM
 from vdit.worlds.playground.render import BUILT, backdrop, home, lit
