@@ -11,7 +11,7 @@ Truth = Mapping[str, np.ndarray]
 
 
 class Question(NamedTuple):
-    """The names of the answers, and the index of the right one from a clip's truth."""
+    """The names of the answers, and the index of the right one by a clip's truth."""
 
     classes: tuple[str, ...]
     answer: Callable[[Truth], int]
@@ -33,9 +33,7 @@ class Labelled:
 
 
 class Classed:
-    """Clips of named classes: beside what `source` gives, "label" int32, and its name as caption.
-
-    `answer` gives the number of a clip's class in `classes`.
+    """Clips with a class: "label" (int32) is `answer(clip)`, and the caption is its name.
     """
 
     def __init__(

@@ -34,13 +34,13 @@ class DataSource:
     """
 
     make: Callable[..., Source] | str
-    # Of the fields of config.data that not every source takes (OPTIONAL), those that it takes.
+    # The fields of config.data among OPTIONAL that this source reads.
     takes: tuple[str, ...] = ()
-    endless: bool = False  # clips are simulated, and as many as one likes
+    endless: bool = False  # simulated: any number of clips, no files
     # The least data.shots[1] for which clips have "shots", a list of (start, caption); 0: none has.
     shots_from: int = 0
-    labels: tuple[str, ...] = ()  # what data.label may be
-    questions: Mapping[str, Question] | str | None = None  # to the classifier, by clips' "truth"
+    labels: tuple[str, ...] = ()  # allowed values of data.label
+    questions: Mapping[str, Question] | str | None = None  # for the classifier
     check: Callable[[ConfigDict], None] | str | None = None  # `UserError` for bad configurations
     shapes: Callable[[ConfigDict, Path], Source] | str | None = None  # clips of data.shapes
     # (model, workdir, seed) -> rows of metrics.jsonl. Without it clips get the scores that need no
@@ -85,7 +85,7 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
 
 
 def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
-    """Of the films that train clips of the base shape, each at those shapes that suit its aspect.
+    """Each training film at those of data.shapes that suit its aspect.
 
     Raises `UserError` for a shape that suits none.
     """
@@ -139,7 +139,7 @@ def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sour
 
 
 def _check_tfds(config: ConfigDict) -> None:
-    """Refuses what captions or rates cannot be."""
+    """Checks the template and the rate."""
     if "{label}" not in config.data.template:
         raise UserError(f"data.template is {config.data.template!r}: it has no {{label}}")
     if config.data.label and config.data.template != TEMPLATE:
@@ -185,7 +185,7 @@ BUILT_IN = frozenset(SOURCES)
 
 
 def register(name: str, source: DataSource) -> None:
-    """Adds a source under a name of its own: `data.source=name` chooses it."""
+    """Adds a source, which `data.source=name` chooses."""
     if name in BUILT_IN:
         raise UserError(f"register({name!r}): this is a source of vdit; choose another name")
     SOURCES[name] = source
@@ -207,14 +207,14 @@ def chosen(config: ConfigDict) -> DataSource:
 
 
 def named(has: Callable[[DataSource], bool]) -> str:
-    """The names of the sources that have something, in words."""
+    """The names of the sources for which `has` is true."""
     return " and ".join(name for name, row in SOURCES.items() if has(row)) or "none"
 
 
 def check(config: ConfigDict, defaults: ConfigDict) -> None:
-    """Refuses an unknown source, fields that it does not take, and labels that it does not have.
+    """Checks the source's name, fields of other sources, and its label.
 
-    `defaults`: a configuration whose fields nobody has set.
+    `defaults`: the default configuration.
     """
     data, row = config.data, chosen(config)
     for name in OPTIONAL:
@@ -234,13 +234,13 @@ def check(config: ConfigDict, defaults: ConfigDict) -> None:
 
 
 def check_limits(config: ConfigDict) -> None:
-    """Refuses clips that a source cannot simulate, before anything is trained."""
+    """Makes a simulated source once, which checks its options before anything is trained."""
     if chosen(config).endless:
         training_clips(config, Path())
 
 
 def class_count(config: ConfigDict) -> int:
-    """The number of classes by data.label; 0 where only the clips can tell."""
+    """The number of classes by data.label; 0 if it depends on the clips."""
     known = chosen(config).part("questions") or {}
     return len(known[config.data.label].classes) if config.data.label in known else 0
 
@@ -258,7 +258,7 @@ def questions(config: ConfigDict) -> Mapping[str, Question]:
 
 
 def most_shots(config: ConfigDict) -> int:
-    """How many shots a clip has at most; 0 where it has one caption alone."""
+    """The largest number of shots in a clip; 0 for sources of one caption a clip."""
     least, most = chosen(config).shots_from, config.data.shots[1]
     return most if least and most >= least else 0
 
@@ -277,7 +277,7 @@ def labelled(config: ConfigDict, split: str, workdir: Path) -> Labelled:
 
 
 def training_clips(config: ConfigDict, workdir: Path) -> Any:
-    """The clips that are encoded for the DiT: the train split, or its mixture of data.shapes."""
+    """The clips that the DiT learns from: the train split, or its mixture of data.shapes."""
     row, shapes = chosen(config), config.data.shapes
     if not shapes:
         return source(config, "train", workdir)

@@ -1,4 +1,4 @@
-"""What all worlds share: the options of a source of clips, checked, and its random streams."""
+"""The base class of all simulated sources: checked options, random access, random streams."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,12 +15,12 @@ Item = TypeVar("Item")
 
 
 def versions(name: str, version: int) -> str:
-    """What the bytes of a source's clips depend on beside its options."""
+    """The versions that the bytes of a source's clips depend on."""
     return f"{name} {version}, pymunk {pymunk.version}, numpy {np.__version__}"
 
 
-def asked(config: ConfigDict, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a world's clips as the configuration has them, but for those given."""
+def clip_options(config: ConfigDict, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A source's options: those of the configuration, overridden by `options`."""
     return {**clip_shape(config), "objects": tuple(config.data.objects), **options}
 
 
@@ -34,11 +34,8 @@ def check(good: bool, where: str, name: str, given: object, allowed: str) -> Non
 class Clips:
     """Clip i of a seed and split: always the same bytes, in any order, thread or process.
 
-    A `grain.sources.RandomAccessDataSource`; a world gives the items, in `clip`. `digest` names the
-    versions that the bytes depend on.
-
-    Raises:
-      UserError: an option that is not possible.
+    A `grain.sources.RandomAccessDataSource`; subclasses implement `clip`. `digest` names the
+    versions that the bytes depend on. Impossible options raise a `UserError`.
     """
 
     seed: int
@@ -67,7 +64,7 @@ class Clips:
         self.objects = int(low), int(high)
 
     def check(self, good: bool, name: str, allowed: str) -> None:
-        """Raises `UserError` unless the option `name` is `good`."""
+        """Raises `UserError` for the option `name` unless `good`."""
         check(good, self.where, name, getattr(self, name), allowed)
 
     def __len__(self) -> int:
@@ -82,12 +79,12 @@ class Clips:
         raise NotImplementedError
 
     def draws(self, stream: int) -> "Draws":
-        """The random numbers of a clip."""
+        """The random stream of a clip."""
         return Draws(self.seed, SPLITS.index(self.split), stream)
 
 
 def clip_index(index: SupportsIndex, length: int) -> int:
-    """The clip that `index` asks for (negative counts from the end); IndexError outside."""
+    """`index` as a number of at least 0; IndexError outside the source."""
     index = int(index)
     if not -length <= index < length:
         raise IndexError(f"clip {index} of a world of {length}")

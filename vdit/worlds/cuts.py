@@ -1,4 +1,4 @@
-"""Where the shots of a clip begin, and how found cuts are judged: for all sources of shots."""
+"""Cuts: where the shots of a clip begin, and how detected cuts are scored."""
 
 import math
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ def shot_blocks(fps: float, align: int, seconds: float) -> tuple[int, int]:
 def check_shots(
     where: str, shots: tuple[int, int], align: int, frames: int, fps: float, seconds: float
 ) -> tuple[int, int]:
-    """`shots` = (least, most), if a clip can have them; raises `UserError` if not."""
+    """`shots` = (least, most); `UserError` if a clip cannot have them."""
     good = len(shots) == 2 and 1 <= shots[0] <= shots[1] <= MAX_SHOTS
     check(good, where, "shots", shots, f"(1, 1) to (1, {MAX_SHOTS})")
     check(align >= 1, where, "align", align, "1 or more")
@@ -49,15 +49,15 @@ def draw_bounds(
 
 
 def judge_cuts(found: Sequence[int], true: Sequence[int]) -> dict[str, float]:
-    """Of the first frames of found and true shots, in order, the clip's own included.
+    """Scores detected cuts, by the first frames of detected and of true shots, in order.
 
-    `cut_precision` and `cut_recall`: shares of the found and of the true cuts that are at the same
-    frame (both 1 if rightly there are none, 0 if no shot is found); `shots`: as many as told.
+    `cut_precision` and `cut_recall` count exact frames (both 1 for a single shot without detected
+    cuts, 0 if no shot is detected); `shots`: the right number of shots.
     """
-    mine, told = set(found) - {0}, set(true) - {0}
-    hits = len(mine & told)
+    detected, cuts = set(found) - {0}, set(true) - {0}
+    hits = len(detected & cuts)
     return {
-        "cut_precision": hits / len(mine) if mine else float(bool(found) and not told),
-        "cut_recall": hits / len(told) if told else float(bool(found) and not mine),
+        "cut_precision": hits / len(detected) if detected else float(bool(found) and not cuts),
+        "cut_recall": hits / len(cuts) if cuts else float(bool(found) and not detected),
         "shots": float(len(found) == len(true)),
     }

@@ -1,14 +1,12 @@
-"""The same in other words: held-out wordings of the world's captions, for measuring robustness.
+"""Held-out paraphrases of captions, to measure robustness to wording.
 
-`paraphrase` puts words that the grammar never has in the place of those that it has. Training sees
-none of them, so what a model makes of such a caption says how far it understands more than wording.
+`paraphrase` replaces phrases of the grammar by synonyms that no caption of training has.
 """
 
 import functools
 import re
 
-# A phrase of the grammar -> the same in words that no caption of training has. Longer ones first
-# where one begins like another.
+# Phrase of the grammar -> held-out synonym; the longest match wins.
 UNSEEN = {
     # shapes, sizes
     "ball": "sphere", "disc": "sphere", "box": "crate", "square": "crate",

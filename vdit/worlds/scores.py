@@ -1,4 +1,4 @@
-"""Scores of what is generated of a world's held-out captions, by its oracle.
+"""Oracle scores of real, reconstructed and generated clips.
 
 Dimension key: N clips, T frames, H height, W width.
 """
@@ -22,8 +22,8 @@ from vdit.worlds.statistics import wilson
 
 @contextlib.contextmanager
 def longer_texts(model: Model, texts: Sequence[str]) -> Iterator[None]:
-    """Meanwhile twice the budget of tokens, if some text needs it: encoders take any number, but
-    where padding is text. (What a tokenizer was not made from falls into more tokens.)"""
+    """Doubles the token budget inside the context if a text needs it: unseen words split into more
+    tokens. Encoders take any length, except where padding is part of the text."""
     tokenizer = model.tokenizer
     try:
         tokenizer.encode(texts)
@@ -43,13 +43,13 @@ def reworded(
     seed: int,
     shots: Sequence[Sequence[tuple[float, str]]] = (),
 ) -> np.ndarray:
-    """Videos of prompts in wordings that training never shows, and of as many shot lists."""
+    """Videos of prompts (and shot lists) in wordings that training never shows."""
     with longer_texts(model, [*prompts, *(text for listed in shots for _, text in listed)]):
-        return np.stack([made.video for made in model.generate(prompts, seed=seed, shots=shots)])
+        return np.stack([r.video for r in model.generate(prompts, seed=seed, shots=shots)])
 
 
 class Oracle(NamedTuple):
-    """How a world's clips are scored."""
+    """The scores of a kind of clip."""
 
     score: Callable[[np.ndarray, Mapping[str, Any]], dict[str, float]]  # video, clip
     aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
@@ -63,10 +63,10 @@ def score_captions(
     oracle: Oracle,
     paraphrase: Callable[[dict[str, Any]], tuple[str, Sequence[tuple[float, str]]]],
 ) -> list[dict[str, Any]]:
-    """Scores of held-out clips, and of those generated from their captions, with 95% intervals.
+    """Scores of held-out clips and of videos generated from their captions, with 95% intervals.
 
-    The split "paraphrased" has the first of them in unseen wordings: `paraphrase(clip)` gives the
-    caption, and those of its shots.
+    The split "paraphrased" repeats the first eval.paraphrases in held-out wordings:
+    `paraphrase(clip)` gives the caption and the shots.
     """
     clips = heldout(model, workdir, model.config.eval.captions)
     say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")

@@ -1,4 +1,4 @@
-"""Scores of clips, summed up."""
+"""Means and confidence intervals of scores."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -7,7 +7,7 @@ import numpy as np
 
 
 def means(scores: Sequence[Mapping[str, float]], names: Sequence[str]) -> dict[str, float]:
-    """The number of clips, and of each score the mean over those that have one; NaN without any."""
+    """The number of clips, and the mean of each score over the clips where it is not NaN."""
     result: dict[str, float] = {"clips": len(scores)}
     for name in names:
         values = [one[name] for one in scores if not math.isnan(one[name])]

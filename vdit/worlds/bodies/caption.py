@@ -1,4 +1,4 @@
-"""The world's grammar: English sentences that name every object's looks and motion, and what holds.
+"""The world's grammar: sentences about every object's looks and motion, and true relations.
 
 Word tables first; a caption is a composition of them. In every caption each object is introduced
 once as "a SIZE COLOUR SHAPE" and its motion follows before the next object is introduced; a

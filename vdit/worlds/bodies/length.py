@@ -1,4 +1,4 @@
-"""How clips last that are generated in one pass, and in chunks.
+"""Long clips: generated in one pass, and chunk by chunk.
 
 Dimension key: N clips, T frames, H height, W width.
 """
@@ -21,22 +21,22 @@ from vdit.worlds.bodies import oracle
 def in_chunks(
     model: Model, prompts: Sequence[str], frames: int, seconds: float, seed: int
 ) -> np.ndarray:
-    """Videos (N, frames, H, W, 3) made `seconds` at a time: each chunk is given the later half of
-    the one before, which is all that it knows of what was."""
+    """Videos (N, frames, H, W, 3) generated `seconds` at a time, each chunk conditioned on the
+    second half of the previous one."""
     p, fps = model.config.vae.patch[0], model.config.data.fps
     count = clip_frames(seconds, fps, p)
     tail = 1 + (count // 2) // p * p
-    made = np.stack([r.video for r in model.generate(prompts, seconds, seed=seed)])
-    while made.shape[1] < frames:
+    videos = np.stack([r.video for r in model.generate(prompts, seconds, seed=seed)])
+    while videos.shape[1] < frames:
         seed += len(prompts)
-        given = [[Given(video[-tail:])] for video in made]
+        given = [[Given(video[-tail:])] for video in videos]
         more = model.generate(prompts, seconds, seed=seed, given=given)
-        made = np.concatenate([made, np.stack([r.video for r in more])[:, tail:]], axis=1)
-    return made[:, :frames]
+        videos = np.concatenate([videos, np.stack([r.video for r in more])[:, tail:]], axis=1)
+    return videos[:, :frames]
 
 
 def there(video: np.ndarray, count: int, fps: float) -> np.ndarray:
-    """In which frames (T,) of a clip of the world `count` whole bodies are, and nothing else."""
+    """Frames (T,) that show exactly `count` intact bodies and nothing else."""
     reading = oracle.read(video, fps)
     if len(reading.bodies) != count:
         return np.zeros(len(video), bool)
@@ -44,9 +44,9 @@ def there(video: np.ndarray, count: int, fps: float) -> np.ndarray:
 
 
 def drifts(video: np.ndarray, fps: float) -> dict[str, float]:
-    """What a clip's picture changes by in a second, as shares: of its colour (the mean of each
-    channel, of 1), its contrast (their deviation) and its sharpness (mean steps between
-    neighbours), both of their means. Least squares over all frames."""
+    """Drift of the picture in 1/s, by least squares over all frames: of colour (channel means, of
+    full scale), and relative to their mean of contrast (standard deviation) and of sharpness (mean
+    absolute gradient)."""
     x = video.astype(np.float64) / 255.0
     steps = [np.abs(np.diff(x, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
     levels = {
@@ -55,20 +55,20 @@ def drifts(video: np.ndarray, fps: float) -> dict[str, float]:
         "sharpness": sum(steps)[:, None],
     }
     time = np.arange(len(x)) / fps
-    made = {}
+    rates = {}
     for name, level in levels.items():
         slope = np.polyfit(time, level, 1)[0]
-        whole = 1.0 if name == "colour" else max(float(level.mean()), 1e-6)
-        made[name] = float(np.linalg.norm(slope)) / whole
-    return made
+        unit = 1.0 if name == "colour" else max(float(level.mean()), 1e-6)
+        rates[name] = float(np.linalg.norm(slope)) / unit
+    return rates
 
 
 def score(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
-    """What lasts in clips as long as in training: made in one pass, and `eval.chunk` seconds at a
-    time by the same model.
+    """Object permanence and picture drift of clips of training length, generated in one pass and
+    `eval.chunk` seconds at a time.
 
-    permanence: clips whose bodies are whole in every frame; frames: the share of frames in which
-    they are, and of those in the first and last tenth; drift of the picture in percent a second.
+    permanence: share of clips with all bodies intact in every frame; frames_whole: share of frames,
+    also of the first and the last tenth alone; drift in percent a second.
     """
     config, fps = model.config, model.config.data.fps
     clips = heldout(model, workdir, config.eval.given)
@@ -83,17 +83,17 @@ def score(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     }
     rows = []
     for way, videos in ways.items():
-        whole = np.stack([
+        intact = np.stack([
             there(video, int(clip["truth"]["count"]), fps)
             for video, clip in zip(videos, clips, strict=True)
         ])  # fmt: skip
         drift = [drifts(video, fps) for video in videos]
         rows.append({
             "task": "length", "way": way, "clips": len(videos), "seconds": frames / fps,
-            "permanence": float(whole.all(1).mean()),
-            "frames_whole": float(whole.mean()),
-            "frames_whole_first": float(whole[:, :tenth].mean()),
-            "frames_whole_last": float(whole[:, -tenth:].mean()),
+            "permanence": float(intact.all(1).mean()),
+            "frames_whole": float(intact.mean()),
+            "frames_whole_first": float(intact[:, :tenth].mean()),
+            "frames_whole_last": float(intact[:, -tenth:].mean()),
             **{
                 f"{name}_drift_percent_a_second": 100 * float(np.mean([d[name] for d in drift]))
                 for name in drift[0]

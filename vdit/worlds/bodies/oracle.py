@@ -1,6 +1,6 @@
-"""The oracle: reads the bodies out of a clip's pixels and scores them against a caption's truth.
+"""The oracle of the world: reads bodies from pixels and scores them against the truth.
 
-`read` knows the renderer (palette, room, shapes) and nothing else. It unmixes every pixel into the
+`read` relies on the renderer (palette, room, shapes) alone. It unmixes every pixel into the
 room and the colours that the clip shows, which gives each body a soft coverage; its first moments
 are the centre, its area the size, and the shape is the one that makes it most likely: drawn at any
 turn in each frame, and as soft as suits all of them (`_shape`). Soft edges and grain cost a sample
@@ -32,7 +32,7 @@ FLYING = tuple(MOTIONS.index(name) for name in ("falls", "thrown_left", "thrown_
 CONNECTED = np.pad(ndimage.generate_binary_structure(2, 1)[None], ((1, 1), (0, 0), (0, 0)))
 FLIGHT_FRAMES = 5  # fewer free frames say little about gravity
 
-# How strict the eye is. Areas are in shares of a body's own typical (or the smallest body's) area.
+# Thresholds. Areas are relative to a body's median (or the smallest body's) area.
 SEEN = 0.55  # coverage from which a pixel shows a colour
 OFF_COLOUR = 45.0  # RGB distance from every mixture of the wall and a colour: not that colour
 STRANGE = 60.0  # RGB distance from what the bodies explain: something else
@@ -65,7 +65,7 @@ class Body:
     size: int  # -1: neither
     motion: int  # -1: none
     track: np.ndarray  # (T, 2) metres, NaN where it is not seen
-    present: np.ndarray  # (T,) bool: there, whole, solid and where it can be
+    present: np.ndarray  # (T,) bool: there, intact, solid and at a plausible place
     flight: int  # frames from the first on before it touches anything
 
 
@@ -237,8 +237,8 @@ def _part(
     """Parts one colour's coverage (T, P) into that of `count` bodies, each the same all along.
 
     Pieces that lie apart show the bodies. Where these touch, a pixel goes to the nearest (in the
-    sense of a power diagram: squared distance less squared radius), found by repetition from where
-    the last two frames say that the bodies should be.
+    sense of a power diagram: squared distance less squared radius), by fixed-point iteration from
+    places extrapolated from the last two frames.
     """
     z = _basis(view)[:, 0] + 1j * _basis(view)[:, 1]
     turns = np.array(list(itertools.permutations(range(count))))
@@ -348,7 +348,7 @@ def read(
         shares = _part(share, labels, number, count, view) if count > 1 else [share] * count
         parts += [(colour, part) for part in shares if part.sum(1).max() > 2]
     rest = change - np.tensordot(_axes(colours, backdrop), cover, (0, 0))
-    # What sinks into the floor is judged above it.
+    # Bodies that sink into the floor count above it only.
     wall = (empty_room == BACKDROPS[backdrop][0]).all(2)
     odd = (np.square(rest).sum(0) > STRANGE**2) & around & wall
     ghost = (np.square(change).sum(0) > STRANGE**2) & ~around
@@ -357,7 +357,7 @@ def read(
 
 
 def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> tuple[Body, ...]:
-    """What the coverages (T, P) of each body say about it."""
+    """Bodies from their coverages (T, P)."""
     if not parts:
         return ()
     cover = np.stack([share for _, share in parts])
@@ -405,7 +405,7 @@ def best_order(hit: np.ndarray) -> list[int]:
 
 
 def score(video: np.ndarray, truth: Mapping[str, np.ndarray], fps: float) -> dict[str, float]:
-    """Scores a clip (T, H, W, 3) uint8 against the `truth` that its caption tells.
+    """Scores a clip (T, H, W, 3) uint8 against the `truth` of its caption.
 
     Of the truth only count, shape, colour, size, motion and gravity are read, so it may belong to
     another clip with the same caption. Bodies are matched by colour, then by the other attributes.

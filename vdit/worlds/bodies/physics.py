@@ -1,4 +1,4 @@
-"""The world's physics: which objects there are, how a scene is drawn, and how pymunk moves it.
+"""The world's physics: kinds of objects, sampling of a scene, and its simulation by pymunk.
 
 A scene is a room seen from the side; metres, x right, y up, the floor's top at y = 0. Everything
 random comes from `Draws`, a counter-based stream of its own for each (seed, split, clip).
@@ -54,7 +54,7 @@ def _reserved() -> frozenset[Kind]:
     return frozenset(kinds)
 
 
-# Kinds of objects that training never shows; every held-out clip has one of them.
+# Held-out kinds: training never shows them, every held-out clip has one.
 RESERVED = _reserved()
 RESERVED_KINDS = tuple(sorted(RESERVED))
 

@@ -1,4 +1,4 @@
-"""Questions with a handful of answers that the truth gives of clips of one body."""
+"""Classification questions about clips of one body, answered by their truth."""
 
 from vdit.data.labels import Classed, Question, Truth
 from vdit.data.loader import Source
@@ -7,7 +7,7 @@ from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 
 
 def impacts(truth: Truth) -> int:
-    """How often the body touches something after a frame in which it touched nothing; 3 is 3 on."""
+    """The number of frames in which a contact begins; 3 stands for 3 and more."""
     contact_T = truth["contact"][:, 0]
     return min(int((contact_T[1:] & ~contact_T[:-1]).sum()), 3)
 

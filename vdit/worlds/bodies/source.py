@@ -14,7 +14,7 @@ from vdit.worlds.bodies.caption import caption
 from vdit.worlds.bodies.physics import GRAVITY, MAX_OBJECTS, Kind, Run, View, draw_scene, simulate
 from vdit.worlds.bodies.questions import by_truth
 from vdit.worlds.bodies.render import render
-from vdit.worlds.clips import Clips, asked, versions
+from vdit.worlds.clips import Clips, clip_options, versions
 
 VERSION = 1  # of the clips: another one, other bytes
 
@@ -81,7 +81,7 @@ def make(
 ) -> World | Classed:
     """The source `world`."""
     del workdir
-    world = World(config.seed, split, **asked(config, options))
+    world = World(config.seed, split, **clip_options(config, options))
     return by_truth(world, config.data.label) if config.data.label else world
 
 

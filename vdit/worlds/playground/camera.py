@@ -32,28 +32,28 @@ def path(
 ) -> np.ndarray:
     """Cameras (T, 3); `x` (T,) is the track of the character that `follow` keeps in its place."""
     kind, _, way = camera.partition("_")
-    made = np.tile((*home(*size), ZOOM.get(kind, 1.0)), (frames, 1))
+    camera_T3 = np.tile((*home(*size), ZOOM.get(kind, 1.0)), (frames, 1))
     sway = SWAY * (2 * ease(frames) - 1) * (-1 if way in ("left", "down") else 1)
     if kind == "pan":
-        made[:, 0] += sway
+        camera_T3[:, 0] += sway
     if kind == "tilt":
-        made[:, 1] += sway
+        camera_T3[:, 1] += sway
     if kind == "zoom":
         low, high = ZOOMS if way == "in" else ZOOMS[::-1]
-        made[:, 2] = low + (high - low) * ease(frames)
+        camera_T3[:, 2] = low + (high - low) * ease(frames)
     if kind == "follow":
-        made[:, 0] += x - x[0]
+        camera_T3[:, 0] += x - x[0]
     if kind == "shake":
         for axis in (0, 1):
             for hertz in HERTZ:
                 phase = draws.uniform(0, 2 * math.pi)
                 wave = [math.sin(2 * math.pi * hertz * t / fps + phase) for t in range(frames)]
-                made[:, axis] += SHAKE / 2 * np.array(wave)
-    return made
+                camera_T3[:, axis] += SHAKE / 2 * np.array(wave)
+    return camera_T3
 
 
 def framed(framing: str, frames: int, size: tuple[int, int]) -> np.ndarray:
-    """Cameras (T, 3) that stand still; close-ups have the floor where the whole scene has it."""
+    """Static cameras (T, 3); close-ups have the floor at the same height as the whole scene."""
     (x, y), zoom, scale = home(*size), FRAMED[framing], min(size) / ROOM
     up, across = size[0] / scale / zoom / 2, size[1] / scale / zoom / 2
     if framing.startswith("close"):

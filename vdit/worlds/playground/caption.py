@@ -1,8 +1,7 @@
-"""A playground's grammar: from five words to several hundred, and back from words to what they say.
+"""The grammar of playgrounds: captions of five to several hundred words, and their parser.
 
-Its words are those of `lexicon`, seen or unseen. A character is told by its colour, which no other
-has, so every mention of it names the colour; what follows a mention is said of it. `parse` reads a
-caption of either kind.
+Wordings come from `lexicon`, seen or held-out. Colours are unique within a clip, so every mention
+of a character names its colour, and what follows a mention describes it.
 """
 
 import functools
@@ -34,7 +33,7 @@ DETAIL = 3  # the highest level: 0 a clause, 1 a sentence, 2 with events and cam
 
 
 class Told(NamedTuple):
-    """What a caption says; names as in LEXICON."""
+    """The content of a caption; names as in LEXICON."""
 
     said: tuple[tuple[str, str], ...]  # (kind, name) of the clip: place, camera, built, gravity
     characters: dict[str, dict[str, str]]  # by colour: size, shape, material, expression, ...
@@ -43,7 +42,7 @@ class Told(NamedTuple):
 
 
 class Voice:
-    """Words of one caption: from the table's seen or unseen wordings."""
+    """Draws wordings for one caption: seen or held-out ones."""
 
     def __init__(self, draws: Draws, unseen: bool) -> None:
         self.draws, self.unseen = draws, unseen
@@ -128,7 +127,7 @@ def caption(
 def _text(
     voice: Voice, scene: Scene, run: Run, camera: str, faces: np.ndarray, events: Sequence[Event]
 ) -> str:
-    """All that can be said: a text of up to several hundred words."""
+    """A text about everything, of up to several hundred words."""
     actors, first = scene.actors, faces[0].tolist()
     gravity = "moon" if scene.place == "moon" else "earth"
     parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}",
@@ -222,7 +221,7 @@ def _clause(voice: Voice, scene: Scene, run: Run, faces: np.ndarray, event: Even
 
 @functools.cache
 def _phrases() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
-    """All wordings, the longest first, and what each says."""
+    """A pattern of all wordings, the longest first, and the meaning of each."""
     table: dict[str, tuple[str, str]] = {}
     for kind, words in LEXICON.items():
         for name, (seen, unseen) in words.items():
@@ -234,7 +233,7 @@ def _phrases() -> tuple[re.Pattern[str], dict[str, tuple[str, str]]]:
 
 
 def parse(text: str) -> Told:
-    """What a caption says."""
+    """Parses a caption."""
     pattern, table = _phrases()
     said: list[tuple[str, str]] = []
     characters: dict[str, dict[str, str]] = {}

@@ -1,4 +1,4 @@
-"""Who and what is in a playground: looks, materials, faces, places, cameras, and their numbers.
+"""Constants of playgrounds: looks, materials, faces, places, cameras, and their numbers.
 
 Metres, kilograms, seconds; x right, y up, the floor's top at y = 0, the left wall at x = 0.
 """
@@ -61,7 +61,7 @@ MOTIONS = (
     "rests", "falls", "thrown_left", "thrown_right", "rolls_left", "rolls_right", "swings_left",
     "swings_right",
 )  # fmt: skip
-SETS = ("none", "ramp", "platform", "pendulum", "spring", "pour")  # what is built; a tower beside
+SETS = ("none", "ramp", "platform", "pendulum", "spring", "pour")  # structures; a tower beside
 EVENTS = (
     "lands", "rolls_down", "drops_off", "swings", "springs", "moved", "topples", "pours", "face",
 )  # fmt: skip
@@ -89,7 +89,7 @@ def form(shape: int, size: int) -> Form:
     return solid(SHAPES[shape], RADII[size], TRIANGLE)
 
 
-# What is built. Mirrored where it stands on the right.
+# Structures, mirrored where they stand on the right.
 RAMP_HEIGHT, RAMP_LENGTH = 1.9, 2.6
 PLATFORM_TOP, PLATFORM_LENGTH, PLATFORM_DEPTH = 1.9, 2.5, 0.25
 PIVOT = 4.8  # metres above the floor

@@ -1,6 +1,6 @@
-"""What happens in a clip, as a pure function of what can be seen: tracks and a few measures.
+"""Events of a clip, as a pure function of tracks and a few measures.
 
-The source finds the events of its states, the oracle those of what it reads, by the same code.
+The source applies it to simulated states, the oracle to what it reads from pixels.
 
 Dimension key: T frames, N characters.
 """
@@ -15,7 +15,7 @@ from vdit.worlds.playground import cast
 KINK = 0.35  # m/s and more: a change of speed from frame to frame that only a touch explains
 MOVED = 0.15  # metres from where it rested: a character has been moved
 FALLEN = 0.7  # of its height: a tower below it has toppled
-POURED = 0.3  # of what comes to be there: from this share on it pours
+POURED = 0.3  # of the largest amount: from this share on it pours
 
 
 class Event(NamedTuple):
@@ -27,7 +27,7 @@ class Event(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What events are found in; NaN where something is not seen."""
+    """The input of `find`; NaN where something is not seen."""
 
     position: np.ndarray  # (T, N, 2)
     forms: tuple[Form, ...]
@@ -96,7 +96,7 @@ def find(sight: Sight) -> list[Event]:
 
 
 def _springs(y: np.ndarray, inner: float) -> int | None:
-    """When what has come down on the spring is a third of a metre above its lowest place."""
+    """The frame in which a character is thrown 0.35 m above its lowest place on the spring."""
     down = _first(y < cast.SPRING_TOP + inner + 0.1)
     if down is None:
         return None

@@ -1,7 +1,6 @@
-"""A playground's wordings: of each thing that can be said those that captions have, and those that
-are kept for `unseen` ones, which training never shows.
+"""Wordings of playgrounds' captions: seen ones, and held-out ones that training never shows.
 
-No wording may stand twice in `LEXICON`: what one says is read back by it.
+Each wording is unique in `LEXICON`, so that captions can be parsed.
 """
 
 Words = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]  # name -> seen, unseen wordings

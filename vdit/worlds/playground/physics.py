@@ -1,6 +1,6 @@
-"""How a playground's scene is drawn, and how pymunk moves it.
+"""Playgrounds: sampling of a scene, and its simulation by pymunk.
 
-A scene is a place, something built (or nothing), perhaps a tower of blocks, and one to six
+A scene is a place, a structure (or none), perhaps a tower of blocks, and one to six
 characters of different colours. The first is the actor: it rolls down the ramp, off the platform,
 swings, or falls on the spring.
 
@@ -45,7 +45,7 @@ class Actor(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """What there is at time 0."""
+    """The state at time 0."""
 
     place: str
     built: str  # of SETS
@@ -97,7 +97,7 @@ def draw_looks(draws: Draws, count: int, held_out: bool) -> list[Look]:
 
 
 def glides(look: Look) -> bool:
-    """Whether friction does not stop it: a ball, or slippery."""
+    """Whether it rolls or slides far: a ball, or slippery."""
     return cast.SHAPES[look[0]] == "ball" or cast.MATERIAL_NAMES[look[3]] == "slippery"
 
 
@@ -111,8 +111,8 @@ def draw_scene(
     places: Sequence[str] = cast.PLACE_NAMES,
     characters: Sequence[Look] = (),
 ) -> Scene:
-    """Draws a scene of `count` characters with one of what may be `built`, in one of the `places`;
-    the `characters` of another scene play in this one too."""
+    """Draws a scene of `count` characters with one of the structures `built` in one of the
+    `places`; `characters` fixes their looks."""
     while True:
         place = draws.pick(places)
         plain = count > CROWD or draws.chance(0.35)
@@ -135,7 +135,7 @@ def draw_scene(
 
 
 def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Scene | None:
-    """The scene with its characters; None where they found no place."""
+    """The scene with its characters; None if no free places were drawn."""
     actors: list[Actor] = []
     taken: list[tuple[float, float]] = []  # x of what stands on the floor, and half its width
     side, width = scene.side, scene.width
@@ -193,7 +193,7 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
 
 
 def _opening(draws: Draws, scene: Scene, look: Look, at: Any, tower: bool) -> Actor | None:
-    """The actor, where something is built for it or a tower stands."""
+    """The actor that uses the structure or runs into the tower, if there is one."""
     shape, side = form(look[0], look[2]), scene.side
     sideways = "right" if side > 0 else "left"
     if scene.built == "ramp":
@@ -228,7 +228,7 @@ def _opening(draws: Draws, scene: Scene, look: Look, at: Any, tower: bool) -> Ac
 
 
 def _spin(shape: Form, speed: float) -> float:
-    """Of a ball that rolls; what has sides slides."""
+    """Angular velocity of a rolling ball; polygons slide."""
     return -speed / shape.radius if shape.radius else 0.0
 
 
@@ -279,7 +279,7 @@ def _clear(
     actors: Sequence[Actor],
     taken: Sequence[tuple[float, float]],
 ) -> bool:
-    """Whether a character stays clear of the others for `FREE` seconds, and of what is built."""
+    """Whether a character stays clear of the others for `FREE` seconds, and of structures."""
     shape = new.form
     if not shape.outer + GAP <= new.x <= scene.width - shape.outer - GAP:
         return False
@@ -297,7 +297,7 @@ def _clear(
 
 
 def _path(scene: Scene, actor: Actor, time: float) -> tuple[float, float]:
-    """Where an actor is, if nothing is in its way."""
+    """Where an actor is after `time` seconds without contacts."""
     x, y = actor.x + actor.vx * time, actor.y
     if actor.motion == "falls" or actor.motion.startswith("thrown"):
         y = max(actor.form.inner, y + (actor.vy - scene.gravity / 2 * time) * time)
@@ -328,7 +328,7 @@ def _still(space: pymunk.Space, shape: pymunk.Shape) -> None:
 
 
 def _build(space: pymunk.Space, scene: Scene) -> None:
-    """Floor, walls and ceiling (thick, so that nothing tunnels out), and what stands still."""
+    """Floor, walls and ceiling (thick, so that nothing tunnels out), ramp or platform."""
     width, top, far, still = scene.width, scene.top, 1.0, space.static_body
     for a, b in (
         ((-far, -far), (width + far, -far)),

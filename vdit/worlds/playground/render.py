@@ -19,7 +19,7 @@ from vdit.worlds.playground import cast
 from vdit.worlds.playground.cast import Look, form
 from vdit.worlds.playground.physics import Run, Scene
 
-BUILT = (0, 205, 190)  # RGB of what is built, blocks and grains too
+BUILT = (0, 205, 190)  # RGB of structures, blocks and grains
 MIDDLE = (0, 176, 163)  # of a block's middle
 INK = (22, 20, 26)  # of faces
 RIMS = {"bouncy": (252, 252, 252), "heavy": (100, 102, 110), "slippery": (252, 252, 252)}
@@ -43,7 +43,7 @@ FACES: dict[str, tuple[tuple[float, float, float, float, float], ...]] = {
                (-0.06, -0.44, 0.06, -0.44, 0.1)),
 }  # fmt: skip
 
-# What stands far behind: tops in metres above the floor of pieces of these widths, repeated.
+# Skyline: widths of pieces and their tops in metres above the floor, repeated.
 SKYLINE = {
     "day": ((1.1, 1.6), (0.7, 2.4), (1.5, 1.2), (0.9, 3.0), (0.6, 2.0), (1.3, 0.8), (0.8, 2.7)),
     "night": ((0.8, 3.6), (0.5, 1.0), (1.1, 2.6), (0.6, 4.2), (0.9, 1.6), (1.2, 3.1), (0.7, 0.7)),
@@ -253,7 +253,7 @@ class Canvas:
 
 
 def built_parts(scene: Scene) -> list[tuple[Form, tuple[float, float]]]:
-    """The forms of what is built and stands still, and where."""
+    """The outlines of static structures, and their places."""
     side, wall = scene.side, 0.0 if scene.side > 0 else scene.width
     if scene.built == "ramp":
         third_x, third_y = cast.RAMP_LENGTH / 3, cast.RAMP_HEIGHT / 3
@@ -273,7 +273,7 @@ def built_parts(scene: Scene) -> list[tuple[Form, tuple[float, float]]]:
 
 
 def furnish(canvas: Canvas, scene: Scene) -> None:
-    """Paints what is built and stands still."""
+    """Paints static structures."""
     for shape, place in built_parts(scene):
         canvas.thing(shape, lit(BUILT, scene.place), np.tile(place, (len(canvas.camera), 1)))
 

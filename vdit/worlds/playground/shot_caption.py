@@ -1,8 +1,8 @@
-"""The words of a playground's shots, and of a clip of several.
+"""Captions of a playground's shots, and of clips of several shots.
 
-A shot that begins a take is told as a playground is. Where a take goes on, it is said how it is
-framed, and what each character that can be seen does from there on. The clip's caption counts the
-shots and names the characters; it may also go through places and framings, in order.
+A shot that begins a take is described like a clip of one shot; one that continues a take by its
+framing and by the course of each visible character. The clip's caption counts the shots and names
+the characters; it may also list places and framings in order.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ NUMBERS = tuple(LEXICON["shots"])
 
 
 class Shot(NamedTuple):
-    """One shot of a clip: frames `begin` to `end`, and what is told of it."""
+    """One shot of a clip: frames `begin` to `end`, and what its caption describes."""
 
     begin: int
     end: int
@@ -30,12 +30,12 @@ class Shot(NamedTuple):
     goes_on: bool  # its take has begun in an earlier shot
     framing: str
     kind: str  # of CAMERAS
-    camera: np.ndarray  # (T, 3), of its own frames only, as those below
+    camera: np.ndarray  # (T, 3), of this shot's frames only, as those below
     scene: Scene
     run: Run
     faces: np.ndarray  # (T, N)
     events: list[Event]
-    shown: np.ndarray  # (N,): whole in the picture throughout
+    shown: np.ndarray  # (N,): fully in the picture throughout
     courses: list[int]  # indices into COURSES
 
 
@@ -44,8 +44,8 @@ def shot_caption(draws: Draws, shot: Shot, unseen: bool, detail: int) -> str:
     voice = Voice(draws, unseen)
     framing = voice.say("framing", shot.framing)
     if not shot.goes_on:
-        told = (draws, shot.scene, shot.run, shot.kind, shot.faces, shot.events)
-        text = caption(*told, unseen=unseen, detail=detail)
+        described = (draws, shot.scene, shot.run, shot.kind, shot.faces, shot.events)
+        text = caption(*described, unseen=unseen, detail=detail)
         return text if shot.framing == "whole" else f"{framing}: {text}"
     level = draws.below(detail + 1)
     seen = [n for n in range(len(shot.shown)) if shot.shown[n]] or list(range(len(shot.shown)))
@@ -79,7 +79,7 @@ def shot_caption(draws: Draws, shot: Shot, unseen: bool, detail: int) -> str:
 
 
 def clip_caption(draws: Draws, shots: Sequence[Shot], unseen: bool) -> str:
-    """The whole clip's caption: how many shots, of whom, perhaps of what material and where."""
+    """The clip's caption: number of shots and characters, perhaps materials and places."""
     voice = Voice(draws, unseen)
     style = draws.below(3)
     cast = [voice.name(actor, "a", style > 0 and draws.chance(0.5))

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vdit.data.sources import most_shots
-from vdit.worlds.clips import Draws, asked, versions
+from vdit.worlds.clips import Draws, clip_options, versions
 from vdit.worlds.cuts import GOES_ON, MAX_SHOTS, check_shots, draw_bounds
 from vdit.worlds.playground import events as what
 from vdit.worlds.playground.camera import draw_camera, framed, path
@@ -34,7 +34,7 @@ from vdit.worlds.playground.source import (
 from vdit.worlds.shots.caption import course
 
 VERSION = 1  # of the clips: another one, other bytes
-LEAST = 1.0  # seconds of a shot, at least: so long do its camera and its motions need to be seen
+LEAST = 1.0  # seconds of a shot, at least, for its camera and motions to be visible
 JUMP = 0.11  # of zoom, at least, where a take goes on
 AGAIN = 0.7  # share of shots that go on in another framing than the whole scene, if one fits
 WIDE = 0.3  # share of takes that begin with a wide shot
@@ -45,7 +45,7 @@ OF_TAKES = ("place", "built", "side", "spot", "tower", "gravity")  # () of a tak
 
 
 class Take(NamedTuple):
-    """A simulation, and what is seen and told of it."""
+    """A simulation with its shots."""
 
     shots: list[Shot]
     video: np.ndarray
@@ -55,8 +55,7 @@ class Take(NamedTuple):
 @dataclasses.dataclass(eq=False)
 class PlaygroundShots(Playground):
     """Playgrounds of several shots: items as of `Playground`, with "shots": [(start in seconds,
-    caption), ...], and of held-out clips "paraphrased_shots": the same in wordings that no caption
-    has.
+    caption), ...], and of held-out clips "paraphrased_shots": the same in held-out wordings.
 
     A clip has `shots` = (least, most) shots; cuts stand at frames 1 + k·`align` only, so that
     no latent frame of an autoencoder with that temporal patch covers two shots. The same characters
@@ -68,13 +67,13 @@ class PlaygroundShots(Playground):
     - place, camera_kind, built, side int32 (S,); spot, gravity float32 (S,); tower bool (S,)
     - motion int32 (S, N): how a take that begins with the shot begins, -1 where it goes on
     - course int32 (S, N): index into COURSES, what a character does where a take goes on, or -1
-    - framing int32 (S,): index into FRAMINGS; shown bool (S, N): whole in the picture throughout
+    - framing int32 (S,): index into FRAMINGS; shown bool (S, N): fully in the picture throughout
     - event int32 (S, E, 3), frames being the clip's; seen bool (S, E)
     - shot, take int32 (T,): which shot and simulation a frame belongs to; cuts bool (T,): first
       frames of all shots but the first
 
     "heldout" clips each have a character whose look is `RESERVED`, "train" clips never do. Too few
-    frames for so many shots are a `UserError`.
+    frames for the shots raise a `UserError`.
     """
 
     shots: tuple[int, int] = (1, 3)
@@ -138,13 +137,13 @@ class PlaygroundShots(Playground):
             part = _part(run, at)
             zoom = float(shots[-1].camera[-1, 2]) if shots else None
             framing, kind, camera = self._film(draws, scene, part, zoom)
-            told = [e._replace(frame=e.frame - at.start) for e in happened
+            described = [e._replace(frame=e.frame - at.start) for e in happened
                     if at.start <= e.frame < at.stop]  # fmt: skip
             shown = np.asarray(in_picture(scene, part, camera, size).all(axis=0))
             courses = [course(track, self.fps) for track in part.position.swapaxes(0, 1)]
             shots.append(
                 Shot(first, last, number, bool(shots), framing, kind, camera, scene, part,
-                     faces[at], told, shown, courses)
+                     faces[at], described, shown, courses)
             )  # fmt: skip
         camera = np.concatenate([shot.camera for shot in shots])
         truth = truth_of(scene, run, camera, shots[0].kind, faces, happened, self.fps)
@@ -178,7 +177,7 @@ class PlaygroundShots(Playground):
 
 
 def _jumps(zoom: float | None, camera: np.ndarray) -> bool:
-    """Whether a camera (T, 3) cannot be taken for the one before going on."""
+    """Whether the cut to a camera (T, 3) shows as a jump of zoom."""
     return zoom is None or abs(float(camera[0, 2]) - zoom) >= JUMP
 
 
@@ -190,7 +189,7 @@ def _sees(scene: Scene, run: Run, camera: np.ndarray, size: tuple[int, int]) -> 
 
 
 def _part(run: Run, at: slice) -> Run:
-    """Frames of a run, as a run of their own; what touched before them did so at frames below 0."""
+    """Frames of a run, as a run; earlier touches have frames below 0."""
     touches = [(frame - at.start, n, m) for frame, n, m in run.touches]
     return Run(
         run.position[at], run.velocity[at], run.angle[at], run.contact[at], run.blocks[at],
@@ -218,23 +217,23 @@ def _truth(
     }  # fmt: skip
     shots = [shot for take in takes for shot in take.shots]
     for index, shot in enumerate(shots):
-        told = takes[shot.take].truth
+        described = takes[shot.take].truth
         order = [colours.index(actor.look[1]) for actor in shot.scene.actors]
         for name in OF_TAKES:
-            made[name][index] = told[name]
+            made[name][index] = described[name]
         made["camera_kind"][index] = CAMERAS.index(shot.kind)
         made["framing"][index] = FRAMINGS.index(shot.framing)
         if shot.goes_on:
             made["course"][index, order] = shot.courses
         else:
-            made["motion"][index, order] = told["motion"][:count]
+            made["motion"][index, order] = described["motion"][:count]
         made["shown"][index, order] = shot.shown
         begin = next(s.begin for s in shots if s.take == shot.take)
-        frames = told["event"][:, 0] + begin
-        rows = (told["event"][:, 0] >= 0) & (shot.begin <= frames) & (frames < shot.end)
-        for row, (frame, kind, who) in enumerate(told["event"][rows].tolist()):
+        frames = described["event"][:, 0] + begin
+        rows = (described["event"][:, 0] >= 0) & (shot.begin <= frames) & (frames < shot.end)
+        for row, (frame, kind, who) in enumerate(described["event"][rows].tolist()):
             made["event"][index, row] = frame + begin, kind, order[who] if who >= 0 else -1
-        made["seen"][index, : rows.sum()] = told["seen"][rows]
+        made["seen"][index, : rows.sum()] = described["seen"][rows]
     for take, scene in zip(takes, scenes, strict=True):
         order = [colours.index(actor.look[1]) for actor in scene.actors]
         at = [*np.argsort(order).tolist(), *range(count, MAX_CHARACTERS)]
@@ -257,7 +256,7 @@ def _truth(
 def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Playground:
     """The source `playground`."""
     del workdir
-    options = asked(config, {"detail": config.data.detail, **options})
+    options = clip_options(config, {"detail": config.data.detail, **options})
     if not most_shots(config):
         return Playground(config.seed, split, **options)
     shots, align = tuple(config.data.shots), config.vae.patch[0]

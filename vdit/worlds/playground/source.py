@@ -23,7 +23,7 @@ SECONDS = 60  # of a clip, at most
 @dataclasses.dataclass(eq=False)
 class Playground(Clips):
     """Clips of characters with materials and faces: {"video": uint8 (T, H, W, 3), "caption": str,
-    "truth": dict}, and of held-out clips "paraphrase": the same in wordings that no caption has.
+    "truth": dict}, and of held-out clips "paraphrase": the same in held-out wordings.
 
     The truth's arrays, with N = MAX_CHARACTERS, padded with -1 (indices) or 0:
 
@@ -82,13 +82,13 @@ class Playground(Clips):
         faces = draw_faces(draws, count, self.frames, has_faces(self.size))
         sight = sight_of(scene, run, faces, self.fps)
         happened = what.find(sight)[:MAX_EVENTS]
-        told = (draws, scene, run, kind, faces, happened)
+        described = (draws, scene, run, kind, faces, happened)
         item: dict[str, Any] = {
             "video": render(scene, run, camera, faces, self.size),
-            "caption": caption(*told, detail=self.detail),
+            "caption": caption(*described, detail=self.detail),
         }
         if held_out:
-            item["paraphrase"] = caption(*told, unseen=True, detail=self.detail)
+            item["paraphrase"] = caption(*described, unseen=True, detail=self.detail)
         item["truth"] = truth_of(scene, run, camera, kind, faces, happened, self.fps)
         inside = in_picture(scene, run, camera, self.size)
         item["truth"]["seen"] = seen_of(happened, inside)
@@ -114,7 +114,7 @@ def draw_faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray
 
 
 def sight_of(scene: Scene, run: Run, faces: np.ndarray, fps: float) -> what.Sight:
-    """The states as an onlooker would see them, from whom nothing is hidden."""
+    """The simulated states as the input of `events.find`."""
     frames = len(run.angle)
     tower = np.zeros(frames)
     if scene.tower:
@@ -134,7 +134,7 @@ def in_picture(
     size: tuple[int, int],
     reach: np.ndarray | None = None,
 ) -> np.ndarray:
-    """(T, N): all of a character is in the picture, or what is as near as `reach` (N,) metres."""
+    """(T, N): a character is fully in the picture, or what is within `reach` (N,) metres."""
     half = np.array(size[::-1]) / 2 / (min(size) / cast.ROOM * camera[:, 2:3])  # (T, 2) metres
     outer = np.array([actor.form.outer for actor in scene.actors]) if reach is None else reach
     off = np.abs(run.position - camera[:, None, :2])
@@ -142,7 +142,7 @@ def in_picture(
 
 
 def seen_of(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
-    """Which of the events can be seen; what topples and what pours can."""
+    """Which events can be seen; towers and pouring always can."""
     seen = np.zeros(MAX_EVENTS, bool)
     for row, (frame, _, who) in enumerate(happened):
         seen[row] = who < 0 or inside[max(frame - 1, 0) : frame + 2, who].all()
@@ -169,8 +169,8 @@ def truth_of(
         return np.pad(array, pads, constant_values=fill)
 
     looks = np.array([actor.look for actor in scene.actors]).T
-    told = np.full((MAX_EVENTS, 3), -1, np.int32)
-    for row, event in zip(told, happened, strict=False):
+    described = np.full((MAX_EVENTS, 3), -1, np.int32)
+    for row, event in zip(described, happened, strict=False):
         row[:] = event.frame, cast.EVENTS.index(event.kind), event.who
     whole = {
         "count": count, "place": cast.PLACE_NAMES.index(scene.place),
@@ -194,6 +194,6 @@ def truth_of(
         "angle": padded(run.angle, 0, np.float32),
         "contact": padded(run.contact, 0, np.bool_),
         "expression": padded(faces, -1, np.int32),
-        "event": told,
+        "event": described,
         **{name: np.array(value, np.float32) for name, value in real.items()},
     }

@@ -1,4 +1,4 @@
-"""The grammar of shots: what a shot is in words, and the caption of a clip of several.
+"""Captions of shots, and of clips of several shots.
 
 A shot's caption is a sentence with the framing and the place about it: that of `caption` where the
 shot begins a take, and where a take goes on one about each object's course. The clip's caption
@@ -60,7 +60,7 @@ OBJECT = re.compile(rf"\ba (?=({'|'.join(w for words in SIZE_WORDS.values() for 
 
 
 class Shot(NamedTuple):
-    """One shot of a clip: frames `begin` to `end`, and what is told of it."""
+    """One shot of a clip: frames `begin` to `end`, and what its caption describes."""
 
     begin: int
     end: int
@@ -129,7 +129,7 @@ def _ordered(draws: Draws, parts: Sequence[str], end: str) -> str:
 def clip_caption(
     draws: Draws, kinds: Sequence[Kind], shots: Sequence[Shot], captions: Sequence[str]
 ) -> str:
-    """The whole clip's caption, from a few words to all that its shots' `captions` say."""
+    """The clip's caption: from a count and the characters up to all of its shots' `captions`."""
     number = draws.pick(NUMBERS[len(shots) - 1]) + (" shot" if len(shots) == 1 else " shots")
     cast = " and ".join(f"a {look(draws, kind)}" for kind in kinds)
     style = draws.below(4)

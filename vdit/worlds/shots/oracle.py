@@ -1,7 +1,7 @@
-"""The oracle of shots: finds the cuts in a clip's frames, reads every shot, scores it by its truth.
+"""The oracle of shots: detects cuts, reads every shot, and scores it against the truth.
 
-Each frame is compared with the empty rooms of every backdrop and camera; where the nearest one
-changes is a cut. It knows the renderer, and nothing else.
+Each frame is matched with the empty rooms of every backdrop and camera; a change of the nearest one
+is a cut. It relies on the renderer alone.
 
 Dimension key: T frames, H height, W width, S shots, N objects.
 """
@@ -51,7 +51,7 @@ def rooms(video: np.ndarray) -> np.ndarray:
 
 
 def scenes(video: np.ndarray) -> list[Scene]:
-    """The shots that a clip shows, in order; frames that show no room belong to none."""
+    """The detected shots, in order; frames that show no room belong to none."""
     shown = rooms(video)
     bounds = [0, *(np.flatnonzero(np.diff(shown)) + 1).tolist(), len(video)]
     return [
@@ -62,16 +62,14 @@ def scenes(video: np.ndarray) -> list[Scene]:
 
 
 def score_shots(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
-    """Scores a clip (T, H, W, 3) uint8 by the truth of `item`, which its captions tell.
+    """Scores a clip (T, H, W, 3) uint8 against the truth of `item`, of which no positions are read.
 
-    Of the truth's frames only cuts, background and framing are read, no positions.
-
-    Returns fractions (SCORES): those of `judge_cuts`. Means over the true shots, each judged by the
-    longest part that shows one room: `background`, `framing`; `colour`, `shape`, `size` (right for
-    every character, and none too many); `permanence` (whole bodies and nothing else in every one
-    of its frames); `motion` (how each character begins, or its course where a take goes on). And,
-    1 or 0 of the clip: `identity` (every character looks right in every shot), `every_attribute`
-    (all the above but permanence is 1).
+    Returns fractions (SCORES): those of `judge_cuts`. Means over the true shots, each compared with
+    the longest part that shows one room: `background`, `framing`; `colour`, `shape`, `size` (right
+    for every character, and none too many); `permanence` (intact bodies and nothing else in every
+    frame); `motion` (how each character begins, or its course where a take goes on). And, 1 or 0 of
+    the clip: `identity` (every character looks right in every shot), `every_attribute` (all the
+    above but permanence is 1).
     """
     truth = item["truth"]
     begins = [0, *np.flatnonzero(truth["cuts"]).tolist()]
@@ -103,7 +101,7 @@ def _score_shot(
     end: int,
     scene: Scene | None,
 ) -> dict[str, bool]:
-    """What is right in shot `index`, frames `begin` to `end`, of which `scene` is seen."""
+    """The scores of shot `index`, frames `begin` to `end`, of which `scene` was detected."""
     names = ("background", "framing", *LOOKS, "permanence", "motion")
     if scene is None:
         return dict.fromkeys(names, False)
@@ -141,7 +139,7 @@ def _match(
 
 
 def _moves(body: Body, truth: Mapping[str, np.ndarray], index: int, n: int, fps: float) -> bool:
-    """Whether a body moves in shot `index` as object n is told to."""
+    """Whether a body's motion in shot `index` is that of object n."""
     begins = int(truth["motion"][index, n])
     if begins >= 0:
         return body.motion == begins

@@ -27,7 +27,7 @@ from vdit.worlds.bodies.physics import (
 )
 from vdit.worlds.bodies.render import BACKDROPS, FRAMINGS, framed, render
 from vdit.worlds.bodies.source import truth_of
-from vdit.worlds.clips import Clips, Draws, asked, versions
+from vdit.worlds.clips import Clips, Draws, clip_options, versions
 from vdit.worlds.cuts import GOES_ON, MAX_SHOTS, check_shots, draw_bounds
 from vdit.worlds.shots.caption import Shot, clip_caption, course, shot_caption
 
@@ -35,7 +35,7 @@ VERSION = 1  # of the clips: another one, other bytes
 BACKGROUNDS, CAMERAS = tuple(BACKDROPS), tuple(FRAMINGS)
 WIDE = 0.25  # share of shots that are wide although another camera would do
 SCENES = 6  # scenes drawn for a take until cameras see all of it
-FRESH = 16  # draws of motions that all are to be others than before
+FRESH = 16  # draws of motions that must all differ from the last
 
 
 class Take(NamedTuple):
@@ -53,7 +53,7 @@ class Shots(Clips):
 
     A clip has `shots` = (least, most) shots; cuts stand at frames 1 + k·`align` only, so that no
     latent frame of an autoencoder with that temporal patch covers two shots. The same characters
-    (shape, colour, size) are in all of them, each whole in the picture all the time.
+    (shape, colour, size) are in all of them, each fully in the picture in every frame.
 
     The truth is that of `World` (positions in metres in the room, whatever the camera), but
     `motion` is int32 (S, N), S = MAX_SHOTS: how a take that begins with the shot begins, -1 where
@@ -66,7 +66,7 @@ class Shots(Clips):
     - fps float32 ()
 
     "heldout" clips each hold an object of a `RESERVED` kind in one of their takes, "train" clips
-    never do. Too few frames for so many shots are a `UserError`.
+    never do. Too few frames for the shots raise a `UserError`.
     """
 
     frames: int = 33
@@ -197,7 +197,7 @@ def _sees(view: View, camera: str, starts: Sequence[Start], position: np.ndarray
 
 
 def _part(run: Run, begin: int, end: int) -> Run:
-    """Frames `begin` to `end` of a run, as a run of their own."""
+    """Frames `begin` to `end` of a run, as a run."""
     met = [m._replace(frame=m.frame - begin) for m in run.meetings if begin <= m.frame < end]
     at = slice(begin, end)
     return Run(
@@ -254,4 +254,4 @@ def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Shots
     """The source `shots`."""
     del workdir
     options = {"shots": tuple(config.data.shots), "align": config.vae.patch[0], **options}
-    return Shots(config.seed, split, **asked(config, options))
+    return Shots(config.seed, split, **clip_options(config, options))

@@ -1,9 +1,9 @@
 """The oracle of playgrounds: reads cameras, places, characters and events, and scores them.
 
-It reads by drawing: the empty place is aligned with each frame (`camera`), and each character,
-found by its colour, is fitted by the renderer's own pictures of it (`bodies`). It knows the
-renderer, and nothing else. `built` reads ramps, towers and the like, `reading` puts a clip
-together, `physics` and `judge` score it; `shots` does so for clips of several shots.
+Analysis by synthesis: the empty place is aligned with each frame (`camera`), and each character,
+detected by its colour, is fitted with the renderer (`bodies`). `built` detects structures,
+`reading` collects a clip's reading, `physics` and `judge` score it, `shots` does all that for clips
+of several shots. It relies on the renderer alone.
 """
 
 from vdit.worlds.playground.oracle.bodies import Body

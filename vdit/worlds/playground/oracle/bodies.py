@@ -1,4 +1,4 @@
-"""Characters: found by their colours, fitted by the renderer's own pictures of them.
+"""Characters: detected by colour, fitted by rendering them.
 
 Dimension key: T frames, M windows, K window side in pixels, H height, W width, N characters.
 """
@@ -20,7 +20,7 @@ from vdit.worlds.playground.render import backdrop, character, has_faces, window
 BACK = 30.0  # RGB distance from the empty place, at least, of a pixel that shows something else
 CORE = 5  # pixels of its colour that a character shows, at least
 SOLID = 4  # pixels along each side of the largest square in what a small character shows, at least
-SHOWN = 0.7  # of a character's pixels, at least, that look as they should
+SHOWN = 0.7  # of a character's pixels, at least, that look right
 OFTEN = 0.3  # a character is what is there in this share of the frames
 BRIEFLY = 0.12  # or in this one, if it looks as it should whenever all of it is in the picture,
 CLEARLY = 4  # which it is in so many frames
@@ -43,14 +43,14 @@ class Body:
 
 
 class Figures:
-    """The frames, the scene without characters, and whose every pixel may be."""
+    """The frames, the scene without characters, and the colour that each pixel may belong to."""
 
     def __init__(self, eye: Eye, place: int, camera: np.ndarray) -> None:
         self.index, self.place, self.camera, self.eye = place, cast.PLACE_NAMES[place], camera, eye
         empty = backdrop(self.place, camera, *eye.size, eye.room)
         self.video, self.empty = eye.video, empty
         self.codes = codes_of(eye.video, self.place)
-        # What is built takes the place of the empty room: it is no part of a character.
+        # Structures become part of the empty place: they belong to no character.
         built = self.codes == BUILT_CODE
         self.empty[built] = self.video[built]
         self.scale = min(eye.size) / cast.ROOM * camera[:, 2]
@@ -121,7 +121,7 @@ class Figures:
 
 
 class _Windows:
-    """Windows of some frames about a colour's middles, and what is behind it there."""
+    """Windows of some frames around a colour's middles, and the background there."""
 
     def __init__(
         self,
@@ -170,7 +170,7 @@ class _Windows:
     def cost(
         self, look: Look, place: np.ndarray, angle: np.ndarray, expression: str = ""
     ) -> np.ndarray:
-        """(M,) pixels' worth of difference where the colour's own pixels are."""
+        """(M,): difference summed over the colour's pixels, in units of fully wrong pixels."""
         off, _ = self.off(look, expression, place, angle)
         return (np.minimum(largest(off), FAR) * self.mine).sum((1, 2)) / FAR
 
@@ -211,7 +211,7 @@ class _Windows:
 
 
 def _look(figures: Figures, colour: int, middle: np.ndarray) -> Look:
-    """The look of what has a colour, judged in frames in which it stands free."""
+    """The look of a colour's character, by the frames in which it stands free."""
     there = np.flatnonzero(~np.isnan(middle[:, 0]))
     mask = figures.seen & (figures.owner == colour)
     others = ((figures.codes >= 0) & (figures.codes != colour))[there]
@@ -331,7 +331,7 @@ def _best(
 def _faces(
     at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expressions (M,), steadied over three frames, and where the body looks as it should (M,)."""
+    """Expressions (M,), median-filtered over three frames, and where the body looks right (M,)."""
     names = cast.EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
     costs = np.array([at.cost(look, place, angle, name) for name in names])
     faces = costs.argmin(0)

@@ -1,4 +1,4 @@
-"""What is built: ramps, platforms, pendulums, springs, spouts and towers.
+"""Structures: ramps, platforms, pendulums, springs, spouts and towers.
 
 Dimension key: T frames, H height, W width.
 """
@@ -17,7 +17,7 @@ from vdit.worlds.playground.render import BUILT, Canvas, backdrop, built_parts, 
 
 
 def find_built(figures: Figures) -> tuple[str, int, float]:
-    """What is built, its side, and where, by the first frame."""
+    """The structure in the first frame, its side and its x."""
     height, width = figures.eye.size
     room, top = figures.eye.room, height / (min(height, width) / cast.ROOM) - cast.FLOOR_DEPTH
     bare = backdrop(figures.place, figures.camera[:1], height, width, room)[0]
@@ -47,7 +47,7 @@ def find_built(figures: Figures) -> tuple[str, int, float]:
 def loose_pixels(
     figures: Figures, built: str, side: int, spot: float, actor: Body | None
 ) -> np.ndarray:
-    """(T, H, W): pixels of what is built that no standing part of it explains."""
+    """(T, H, W): pixels in the colour of structures that no static part explains."""
     height, width = figures.eye.size
     frames, room = len(figures.video), figures.eye.room
     top = height / (min(height, width) / cast.ROOM) - cast.FLOOR_DEPTH
@@ -79,7 +79,7 @@ def tower_heights(figures: Figures, loose: np.ndarray, built: str) -> np.ndarray
 def actor_first(
     bodies: list[Body], built: str, side: int, spot: float, room: float
 ) -> list[Body]:
-    """The characters, the one that the thing built is for before the others."""
+    """The characters, the one that uses the structure first."""
 
     def far(body: Body) -> float:
         x, y = filled(body.track)[0]

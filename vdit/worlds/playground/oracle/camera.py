@@ -17,13 +17,13 @@ from vdit.worlds.playground.render import BUILT, backdrop, home, lit
 
 FAR = 60.0  # RGB distance, the largest of the channels, that counts as wholly different
 NEAR = 40.0  # RGB distance from a colour, at most, of a pixel that shows it
-BUILT_CODE = len(PALETTE)  # the code of what is built
+BUILT_CODE = len(PALETTE)  # the code of structures
 WORSE = 0.0015  # mean difference from the empty place, in FAR, that one frame may add
 STARTS = 10  # tried where a camera has jumped, at most
 
 
 def largest(x: np.ndarray) -> np.ndarray:
-    """The largest size of the three channels; numpy is slow on a last axis of 3."""
+    """The largest absolute channel; numpy is slow on a last axis of 3."""
     x = np.abs(x)
     return np.maximum(np.maximum(x[..., 0], x[..., 1]), x[..., 2])
 
@@ -50,7 +50,7 @@ class Eye:
         self.known: dict[tuple[str, int], np.ndarray] = {}
 
     def free(self, place: str, frame: int) -> np.ndarray:
-        """Pixels (H * W,) that are not near one of a character, or of what is built."""
+        """Pixels (H * W,) away from those of characters and structures."""
         key = place, frame
         if key not in self.known:
             codes = codes_of(self.video[frame : frame + 1], place)[0]
@@ -75,7 +75,7 @@ class Eye:
         for _ in range(steps):
             off = self.off(place, frame, np.concatenate([camera[None], camera[None] + probe]))
             slope = ((off[:1] - off[1:]) / np.diag(probe)[:, None, None]).reshape(3, -1)
-            # What is far from the empty place is something in front of it.
+            # Outliers are something in front of the empty place.
             some = slope * np.repeat(free & (largest(off[0]) < FAR * 0.8), 3)
             normal = (some @ slope.T).astype(np.float64) + 1e-2 * np.eye(3)
             change = np.linalg.solve(normal, some @ off[0].reshape(-1))
@@ -101,8 +101,8 @@ def first_look(eye: Eye, frame: int, begins: np.ndarray) -> tuple[int, np.ndarra
 def follow(
     eye: Eye, place: str, frame: int, cameras: Sequence[np.ndarray], cost: float
 ) -> tuple[np.ndarray, float]:
-    """The camera (3,) of a frame in a take with these `cameras` before it, the least of whose costs
-    is `cost`; and its own cost."""
+    """The camera (3,) of a frame and its cost, after the `cameras` of the take so far, whose least
+    cost is `cost`."""
     steps = (-0.14, -0.07, 0, 0.07, 0.14)
     ahead = 2 * cameras[-1] - cameras[-2] if len(cameras) > 1 else cameras[-1]
     made = eye.align(place, frame, ahead)

@@ -1,4 +1,4 @@
-"""Scores of a reading by a clip's truth.
+"""Scores of a reading against a clip's truth.
 
 Dimension key: T frames, H height, W width, N characters.
 """
@@ -26,34 +26,33 @@ DRIFTS = (0.03, 0.04, 0.06)  # shares of colour, contrast and sharpness a second
 
 
 def score(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
-    """`judge` of what a clip (T, H, W, 3) uint8 shows."""
+    """Reads and scores a clip (T, H, W, 3) uint8."""
     return judge(read(video, float(item["truth"]["fps"])), item)
 
 
 def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
-    """Scores a reading by the truth of `item`.
+    """Scores a reading against the truth of `item`.
 
-    Of the truth no positions and no camera path are read, only what can be told: fps, count, looks,
-    motions, place, the camera's kind, what is built, expressions, events. Events that the truth
-    says cannot be seen are not asked for, and finding them is no fault.
+    Of the truth no positions and no camera path are read, only what a caption can describe: fps,
+    count, looks, motions, place, kind of camera, structures, expressions, events. Events outside
+    the picture count neither as misses nor as false positives.
 
     Returns 1.0 or 0.0, or a share, or NaN where a clip has nothing of the kind:
 
     - place, camera, built (with the tower); count; colour, shape, size, material, motion (right for
       every character); expression (share of frames and characters)
-    - events: twice the shares of the found and of the true ones that agree, harmonic mean (F1); one
-      agrees that is of the same kind and character and within a sixth of a second
-    - order: all true events are found, and of those a sixth of a second and more apart none the
-      other way round; NaN of less than two
+    - events: F1; a match has the same kind and character, within a sixth of a second
+    - order: all true events are detected, and those a sixth of a second or more apart in order;
+      NaN for less than two
     - gravity: that of the place, within 15%, by what flies
     - restitution: of balls that bounce on the floor undisturbed, within BOUNCE of their material's
     - energy: no more than at the start; NaN where a spring, a swing or pouring is built
     - penetration: nobody is inside another, the floor or a wall
-    - permanence: all told characters and nothing else, whole whenever they are in the picture
+    - permanence: exactly the right characters, intact whenever they are in the picture
     - steady_colour, steady_contrast, steady_sharpness: the drift a second is at most DRIFTS
     - every_attribute: EVERY are all 1
 
-    Physics and steadiness are 0 where the cast (count and colours) is not the told one.
+    Physics and steadiness are 0 where count or colours are wrong.
     """
     truth = item["truth"]
     fps = float(truth["fps"])
@@ -99,7 +98,7 @@ def judge_faces(faces: np.ndarray, pairs: Sequence[tuple[int, Body]]) -> float:
 def judge_events(
     reading: Reading, truth: Mapping[str, np.ndarray], told: Sequence[int], fps: float
 ) -> tuple[float, float]:
-    """F1 of the events, and whether all are found in order (NaN of less than two)."""
+    """F1 of the events, and whether all are detected in order (NaN for less than two)."""
     near = max(2, round(fps / 6))
     true, hidden = [], set()
     for (frame, kind, who), seen in zip(truth["event"].tolist(), truth["seen"], strict=True):
@@ -129,5 +128,5 @@ def judge_events(
 
 
 def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of `score` over the clips that have something to judge, and the number of all."""
+    """Means of `score` over the clips where they are not NaN, and the number of clips."""
     return means(scores, SCORES)

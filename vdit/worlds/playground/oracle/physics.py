@@ -1,4 +1,4 @@
-"""Whether a clip that was read keeps to physics.
+"""Physical plausibility of a reading.
 
 Dimension key: T frames, N characters.
 """
@@ -16,15 +16,15 @@ from vdit.worlds.playground.oracle.bodies import Body, filled
 from vdit.worlds.playground.oracle.reading import SLACK, Reading
 
 PHYSICS = ("gravity", "restitution", "energy", "penetration", "permanence")
-CALM = ("none", "ramp", "platform")  # built things that hold no energy
+CALM = ("none", "ramp", "platform")  # structures that store no energy
 STRANGE = 0.02  # of the pixels, at most, that nothing explains
-BOUNCE = 0.12  # of restitution, at most off
+BOUNCE = 0.12  # largest error of restitution
 
 
 def judge_physics(
     reading: Reading, truth: Mapping[str, np.ndarray], pairs: list[tuple[int, Body]], fps: float
 ) -> dict[str, float]:
-    """The scores PHYSICS of a clip whose cast is the told one."""
+    """The scores PHYSICS of a clip whose characters are the right ones."""
     gravity, built = float(truth["gravity"]), SETS[int(truth["built"])]
     room = float(truth["room"])
     bodies = [body for _, body in pairs]

@@ -1,4 +1,4 @@
-"""A clip, read: camera, place, characters, what is built, what happens, and what nothing explains.
+"""The reading of a clip: camera, place, characters, structures, events, unexplained pixels.
 
 Dimension key: T frames, H height, W width, N characters.
 """
@@ -25,11 +25,11 @@ from vdit.worlds.playground.oracle.camera import (
 )
 from vdit.worlds.playground.render import Canvas
 
-SLACK = 0.12  # metres that a steady eye may be off
+SLACK = 0.12  # metres: tolerance of positions
 
 
 class Reading(NamedTuple):
-    """What a clip shows."""
+    """What was read from a clip."""
 
     place: int
     camera: np.ndarray  # (T, 3)
@@ -54,7 +54,7 @@ def read(video: np.ndarray, fps: float) -> Reading:
 def put_together(
     figures: Figures, bodies: list[Body], fps: float, near: np.ndarray | None = None
 ) -> Reading:
-    """The reading of a take in which these `bodies` were found.
+    """The reading of a take with these `bodies`.
 
     In frames that are `near` (T,) a body is trusted only where all of it is in the picture.
     """
@@ -141,7 +141,7 @@ def unexplained(
     figures: Figures, bodies: Sequence[Body], hidden: np.ndarray, fps: float
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
     """The share (T,) of pixels that nothing explains, and the drift of those that are explained;
-    of those that are `hidden` (T, H, W) nothing is asked."""
+    pixels that are `hidden` (T, H, W) do not count."""
     frames = len(figures.video)
     canvas = Canvas(figures.empty.copy(), figures.camera)
     for body in bodies:

@@ -1,4 +1,4 @@
-"""Clips of several shots: found where place or framing jump, read take by take, scored by shot.
+"""Clips of several shots: detected by jumps of place or framing, read by take, scored by shot.
 
 Dimension key: T frames, M cameras, N characters.
 """
@@ -22,7 +22,7 @@ from vdit.worlds.shots.caption import course
 
 JUMP = 0.07  # of zoom from one frame to the next: more is a cut
 DOUBT = 0.02  # mean difference from the empty place, in FAR, that a frame adds which may be a cut
-KNOWN = 0.5  # mean difference from the empty place, in FAR: more is no place
+KNOWN = 0.5  # mean difference from the empty place, in FAR: above it the place is unknown
 OF_SHOTS = ("place", "camera", "framing", "count", *LOOKS, "course")
 OF_TAKES = ("built", "motion", "expression", "events", "order", "gravity", "penetration",
             "permanence")  # fmt: skip
@@ -33,7 +33,7 @@ EVERY = ("cut_precision", "cut_recall", "shots", *OF_SHOTS, "built", "motion", "
 
 
 class Seen(NamedTuple):
-    """One shot as it was read: frames `begin` to `end` of the clip, and who is in it."""
+    """A detected shot: frames `begin` to `end` of the clip, and its characters."""
 
     begin: int
     end: int
@@ -101,7 +101,7 @@ def framing_of(camera: np.ndarray, kind: int, size: tuple[int, int]) -> int:
 
 
 def _joined(parts: Sequence[tuple[slice, list[Body]]], frames: int) -> list[Body]:
-    """The characters of a take of `frames`, by those found in each of its shots: of one colour."""
+    """The characters of a take of `frames`: those of its shots, merged by colour."""
     made: dict[int, Body] = {}
     for at, bodies in parts:
         for body in bodies:
@@ -153,14 +153,14 @@ def score_shots(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
 
 
 def judge_shots(takes: Sequence[Take], item: Mapping[str, Any]) -> dict[str, float]:
-    """Scores a reading by the truth of `item`, of which no positions and no paths are read.
+    """Scores a reading against the truth of `item`, of which no positions and no paths are read.
 
     Returns fractions (SCORES), NaN where a clip has nothing of the kind: those of `judge_cuts`.
-    Means over the true shots, each judged by the found one that it shares most frames with: place,
+    Means over the true shots, each matched with the detected one of most shared frames: place,
     camera, framing; count, colour, shape, size, material (right for every character, and none too
-    many; in a close-up nobody need be seen but who is whole in it throughout); course (share of the
-    characters in shots in which their take goes on, that do what is told). identity: all looks are
-    right in every shot. Means over the true takes, each judged in the same way: what `judge` says.
+    many; close-ups need only show who is fully in the picture throughout); course (where a take
+    goes on, the share of characters that move as described). identity: all looks are right in every
+    shot. Means over the true takes, matched in the same way: what `judge` returns.
     every_attribute: EVERY are all above .9.
     """
     truth = item["truth"]
@@ -222,7 +222,7 @@ def _mean(values: Sequence[float]) -> float:
 def _judge_shot(
     shot: Seen | None, take: Take | None, truth: Mapping[str, np.ndarray], index: int
 ) -> dict[str, float]:
-    """What is right in shot `index`."""
+    """The scores OF_SHOTS of shot `index`."""
     goes_on = bool((truth["course"][index] >= 0).any())
     if shot is None or take is None:
         return {name: 0.0 if goes_on or name != "course" else math.nan for name in OF_SHOTS}
@@ -257,5 +257,5 @@ def _does(body: Body, fps: float) -> int:
 
 
 def aggregate_shots(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Means of `score_shots` over the clips that have something to judge, and the number of all."""
+    """Means of `score_shots` over the clips where they are not NaN, and the number of clips."""
     return {"clips": len(scores), **{name: _mean([one[name] for one in scores]) for name in SCORES}}
