@@ -118,9 +118,7 @@ def _reach(shape: int, size: int) -> Reach:
 
 
 REACH = {
-    (shape, size): _reach(shape, size)
-    for shape in range(len(SHAPES))
-    for size in range(len(SIZES))
+    (shape, size): _reach(shape, size) for shape in range(len(SHAPES)) for size in range(len(SIZES))
 }
 
 

@@ -76,9 +76,7 @@ def truth_of(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
     }
 
 
-def make(
-    config: ConfigDict, split: str, workdir: Path, **options: Any
-) -> World | Classed:
+def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World | Classed:
     """The source `world`."""
     del workdir
     world = World(config.seed, split, **clip_options(config, options))

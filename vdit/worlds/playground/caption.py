@@ -286,4 +286,3 @@ def _before_noun(text: str, end: int) -> bool:
     while match and table[match[1]][0] in ("material", "size", "expression"):
         match = pattern.match(text, match.end() + 1)
     return match is not None and table[match[1]][0] == "colour"
-

@@ -255,9 +255,7 @@ def _moves(draws: Draws, scene: Scene, look: Look) -> Actor:
     return Actor(look, f"rolls_{sideways}", x, shape.inner, speed, spin=_spin(shape, speed))
 
 
-def _flies(
-    draws: Draws, scene: Scene, look: Look, motion: str, low: float, side: int = 0
-) -> Actor:
+def _flies(draws: Draws, scene: Scene, look: Look, motion: str, low: float, side: int = 0) -> Actor:
     """A character in the air, at least `low` above the floor, thrown where it has a side."""
     shape = form(look[0], look[2])
     vx = draws.uniform(1.4, 2.6) if side else 0.0
@@ -274,10 +272,7 @@ def _flies(
 
 
 def _clear(
-    scene: Scene,
-    new: Actor,
-    actors: Sequence[Actor],
-    taken: Sequence[tuple[float, float]],
+    scene: Scene, new: Actor, actors: Sequence[Actor], taken: Sequence[tuple[float, float]]
 ) -> bool:
     """Whether a character stays clear of the others for `FREE` seconds, and of structures."""
     shape = new.form

@@ -66,9 +66,7 @@ def _skyline(place: str) -> tuple[np.ndarray, np.ndarray]:
     return np.cumsum(widths), np.array(tops)
 
 
-def backdrop(
-    place: str, camera: np.ndarray, height: int, width: int, room: float
-) -> np.ndarray:
+def backdrop(place: str, camera: np.ndarray, height: int, width: int, room: float) -> np.ndarray:
     """The empty place (M, H, W, 3) float32 as cameras (M, 3) see it; `room`: metres from wall to
     wall."""
     if len(camera) > 1 and (camera == camera[0]).all():
@@ -244,9 +242,7 @@ class Canvas:
         for one in sorted(set(expressions.tolist())):
             at = np.flatnonzero(expressions == one)
             name = cast.EXPRESSIONS[one] if one >= 0 else ""
-            covers, paint = character(
-                look, name, where, x[at], y[at], angle[at], self.scale[at]
-            )
+            covers, paint = character(look, name, where, x[at], y[at], angle[at], self.scale[at])
             on = Canvas(self.pictures[at], self.camera[at])
             on.stamp(covers, paint, left[at], upper[at])
             self.pictures[at] = on.pictures

@@ -83,9 +83,7 @@ class PlaygroundShots(Playground):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.shots = check_shots(
-            "Playground", self.shots, self.align, self.frames, self.fps, LEAST
-        )
+        self.shots = check_shots("Playground", self.shots, self.align, self.frames, self.fps, LEAST)
         self.align = int(self.align)
 
     def clip(self, index: int) -> dict[str, Any]:
@@ -197,9 +195,7 @@ def _part(run: Run, at: slice) -> Run:
     )  # fmt: skip
 
 
-def _truth(
-    takes: Sequence[Take], scenes: Sequence[Scene], fps: float
-) -> dict[str, np.ndarray]:
+def _truth(takes: Sequence[Take], scenes: Sequence[Scene], fps: float) -> dict[str, np.ndarray]:
     """The truth's arrays; characters in the order of the first take."""
     colours = [actor.look[1] for actor in scenes[0].actors]
     first, count = takes[0].truth, len(colours)

@@ -125,9 +125,7 @@ class Shots(Clips):
             for turn, camera in enumerate(take.cameras):
                 begin, end = bounds[index + turn : index + turn + 2]
                 run = _part(take.run, begin - bounds[index], end - bounds[index])
-                shots.append(
-                    Shot(begin, end, serial, backdrop, camera, run, take.starts, turn > 0)
-                )
+                shots.append(Shot(begin, end, serial, backdrop, camera, run, take.starts, turn > 0))
         return shots
 
     def _take(
@@ -200,9 +198,7 @@ def _part(run: Run, begin: int, end: int) -> Run:
     """Frames `begin` to `end` of a run, as a run."""
     met = [m._replace(frame=m.frame - begin) for m in run.meetings if begin <= m.frame < end]
     at = slice(begin, end)
-    return Run(
-        run.position[at], run.velocity[at], run.angle[at], run.contact[at], run.step, met
-    )
+    return Run(run.position[at], run.velocity[at], run.angle[at], run.contact[at], run.step, met)
 
 
 def _truth(shots: Sequence[Shot], view: View, fps: float) -> dict[str, np.ndarray]:

@@ -10,10 +10,10 @@ from vdit.worlds.playground.oracle.bodies import Body
 from vdit.worlds.playground.oracle.judge import SCORES, aggregate, judge, score
 from vdit.worlds.playground.oracle.reading import Reading, read
 from vdit.worlds.playground.oracle.shots import (
-           aggregate_shots,
-           judge_shots,
-           read_shots,
-           score_shots,
+    aggregate_shots,
+    judge_shots,
+    read_shots,
+    score_shots,
 )
 
 __all__ = ["SCORES", "Body", "Reading", "aggregate", "aggregate_shots", "judge", "judge_shots",

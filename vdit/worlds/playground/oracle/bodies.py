@@ -124,12 +124,7 @@ class _Windows:
     """Windows of some frames around a colour's middles, and the background there."""
 
     def __init__(
-        self,
-        figures: Figures,
-        colour: int,
-        frames: np.ndarray,
-        middle: np.ndarray,
-        outer: float,
+        self, figures: Figures, colour: int, frames: np.ndarray, middle: np.ndarray, outer: float
     ) -> None:
         height, width = figures.eye.size
         self.figures, self.colour, self.frames = figures, colour, frames

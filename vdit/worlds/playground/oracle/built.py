@@ -76,9 +76,7 @@ def tower_heights(figures: Figures, loose: np.ndarray, built: str) -> np.ndarray
     return np.where(np.isfinite(high), high, 0.0)
 
 
-def actor_first(
-    bodies: list[Body], built: str, side: int, spot: float, room: float
-) -> list[Body]:
+def actor_first(bodies: list[Body], built: str, side: int, spot: float, room: float) -> list[Body]:
     """The characters, the one that uses the structure first."""
 
     def far(body: Body) -> float:
