@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from experiments import base, dit_paper, unet
-from tools import export_weights, import_weights
+from tools import export_weights, exporting, import_weights
 from tools.importing.own import groups_of, own_shapes
 from vdit.config import joined
 from vdit.config.autoencoder import build_vae
@@ -102,7 +102,7 @@ def test_what_is_not_whole_is_one_line_and_nothing_is_written(
     refused(import_weights.main, back, "its header says")
     tensors = load_file_bytes(good, tmp_path)
     tensors.pop("vae/embed_latent/bias")
-    weights.write(file, [(name, lambda v=v: v) for name, v in tensors.items()])
+    exporting.write(file, [(name, lambda v=v: v) for name, v in tensors.items()])
     refused(import_weights.main, back, "lacks the tensor vae/embed_latent/bias")
     file.write_bytes(good)
     (out / "vdit.json").write_text(json.dumps({"stages": {"gan": {}}}))

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from tools import exporting
 from tools.flags import Parser
 from tools.importing.own import COPIED, OWN, groups_of
 from vdit.config import default
@@ -37,6 +38,7 @@ from vdit.config.classifier import answer_names, build_classifier
 from vdit.config.identity import read_config
 from vdit.errors import UserError
 from vdit.published import layouts, vae_folder, vivit_folder, weights
+from vdit.published.family import Sizes
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
 from vdit.runtime.files import write_text
 
@@ -77,8 +79,8 @@ def denoiser(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None:
     del workdir
     params = traverse_util.flatten_dict(stage.params["dit"], sep="/")
     latent = build_vae(config).latent_shape(config.data.frames, *config.data.size)
-    sizes = layouts.Sizes(latent, layouts.text_width(params))
-    found = layouts.to_layout(flat(config), sizes, flat(default()))
+    sizes = Sizes(latent, exporting.text_width(params))
+    found = exporting.to_layout(flat(config), sizes, flat(default()))
     if found is None:
         return None
     layout, numbers = found
@@ -91,7 +93,7 @@ def autoencoder(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | Non
     directory = workdir / "checkpoints" / "dit"
     step = newest_good_step(directory)
     meta = stage.meta if step is None else load_meta(directory, step)
-    found = vae_folder.to_folder(build_vae(config), meta.get("latents"))
+    found = exporting.autoencoder_folder(build_vae(config), meta.get("latents"))
     if found is None:
         return None
     return Folder(found[0], vae_folder.STEM, stage.params["vae"], found[1])
@@ -120,7 +122,7 @@ STAGES = {"dit": denoiser, "vae": autoencoder, "classify": classifier}
 
 def write(path: Path, params: Any, rows: Sequence[weights.Row], layers: int = 1) -> None:
     """Writes parameters to a safetensors file by a key table."""
-    weights.write(path, weights.unload(params, rows, layers))
+    exporting.write(path, weights.unload(params, rows, layers))
 
 
 def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:

@@ -248,6 +248,7 @@ def _read_set(folder: Path) -> None:
 
 
 def _make_weights(folder: Path, name: str) -> list[Path]:
+    from tools import exporting
     from vdit.models.vae_conv import ConvVAE
     from vdit.published import vae_folder, weights
 
@@ -256,9 +257,9 @@ def _make_weights(folder: Path, name: str) -> list[Path]:
     video, latent = (jax.ShapeDtypeStruct((1, 1, n, n, c), "float32") for n, c in ((4, 3), (2, 2)))
     shapes = jax.eval_shape(model.init, jax.random.key(0), video, latent)["params"]
     params = jax.tree.map(lambda x: np.ones(x.shape, x.dtype), shapes)
-    layout = vae_folder.to_folder(model, None)
+    layout = exporting.autoencoder_folder(model, None)
     assert layout is not None
-    weights.write(folder / f"{vae_folder.STEM}.safetensors", weights.unload(params, layout[1]))
+    exporting.write(folder / f"{vae_folder.STEM}.safetensors", weights.unload(params, layout[1]))
     (folder / "config.json").write_text(json.dumps(layout[0]), encoding="utf-8")
     return [folder / name]
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tools import exporting
 from vdit.errors import UserError
 from vdit.published import weights
 from vdit.published.weights import Row
@@ -306,10 +307,10 @@ def test_what_is_written_is_read_back_from_one_file_or_from_shards(
     """As other libraries write it; a shard holds as many tensors as fit into `SHARD_BYTES`."""
     for folder, most in (("one", 10**9), ("many", 120)):
         (tmp_path / folder).mkdir()
-        monkeypatch.setattr(weights, "SHARD_BYTES", most)
+        monkeypatch.setattr(exporting, "SHARD_BYTES", most)
         made = tensors() | {"vision.scalar": np.array(2.0, np.float16)}
         file = tmp_path / folder / "model.safetensors"
-        weights.write(file, [(name, lambda v=v: v) for name, v in made.items()])
+        exporting.write(file, [(name, lambda v=v: v) for name, v in made.items()])
     save_file(made, tmp_path / "theirs", metadata={"format": "pt"})
     names = {path.name for path in (tmp_path / "many").iterdir()}
     assert (tmp_path / "one" / file.name).read_bytes() == (tmp_path / "theirs").read_bytes()

@@ -69,7 +69,15 @@ def class_names(source: Path, count: int) -> list[str]:
 
 def vae_fields(folder: Path, module: ConvVAE) -> dict[str, Any]:
     """vdit's fields for an autoencoder; `UserError` if they cannot express it."""
-    fields = vae_folder.to_vdit(module)
+    width, decoder_width = module.widths[0], module.decoder_widths[0]
+    fields: dict[str, Any] = {
+        "vae.model": "causal" if module.causal else "kl", "vae.patch": module.patch,
+        "vae.channels": module.channels, "vae.width": width,
+        "vae.multipliers": tuple(w // width for w in module.widths),
+        "vae.blocks": module.blocks, "vae.groups": module.groups or 32, "vae.pixels": module.pixels,
+        "vae.residual": module.residual,
+        "vae.decoder_width": 0 if decoder_width == width else decoder_width,
+    }  # fmt: skip
     made = build_vae(configured(fields))
     for name in vae_folder.FIELDS:
         ours, theirs = getattr(made, name), getattr(module, name)

@@ -29,7 +29,7 @@ class Denoiser:
     fixed: Config  # fields of config.json that must have these values
     defaults: Config  # other fields that are read; see `weights.fields`
     to_vdit: Callable[[Config], dict[str, Any]]  # from these fields to vdit's
-    from_vdit: Callable[[Config, Sizes], dict[str, Any]]  # its inverse; see `layouts.to_layout`
+    from_vdit: Callable[[Config, Sizes], dict[str, Any]]  # the inverse; see `tools.exporting`
     schedule: Callable[[Path], dict[str, Any]]  # vdit's fields from a scheduler_config.json
     latents: Callable[[int], dict[str, list[float]]]  # default statistics for so many channels
     others: tuple[str, ...] = ()  # regexes for tensors that the network does not use

@@ -62,6 +62,14 @@ ROWS: tuple[Row, ...] = (
 )
 
 
+# Fields that are the same as vdit's.
+SAME = {
+    "block_out_channels": "dit.unet.widths", "layers_per_block": "dit.unet.blocks",
+    "attention_head_dim": "dit.unet.heads",  # diffusers' name for the number of heads
+    "norm_num_groups": "dit.unet.groups", "use_linear_projection": "dit.unet.linear",
+}  # fmt: skip
+
+
 def _levels(config: Config, folder: Path) -> dict[str, Any]:
     """Fields with one value per level, or a single one for all levels."""
     widths = numbers(config, "block_out_channels", (320, 640, 1280, 1280), folder)
@@ -84,9 +92,7 @@ def _levels(config: Config, folder: Path) -> dict[str, Any]:
 
 
 def _to_vdit(config: Config) -> dict[str, Any]:
-    side, channels, widths = (
-        config[n] for n in ("sample_size", "in_channels", "block_out_channels")
-    )
+    side, channels = config["sample_size"], config["in_channels"]
     if config["out_channels"] != channels:
         raise UserError(f"out_channels is {config['out_channels']}; allowed: {channels}")
     kinds = [DOWN.index(name) for name in config["down_block_types"]]
@@ -97,13 +103,9 @@ def _to_vdit(config: Config) -> dict[str, Any]:
     return sd.latent_fields(side, channels) | {
         "data.frames": 1,
         "dit.model": "unet",
-        "dit.unet.widths": tuple(widths),
-        "dit.unet.blocks": config["layers_per_block"],
-        "dit.unet.heads": tuple(config["attention_head_dim"]),  # in fact their number
+        **{ours: config[theirs] for theirs, ours in SAME.items()},
         "dit.unet.depths": tuple(d * kind for d, kind in zip(depths, kinds, strict=True)),
         "dit.unet.middle": depths[-1],
-        "dit.unet.groups": config["norm_num_groups"],
-        "dit.unet.linear": config["use_linear_projection"],
         "dit.unet.temporal": False,
         "dit.process": "scaled_linear",
         "sample.guidance": 7.5,
@@ -114,20 +116,15 @@ def _to_vdit(config: Config) -> dict[str, Any]:
 
 
 def _from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
-    unet = {name.removeprefix("dit.unet."): value for name, value in fields.items()}
-    kinds = [int(depth > 0) for depth in unet["depths"]]
-    depths = [depth or 1 for depth in unet["depths"][:-1]]
+    kinds = [int(depth > 0) for depth in fields["dit.unet.depths"]]
+    depths = [depth or 1 for depth in fields["dit.unet.depths"][:-1]]
     return {
         "in_channels": sizes.latent[3],
         "out_channels": sizes.latent[3],
         "sample_size": sizes.latent[1],
-        "layers_per_block": unet["blocks"],
-        "norm_num_groups": unet["groups"],
         "cross_attention_dim": sizes.text,
-        "use_linear_projection": unet["linear"],
-        "block_out_channels": tuple(unet["widths"]),
-        "attention_head_dim": tuple(unet["heads"]),
-        "transformer_layers_per_block": (*depths, unet["middle"]),
+        **{theirs: fields[ours] for theirs, ours in SAME.items()},
+        "transformer_layers_per_block": (*depths, fields["dit.unet.middle"]),
         "down_block_types": tuple(DOWN[kind] for kind in kinds),
         "up_block_types": tuple(UP[kind] for kind in reversed(kinds)),
     }

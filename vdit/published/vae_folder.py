@@ -1,6 +1,5 @@
-"""Autoencoders in diffusers' folders, read and written by their family (`families.FAMILIES`)."""
+"""Autoencoders in diffusers' folders, read by their family (`families.FAMILIES`)."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,42 +65,3 @@ def read_statistics(folder: str | Path) -> dict[str, np.ndarray] | None:
     if not (np.isfinite(mean).all() and np.isfinite(std).all() and (std > 0).all()):
         raise UserError(f"{folder / 'config.json'}: the latents' deviation must be above 0")
     return {"mean": mean, "std": std}
-
-
-def to_vdit(module: ConvVAE) -> dict[str, Any]:
-    """vdit's fields for an autoencoder; compare `FIELDS`, since they cannot express all of it."""
-    width, decoder_width = module.widths[0], module.decoder_widths[0]
-    return {
-        "vae.model": "causal" if module.causal else "kl",
-        "vae.patch": module.patch,
-        "vae.channels": module.channels,
-        "vae.width": width,
-        "vae.multipliers": tuple(w // width for w in module.widths),
-        "vae.blocks": module.blocks,
-        "vae.groups": module.groups or 32,
-        "vae.pixels": module.pixels,
-        "vae.residual": module.residual,
-        "vae.decoder_width": 0 if decoder_width == width else decoder_width,
-    }
-
-
-def to_folder(
-    module: Any, statistics: Mapping[str, Any] | None
-) -> tuple[dict[str, Any], Sequence[weights.Row]] | None:
-    """The config.json and the key table of an autoencoder; None if diffusers does not have it.
-
-    `statistics` are the latents' "mean" and "std" as lists, if known.
-    """
-    if not isinstance(module, ConvVAE):
-        return None
-    for name, family in FAMILIES.items():
-        config = {"_class_name": name, **family.to_config(module)}
-        try:
-            theirs = family.from_config(config, Path())
-        except UserError:
-            continue
-        if all(getattr(module, field) == getattr(theirs, field) for field in FIELDS):
-            if statistics is not None:
-                config |= family.scaling(list(statistics["mean"]), list(statistics["std"]))
-            return config, family.rows(module)
-    return None

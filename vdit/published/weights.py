@@ -25,7 +25,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from vdit.errors import UserError
 
@@ -33,7 +32,6 @@ CONFIG_BYTES = 2**20  # limit of a config.json
 HEADER_BYTES = 2**24  # limit of a header or an index: 100,000 tensors fit
 SAMPLE_BYTES = 4096  # of each tensor, for the digest
 PIECE_BYTES = 2**24  # read at once by `look_through`
-SHARD_BYTES = 5 * 10**9  # a file that is written; more tensors go into another shard
 LARGEST = 2**24  # limit of a number in a config.json
 AXES = 8  # limit of a tensor's axes
 
@@ -445,40 +443,3 @@ def _exported(leaf: Any, layer: int | None, axes: tuple[int, ...] | None) -> np.
         return array
     array = array.transpose(np.argsort(_order(axes)))
     return array.reshape(array.shape + (1,) * axes.count(-1))
-
-
-def write(path: Path, tensors: Iterable[tuple[str, Callable[[], np.ndarray]]]) -> None:
-    """Writes tensors, each given by its function, to a safetensors file.
-
-    More than `SHARD_BYTES` go to several shards with an index beside `path`, as Hugging Face's
-    libraries read and write them. Memory holds one shard at a time.
-    """
-    shards: list[tuple[Path, list[str]]] = []
-    held: dict[str, np.ndarray] = {}
-    size = total = 0
-
-    def flush() -> None:
-        file = path.with_name(f"{path.stem}-{len(shards) + 1:05}.safetensors")
-        save_file(held, file, {"format": "pt"})
-        shards.append((file, [*held]))
-        held.clear()
-
-    for name, make in tensors:
-        array = np.asarray(make(), order="C")
-        if held and size + array.nbytes > SHARD_BYTES:
-            flush()
-            size = 0
-        held[name] = array
-        size, total = size + array.nbytes, total + array.nbytes
-    flush()
-    if len(shards) == 1:
-        os.replace(shards[0][0], path)
-        return
-    named: dict[str, str] = {}
-    for file, names in shards:
-        renamed = file.with_stem(f"{file.stem}-of-{len(shards):05}")
-        os.replace(file, renamed)
-        named |= dict.fromkeys(names, renamed.name)
-    index = {"metadata": {"total_size": total}, "weight_map": named}
-    text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-    path.with_name(f"{path.name}.index.json").write_text(text, encoding="utf-8")
