@@ -273,7 +273,10 @@ def refused(source: Path, work: Path, more: list[str], words: str, capsys: Any) 
         (["--start=half", *flags(TARGET)], "invalid choice: 'half'"),
         (flags(TARGET | {"classify.preset": "16x3x4/2x2"}), "tubelet is (2, 2); allowed by"),
         (flags(TARGET | {"classify.preset": "16x2x4/4x2"}), "depth of classify.preset is 2"),
-        (flags(TARGET | {"data.size": (3, 16)}), "is less than a tubelet"),
+        (
+            flags(TARGET | {"classify.preset": "16x3x4/8x2", "data.size": (4, 16)}),
+            "is less than a tubelet",
+        ),
         (flags(TARGET | {"classify.activation": "gelu"}), "activation is gelu; allowed"),
         (flags(TARGET | {"classify.activation": "elu"}), "known are gelu"),
         (flags(TARGET | {"data.frame": 5}), "is frames meant?"),
