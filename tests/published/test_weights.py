@@ -51,7 +51,7 @@ def read(folder: Path) -> Any:
 
 
 def save(folder: Path, made: dict[str, np.ndarray]) -> None:
-    save_file(made, folder / "model.safetensors")
+    save_file(made, folder / "model.safetensors", {"format": "pt"})
 
 
 def raw(folder: Path, header: Any, data: bytes = b"", length: int | None = None) -> None:
