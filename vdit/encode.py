@@ -32,7 +32,7 @@ from vdit.runtime.progress import Progress
 from vdit.tokens import extra_spans, shot_list
 from vdit.train import Params, Runtime
 
-TOKENIZER_CAPTIONS = 4096  # captions that the learned tokenizer is made from
+TOKENIZER_CAPTIONS = 4096  # captions from which the tokenizer is learned
 
 
 def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> Latents:
@@ -154,7 +154,7 @@ class CaptionEncoder:
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
         """"ids", "mask" and, if they are cached, "features" of each clip's caption.
 
-        With shots the arrays have a row for the clip and one for each shot, and "starts" are there.
+        With shots the arrays have a row for the clip and one for each shot; "starts" are theirs.
         """
         texts, starts = zip(*(shot_list(row, self._shots) for row in rows), strict=True)
         ids, mask = self._tokenizer.encode([text for shots in texts for text in shots], "caption")

@@ -18,8 +18,8 @@ from vdit.runtime.progress import say
 class Clips:
     """Clips of `frames` frames of `size` (height, width) at `fps`, one every `stride` seconds.
 
-    Frame k of a video is the picture at k / fps seconds. `skipped` lists the videos that were left
-    out as (name, reason). Equal digests mean the same clips in the same order. `source` names the
+    Frame k of a video is the picture at k / fps seconds. `skipped` lists unusable videos as
+    (name, reason). Equal digests mean the same clips in the same order. `source` names the
     data source in messages. Raises `UserError` for invalid settings.
     """
 

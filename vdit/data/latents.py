@@ -63,7 +63,7 @@ class Latents:
         return (_summary(self.folder, name) for name in self.manifest["shards"])
 
     def _blame(self, error: RuntimeError) -> NoReturn:
-        """Raises a `UserError` that names the damaged shard, or `error` if there is none."""
+        """Raises a `UserError` that names the damaged shard, else `error`."""
         self.verify()
         raise error
 

@@ -195,18 +195,18 @@ def pack(
             )
         x = patchify(sample.latent[None], (1, *patch))[0]
         count = x.shape[0] * x.shape[1] * x.shape[2]
-        here, there = slice(token, token + count), slice(word, word + len(sample.text))
-        token, word = here.stop, there.stop
+        span, words = slice(token, token + count), slice(word, word + len(sample.text))
+        token, word = span.stop, words.stop
         if token > budget.tokens or word > budget.text or len(sample.text) > budget.caption:
             raise UserError(
                 f"packing: {token} tokens and {word} caption tokens in a row, {len(sample.text)} of"
                 f" them of one caption; allowed: {budget.tokens}, {budget.text}, {budget.caption}"
             )
-        row["tokens"][here] = x.reshape(count, channels)
-        row["position"][here] = grid_positions(sample.times, *x.shape[1:3])
-        row["segment"][here] = number + 1
-        row["given"][here] = np.repeat(sample.given, count // frames)
+        row["tokens"][span] = x.reshape(count, channels)
+        row["position"][span] = grid_positions(sample.times, *x.shape[1:3])
+        row["segment"][span] = number + 1
+        row["given"][span] = np.repeat(sample.given, count // frames)
         row["ordinal"][number] = sample.ordinal % 2**32
-        row[name][there] = sample.text
-        row["text"][there] = np.where(sample.mask, number + 1, 0)
+        row[name][words] = sample.text
+        row["text"][words] = np.where(sample.mask, number + 1, 0)
     return row

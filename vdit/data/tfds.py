@@ -118,8 +118,8 @@ class VideoSet(Clips):
     ) -> tuple[str, dict[str, np.ndarray]]:
         """The digest of the set's content, and the shapes (N, 3) of its videos by split."""
         splits = builder.info.splits
-        there = [name for name in ("train", *HELDOUT) if name in splits]
-        filled = [name for name in there if splits[name].num_examples]
+        known = [name for name in ("train", *HELDOUT) if name in splits]
+        filled = [name for name in known if splits[name].num_examples]
         if filled[:1] != ["train"]:
             listed = ", ".join(splits) or "none"
             raise UserError(f"{self._where} has no clips in a split train; its splits: {listed}")
@@ -156,7 +156,7 @@ class VideoSet(Clips):
             held = held_out([str(number) for number in chosen], heldout, seed)
             chosen = [n for n in chosen if (n in held) == (self.split == "heldout")]
         have = np.ceil(shape_N3[:, 0] * (self.fps / self._native) - 1e-6).astype(int)
-        for number in chosen:  # it has frame k if k / fps < T / native_fps
+        for number in chosen:  # frame k exists if k / fps < T / native_fps
             if have[number] < self.frames:
                 self._skip_short(self._span_name(number), have[number])
         if len(self.skipped) == len(chosen):
@@ -292,15 +292,15 @@ def _fields(
     _check_classes("features", top, where)
     if top.WhichOneof("content") != "features_dict":
         raise UserError(f"{where}: its features are {_described(top)}: a FeaturesDict is allowed")
-    there = dict(sorted(top.features_dict.features.items()))
-    videos = {name: stored for name, proto in there.items() if (stored := _stored(proto))}
+    fields = dict(sorted(top.features_dict.features.items()))
+    videos = {name: stored for name, proto in fields.items() if (stored := _stored(proto))}
     texts = [
-        name for name, proto in there.items()
+        name for name, proto in fields.items()
         if proto.WhichOneof("content") in ("text", "class_label")
         or (proto.tensor.dtype == "string" and not proto.tensor.shape.dimensions)
     ]  # fmt: skip
-    video = _choose("video", video, there, list(videos), ("video",), VIDEOS, where)
-    caption = _choose("caption", caption, there, texts, CAPTIONS, "Text or ClassLabel", where)
+    video = _choose("video", video, fields, list(videos), ("video",), VIDEOS, where)
+    caption = _choose("caption", caption, fields, texts, CAPTIONS, "Text or ClassLabel", where)
     text, stored = tfds.features.Text(), videos[video]
     if stored.encoding == "images":
         feature: Any = tfds.features.Sequence(text)
@@ -311,8 +311,8 @@ def _fields(
         feature = tfds.features.FeaturesDict({"shape": shape, "value": text})
     else:
         feature = text
-    if there[caption].WhichOneof("content") == "class_label":
-        text = tfds.features.ClassLabel(num_classes=there[caption].class_label.num_classes)
+    if fields[caption].WhichOneof("content") == "class_label":
+        text = tfds.features.ClassLabel(num_classes=fields[caption].class_label.num_classes)
     return (video, caption), stored, tfds.features.FeaturesDict({video: feature, caption: text})
 
 
@@ -331,14 +331,14 @@ def _check_classes(name: str, proto: Any, where: str) -> None:
 
 
 def _choose(
-    what: str, given: str, there: Mapping[str, Any], fitting: Sequence[str], usual: Sequence[str],
+    what: str, given: str, fields: Mapping[str, Any], fitting: Sequence[str], usual: Sequence[str],
     allowed: str, where: str,
 ) -> str:  # fmt: skip
     """The named field, or the only one that fits, or the one with a usual name."""
     option = f"data.{what}_field"
-    listed = one_line(", ".join(f"{name}: {_described(proto)}" for name, proto in there.items()))
+    listed = one_line(", ".join(f"{name}: {_described(proto)}" for name, proto in fields.items()))
     if given and given not in fitting:
-        is_ = f"is {_described(there[given])}" if given in there else "is not there"
+        is_ = f"is {_described(fields[given])}" if given in fields else "is not there"
         raise UserError(
             f"{where}: {option}={one_line(given, 40)} {is_}; {allowed} is allowed; there: {listed}"
         )
@@ -392,10 +392,10 @@ def _shards(split: Any, where: str) -> Iterator[tuple[Path, int]]:
     """The shards of a split and their numbers of records."""
     for path, count in zip(split.filepaths, split.shard_lengths, strict=True):
         try:
-            there = Path(path).is_file()
+            exists = Path(path).is_file()
         except OSError:  # no file can have such a name
-            there = False
-        if not there:
+            exists = False
+        if not exists:
             raise UserError(f"{where}: its shard {one_line(Path(path).name, 100)} is missing")
         yield Path(path), count
 
@@ -423,12 +423,12 @@ def _check_shard(path: Path, count: int) -> None:
     name = one_line(str(path))
     try:
         reader = ArrayRecordReader(str(path))
-        there = reader.num_records()
+        records = reader.num_records()
         reader.close()
     except Exception as error:
         raise UserError(f"{name}: damaged ({said(error)})") from None
-    if there != count:
-        raise UserError(f"{name}: {there} records, where dataset_info.json says {count}")
+    if records != count:
+        raise UserError(f"{name}: {records} records, where dataset_info.json says {count}")
 
 
 def _remembered(
