@@ -355,7 +355,7 @@ def test_a_hung_or_crashed_worker_is_replaced(tmp_path: Path) -> None:
         (live,) = decoder._live
         until, unread = time.monotonic() + 60, bytearray(4)
         while not any(unread) and time.monotonic() < until:  # it is stopped, and has been asked
-            fcntl.ioctl(live.process.stdin.fileno(), termios.FIONREAD, unread)
+            fcntl.ioctl(live._socket, termios.TIOCOUTQ, unread)
             time.sleep(0.01)
         os.kill(pid, signal.SIGSEGV)
         os.kill(pid, signal.SIGCONT)
