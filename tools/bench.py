@@ -1,28 +1,28 @@
-"""How fast vdit is: steps and sampling in JAX, beside PyTorch and the network's bare matmuls.
+"""Benchmarks on CPU: training and sampling in JAX against PyTorch and bare matmuls.
 
     python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint,attention,loader]
                           [--torch-python=PYTHON]
                           [--width=384 --depth=12 --tokens=512 --batch=4 --levels=2 --steps=50]
                           [--repeats=5] [--json=FILE]
 
-    dit       the DiT's forward pass and train step, layers unrolled as a run has them
+    dit       the DiT's forward pass and train step, layers unrolled as in a run
     vae       the autoencoder's train step, at the size of experiments/base.py
-    sampling  the Euler scan, unguided, beside as many bare forward passes of the same batch
-    compile   seconds to trace and compile the train step of 24 scanned layers, beside 4
-    checkpoint  how long a train loop waits for a save of the DiT, its moments and its average: as
-              the trainer saves, in the background, and if it waited for files and digests
-    attention a narrow DiT's forward pass (width 64, two blocks) by its axes, from 4,096 to 65,536
-              tokens, and the slope of its time over them; the memory of the chunked kernel
-    loader    clips a second by source, size and threads, beside PyTorch's DataLoader with PyAV on
-              the same films; the memory that 10,000 clips leave (tools/benching/loader.py)
+    sampling  the unguided Euler scan against as many bare forward passes of the same batch
+    compile   seconds to trace and compile the train step of 24 scanned layers, against 4
+    checkpoint  how long the training loop waits for a save of the DiT, its moments and its EMA:
+              asynchronous, as the trainer saves, and synchronous
+    attention forward pass of a narrow DiT (width 64, two blocks) for each setting of axes, from
+              4,096 to 65,536 tokens, and how it scales; the memory of the chunked kernel
+    loader    clips per second by source, size and threads, against PyTorch's DataLoader with PyAV
+              on the same files; memory growth over 10,000 clips (tools/benching/loader.py)
 
 A train step is forward, backward, clipping by the global norm and AdamW. PyTorch runs the same
-network (tools/benching/torch_process.py; outputs and first losses are compared before anything is
-timed) in a process of its own, eager and compiled, with the number of threads that is faster in
-eager mode. "matmuls" is the sum of all matrix products of the computation, each timed by itself in
-JAX as plain (M, K) x (K, N); "matmuls as written" contracts and batches them as the network does.
-Contenders take turns (A B A B); what took SLOW times the fastest in its first turn has no second.
-Without torch the table has no PyTorch lines. Exit status 2 for wrong arguments.
+network (tools/benching/torch_process.py; outputs and first losses are compared before timing) in a
+separate process, eager and compiled, with the number of threads that is faster in eager mode.
+"matmuls" is the sum of all matrix products of the computation, each timed alone in JAX as a plain
+(M, K) x (K, N); "matmuls as written" contracts and batches them as the network does. Runs are
+interleaved (A B A B); one that takes SLOW times the fastest in the first round is not repeated.
+Without torch the table has no PyTorch rows. Exit status 2 for wrong arguments.
 """
 
 import argparse
@@ -65,16 +65,16 @@ from vdit.runtime.files import write_text
 from vdit.runtime.machine import keep_freed_memory
 
 PARTS = ("dit", "vae", "sampling", "compile", "checkpoint", "attention", "loader")
-SAMPLING_TURNS = 3  # at most: each is a hundred forward passes
+SAMPLING_TURNS = 3  # at most: each is 100 forward passes
 SHALLOW, DEEP = 4, 24  # layers whose compile times are compared
 LENGTHS = (4096, 16_384, 65_536)  # tokens of one clip, in frames of 16 x 16
-LINEAR = 1.2  # slope of log time over log length up to which it is called linear
+LINEAR = 1.2  # largest slope of log time over log length that counts as linear
 
 
 def bench_case(
     case: Case, tasks: Sequence[str], torch: Torch, turns: int, report: Report
 ) -> dict[str, dict[str, list[float]]]:
-    """Forward passes and train steps of one network; seconds by task and contender."""
+    """Times forward passes and train steps of a network; seconds by task and run."""
     print(f"\n{case.title}")
     trains = {dtype: train_run(case, dtype) for dtype in DTYPES if "train" in tasks}
     print(torch.load(case, trains["float32"][1] if trains else []), flush=True)
@@ -98,7 +98,7 @@ def bench_case(
 
 
 def bench_sampling(case: Case, torch: Torch, options: argparse.Namespace, report: Report) -> None:
-    """The scan beside bare forward passes, in the dtype whose forward pass is faster."""
+    """The sampling scan against bare forward passes, in the faster dtype."""
     steps, batch = options.steps, options.batch
     print(f"\nsampling: {steps} Euler steps, unguided, {batch} x {options.tokens} tokens")
     forwards = {dtype: forward_run(case, dtype) for dtype in DTYPES}
@@ -125,7 +125,7 @@ def bench_sampling(case: Case, torch: Torch, options: argparse.Namespace, report
 
 
 def bench_compile(options: argparse.Namespace, report: Report) -> None:
-    """Compile time of a deep scanned stack beside a shallow one."""
+    """Compile time of a deep scanned stack against a shallow one."""
     runs = {f"{n} layers, unroll=1": compile_run(options, n) for n in (SHALLOW, DEEP)}
     seconds = take_turns(runs, options.repeats, "compile")
     report.table("compile", "train step, scanned layers", seconds, None)
@@ -136,7 +136,7 @@ def bench_compile(options: argparse.Namespace, report: Report) -> None:
 
 
 def checkpoint_runs(options: argparse.Namespace, folder: Path) -> dict[str, Run]:
-    """Seconds that saving the DiT's whole training state stops its loop."""
+    """Seconds for which saving the DiT's training state blocks the loop."""
     params = dit_case(options).params
     state = {"params": params, "opt": optimizer().init(params)}
     checkpoints, steps = Checkpoints(folder, keep=1), itertools.count()
@@ -148,19 +148,19 @@ def checkpoint_runs(options: argparse.Namespace, folder: Path) -> dict[str, Run]
                 checkpoints.wait()
 
         seconds = seconds_of(save)
-        checkpoints.wait()  # the next save begins with nothing left of this one
+        checkpoints.wait()  # so that saves do not overlap
         return seconds
 
-    run(True)  # orbax makes its threads
+    run(True)  # starts the threads of orbax
     return {"synchronous": lambda: run(True), "asynchronous": lambda: run(False)}
 
 
 def bench_checkpoint(options: argparse.Namespace, report: Report) -> None:
-    """The time that a loop waits for an asynchronous save, beside a synchronous one."""
+    """Blocking time of an asynchronous save against a synchronous one."""
     with tempfile.TemporaryDirectory() as folder:
         runs = checkpoint_runs(options, Path(folder))
         seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for _ in range(options.repeats):  # all of them, though one is meant to be far slower
+        for _ in range(options.repeats):  # all of them, although one is far slower
             for name, run in runs.items():
                 seconds[name].append(run())
     report.table("checkpoint", "save: parameters, moments, average", seconds, None)
@@ -171,14 +171,14 @@ def bench_checkpoint(options: argparse.Namespace, report: Report) -> None:
 
 
 def bench_attention(options: argparse.Namespace, report: Report) -> None:
-    """Time, FLOPs and temporaries over length for each arrangement of axes, and the chunked
-    kernel's memory."""
+    """Scaling of time, FLOPs and temporaries with length for each setting of axes, and memory of
+    the chunked kernel."""
     for axes in AXES:
         cases = {length: length_case(axes, length) for length in LENGTHS}
         seconds = {
             f"{length:,} tokens": [case.run() for _ in range(options.repeats)]
             for length, case in cases.items()
-        }  # a long clip is slower, not to be left out
+        }  # not by turns, which would skip long clips
         report.table("attention", axes, seconds, None)
         of_each: dict[str, list[float]] = {
             "time": [statistics.median(values) for values in seconds.values()],
@@ -202,11 +202,11 @@ def bench_attention(options: argparse.Namespace, report: Report) -> None:
 
 
 def bench_clips(options: argparse.Namespace, report: Report) -> None:
-    """Clips a second, and whether memory stays flat."""
+    """Clips per second, and memory growth."""
     rows = loader.measure(options.torch_python, say)
     print(f"\n{loader.table(rows)}")
     if not any(row["source"].startswith("PyTorch") for row in rows):
-        print("no DataLoader of PyTorch with PyAV there: its lines are left out")
+        print("PyTorch's DataLoader with PyAV is not available: its rows are omitted")
     report.rows += [{"part": "loader", **row} for row in rows]
     say(f"loader: memory over {loader.FLAT:,} clips")
     held, more = loader.growth(loader.World(0), loader.FLAT)
@@ -217,7 +217,7 @@ def bench_clips(options: argparse.Namespace, report: Report) -> None:
 
 
 def machine() -> str:
-    """One line on what this was measured on."""
+    """Describes the hardware and the version of JAX on one line."""
     model, info = platform.machine(), Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()
@@ -230,7 +230,7 @@ def machine() -> str:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags, checked."""
+    """Parses and validates the flags."""
     parser = Parser(
         prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -260,7 +260,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measures and prints; returns the exit status."""
+    """Runs the benchmarks; returns the exit status."""
     try:
         options = parse(arguments)
         jax.config.update("jax_enable_compilation_cache", False)  # compile times are measured

@@ -1,18 +1,18 @@
-"""How fast vdit is on one NVIDIA GPU, with what a CUDA image of JAX has and nothing else.
+"""Benchmarks on one NVIDIA GPU, with no package beyond a CUDA image of JAX.
 
     tools/bench_gpu.sh [--only=train,attention,denoise] [--kernels=cudnn] [--remat=none,dots]
                        [--dry] [--json=FILE]
 
     train      the train step of DiT-XL (bfloat16 operands, AdamW) on clips of experiments/xl.py,
-               4,352 tokens: MFU, for each attention kernel and rematerialisation, largest batch
-               that fits
-    attention  a layer's attention over 32,768 tokens, forward and backward, by each kernel
+               4,352 tokens: MFU at the largest batch that fits, for each attention kernel and
+               rematerialisation policy
+    attention  attention over 32,768 tokens, forward and backward, for each kernel
     denoise    four unguided Euler steps of the 2B model over one clip of 43,008 tokens
 
-MFU is that of the products which forward and backward pass need (rematerialisation and the
-optimizer apart) at the chip's dense bfloat16 rate (`PEAKS`). A figure is the median of `--repeats`
-runs, each until its result is there. What does not fit into the GPU's memory
-is said. `--dry` runs the same programs at a small size, on a CPU too, and says nothing of speed.
+MFU counts the matrix products of the forward and backward pass (without rematerialisation and the
+optimizer), relative to the chip's dense bfloat16 peak (`PEAKS`). A figure is the median of
+`--repeats` runs, each timed until its result is ready. Configurations that exceed the GPU's memory
+are reported as such. `--dry` runs the same programs at a small size, also on a CPU, to test them.
 Exit status 2 for wrong arguments, and without a GPU.
 """
 
@@ -47,7 +47,7 @@ from vdit.runtime.machine import matmul
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
 
-# Dense bfloat16 TFLOP/s of a chip whose name holds the key, from NVIDIA's data sheets.
+# Dense bfloat16 TFLOP/s of a chip whose name contains the key, from NVIDIA's data sheets.
 PEAKS = {
     "H200": 989.4, "H100 NVL": 835.0, "H100 PCIe": 756.0, "H100": 989.4, "A100": 312.0,
     "B200": 2250.0, "L40S": 362.0, "L4": 121.0, "A10": 125.0, "RTX 4090": 165.2,
@@ -59,11 +59,11 @@ STEPS = 4
 
 
 class Size(NamedTuple):
-    """What is measured: the whole of it, or a size to try."""
+    """Sizes of the benchmarks: full, or small for --dry."""
 
     train: str  # preset
     clip: int  # tokens of a clip
-    batches: tuple[int, ...]  # the first that fits
+    batches: tuple[int, ...]  # the first one that fits is used
     attention: tuple[int, int, int]  # tokens, heads, width of a head
     denoise: str
     long: int  # tokens
@@ -74,7 +74,7 @@ DRY = Size("smoke", 64, (2,), (256, 2, 16), "smoke", 128)
 
 
 class Row(NamedTuple):
-    """A figure, and what was asked of it ("" for none)."""
+    """A figure, and its target ("" for none)."""
 
     part: str
     what: str
@@ -84,7 +84,7 @@ class Row(NamedTuple):
 
 
 def peak() -> float | None:
-    """The device's dense bfloat16 FLOP/s; None where it is not known."""
+    """The device's dense bfloat16 FLOP/s; None if unknown."""
     kind = jax.devices()[0].device_kind
     rates = (rate for name, rate in PEAKS.items() if re.search(rf"{name}(?!\d)", kind))  # no L40
     return next((1e12 * rate for rate in rates), None)
@@ -96,7 +96,7 @@ def kernels() -> list[str]:
 
 
 class Choice(NamedTuple):
-    """What of it is measured, and how often."""
+    """Number of runs, and the kernels and policies to measure."""
 
     kernels: list[str]
     remats: list[str]
@@ -104,7 +104,7 @@ class Choice(NamedTuple):
 
 
 def tried(measure: Callable[..., float], *arguments: Any) -> float:
-    """Its seconds; NaN for what does not fit into the device's memory."""
+    """Seconds of a run; NaN if out of memory."""
     try:
         return measure(*arguments)
     except jax.errors.JaxRuntimeError as error:
@@ -114,7 +114,7 @@ def tried(measure: Callable[..., float], *arguments: Any) -> float:
 
 
 def timed(call: Callable[[], Any], repeats: int) -> float:
-    """The median of its seconds, after one run that is not counted."""
+    """Median seconds after one warm-up run."""
     jax.block_until_ready(call())
     found = []
     for _ in range(repeats):
@@ -125,7 +125,7 @@ def timed(call: Callable[[], Any], repeats: int) -> float:
 
 
 def model(name: str, attention: str, remat: str = "none") -> DiT:
-    """A preset with bfloat16 operands, its layers scanned."""
+    """A preset with bfloat16 operands and scanned layers."""
     return DiT(
         **preset(name), attend=KERNELS[attention], remat=remat, matmul=matmul("bfloat16")
     )
@@ -133,7 +133,7 @@ def model(name: str, attention: str, remat: str = "none") -> DiT:
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def inputs(batch: int, tokens: int) -> tuple[jax.Array, Layout, Condition]:
-    """Noisy tokens of clips on a grid of 16x16, their places, and a caption."""
+    """Noisy tokens of clips on a 16x16 grid, their positions, and a caption."""
     key = jax.random.key(0)
     index = jnp.arange(tokens)
     position = jnp.stack([index // 256 * 4.0, index // 16 % 16, index % 16], axis=-1)
@@ -149,13 +149,13 @@ def inputs(batch: int, tokens: int) -> tuple[jax.Array, Layout, Condition]:
 def loss(
     net: DiT, params: Any, x_BLC: jax.Array, layout: Layout, condition: Condition
 ) -> jax.Array:
-    """A squared error: what it is of does not matter to the time that it takes."""
+    """A squared error; the target does not affect the time."""
     made: Any = net.apply({"params": params}, x_BLC, layout, condition)
     return jnp.square(made - x_BLC).mean()
 
 
 def train_flops(name: str, tokens: int) -> int:
-    """FLOPs of forward and backward pass for one clip: those that no rematerialisation adds to."""
+    """FLOPs of the forward and backward pass per clip, without rematerialisation."""
     net, given = model(name, "xla"), jax.eval_shape(lambda: inputs(1, tokens))
     params = jax.eval_shape(net.init, jax.random.key(0), *given)["params"]
     gradient = jax.make_jaxpr(jax.grad(functools.partial(loss, net)))(params, *given)
@@ -163,7 +163,7 @@ def train_flops(name: str, tokens: int) -> int:
 
 
 def train_step(size: Size, attention: str, remat: str) -> tuple[Any, Any, Any]:
-    """A train step of parameters, moments and inputs, and what makes the first two of them."""
+    """A train step on parameters, moments and inputs, and its initialiser."""
     net = model(size.train, attention, remat)
     rule = make_optimizer("adamw", learning_rate=1e-4, steps=1, schedule="constant", clip=1.0)
 
@@ -177,9 +177,9 @@ def train_step(size: Size, attention: str, remat: str) -> tuple[Any, Any, Any]:
 
 
 def most_that_fit(size: Size, attention: str, remat: str) -> tuple[int, ...]:
-    """The batches of `size` that may fit, by what the compiler says one clip needs.
+    """The batches of `size` that may fit, by the compiled memory of one clip.
 
-    It needs more for one than for each of many, so a fifth too many are tried.
+    One clip alone needs more than each of many, so batches 20% above the limit are tried.
     """
     limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
     if limit is None:
@@ -210,7 +210,7 @@ def train_once(size: Size, batch: int, attention: str, remat: str, repeats: int)
 
 
 def train(size: Size, choice: Choice) -> Iterator[Row]:
-    """Each kernel with each rematerialisation, at the largest batch that fits."""
+    """Each kernel with each rematerialisation policy, at the largest batch that fits."""
     needed, rate = train_flops(size.train, size.clip), peak()
     for attention, remat in itertools.product(choice.kernels, choice.remats):
         batch, seconds = 1, math.nan
@@ -239,7 +239,7 @@ def attend_once(size: Size, attention: str, backward: bool, repeats: int) -> flo
 
 
 def attention(size: Size, choice: Choice) -> Iterator[Row]:
-    """Each kernel, forward and backward, beside plain XLA's."""
+    """Each kernel, forward and backward, against plain XLA."""
     length, heads, width = size.attention
     repeats = choice.repeats
     for backward in (False, True):
@@ -263,8 +263,8 @@ def denoise_once(size: Size, attention: str, repeats: int) -> float:
     def scan(params: Any, x: jax.Array, layout: Layout, condition: Condition) -> jax.Array:
         def denoised(x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
             level = jnp.full_like(condition.level, flow.network_time(t))
-            told = dataclasses.replace(condition, level=level)
-            out: Any = net.apply({"params": params}, x_t, layout, told)
+            known = dataclasses.replace(condition, level=level)
+            out: Any = net.apply({"params": params}, x_t, layout, known)
             return to_x0_eps("flow", flow, t, x_t, out)[0], None
 
         keys = jax.random.split(jax.random.key(0), 1)
@@ -275,7 +275,7 @@ def denoise_once(size: Size, attention: str, repeats: int) -> float:
 
 
 def denoise(size: Size, choice: Choice) -> Iterator[Row]:
-    """The scan by each kernel."""
+    """The Euler scan with each kernel."""
     for name in choice.kernels:
         seconds = tried(denoise_once, size, name, choice.repeats)
         what = f"{size.denoise}, {size.long} tokens, {STEPS} steps, {name}"
@@ -283,7 +283,7 @@ def denoise(size: Size, choice: Choice) -> Iterator[Row]:
 
 
 def some(flag: str, value: str, known: Sequence[str]) -> list[str]:
-    """The names of a flag's list; a `UserError` for one that is not known."""
+    """Parses a comma-separated list of known names."""
     names = value.split(",")
     if wrong := [name for name in names if name not in known]:
         raise UserError(f"--{flag}={wrong[0]}: {', '.join(known)} are allowed")
@@ -291,7 +291,7 @@ def some(flag: str, value: str, known: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the figures as they come, and writes them as JSON lines."""
+    """Runs the benchmarks; prints figures as they come, and writes them as JSON lines."""
     parser = Parser(prog="tools/bench_gpu.sh", description=__doc__, allow_abbrev=False,
                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
     parser.add_argument("--only", default=",".join(PARTS), help="some of " + ", ".join(PARTS))
@@ -328,8 +328,8 @@ def main(argv: Sequence[str]) -> int:
             print(f"{row.part}: {row.what}: {made}", flush=True)
     if options.json:
         fits = ((row, None if math.isnan(row.seconds) else row.seconds) for row in rows)
-        told = [{"device": device, **row._asdict(), "seconds": seconds} for row, seconds in fits]
-        write_text(options.json, "".join(json.dumps(line) + "\n" for line in told))
+        lines = [{"device": device, **row._asdict(), "seconds": seconds} for row, seconds in fits]
+        write_text(options.json, "".join(json.dumps(line) + "\n" for line in lines))
     return 0
 
 

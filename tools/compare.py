@@ -1,23 +1,22 @@
-"""Networks at equal time, on the world: the table of docs/comparison.md.
+"""Compares networks at equal training time: the tables of docs/comparison.md.
 
     python -m tools.compare --minutes=5 [--vae-minutes=5] [--seeds=2] [--only=dit,unet]
                             [--out=runs/compare] [--page=docs/comparison.md] [--cores=0,1] [--smoke]
 
-Every row of `VARIANTS` is `experiments/base.py` with the fields that it changes. Each autoencoder
-learns for --vae-minutes (as --minutes, if it is not given), each denoiser for --minutes, and all
-denoisers learn text to video alone, from latents of the autoencoder of their seed, which those that
-have the same one share (as hard links). Then the held-out captions are scored, as stage eval does.
+Every row of `VARIANTS` is `experiments/base.py` with a few fields changed. Autoencoders train for
+--vae-minutes (default: --minutes), denoisers for --minutes. All denoisers learn text to video only,
+on latents of the autoencoder of their seed; those with the same autoencoder share it (as hard
+links). The held-out captions are then scored as in stage eval.
 
-Minutes are of training without compilation. What a step takes is measured first: `PROBE` steps in a
-folder that is thrown away, the first of which, where the step is compiled, do not count. As many
-steps as go into the minutes are then the run's, so that its schedule ends when its time does; the
-table tells how long they took. All runs go one after another in this process, on the cores that it
-has (--cores pins it to some).
+Minutes exclude compilation. Step time is measured first: `PROBE` steps in a temporary folder, of
+which the first, which compile, do not count. The run gets as many steps as fit into its minutes, so
+that its schedule ends with its time; the table reports the actual duration. Runs are sequential, in
+this process and on its cores (--cores pins it).
 
-What is finished is not run again, and what was stopped goes on: give the same command. OUT has a
-workdir for each autoencoder and each run, and comparison.json; --page gets the tables between its
-markers after every run. --smoke: all of it at the size of experiments/base.py:smoke. Exit status 2
-for wrong arguments, 1 where a loss was not finite, 143 after a signal.
+The same command resumes: finished runs are skipped, interrupted ones continue. OUT holds a workdir
+per autoencoder and per run, and comparison.json; the tables are written between the markers of
+--page after every run. --smoke runs at the size of experiments/base.py:smoke. Exit status 2 for
+wrong arguments, 1 for a loss that is not finite, 143 after a signal.
 """
 
 import argparse
@@ -57,7 +56,7 @@ def overrides(config: ConfigDict, of: ConfigDict) -> dict[str, Any]:
 
 
 class Variant(NamedTuple):
-    """What is compared: its title, and the fields that it changes, at full and at smoke size."""
+    """A network: its title, and the fields it changes, at full and at smoke size."""
 
     title: str
     changes: Mapping[str, Any]
@@ -103,12 +102,12 @@ def configured(name: str, seed: int, smoke: bool) -> ConfigDict:
 
 
 def rows_of(workdir: Path, stage: str) -> list[dict[str, Any]]:
-    """A stage's rows of metrics.jsonl that tell its rate."""
+    """The rows of a stage in metrics.jsonl that have its rate."""
     return [r for r in read(workdir) if r["stage"] == stage and "steps_per_second" in r]
 
 
 def spent(rows: Sequence[Mapping[str, Any]], usual: float) -> float:
-    """Seconds of training; parts of a run that begin with compilation count as `usual` a step."""
+    """Seconds of training; rows that include compilation count `usual` seconds a step."""
     total, before = 0.0, 0
     for row in rows:
         steps = row["step"] - before
@@ -119,7 +118,7 @@ def spent(rows: Sequence[Mapping[str, Any]], usual: float) -> float:
 
 
 def share(workdir: Path, source: Path) -> None:
-    """Gives a workdir the autoencoder and the latents of another, as hard links."""
+    """Hard-links the autoencoder and latents of another workdir."""
     for name in SHARED:
         if (source / name).is_dir():
             shutil.copytree(source / name, workdir / name, copy_function=os.link)
@@ -129,9 +128,9 @@ def share(workdir: Path, source: Path) -> None:
 
 
 def planned(config: ConfigDict, stage: str, workdir: Path, minutes: float) -> dict[str, Any]:
-    """plan.json of a workdir: how many steps go into the minutes; measured if it is not there.
+    """plan.json of a workdir: the number of steps that fit into the minutes, measured if missing.
 
-    The workdir shares its autoencoder already, if it has to.
+    A shared autoencoder must be linked before.
     """
     path = workdir / "plan.json"
     if not path.exists():
@@ -170,12 +169,12 @@ def parameters(workdir: Path, stage: str) -> dict[str, int]:
 
 
 def lasts(train: ConfigDict, steps: int) -> None:
-    """A stage of so many steps, half of which may be its warmup."""
+    """Sets the steps of a stage; warmup is at most half of them."""
     train.steps, train.warmup = steps, min(train.warmup, steps // 2)
 
 
 def learn(name: str, seed: int, out: Path, minutes: float, smoke: bool) -> dict[str, Any]:
-    """Runs an autoencoder or a variant, unless it is finished; its figures, result.json."""
+    """Trains an autoencoder or a variant unless finished; returns its result.json."""
     workdir, config = out / f"{name}-{seed}", configured(name, seed, smoke)
     path, stage = workdir / "result.json", config.stages[0]
     first = out / f"vae-{VARIANTS[name].vae}-{seed}" if stage == "dit" else None
@@ -204,23 +203,23 @@ def learn(name: str, seed: int, out: Path, minutes: float, smoke: bool) -> dict[
 
 
 def read_plan(workdir: Path) -> dict[str, Any]:
-    """What `planned` wrote."""
+    """The plan that `planned` wrote."""
     return json.loads((workdir / "plan.json").read_text(encoding="utf-8"))
 
 
 # --------------------------------------------------------------------------------------------------
-# What is told of them
+# Scores in the table
 
 
 def spread(values: Iterable[float], show: str) -> str:
-    """The mean, with the least and the greatest where there are several."""
+    """The mean, with minimum and maximum if there are several values."""
     values = list(values)
     mean, *ends = (f"{v:{show}}" for v in (sum(values) / len(values), min(values), max(values)))
     return mean if len(values) == 1 else f"{mean} ({'–'.join(ends)})"
 
 
 def how(results: Sequence[Mapping[str, Any]], groups: Sequence[str]) -> list[str]:
-    """Parameters, steps, seconds a step, and minutes of training."""
+    """Parameters, steps, seconds per step, and minutes of training."""
     count = sum(results[0]["parameters"].get(group, 0) for group in groups)
     return [
         f"{count / 1e6:.2f}M",
@@ -241,7 +240,7 @@ def score_rows(results: Sequence[Mapping[str, Any]], split: str) -> list[dict[st
 
 
 def tables(results: Sequence[Mapping[str, Any]]) -> str:
-    """The denoisers' table and the autoencoders', of all that is finished."""
+    """The tables of denoisers and autoencoders, of all finished runs."""
     by = {
         name: [r for r in results if r["name"] == name]
         for name in (*VARIANTS, *(f"vae-{vae}" for vae in AUTOENCODERS))
@@ -250,8 +249,8 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
     heads = ["", "seeds", "parameters", "steps", "seconds a step", "minutes"]
     heads += [name.replace("_", " ") for name in COLUMNS]
 
-    def line(title: str, rows: Sequence[dict[str, Any]], told: Sequence[str]) -> list[str]:
-        return [title, str(len(rows)), *told, *(mean_row(rows, name) for name in scores)]
+    def line(title: str, rows: Sequence[dict[str, Any]], facts: Sequence[str]) -> list[str]:
+        return [title, str(len(rows)), *facts, *(mean_row(rows, name) for name in scores)]
 
     lines: list[list[str]] = []
     decoders: list[list[str]] = []
@@ -260,7 +259,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
             made = score_rows(by[name], "generated")
             lines.append(line(variant.title, made, how(by[name], ("dit", "text"))))
     for vae, variant in AUTOENCODERS.items():
-        # Any run tells the ceilings of its autoencoder.
+        # The ceilings depend on the autoencoder alone, so any run has them.
         first = next((by[n] for n, v in VARIANTS.items() if v.vae == vae and by[n]), [])
         if not first:
             continue
@@ -281,7 +280,7 @@ def tables(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def publish(options: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -> None:
-    """comparison.json and the part of the page between its markers."""
+    """Writes comparison.json and the tables between the markers of the page."""
     write_text(options.out / "comparison.json", json.dumps(results, indent=1) + "\n")
     if not any(result["scores"] for result in results):
         return
@@ -295,7 +294,7 @@ def publish(options: argparse.Namespace, results: Sequence[Mapping[str, Any]]) -
 
 
 def split_page(page: Path) -> tuple[str, str]:
-    """What is before and behind the markers of a page; `UserError` if it has none."""
+    """The text before and after the markers of a page; `UserError` if there are none."""
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
@@ -308,7 +307,7 @@ def split_page(page: Path) -> tuple[str, str]:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """All runs, seed by seed; the exit status."""
+    """Runs everything, seed by seed; returns the exit status."""
     results, status = [], 0
     for seed in range(options.seeds):
         vaes = dict.fromkeys(f"vae-{VARIANTS[name].vae}" for name in options.only)
@@ -327,7 +326,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """The flags; `UserError` for what they may not be."""
+    """Parses and validates the flags."""
     parser = Parser(
         prog="compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -352,7 +351,7 @@ def read_flags(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def pin(cores: str) -> None:
-    """Keeps this process, and the threads that it is going to start, to some cores."""
+    """Pins this process and its future threads to some cores."""
     try:
         os.sched_setaffinity(0, {int(core) for core in cores.split(",")})
     except (AttributeError, OSError, ValueError) as error:

@@ -1,9 +1,9 @@
-"""Ceilings of the oracles and their controls, as Markdown: `python -m tools.oracle_table [CLIPS]`.
+"""Ceilings and controls of the oracles, as Markdown: `python -m tools.oracle_table [CLIPS]`.
 
-Held-out clips of world, shots and playground, each scored by its own truth and, as a control, by
-the next clip's; those of the world also blurred and grainy, as no decoder should leave them. (A
-score of the playground that asks whether a clip is steady, or keeps to physics, asks for the told
-cast first: without that another's truth would score as well.)
+Held-out clips of world, shots and playground, each scored against its own ground truth and, as a
+control, against that of the next clip; clips of the world also with blur and noise beyond what a
+decoder leaves. (The playground's scores of steadiness and physics require the right cast first;
+without that, the control would score as high.)
 """
 
 import itertools
@@ -35,7 +35,7 @@ def rows(
     score: Callable[[Any, dict[str, Any]], dict[str, float]],
     aggregate: Callable[[list[dict[str, float]]], dict[str, float]],
 ) -> list[list[str]]:
-    """A line for each score of an oracle: its mean, and that of the control."""
+    """A row per score of an oracle: its mean, and that of the control."""
     others = [*clips[1:], *clips[:1]]
     real = aggregate([score(clip["video"], clip) for clip in clips])
     control = aggregate(
@@ -49,8 +49,8 @@ def rows(
 
 
 def softened(video_THWC: np.ndarray, blur: float = 0.7, grain: float = 15.0) -> np.ndarray:
-    """A clip worse than a decoder leaves it: blurred by `blur` pixels, with noise of `grain` in
-    255 that a blur of as much has made coarse."""
+    """A clip blurred by `blur` pixels, with noise of amplitude `grain` (of 255) at the same
+    spatial scale."""
     sigma = (0, blur, blur, 0)
     noise = ndimage.gaussian_filter(np.random.default_rng(0).normal(size=video_THWC.shape), sigma)
     made = ndimage.gaussian_filter(video_THWC.astype(np.float64), sigma)
@@ -58,8 +58,8 @@ def softened(video_THWC: np.ndarray, blur: float = 0.7, grain: float = 15.0) -> 
 
 
 def playgrounds(count: int) -> list[list[str]]:
-    """The lines of `count` held-out playgrounds at 64x64, and as many of one to four shots, each
-    read once and judged twice."""
+    """The rows of `count` held-out playgrounds at 64x64 and of as many with one to four shots; each
+    clip is read once and scored twice."""
     one, several = Playground(0, "heldout"), PlaygroundShots(0, "heldout", shots=(1, MAX_SHOTS))
     made = []
     for name, source, read, judge, aggregate in (
@@ -75,7 +75,7 @@ def playgrounds(count: int) -> list[list[str]]:
 
 
 def table(count: int) -> str:
-    """All oracles' scores of `count` held-out clips of each size."""
+    """The scores of all oracles on `count` held-out clips of each size."""
     lines = []
     for height, width in SIZES:
         world = World(0, "heldout", size=(height, width))
@@ -98,7 +98,7 @@ def table(count: int) -> str:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table; a wrong number is one line and exit status 2."""
+    """Prints the table; returns the exit status."""
     try:
         given = "".join(itertools.islice(argv, 1)) or str(CLIPS)
         if len(argv) > 1 or not given.isdigit() or int(given) < 2:

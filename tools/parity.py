@@ -1,9 +1,9 @@
-"""How far an imported network is from stored activations of a reference, block by block.
+"""Compares an imported network with stored activations of a reference, block by block.
 
-A file of activations is what `tools/golden/activations.py` writes where the reference runs: what
-the network was given ("in/x" and so on), and what came out of its blocks, channels last, by the
-reference's names ("out/transformer_blocks.0"). Which module here a block is follows from the plan
-of the import: the one whose parameters are read from the block's tensors.
+`tools/golden/activations.py` writes the file of activations where the reference runs: the inputs
+of the network ("in/x" and so on) and the outputs of its blocks, channels last, under the
+reference's names ("out/transformer_blocks.0"). The import plan maps a block to a module here: the
+one whose parameters are read from the block's tensors.
 """
 
 import functools
@@ -44,14 +44,14 @@ class Stored(NamedTuple):
 
 
 class Place(NamedTuple):
-    """A module here, by its path; where it stands for a stack of layers, one of them."""
+    """A module by its path, and the layer within a stack."""
 
     path: tuple[str, ...]
     layer: int | None
 
 
 def read(path: Path) -> Stored:
-    """The arrays of a file of activations; nothing is unpickled."""
+    """Loads a file of activations without unpickling."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -67,11 +67,11 @@ def read(path: Path) -> Stored:
 
 
 def place(name: str, plan: Plan) -> Place | None:
-    """The module that has exactly the parameters read from a block's tensors; None without any."""
+    """The module with exactly the parameters read from a block's tensors; None if there is none."""
     paths, layers = [], set()
     for path, source in plan.items():
         if len(source.tensors) > 1 and not source.stacked:
-            continue  # the file repeats it in every block; here it is none's
+            continue  # repeated in every block of the file, shared here
         for layer, (tensor, _) in enumerate(source.tensors):
             if tensor.startswith(f"{name}."):
                 paths.append(path[:-1])
@@ -82,14 +82,14 @@ def place(name: str, plan: Plan) -> Place | None:
 
 
 def fits(stored: Stored, plan: Plan) -> bool:
-    """Whether the blocks are those of the network of a plan."""
+    """Whether the stored blocks belong to the network of a plan."""
     return all(place(name, plan) is not None for name in stored.blocks)
 
 
 # --------------------------------------------------------------------------------------------------
-# What each network is called with
+# Inputs of each network
 
-Call = tuple[str, tuple[Any, ...]]  # a method's name and its arguments
+Call = tuple[str, tuple[Any, ...]]  # method name and arguments
 Given = Mapping[str, np.ndarray]
 
 
@@ -141,7 +141,7 @@ CALLS: dict[type, Callable[[Any, Given], list[Call]]] = {
 def activations(
     model: Any, params: Any, stored: Stored, places: Mapping[str, Place]
 ) -> dict[str, jax.Array]:
-    """What the network here makes of stored inputs, block by block."""
+    """Outputs of the network here for the stored inputs, block by block."""
     wanted = {place.path for place in places.values()}
     try:
         calls = CALLS[type(model)](model, stored.given)

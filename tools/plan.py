@@ -1,15 +1,15 @@
-"""What a run will need on a TPU, before one is rented.
+"""Estimates what a run needs on TPUs, without a TPU.
 
     python -m tools.plan --config=experiments/X.py --topology=v5p:4x4x8 [--config.field=value]
         [--mesh=data:2,fsdp:64] [--mode=train|sample] [--stage=dit] [--best=3] [--fast] [--row]
 
-Estimates the step by formula, then compiles the very step that the run would run with XLA's TPU
-compiler (the package libtpu, on any Linux machine; no TPU is touched) and prints both: bytes on a
-device, FLOPs, collectives by mesh axis, the least time that the rates of the chip allow, and
-chip-hours of the whole run. --mode=sample does so for the denoising scan of sample.batch videos.
-Without --mesh it estimates all meshes, in training with half and twice the batch and with every
-rematerialisation too, and compiles the best --best. --fast leaves the compiler out; --row prints
-one more line, a row of docs/scale.md. What does not fit is one line, exit status 2.
+Estimates the step by formula, then compiles the run's actual step with XLA's TPU compiler (package
+libtpu, on any Linux machine) and prints both: bytes per device, FLOPs, collectives by mesh axis, a
+lower bound of the step time from the chip's rates, and chip-hours of the run. --mode=sample does
+this for the denoising scan of sample.batch videos. Without --mesh it estimates all meshes (for
+training also with half and twice the batch and every rematerialisation policy) and compiles the
+best --best. --fast skips the compiler; --row adds a row for docs/scale.md. A plan that does not fit
+is a one-line error, exit status 2.
 """
 
 import argparse
@@ -43,13 +43,13 @@ from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import check_batch
 
-ROOM = 0.9  # share of a device's memory that a plan may fill
+ROOM = 0.9  # usable share of a device's memory
 NEEDS = "libtpu is missing: pip install libtpu beside jax (pip install -e '.[tpu]'), or give --fast"
 
 
 def meshes(count: int) -> Iterator[dict[str, int]]:
-    """Every mesh of `count` devices with at most 8 along tensor and 256 along sequence, powers of
-    two."""
+    """Every power-of-two mesh of `count` devices with at most 8 along tensor and 256 along
+    sequence."""
     few = [2**i for i in range(9) if count % 2**i == 0]
     for tensor, sequence in itertools.product(few[:4], few):
         rest, left = divmod(count, tensor * sequence)
@@ -61,7 +61,7 @@ def meshes(count: int) -> Iterator[dict[str, int]]:
 
 
 class Plan(NamedTuple):
-    """A way to run a step: a configuration, a mesh, and what it would need."""
+    """A configuration, a mesh, and the estimate for both."""
 
     config: ConfigDict
     sizes: dict[str, int]
@@ -76,7 +76,7 @@ def options_of(config: ConfigDict, mode: str, stage: str) -> Options:
 
 
 def check_plan(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> None:
-    """Refuses a mesh that a batch, or heads, cannot be split over."""
+    """Refuses a mesh that does not divide the batch or the heads."""
     joined.check_mesh(config, sizes)
     if mode == "train":
         check_batch(stage, config[stage].train, sizes)
@@ -90,7 +90,7 @@ def check_plan(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, in
 
 
 def variants(config: ConfigDict, mode: str, stage: str) -> Iterator[tuple[ConfigDict, Model]]:
-    """What a search tries beside meshes: rematerialisation, batches and their parts."""
+    """The search space besides meshes: rematerialisation, batch and accumulation."""
     if mode == "sample":
         yield config, sampling_of(config)
         return
@@ -104,7 +104,7 @@ def variants(config: ConfigDict, mode: str, stage: str) -> Iterator[tuple[Config
 
 
 def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) -> list[Plan]:
-    """All plans that are allowed: those that fit first, then the fastest a sample by estimate."""
+    """All valid plans: first those that fit, then by estimated time per sample."""
     found: list[Plan] = []
     kept: dict[Any, Any] = {}
     tried = [(one, options_of(one, mode, stage), model) for one, model in
@@ -115,7 +115,7 @@ def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) ->
                 check_plan(one, mode, stage, sizes)
             except UserError:
                 continue
-            key = sizes["fsdp"], sizes["tensor"]  # all that places a state
+            key = sizes["fsdp"], sizes["tensor"]  # the axes that shard the state
             kept[key] = kept.get(key) or state_bytes(model, sizes)
             made = estimate(model, options, sizes, chip, one.run.sequence, kept[key])
             found.append(Plan(one, sizes, model, made))
@@ -123,8 +123,7 @@ def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) ->
 
     def order(plan: Plan) -> tuple[Any, ...]:
         options = options_of(plan.config, mode, stage)
-        # Of plans as fast within a hundredth the one with the wanted batch, the fewest parts, the
-        # fewest axes.
+        # Ties within 1%: prefer the configured batch, then less accumulation, then fewer axes.
         return (
             plan.made.total > ROOM * chip.hbm,
             round(100 * math.log(plan.made.seconds / options.batch)),
@@ -135,8 +134,8 @@ def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) ->
     return sorted(found, key=order)
 
 
-def told(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> str:
-    """A plan in one line of flags."""
+def flags_of(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> str:
+    """A plan as flags."""
     axes = ",".join(f"{name}:{size}" for name, size in sizes.items() if size > 1) or "data:1"
     if mode == "sample":
         return f"--mesh={axes} --config.sample.batch={config.sample.batch}"
@@ -157,12 +156,12 @@ def devices_of(name: str) -> Any:
 
     try:
         return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # libtpu raises bare errors
+    except Exception as error:  # libtpu raises untyped errors
         raise UserError(f"--topology={name}: libtpu says: {str(error).splitlines()[0]}") from error
 
 
 def compiled_of(lowered: Any, what: str) -> Any:
-    """The compiled step; too much memory is a `UserError`."""
+    """Compiles; running out of memory is a `UserError`."""
     try:
         return lowered.compile()
     except Exception as error:
@@ -173,7 +172,7 @@ def compiled_of(lowered: Any, what: str) -> Any:
 
 
 def times_of(plan: Plan, mode: str, stage: str, kind: str, least: float, most: float) -> None:
-    """What of MFU, rates and chip-hours follows from a step's seconds, at least and at most."""
+    """Prints MFU, rates and chip-hours for a range of step times."""
     config, model = plan.config, plan.model
     batch = options_of(config, mode, stage).batch
     devices = math.prod(plan.sizes.values())
@@ -202,7 +201,7 @@ def times_of(plan: Plan, mode: str, stage: str, kind: str, least: float, most: f
 
 
 def print_estimate(plan: Plan, mode: str, stage: str, kind: str) -> None:
-    """Bytes, FLOPs, the least time of a step, and what the whole run takes."""
+    """Prints the estimated bytes, FLOPs and times of a step and of the run."""
     chip, model, made = device(kind), plan.model, plan.made
     batch = options_of(plan.config, mode, stage).batch
     what = "of a step" if mode == "train" else f"of {batch} clips"
@@ -222,12 +221,12 @@ def print_estimate(plan: Plan, mode: str, stage: str, kind: str) -> None:
 
 
 class Compiled(NamedTuple):
-    """What the compiler says of a plan."""
+    """Results of compiling a plan."""
 
-    state: int  # bytes of a device, as are temporaries
+    state: int  # bytes per device, like temporaries
     temporaries: int
-    rows: list[Any]  # its collectives
-    seconds: float  # that compiling took
+    rows: list[Any]  # collectives
+    seconds: float  # of compilation
 
     @property
     def total(self) -> int:
@@ -240,7 +239,7 @@ class Compiled(NamedTuple):
 
 
 def compile_plan(plan: Plan, mode: str, stage: str, name: str) -> Compiled:
-    """Compiles the step that a run would run."""
+    """Compiles the step of the run."""
     from tools.planning.step import lower_sampling, lower_training
 
     count = math.prod(plan.sizes.values())
@@ -259,7 +258,7 @@ def compile_plan(plan: Plan, mode: str, stage: str, name: str) -> Compiled:
 
 
 def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, kind: str) -> None:
-    """The compiler's memory beside the estimate, the collectives, and the times with these."""
+    """Prints compiled against estimated memory, the collectives, and the resulting times."""
     made, chip = plan.made, device(kind)
     print(f"\ncompiled in {got.seconds:.0f} s")
     print("GiB on a device      compiler   estimate")
@@ -285,7 +284,7 @@ def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, kind: str) 
 
 
 def seconds_of(plan: Plan, got: Compiled | None, chip: Chip) -> tuple[float, float]:
-    """A step's seconds where everything overlaps, and where nothing does."""
+    """Seconds of a step with full overlap, and with none."""
     made = plan.made if got is None else plan.made._replace(ici=got.sent / chip.ici)
     return made.seconds, made.most
 
@@ -316,7 +315,7 @@ def row_of(plan: Plan, got: Compiled | None, options: argparse.Namespace, kind: 
 
 
 def given_plan(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> Plan:
-    """The plan of --mesh; one that cannot fit is refused with what would."""
+    """The plan of --mesh; an error if it does not fit, with one that does."""
     mode, stage, chip = options.mode, options.stage, device(kind)
     sizes = mesh_sizes(read_mesh(options.mesh), count)
     check_plan(config, mode, stage, sizes)
@@ -325,10 +324,10 @@ def given_plan(config: ConfigDict, options: argparse.Namespace, kind: str, count
     if made.total > ROOM * chip.hbm:
         better = search(config, mode, stage, count, chip)
         fits = better and better[0].made.total <= ROOM * chip.hbm
-        would = told(better[0].config, mode, stage, better[0].sizes) if fits else "more devices"
+        would = flags_of(better[0].config, mode, stage, better[0].sizes) if fits else "more devices"
         raise UserError(
             f"{made.total / GIB:.1f} GiB by estimate do not fit into {ROOM:.0%} of"
-            f" {chip.hbm / GIB:.0f} GiB of {kind}; what would fit: {would}"
+            f" {chip.hbm / GIB:.0f} GiB of {kind}; this fits: {would}"
         )
     return Plan(config, sizes, model, made)
 
@@ -341,12 +340,12 @@ def plan_run(config: ConfigDict, options: argparse.Namespace, kind: str, count: 
     else:
         found = search(config, mode, stage, count, chip)
         if not found:
-            check_plan(config, mode, stage, mesh_sizes({"data": -1}, count))  # which says why
+            check_plan(config, mode, stage, mesh_sizes({"data": -1}, count))  # raises the reason
         best = found[: max(options.best, 1)]
         print("best by estimate     GiB     seconds")
         for plan in found[: max(5, options.best)]:
             line = f"{plan.made.total / GIB:9.2f} {plan.made.seconds:11.4f}"
-            print(f"  {line}  {told(plan.config, mode, stage, plan.sizes)}")
+            print(f"  {line}  {flags_of(plan.config, mode, stage, plan.sizes)}")
         print()
         if best[0].made.total > ROOM * chip.hbm:
             least = min(plan.made.total for plan in found)
@@ -356,7 +355,7 @@ def plan_run(config: ConfigDict, options: argparse.Namespace, kind: str, count: 
                 " needed, or a smaller batch"
             )
     for number, plan in enumerate(best):
-        print(f"{stage} on {options.topology}, {told(plan.config, mode, stage, plan.sizes)}")
+        print(f"{stage} on {options.topology}, {flags_of(plan.config, mode, stage, plan.sizes)}")
         if number == 0 or not options.fast:
             print_estimate(plan, mode, stage, kind)
         got = None
@@ -377,7 +376,7 @@ def plan_run(config: ConfigDict, options: argparse.Namespace, kind: str, count: 
 
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
-    """The flags, checked, and what is none of them."""
+    """Parses the flags; also returns unknown ones."""
     parser = Parser(
         prog="plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -394,13 +393,13 @@ def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Plans and prints; returns the exit status."""
+    """Runs the tool; returns the exit status."""
     try:
         options, changes = parse(arguments)
         kind, count = topology(options.topology)
         config = read_config(options.config, changes)
         if not options.fast:
-            devices_of(options.topology)  # what cannot be compiled is said first
+            devices_of(options.topology)  # fails early without libtpu
         joined.check(config, "tpu")
         plan_run(config, options, kind, count)
         return 0

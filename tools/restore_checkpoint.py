@@ -6,13 +6,13 @@
     python -m tools.restore_checkpoint copy    WORKDIR --to DIR [--stage S] [--step N]
         [--mesh AXIS:SIZE,...] [--drop optimizer]
 
-Without --stage: all stages (copy: the only one). Without --step: list and verify take all steps,
-inspect the newest finished one, copy the newest good one. `copy` writes DIR/checkpoints/STAGE/STEP,
-verified. With --mesh its arrays are split for that mesh, over all devices that are here (a CPU is N
-of them with XLA_FLAGS=--xla_force_host_platform_device_count=N). With --drop optimizer its state is
-left out, two thirds of the bytes and more: the copy samples and is evaluated as the original;
-training goes on from its weights and step, and the optimizer (moments, warm-up, schedule) begins
-anew. Exit status: 0, 1 if a file is damaged (it is named), 2 for wrong arguments.
+Defaults: all stages (for copy, the only one); for list and verify all steps, for inspect the newest
+finished one, for copy the newest valid one. `copy` writes and verifies DIR/checkpoints/STAGE/STEP.
+--mesh shards its arrays for a mesh over all local devices (a CPU has N of them with
+XLA_FLAGS=--xla_force_host_platform_device_count=N). --drop optimizer omits the optimizer's state,
+more than two thirds of the bytes: the copy samples and evaluates like the original; training
+continues from its weights and step with a fresh optimizer (moments, warm-up, schedule). Exit
+status: 0, 1 for a damaged file (which is named), 2 for wrong arguments.
 """
 
 import argparse
@@ -66,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def chosen(options: argparse.Namespace) -> list[tuple[Path, int]]:
-    """(folder of a stage, step) for every step that the arguments name; at least one."""
+    """(folder of the stage, step) of every selected step; at least one."""
     root = options.workdir / "checkpoints"
     stages = sorted(path.name for path in root.iterdir() if path.is_dir()) if root.is_dir() else []
     if not stages:
@@ -86,12 +86,12 @@ def chosen(options: argparse.Namespace) -> list[tuple[Path, int]]:
 
 
 def size(folder: Path) -> int:
-    """Bytes of all files in a folder."""
+    """Total size of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def list_steps(options: argparse.Namespace) -> int:
-    """One line a step; looks into no file."""
+    """Prints a line per step, without opening files."""
     for stage, step in chosen(options):
         folder = stage / str(step)
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(folder.stat().st_mtime))
@@ -101,7 +101,7 @@ def list_steps(options: argparse.Namespace) -> int:
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """The meta data and every array: shape, dtype, bytes."""
+    """Prints the metadata, and shape, dtype and bytes of every array."""
     newest = {stage: step for stage, step in chosen(options) if is_finished(stage, step)}
     if not newest:
         raise UserError(f"{options.workdir}: no such step was finished; verify says more")
@@ -122,7 +122,7 @@ def inspect(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """One line a step: good, or the first damaged file."""
+    """Prints a line per step: good, or the first damaged file."""
     status = 0
     for stage, step in chosen(options):
         wrong = damage(stage, step)
@@ -132,7 +132,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def copy(options: argparse.Namespace) -> int:
-    """Copies one good step, verified before and after; whole or not at all."""
+    """Copies a valid step atomically, verified before and after."""
     found = chosen(options)
     stages = sorted({stage for stage, _ in found})
     if len(stages) > 1:

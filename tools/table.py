@@ -26,7 +26,7 @@ def cell(row: dict[str, Any], name: str) -> str:
 
 
 def newest(workdir: Path) -> list[dict[str, Any]]:
-    """The rows of a workdir's last evaluation."""
+    """The rows of the last evaluation of a workdir."""
     rows = [row for row in read(workdir) if row["stage"] == "eval"]
     if not any("split" in row for row in rows):
         raise UserError(f"{workdir}: no scores in metrics.jsonl; run the stage eval first")
@@ -34,18 +34,18 @@ def newest(workdir: Path) -> list[dict[str, Any]]:
 
 
 def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table."""
+    """A Markdown table."""
     rows = [heads, ["---"] * len(heads), *lines]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def percent(value: float | None) -> str:
-    """A share, or a dash."""
+    """A share, or a dash if missing."""
     return "–" if value is None else f"{100 * value:.1f}%"
 
 
 def mean_row(rows: Sequence[dict[str, Any]], name: str) -> str:
-    """Mean of a score over runs, with the least and the greatest."""
+    """Mean of a score over runs, with minimum and maximum."""
     values = [row[name] for row in rows if row.get(name) is not None]
     if not values:
         return "–"
@@ -54,7 +54,7 @@ def mean_row(rows: Sequence[dict[str, Any]], name: str) -> str:
 
 
 def scores(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    """What the oracle read, by run, split and objects; over several runs also their mean."""
+    """Scores by run, split and objects; of several runs also the mean."""
     heads = ["run", "clips", "objects", "n", *(name.replace("_", " ") for name in COLUMNS)]
     lines = []
     made: dict[str, list[dict[str, Any]]] = {}
@@ -78,7 +78,7 @@ def scores(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
 
 
 def quality(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    """PSNR and SSIM of the autoencoder, and what follows given frames, in dB."""
+    """PSNR and SSIM of the autoencoder, and PSNR of the frames after given ones."""
     lines = []
     for name, rows in runs:
         for row in rows:
@@ -97,8 +97,8 @@ def quality(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
     return markdown(["run", "what", "n", "PSNR", "a frozen frame", "gain"], lines)
 
 
-def told(name: str, rows: Sequence[dict[str, Any]]) -> str:
-    """What the oracle of shots or playgrounds read: a line for each of its scores."""
+def score_table(name: str, rows: Sequence[dict[str, Any]]) -> str:
+    """Scores of shots or playgrounds, a row per score."""
     of = [row for split in SPLITS for row in rows if row.get("split") == split]
     names = [key.removesuffix("_low") for key in of[0] if key.endswith("_low")]
     lines = [[key.replace("_", " "), *(cell(row, key) for row in of)] for key in names]
@@ -107,7 +107,7 @@ def told(name: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def lengths(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
-    """Clips in one pass and in chunks: what lasts, and what the picture drifts by in a second."""
+    """Clips generated in one pass and in chunks: permanence, and drift per second."""
     drifts = ("colour", "contrast", "sharpness")
     lines = [
         [
@@ -125,16 +125,16 @@ def lengths(runs: Sequence[tuple[str, list[dict[str, Any]]]]) -> str:
 
 
 def table(workdirs: Sequence[Path]) -> str:
-    """All tables of the newest evaluation of each workdir."""
+    """All tables of the last evaluation of each workdir."""
     runs = [(workdir.name, newest(workdir)) for workdir in workdirs]
     of_world = [(name, rows) for name, rows in runs if not any("place" in row for row in rows)]
     parts = [scores(of_world)] if of_world else []
-    parts += [told(*run) for run in runs if run not in of_world]
+    parts += [score_table(*run) for run in runs if run not in of_world]
     return "\n\n".join(part for part in (*parts, quality(runs), lengths(runs)) if part)
 
 
 def main(argv: Sequence[str]) -> int:
-    """Prints the table; a workdir without scores is one line and exit status 2."""
+    """Prints the tables; returns the exit status, 2 for a workdir without scores."""
     try:
         if not argv:
             raise UserError("usage: python -m tools.table WORKDIR ...")

@@ -269,8 +269,7 @@ def _gallery(paths: Iterable[Path], kinds: Sequence[str]) -> dict[str, Any]:
     files = [p for p in paths if p.suffix in kinds and p.name[0] != "." and p.is_file()]
     files.sort(key=lambda path: -kinds.index(path.suffix))
     best = {path.stem: path for path in files if path.stat().st_size}  # the best kind last
-    figures: list[dict[str, Any]] = []
-    room = MOST_BYTES
+    figures, room = list[dict[str, Any]](), MOST_BYTES
     for stem in sorted(best, key=lambda stem: re.sub(r"\d+", lambda n: n[0].zfill(20), stem)):
         path, size = best[stem], best[stem].stat().st_size
         if size <= room and len(figures) < MOST_SAMPLES:

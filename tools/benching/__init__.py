@@ -1,1 +1,1 @@
-"""What `python -m tools.bench` is made of."""
+"""The parts of `python -m tools.bench`."""

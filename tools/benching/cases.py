@@ -1,4 +1,4 @@
-"""The networks that are timed, and their inputs."""
+"""The benchmarked networks and their inputs."""
 
 import argparse
 import functools
@@ -19,7 +19,7 @@ from vdit.tokens import Condition, Layout, text_condition
 DTYPES = ("float32", "bfloat16")
 CHANNELS, TEXT_TOKENS, TEXT_WIDTH = 24, 48, 128  # of the default configuration
 
-Run = Callable[[], float]  # does the work once and gives its seconds
+Run = Callable[[], float]  # runs once and returns the seconds
 Arrays = dict[str, np.ndarray]
 
 
@@ -27,8 +27,8 @@ Arrays = dict[str, np.ndarray]
 class Case:
     """A network with its inputs.
 
-    `output(params, inputs)` and `loss(params, inputs)` are made for a dtype of matmul operands;
-    `options` say to PyTorch what to build.
+    `output(params, inputs)` and `loss(params, inputs)` are built for a dtype of matmul operands;
+    `options` describe the network to PyTorch.
     """
 
     name: str
@@ -38,19 +38,19 @@ class Case:
     output: Callable[[str], Callable[..., jax.Array]]
     loss: Callable[[str], Callable[..., jax.Array]]
     options: dict[str, Any]
-    forwards: dict[str, Run] = field(default_factory=dict)  # compiled already, by dtype
+    forwards: dict[str, Run] = field(default_factory=dict)  # compiled functions, by dtype
 
 
 def perturbed(params: Any) -> Any:
-    """Zero-initialised gates would let both sides agree on nothing, and zeros are no work."""
+    """Perturbs parameters: with zero-initialised gates the comparison would be trivial."""
     leaves, tree = jax.tree.flatten(params)
     random = np.random.default_rng(1)
     moved = [leaf + 0.02 * random.standard_normal(leaf.shape, np.float32) for leaf in leaves]
     return jax.tree.unflatten(tree, moved)
 
 
-def told(inputs: Mapping[str, jax.Array]) -> tuple[Layout, Condition]:
-    """Where the tokens are, and their condition."""
+def context(inputs: Mapping[str, jax.Array]) -> tuple[Layout, Condition]:
+    """Positions and condition of the tokens."""
     layout = Layout(inputs["position"], inputs["slot"], jnp.ones_like(inputs["slot"]))
     text, mask, pooled = (inputs[name][:, None] for name in ("text", "mask", "pooled"))
     condition = text_condition(text, mask, pooled, inputs["level"])
@@ -58,7 +58,7 @@ def told(inputs: Mapping[str, jax.Array]) -> tuple[Layout, Condition]:
 
 
 def dit_inputs(options: argparse.Namespace) -> Arrays:
-    """A dense batch of noisy tokens; with two levels the first eighth of each row is given."""
+    """A dense batch of noisy tokens; with two levels the first eighth of each row is clean."""
     batch, length = options.batch, options.tokens
     random = np.random.default_rng(0)
     index = np.arange(length)
@@ -83,7 +83,7 @@ def dit_inputs(options: argparse.Namespace) -> Arrays:
 
 
 def dit_model(options: argparse.Namespace, dtype: str, **changes: Any) -> DiT:
-    """The DiT as a run has it; heads of 64 as in the DiT paper, where the width allows."""
+    """The DiT of a run, with heads of 64 as in the DiT paper if the width allows."""
     run = default().run
     sizes = {"width": options.width, "depth": options.depth, "heads": heads(options.width)}
     runs = {"unroll": run.unroll, "remat": run.remat, "matmul": matmul(dtype)}
@@ -91,13 +91,13 @@ def dit_model(options: argparse.Namespace, dtype: str, **changes: Any) -> DiT:
 
 
 def heads(width: int) -> int:
-    """Heads of 64; of 16 in a network too narrow for that."""
+    """The number of heads: of width 64, or 16 in a narrow network."""
     return width // 64 if width % 64 == 0 else width // 16
 
 
 def dit_loss(model: DiT, params: Any, inputs: Mapping[str, jax.Array]) -> jax.Array:
     """The mean squared error over all tokens."""
-    out: Any = model.apply({"params": params}, inputs["x"], *told(inputs))
+    out: Any = model.apply({"params": params}, inputs["x"], *context(inputs))
     return jnp.square(out - inputs["target"]).mean()
 
 
@@ -106,12 +106,12 @@ def dit_case(options: argparse.Namespace) -> Case:
 
     def output(dtype: str) -> Any:
         model = dit_model(options, dtype)
-        return lambda params, inputs: model.apply({"params": params}, inputs["x"], *told(inputs))
+        return lambda params, inputs: model.apply({"params": params}, inputs["x"], *context(inputs))
 
     inputs = dit_inputs(options)
     scanned = dit_model(options, "float32", unroll=1)
     first = {name: jnp.asarray(value[:1]) for name, value in inputs.items()}
-    init = jax.jit(lambda key: scanned.init(key, first["x"], *told(first)))
+    init = jax.jit(lambda key: scanned.init(key, first["x"], *context(first)))
     params = init(jax.random.key(0))["params"]
     return Case(
         name="dit",

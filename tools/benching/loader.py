@@ -1,8 +1,8 @@
-"""How fast clips come: vdit's loader by source, size and threads, beside PyTorch's DataLoader.
+"""Loader throughput by source, size and threads, against PyTorch's DataLoader.
 
-A part of `tools/bench.py` (`--only=loader`). Films of the folder source are H.264 files that it
-writes; PyTorch's DataLoader decodes the same files with PyAV at every clip, in a process of its own
-(tools/benching/loader_torch.py), where vdit decodes each film once, which is timed apart.
+Part of `tools/bench.py` (`--only=loader`). The folder source reads H.264 files written here.
+PyTorch's DataLoader decodes the same files with PyAV for every clip, in a separate process
+(tools/benching/loader_torch.py); vdit decodes each file once, which is timed separately.
 """
 
 import json
@@ -29,18 +29,18 @@ from vdit.worlds.shots.source import Shots
 
 BATCH = 16
 FRAMES, FPS = 17, 10.0  # of a clip of films
-FILMS, SECONDS, FILM_FPS, FILM_SIZE = 8, 12, 24, 128  # what the films are
+FILMS, SECONDS, FILM_FPS, FILM_SIZE = 8, 12, 24, 128  # of the files
 WORKERS = (1, 2, 4)
 MEASURED = 3.0  # seconds
-FLAT = 10_000  # clips over which memory is to stay flat
-GROWTH = 32.0  # MiB, at most, after the first tenth of them
+FLAT = 10_000  # clips over which memory must not grow
+GROWTH = 32.0  # MiB, at most, after the first tenth of the clips
 
 Say = Callable[[str], None]
 Measured = dict[str, Any]  # a row: source, size, workers, clips_per_second
 
 
 def write_films(folder: Path) -> None:
-    """`FILMS` films of `SECONDS` seconds of the world, with a caption each."""
+    """Writes `FILMS` captioned videos of `SECONDS` seconds of the world."""
     world = World(0, frames=FILM_FPS * SECONDS, size=(FILM_SIZE, FILM_SIZE), fps=float(FILM_FPS))
     for number in range(FILMS):
         clip = world[number]
@@ -49,7 +49,7 @@ def write_films(folder: Path) -> None:
 
 
 def write_latents(folder: Path) -> None:
-    """A cache of latents of the default's shape."""
+    """A cache of latents of the default shape."""
 
     def encode(indices: range) -> Iterator[Mapping[str, np.ndarray]]:
         for index in indices:
@@ -61,7 +61,7 @@ def write_latents(folder: Path) -> None:
 
 
 def rate(stream: Iterator[Any], batch: int, seconds: float) -> float:
-    """Clips a second, after the first two batches."""
+    """Clips per second after the first two batches."""
     next(stream), next(stream)
     count, began = 0, time.perf_counter()
     while (took := time.perf_counter() - began) < seconds:
@@ -73,7 +73,7 @@ def rate(stream: Iterator[Any], batch: int, seconds: float) -> float:
 def loader_rate(
     source: Any, field: str, workers: int, batch: int = BATCH, seconds: float | None = None
 ) -> float:
-    """Clips a second of vdit's own loader with so many threads."""
+    """Clips per second of vdit's loader."""
     stream = batches(source, batch, 0, (field,), workers)
     try:
         return rate(stream, batch, MEASURED if seconds is None else seconds)
@@ -82,7 +82,7 @@ def loader_rate(
 
 
 def resident() -> float:
-    """MiB of memory that this process holds; 0 where the system does not tell."""
+    """Resident memory of this process in MiB; 0 if unknown."""
     try:
         pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     except OSError:
@@ -91,7 +91,7 @@ def resident() -> float:
 
 
 def growth(source: Any, clips: int) -> tuple[float, float]:
-    """MiB held after a tenth of so many clips, and by how much that has grown after all."""
+    """Resident MiB after a tenth of `count` clips, and its growth after all of them."""
     stream = batches(source, BATCH, 0, ("video",), 1)
     try:
         first = 0.0
@@ -105,8 +105,8 @@ def growth(source: Any, clips: int) -> tuple[float, float]:
 
 
 def torch_rates(python: str, films: Path, sizes: Sequence[int], say: Say) -> list[Measured]:
-    """Rows of PyTorch's DataLoader; none where that Python cannot run it, as where it has no torch
-    or no PyAV: then its last line is said."""
+    """Rows of PyTorch's DataLoader; none if that Python cannot run it (for lack of torch or PyAV),
+    and then prints the reason."""
     asked = {
         "films": str(films), "frames": FRAMES, "fps": FPS, "sizes": list(sizes), "batch": BATCH,
         "workers": [0, *WORKERS], "seconds": MEASURED,
@@ -122,7 +122,7 @@ def torch_rates(python: str, films: Path, sizes: Sequence[int], say: Say) -> lis
 
 
 def measure(python: str, say: Say) -> list[Measured]:
-    """The rows of the table."""
+    """Measures all rows of the table."""
     rows: list[Measured] = []
 
     def add(name: str, size: str, source: Any, field: str = "video") -> None:
@@ -160,7 +160,7 @@ def measure(python: str, say: Say) -> list[Measured]:
 
 
 def table(rows: Sequence[Measured]) -> str:
-    """Clips a second, as Markdown: a line for each source and size, a column for each count."""
+    """Clips per second as Markdown: a row per source and size, a column per thread count."""
     counts = sorted({row["workers"] for row in rows if "workers" in row})
     by: dict[tuple[str, str], dict[int, float]] = {}
     for row in rows:

@@ -1,8 +1,8 @@
 """PyTorch's DataLoader with PyAV over a folder of films, for tools/benching/loader.py.
 
-It is started with a Python that has torch and PyAV and one JSON argument, and prints a JSON line
-for each size and number of workers. A clip is decoded as such loaders do: open, seek to the key
-frame before, decode up to the wanted frames, scale.
+Run by a Python with torch and PyAV, with one JSON argument; prints a JSON line per size and number
+of workers. A clip is decoded the usual way: open, seek to the preceding key frame, decode up to the
+wanted frames, resize.
 """
 
 import bisect
@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 
 
 class Films(Dataset):
-    """Clip i begins i * stride frames into the films, one after another."""
+    """Clip i starts i * stride frames into the concatenated videos."""
 
     def __init__(self, folder: str, frames: int, fps: float, side: int) -> None:
         self.paths = sorted(Path(folder).glob("*.mp4"))
@@ -60,7 +60,7 @@ class Films(Dataset):
 
 
 def main() -> None:
-    """Prints the rates."""
+    """Measures and prints the rates."""
     asked = json.loads(sys.argv[1])
     torch.set_num_threads(1)
     for side in asked["sizes"]:

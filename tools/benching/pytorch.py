@@ -1,4 +1,4 @@
-"""PyTorch's side of the bench, in a process of its own (tools/benching/torch_process.py)."""
+"""Client of the PyTorch process (tools/benching/torch_process.py)."""
 
 import contextlib
 import json
@@ -17,16 +17,16 @@ from tools.benching.report import say
 from tools.benching.runs import LEARNING_RATE
 from vdit.errors import UserError
 
-AGREE = 1e-3  # relative difference up to which two networks are the same
+AGREE = 1e-3  # largest relative difference that counts as equal
 
-# What `keep_freed_memory` tells glibc here, for a process that is to start.
+# The settings of `keep_freed_memory`, for a new process.
 KEPT = {
     "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": str(2**31), "MALLOC_TOP_PAD_": str(2**26),
 }  # fmt: skip
 
 
 class Torch:
-    """The other side; `missing` says why it is not there."""
+    """The process; `missing` is the reason if there is none."""
 
     def __init__(self, python: str) -> None:
         self.python, self.missing = python, ""
@@ -43,7 +43,7 @@ class Torch:
         self.version = self.ask(version=True).get("version", "")
 
     def ask(self, **request: Any) -> dict[str, Any]:
-        """One request, one answer; {"error": why} if there is none."""
+        """Sends a request and returns the answer; {"error": reason} on failure."""
         if not self.missing:
             try:
                 assert self.process.stdin is not None and self.process.stdout is not None
@@ -59,7 +59,7 @@ class Torch:
         return {"error": self.missing}
 
     def load(self, case: Case, losses: list[float]) -> str:
-        """Builds the case's network there; one line that says whether the two are the same."""
+        """Builds the network of a case; returns a line on whether both sides agree."""
         if self.missing:
             return f"no PyTorch: {self.missing}"
         expected = jax.jit(case.output("float32"))(case.params, case.inputs)
@@ -83,7 +83,7 @@ class Torch:
         )
 
     def run(self, task: str, dtype: str, compiled: bool, threads: int) -> Run:
-        """One variant; NaN seconds if it fails."""
+        """Times one variant; NaN seconds on failure."""
 
         def run() -> float:
             answer = self.ask(task=task, dtype=dtype, compiled=compiled, threads=threads)
@@ -94,7 +94,7 @@ class Torch:
         return run
 
     def runs(self, case: Case, task: str) -> dict[str, Run]:
-        """Eager and compiled, float32 and bfloat16, warm, each with the better thread count."""
+        """Warm runs, eager and compiled, float32 and bfloat16, with the faster thread count."""
         made: dict[str, Run] = {}
         if self.missing:
             return made
@@ -114,8 +114,8 @@ class Torch:
         return made
 
     def close(self) -> None:
-        """Ends the process."""
-        with contextlib.suppress(BrokenPipeError):  # of a request that nobody was there to read
+        """Stops the process."""
+        with contextlib.suppress(BrokenPipeError):  # of a request to a process that has ended
             assert self.process.stdin is not None
             self.process.stdin.close()
         self.process.wait()

@@ -1,4 +1,4 @@
-"""Turns, and the table of what they took."""
+"""Interleaved timing, and tables of the results."""
 
 import math
 import statistics
@@ -9,16 +9,16 @@ from typing import Any
 
 from tools.benching.cases import Run
 
-SLOW = 3.0  # times the fastest: not worth a second turn
+SLOW = 3.0  # times the fastest: not repeated
 
 
 def say(text: str) -> None:
-    """Progress, apart from the tables."""
+    """Prints progress to stderr, away from the tables."""
     print(f"bench: {text}", file=sys.stderr, flush=True)
 
 
 def take_turns(runs: Mapping[str, Run], turns: int, what: str) -> dict[str, list[float]]:
-    """Seconds of every run, in turns; slow ones have only the first."""
+    """Seconds of every run, interleaved; slow runs are timed once."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for turn in range(turns):
         say(f"{what}: turn {turn + 1} of {turns}")
@@ -31,14 +31,14 @@ def take_turns(runs: Mapping[str, Run], turns: int, what: str) -> dict[str, list
 
 @dataclass
 class Report:
-    """Prints what was measured, and keeps it as rows."""
+    """Prints results and keeps them as rows."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def table(
         self, part: str, task: str, seconds: Mapping[str, list[float]], gflop: float | None
     ) -> None:
-        """One line a contender: median, range, rate, and PyTorch's best two over it."""
+        """A row per run: median, range, rate, and the two best of PyTorch relative to it."""
         medians = {name: statistics.median(values) for name, values in seconds.items()}
         best32, best = best_torch(medians, "PyTorch float32"), best_torch(medians)
         print(f"\n{part} {task}" + (f", {gflop:.3g} GFLOP of matmuls" if gflop else ""))
@@ -55,7 +55,7 @@ class Report:
         sys.stdout.flush()
 
     def target(self, part: str, what: str, value: float | None, limit: float, most: bool) -> None:
-        """Whether a ratio is where it should be; None: could not be measured."""
+        """Compares a ratio with its target; None if not measured."""
         if value is None:
             return
         reached = value <= limit if most else value >= limit
@@ -73,7 +73,7 @@ def best_torch(medians: Mapping[str, float], prefix: str = "PyTorch") -> float |
 
 
 def over_torch(seconds: Mapping[str, list[float]], prefix: str = "PyTorch") -> float | None:
-    """PyTorch's best over JAX's best."""
+    """The best time of PyTorch over the best of JAX."""
     medians = {name: statistics.median(values) for name, values in seconds.items()}
     best = best_torch(medians, prefix)
     return None if best is None else best / best_torch(medians, "JAX")  # type: ignore[operator]

@@ -1,4 +1,4 @@
-"""What is timed in JAX: each function compiles, and gives a `Run` that is warm."""
+"""The timed computations in JAX: each function compiles and returns a warm `Run`."""
 
 import argparse
 import functools
@@ -18,11 +18,11 @@ from tools.benching.cases import (
     TEXT_WIDTH,
     Case,
     Run,
+    context,
     dit_inputs,
     dit_loss,
     dit_model,
     perturbed,
-    told,
 )
 from tools.planning.products import Product, flops, products
 from vdit.diffusion.prediction import to_x0_eps
@@ -34,18 +34,18 @@ from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import dense_tokens, text_condition
 
 LEARNING_RATE = 1e-4
-CHECKED = 3  # train steps whose losses PyTorch must share
+CHECKED = 3  # train steps whose losses PyTorch must match
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Seconds until the result is there."""
+    """Seconds until the result is ready."""
     start = time.perf_counter()
     jax.block_until_ready(call())
     return time.perf_counter() - start
 
 
 def optimizer() -> optax.GradientTransformation:
-    """AdamW at a constant rate, gradients clipped."""
+    """AdamW with a constant learning rate and gradient clipping."""
     return make_optimizer(
         "adamw", learning_rate=LEARNING_RATE, steps=1, schedule="constant", clip=1.0
     )
@@ -63,7 +63,7 @@ def train_step(loss: Callable[..., jax.Array]) -> Callable[..., Any]:
 
 
 def forward_run(case: Case, dtype: str) -> Run:
-    """The forward pass, compiled and warm."""
+    """The compiled forward pass."""
     if dtype not in case.forwards:
         params, inputs = jax.device_put((case.params, case.inputs))
         compiled = jax.jit(case.output(dtype)).lower(params, inputs).compile()
@@ -73,7 +73,7 @@ def forward_run(case: Case, dtype: str) -> Run:
 
 
 def train_run(case: Case, dtype: str) -> tuple[Run, list[float]]:
-    """The train step, compiled and warm, and the losses of its first steps."""
+    """The compiled train step, and the losses of its first steps."""
     inputs = jax.device_put(case.inputs)
     params = jax.tree.map(jnp.array, case.params)
     state = params, optimizer().init(params)
@@ -91,7 +91,7 @@ def train_run(case: Case, dtype: str) -> tuple[Run, list[float]]:
 
 
 def scan_run(case: Case, dtype: str, steps: int) -> Run:
-    """The sampling scan, compiled and warm."""
+    """The compiled sampling scan."""
     flow = process("flow")
     output = case.output(dtype)
 
@@ -117,11 +117,11 @@ def scan_run(case: Case, dtype: str, steps: int) -> Run:
 
 
 def compile_run(options: argparse.Namespace, depth: int) -> Run:
-    """Tracing and compiling the train step of a scanned stack."""
+    """Traces and compiles the train step of a scanned stack."""
     inputs = jax.tree.map(jnp.asarray, dit_inputs(options))
     model = dit_model(options, "float32", depth=depth, unroll=1)
     shapes = jax.eval_shape(
-        lambda key: model.init(key, inputs["x"], *told(inputs)), jax.random.key(0)
+        lambda key: model.init(key, inputs["x"], *context(inputs)), jax.random.key(0)
     )["params"]
     opt = jax.eval_shape(optimizer().init, shapes)
 
@@ -136,15 +136,15 @@ def compile_run(options: argparse.Namespace, depth: int) -> Run:
 
 
 class Length(NamedTuple):
-    """The forward pass over one clip of so many tokens."""
+    """The forward pass over one clip."""
 
     run: Run  # compiled and warm
-    flops: int  # of its matrix products
-    temporaries: int  # bytes, by the compiler
+    flops: int  # of the matrix products
+    temporaries: int  # bytes, from the compiler
 
 
 def length_case(axes: str, length: int) -> Length:
-    """A small DiT's forward pass over one clip of so many tokens."""
+    """The forward pass of a small DiT over one clip of `length` tokens."""
     model = DiT(width=64, depth=2, heads=1, axes=axes, attend=attention.kernel("auto"))
     count, random = length // 256, np.random.default_rng(0)
     latent = random.standard_normal((1, count, 16, 16, CHANNELS), np.float32)
@@ -152,24 +152,24 @@ def length_case(axes: str, length: int) -> Length:
     x, layout = dense_tokens(
         jnp.asarray(latent), (1, 1), jnp.asarray(times), jnp.zeros((1, count), bool)
     )
-    first = dense_tokens(  # parameters know no length
+    first = dense_tokens(  # parameters do not depend on the length
         jnp.asarray(latent[:, :1]), (1, 1), jnp.asarray(times[:, :1]), jnp.zeros((1, 1), bool)
     )
     text = random.standard_normal((1, 1, TEXT_TOKENS, TEXT_WIDTH), np.float32)
     mask = jnp.ones(text.shape[:3], bool)
     level = jnp.asarray([[600.0, 0.0]])
-    told = text_condition(jnp.asarray(text), mask, jnp.asarray(text.mean(2)), level)
-    params = perturbed(jax.jit(model.init)(jax.random.key(0), *first, told))
-    compiled = jax.jit(model.apply).lower(params, x, layout, told).compile()
-    jax.block_until_ready(compiled(params, x, layout, told))
+    condition = text_condition(jnp.asarray(text), mask, jnp.asarray(text.mean(2)), level)
+    params = perturbed(jax.jit(model.init)(jax.random.key(0), *first, condition))
+    compiled = jax.jit(model.apply).lower(params, x, layout, condition).compile()
+    jax.block_until_ready(compiled(params, x, layout, condition))
     memory: Any = compiled.memory_analysis()
-    work = flops(jax.make_jaxpr(model.apply)(params, x, layout, told).jaxpr)
-    run = lambda: seconds_of(lambda: compiled(params, x, layout, told))  # noqa: E731
+    work = flops(jax.make_jaxpr(model.apply)(params, x, layout, condition).jaxpr)
+    run = lambda: seconds_of(lambda: compiled(params, x, layout, condition))  # noqa: E731
     return Length(run, work, memory.temp_size_in_bytes)
 
 
 def gradient_temporaries(attend: Any, length: int) -> int:
-    """Bytes that a kernel's compiled gradient needs besides its arguments and results."""
+    """Temporary memory of the compiled gradient of a kernel, in bytes."""
     x = jax.ShapeDtypeStruct((1, length, 1, 64), jnp.float32)
     grad = jax.grad(lambda q, k, v: jnp.square(attend(q, k, v)).sum(), (0, 1, 2))
     memory: Any = jax.jit(grad).lower(x, x, x).compile().memory_analysis()
@@ -180,9 +180,9 @@ def gradient_temporaries(attend: Any, length: int) -> int:
 # Bare matmuls
 
 
-@functools.cache  # forward pass and train step share many
+@functools.cache  # the forward pass and the train step share many
 def product_run(product: Product) -> Run:
-    """The product, compiled and warm."""
+    """A compiled matrix product."""
     random = np.random.default_rng(0)
     left, right = (
         jnp.asarray(random.standard_normal(shape, np.float32), dtype)
@@ -199,7 +199,7 @@ def product_run(product: Product) -> Run:
 
 
 def products_of(case: Case, task: str, dtype: str) -> Counter[Product]:
-    """The products of a case's forward pass or train step (what gradients do not need is gone)."""
+    """The products of a forward pass or train step, after dead-code elimination."""
     if task == "forward":
         function: Any = case.output(dtype)
     else:
@@ -208,7 +208,7 @@ def products_of(case: Case, task: str, dtype: str) -> Counter[Product]:
 
 
 def sum_run(found: Counter[Product]) -> Run:
-    """One turn: every product timed once, times how often it runs."""
+    """Total seconds of all products, each timed once and weighted by its count."""
     runs = [(count, product_run(product)) for product, count in found.items()]
     return lambda: sum(count * run() for count, run in runs)
 
@@ -221,7 +221,7 @@ def plain(found: Counter[Product]) -> Counter[Product]:
 
 
 def matmul_runs(case: Case, task: str, dtype: str) -> dict[str, Run]:
-    """The floor, and what the layouts of the network's own products add to it."""
+    """All products as plain matmuls, and as the network lays them out."""
     found = products_of(case, task, dtype)
     return {
         f"matmuls {dtype}": sum_run(plain(found)),

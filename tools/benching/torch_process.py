@@ -1,14 +1,14 @@
-"""The networks of vdit in PyTorch, for tools/bench.py: a process that times them on request.
+"""The networks of vdit in PyTorch, timed on request of tools/bench.py.
 
-It is started by `tools/bench.py` with a Python that has torch, and answers JSON lines on stdout:
-{"version"} is torch's; {"load": FILE} builds the network that the npz file describes, with the
-file's parameters, and answers how far its output and losses are from those in the file; {"task",
-"dtype", "compiled", "threads"} times one run. Written the way PyTorch is fast: joint projections
-of q, k and v, scaled_dot_product_attention, fused AdamW, inference mode; torch.compile sees the
-whole network.
+Started by `tools/bench.py` with a Python that has torch. It answers JSON lines on stdout:
+{"version"} with that of torch; {"load": FILE} by building the network of the npz file with its
+parameters, with the differences of output and losses from those stored; {"task", "dtype",
+"compiled", "threads"} with the time of one run. This is optimised PyTorch: joint projections of q,
+k and v, scaled_dot_product_attention, fused AdamW, inference mode, torch.compile of the entire
+network.
 
 Dimension key: B batch, L tokens, S text tokens, C channels, D width, N heads, K head dim; T latent
-frames and P places of the VAE.
+frames and P positions of the VAE.
 """
 
 import functools
@@ -30,7 +30,7 @@ WARM_UP = 2
 
 
 def part(arrays: Arrays, prefix: str, layer: int | None = None) -> dict[str, np.ndarray]:
-    """The arrays under `prefix`/, of one layer where they are stacked."""
+    """The arrays under `prefix`/; of stacked ones, one layer."""
     return {
         name.removeprefix(f"{prefix}/"): value if layer is None else value[layer]
         for name, value in arrays.items()
@@ -39,7 +39,7 @@ def part(arrays: Arrays, prefix: str, layer: int | None = None) -> dict[str, np.
 
 
 def linear(arrays: Arrays, *names: str) -> nn.Linear:
-    """One linear layer of the kernels `names`, side by side."""
+    """One linear layer with the kernels `names` concatenated."""
     kernel = np.concatenate([arrays[f"{name}/kernel"] for name in names], axis=1)
     has_bias = f"{names[0]}/bias" in arrays
     made = nn.Linear(*kernel.shape, bias=has_bias)
@@ -162,7 +162,7 @@ class Block(nn.Module):
 
 
 def chosen(vectors_BKF: Tensor, pick_BLK: Tensor) -> Tensor:
-    """Every token's vector of its slot; (B, 1, F) where there is one for all."""
+    """Gathers each token's vector by slot; (B, 1, F) if there is a single slot."""
     return vectors_BKF if vectors_BKF.shape[1] == 1 else pick_BLK @ vectors_BKF
 
 
@@ -203,7 +203,7 @@ class DiT(nn.Module):
 
 
 class SpaceTimeBlock(nn.Module):
-    """The VAE's block: attention over places, causal windowed attention over time, MLP."""
+    """The VAE's block: spatial attention, causal windowed attention over time, MLP."""
 
     def __init__(self, arrays: Arrays, heads: int) -> None:
         super().__init__()
@@ -255,7 +255,7 @@ class Trunk(nn.Module):
 
 
 class VAE(nn.Module):
-    """vdit.models.vae.VAE on whole clips of 1 + k·p frames whose size the patch divides."""
+    """vdit.models.vae.VAE on clips of 1 + k·p frames of a size divisible by the patch."""
 
     def __init__(self, arrays: Arrays, options: dict[str, Any]) -> None:
         super().__init__()
@@ -323,7 +323,7 @@ NETWORKS: dict[str, tuple[Any, Any, Any]] = {
 
 
 class Bench:
-    """One network with its inputs, and what can be timed on it."""
+    """A network with its inputs, and the tasks to time."""
 
     def __init__(self, path: str) -> None:
         with np.load(path) as file:
@@ -341,7 +341,7 @@ class Bench:
         self.ready: dict[str, Callable[[], Any]] = {}
 
     def differences(self) -> dict[str, float]:
-        """Largest difference of the output, by its deviation, and of the first losses."""
+        """Largest difference of the output, in standard deviations, and of the first losses."""
         with torch.inference_mode():
             out = self.output(self.model, self.inputs).numpy()
         wanted = self.expected["output"]
@@ -367,7 +367,7 @@ class Bench:
 
     @torch.inference_mode()
     def sample(self, output: Callable[..., Tensor], dtype: str, steps: int | None = None) -> Tensor:
-        """Euler steps of the flow from noise to data, unguided; given tokens stay as they are."""
+        """Unguided Euler steps from noise to data; clean tokens are kept."""
         steps = self.options["steps"] if steps is None else steps
         given = self.inputs["slot"][..., None] == 1
         x, clean, level = self.inputs["x"], self.inputs["x"], self.inputs["level"].clone()
@@ -383,7 +383,7 @@ class Bench:
         """Seconds of one run, after warm-up (and compilation) at the first call."""
         torch.set_num_threads(threads)
         call = {"forward": self.forward, "train": self.train_step, "sample": self.sample}[task]
-        # Compilers guard on more than shapes: what is made inside the loop is compiled for anew.
+        # torch.compile guards on more than shapes: inputs created inside the loop would recompile.
         warm = functools.partial(call, steps=WARM_UP) if task == "sample" else call
         function = self.loss if task == "train" else self.output
         name = f"{task} {dtype} {compiled} {threads}"
@@ -401,9 +401,9 @@ def autocast(dtype: str) -> Any:
 
 
 def main() -> None:
-    """Answers requests until stdin ends."""
+    """Answers requests until stdin closes."""
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what compilers print is no answer
+    os.dup2(2, 1)  # compilers print to stdout too
     torch._dynamo.config.recompile_limit = 64
     bench: Any = None
     for line in sys.stdin:
@@ -416,7 +416,7 @@ def main() -> None:
                 answer = bench.differences()
             else:
                 answer = {"seconds": bench.time(**request)}
-        except Exception as error:  # one variant that fails must not end the others
+        except Exception as error:  # a failing variant must not stop the others
             answer = {"error": (str(error).strip() or repr(error)).splitlines()[0]}
         print(json.dumps(answer), file=answers, flush=True)
 

@@ -1,14 +1,14 @@
-"""Stores what a network of diffusers or transformers makes of random inputs, block by block, for a
-parity report.
+"""Stores the activations of a network of diffusers or transformers on random inputs, for a parity
+report block by block.
 
-Run where torch, diffusers and transformers are installed, on a folder of the network (of a
-pipeline: transformer/, unet/ or vae/); then give the file to
+Run where torch, diffusers and transformers are installed, on a folder of the network (in a
+pipeline: transformer/, unet/ or vae/); then pass the file to
 `python -m tools.import_weights --parity=FILE`:
 
     python tools/golden/activations.py FOLDER FILE.npz [SIDE]
 
-SIDE: rows and columns of the latents, or of the pixels; those of config.json without it. (A ViT's
-and a ViViT's are always those, a DiT's as well.)
+SIDE: height and width in latents or pixels (default: of config.json, always used for ViT, ViViT and
+DiT).
 """
 
 import json
@@ -25,7 +25,7 @@ from safetensors import safe_open
 
 BATCH, TEXT, FRAMES = 2, 7, 5
 TIMES = (17, 801)
-# The modules that are stored, by class or by name; nothing inside of one of them.
+# The stored modules, by class or name; their submodules are not stored.
 BLOCKS = {
     "BasicTransformerBlock", "ResnetBlock2D", "Transformer2DModel", "Attention", "Downsample2D",
     "Upsample2D", "WanResidualBlock", "WanAttentionBlock", "WanResample", "ViTLayer", "VivitLayer",
@@ -36,19 +36,19 @@ Tensors = dict[str, torch.Tensor]
 
 
 def last(x: torch.Tensor) -> np.ndarray:
-    """Channels last: of images (B, C, H, W), of videos (B, C, T, H, W)."""
+    """Moves channels last, for images (B, C, H, W) and videos (B, C, T, H, W)."""
     order = {4: (0, 2, 3, 1), 5: (0, 2, 3, 4, 1)}.get(x.ndim)
     return (x if order is None else x.permute(*order)).contiguous().numpy()
 
 
 def text_of(width: int) -> Tensors:
-    """A text and its mask, in which one row is shorter."""
+    """Text features and a mask with one shorter row."""
     mask = torch.arange(TEXT)[None] < torch.tensor([TEXT, 3])[:, None]
     return {"text": torch.randn(BATCH, TEXT, width), "mask": mask}
 
 
 def dit(model: Any, side: int | None) -> Tensors:
-    """An image DiT; the second label is none."""
+    """An image DiT; the second label is the null class."""
     config = model.config
     classes = config.num_embeds_ada_norm
     x = torch.randn(BATCH, config.in_channels, config.sample_size, config.sample_size)
@@ -79,7 +79,7 @@ def unet(model: Any, side: int | None) -> Tensors:
 
 
 def autoencoder(model: Any, side: int | None) -> Tensors:
-    """An image autoencoder on images, a causal one on a clip; both ways."""
+    """Encodes and decodes images, or a clip with a causal autoencoder."""
     images = isinstance(model, diffusers.AutoencoderKL)
     shape = (1 if images else FRAMES), side or 64, side or 64
     video = torch.rand(1, 3, *shape) * 2 - 1
@@ -108,7 +108,7 @@ RUNS = {
 
 
 def tensor_names(folder: Path) -> list[str]:
-    """The names in a folder's files, which are not always those in memory."""
+    """The tensor names in the files, which may differ from those in memory."""
     found: list[str] = []
     for path in folder.glob("*.safetensors"):
         with safe_open(path, framework="pt") as file:
@@ -129,7 +129,7 @@ def main(folder: str, target: str, side: str = "") -> None:
     def store(name: str) -> Any:
         def hook(module: Any, inputs: Any, out: Any) -> None:
             out = out[0] if isinstance(out, tuple) else out
-            if name.startswith("temporal_"):  # rows are places
+            if name.startswith("temporal_"):  # rows are positions
                 out = out.unflatten(0, (BATCH, -1)).transpose(1, 2).flatten(0, 1)
             found.setdefault(name, []).append(out)
 
@@ -146,7 +146,7 @@ def main(folder: str, target: str, side: str = "") -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         given = RUNS[name](model, int(side) if side else None)
-    # A causal autoencoder makes a clip in chunks.
+    # A causal autoencoder runs in chunks.
     arrays: dict[str, Any] = {f"in/{k}": v.contiguous().numpy() for k, v in given.items()}
     for path, parts in found.items():
         arrays[f"out/{path}"] = last(torch.cat(parts, dim=2 if parts[0].ndim == 5 else 0))

@@ -2,10 +2,10 @@
 
 The discriminator is Conv3d, GroupNorm and LeakyReLU on channels-first frames, with weights of
 `weights`. For each case I: I/real and I/made, videos (B, T, H, W, 3); I/logits of the first;
-I/hinge, half of the hinge losses of both (B,); I/fool, what the second is to lower (B,), and
-I/to_made, the gradient of its mean for I/made. With I/features (B, T, H, W, 5) and I/kernel (5, 3)
-as the decoder's last layer, I/adaptive is VQGAN's weight (arXiv:2012.09841, equation 7, with the
-floor of its code) for the mean squared error. Run where torch is installed:
+I/hinge, half of the sum of both hinge losses (B,); I/fool, the generator's loss (B,), and
+I/to_made, the gradient of its mean with respect to I/made. With I/features (B, T, H, W, 5) and
+I/kernel (5, 3) as the decoder's last layer, I/adaptive is VQGAN's weight (arXiv:2012.09841,
+equation 7, with the floor of its code) for the mean squared error. Run where torch is installed:
 
     python tools/golden/adversary.py tests/golden/adversary.npz
 """
@@ -46,7 +46,7 @@ def main(target: str) -> None:
     def judge(video: torch.Tensor) -> torch.Tensor:
         x = video.permute(0, 4, 1, 2, 3)
         for i in range(LEVELS + 1):
-            # Two frames of zeros before; halving looks right and down alone.
+            # Two zero frames before; strided layers pad only right and bottom.
             margins = (0, 1, 0, 1, 2, 0) if i < LEVELS else (1, 1, 1, 1, 2, 0)
             layer, stride = tensors[f"conv{i}"], 2 if i < LEVELS else 1
             kernel = layer["kernel"].permute(4, 3, 0, 1, 2)

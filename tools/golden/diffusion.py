@@ -1,10 +1,10 @@
-"""Writes tests/golden/diffusion.npz: what diffusers' schedulers make of given numbers.
+"""Writes tests/golden/diffusion.npz: outputs of diffusers' schedulers.
 
     python tools/golden/diffusion.py        (in an environment with torch and diffusers)
 
-The schedulers' own code runs, on a table of betas in float64: in float32 their 1 - alpha_t /
-alpha_prev is off by up to 3e-4 near the clean end. One case (`shipped`) keeps their float32 table,
-to show that this alone is the difference. Timesteps are the public 0 .. 999. Keys are
+Their code runs on a float64 table of betas: in float32, 1 - alpha_t / alpha_prev is off by up to
+3e-4 near the clean end. One case (`shipped`) keeps the float32 table, to show that nothing else
+differs. Timesteps are the public 0 .. 999. Keys are
 `scheduler/case/array`; arrays are float32 (steps, batch, channels) unless their name says other.
 """
 
@@ -48,7 +48,7 @@ def ddpm_step(scheduler: Any, y: torch.Tensor, t: int, x: torch.Tensor, z: torch
 
 
 def toy_x0(x: torch.Tensor) -> torch.Tensor:
-    """A denoiser that both sides can compute."""
+    """A denoiser that is easy to compute on both sides."""
     return 0.8 * torch.tanh(2.0 * x)
 
 
@@ -107,7 +107,7 @@ def ddpm(rng: np.random.Generator) -> dict[str, Any]:
 
 
 def learned(rng: np.random.Generator) -> dict[str, Any]:
-    """DDPM's step with a learned variance: the network gives eps and a share of the variance."""
+    """DDPM's step with a learned variance: the network predicts eps and a variance fraction."""
     out: dict[str, Any] = {}
     grids = {"full": ([999, 750, 250, 10, 2, 1], None), "respaced": ([999, 555, 120, 7],) * 2}
     for grid, (times, custom) in grids.items():

@@ -1,7 +1,7 @@
 """Makes tests/golden/dit_paper: small DiT and Latte models of random weights by diffusers.
 
-Each is a folder as diffusers writes it, in float16; expected.npz holds inputs and what diffusers
-makes of them in float32. Run where torch and diffusers are installed:
+Each is a folder as diffusers writes it, in float16; expected.npz holds inputs and the float32
+outputs of diffusers. Run where torch and diffusers are installed:
 
     python tools/golden/dit_paper.py tests/golden/dit_paper
 """
@@ -19,7 +19,7 @@ DIT = COMMON | {"norm_type": "ada_norm_zero", "norm_elementwise_affine": False}
 LATTE = DIT | {"norm_type": "ada_norm_single", "cross_attention_dim": 24, "norm_eps": 1e-6}
 
 # name: (class, its configuration, inputs as frames x rows x columns, largest shard). Some inputs
-# have another size than that of training, odd numbers of tokens, one token, or one frame.
+# differ from the training size, or have an odd number of tokens, one token, or one frame.
 CASES: dict[str, tuple[Any, dict[str, Any], tuple[tuple[int, int, int], ...], str]] = {
     "dit": (
         DiTTransformer2DModel,
@@ -70,7 +70,7 @@ def main(target: str) -> None:
         torch.manual_seed(number)
         model = kind(**config).eval()
         with torch.no_grad():
-            for parameter in model.parameters():  # large enough that every part matters
+            for parameter in model.parameters():  # large enough for every part to matter
                 parameter.add_(0.1 * torch.randn_like(parameter))
             tie(model)
         folder = Path(target) / name
@@ -82,7 +82,7 @@ def main(target: str) -> None:
             given: dict[str, Any] = {"timestep": torch.tensor(TIMES)}
             if kind is DiTTransformer2DModel:
                 classes = config["num_embeds_ada_norm"]
-                given["class_labels"] = torch.tensor([0, classes - 1, classes])  # the last is none
+                given["class_labels"] = torch.tensor([0, classes - 1, classes])  # the last: null
                 found[f"{case}/label"] = given["class_labels"].numpy()
                 with torch.no_grad():
                     out = model(x[:, :, 0], **given).sample[:, :, None]
@@ -90,7 +90,7 @@ def main(target: str) -> None:
                 text = torch.randn(BATCH, TEXT, config["caption_channels"])
                 mask = torch.arange(TEXT)[None] < torch.tensor([TEXT, 1, 4])[:, None]
                 found[f"{case}/text"], found[f"{case}/mask"] = text.numpy(), mask.numpy()
-                # The mask is one for each frame: the model repeats the text alone.
+                # The mask is repeated per frame here; the model repeats only the text.
                 bias = (1.0 - mask.float())[:, None].repeat_interleave(frames, dim=0) * -1e9
                 with torch.no_grad():
                     out = model(
@@ -102,7 +102,7 @@ def main(target: str) -> None:
 
 
 def tie(model: Any) -> None:
-    """Gives all blocks the first one's embedders of time and class, as the published DiT has."""
+    """Shares the first block's time and class embedders, as in the published DiT."""
     first = getattr(model.transformer_blocks[0].norm1, "emb", None)
     if first is not None:
         for block in model.transformer_blocks[1:]:

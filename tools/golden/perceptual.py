@@ -48,7 +48,7 @@ def random_tree(net: str) -> dict[str, Any]:
 
 
 def filled(net: str, tree: dict[str, Any], own: bool) -> Any:
-    """The package's network with a trunk's weights; and with a tree's shares, unless its `own`."""
+    """The package's network with the trunk's weights, and the tree's linear heads unless `own`."""
     import lpips
     import torch
 
@@ -72,7 +72,7 @@ def main(folder: str, target: str) -> None:
     """Writes the file."""
     import torch
 
-    # Shapes of operators that a torchvision built for GPUs lacks beside a torch for CPUs.
+    # Operators that torchvision for GPUs lacks with torch for CPUs.
     sys.modules["torchvision._meta_registrations"] = types.ModuleType("none")
     expected: dict[str, Any] = {}
     for net, cases in CASES.items():

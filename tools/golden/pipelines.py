@@ -1,9 +1,9 @@
-"""Makes tests/golden/pipelines/: tiny pipelines of diffusers, DiT and Latte, and what they sample.
+"""Makes tests/golden/pipelines/: tiny DiT and Latte pipelines of diffusers, and their samples.
 
 Each is a folder as diffusers writes it (model_index.json, transformer/, vae/, scheduler/; of Latte
-text_encoder/ and tokenizer/ too), random weights in float16. expected.npz has for each the start
-noise, the denoised latents and the pictures, in float32; of Latte the text without words is its
-end token alone. Run where torch, diffusers and transformers are installed:
+text_encoder/ and tokenizer/ too), random weights in float16. expected.npz has for each the initial
+noise, the denoised latents and the images, in float32; Latte's empty text is the end token alone.
+Run where torch, diffusers and transformers are installed:
 
     python tools/golden/pipelines.py tests/golden/pipelines tests/golden/text_encoders/t5_gated
 """
@@ -37,12 +37,12 @@ NAMES = {i: f"name {i}, other {i}" for i in range(1000)}
 
 
 def drawn(model: Any) -> Any:
-    """The model with weights large enough that every part matters, rounded to float16."""
+    """Enlarges the weights for every part to matter, and rounds them to float16."""
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
         blocks = getattr(model, "transformer_blocks", [])
-        for block in blocks:  # the published DiT has one embedder in all blocks
+        for block in blocks:  # the published DiT shares one embedder among blocks
             if hasattr(block.norm1, "emb"):
                 block.norm1.emb.load_state_dict(blocks[0].norm1.emb.state_dict())
     return model.half().float().eval()
@@ -57,7 +57,7 @@ def autoencoder() -> AutoencoderKL:
 
 
 def watched(pipeline: Any) -> list[torch.Tensor]:
-    """Will hold what the autoencoder is asked to decode."""
+    """Records the inputs of the decoder."""
     found, decode = [], pipeline.vae.decode
 
     def recorded(latents: torch.Tensor, **options: Any) -> Any:
@@ -74,7 +74,7 @@ def last(x: torch.Tensor) -> np.ndarray:
 
 
 def save(pipeline: Any, folder: Path) -> None:
-    """Writes the pipeline in float16, without what a later version may say otherwise."""
+    """Writes the pipeline in float16, without defaults that depend on the version."""
     pipeline.to(torch.float16).save_pretrained(folder)
     pipeline.to(torch.float32)
     for path in folder.rglob("*.json"):
@@ -125,12 +125,12 @@ def latte(folder: Path, text: Path) -> dict[str, np.ndarray]:
         with torch.no_grad():
             return encoder(ids)[0]
 
-    told, nothing = features(PROMPT), features("")
+    prompt, nothing = features(PROMPT), features("")
     assert nothing.shape[1] == 1
     noise = torch.randn((1, 4, 3, 4, 4), generator=torch.Generator().manual_seed(SEED))
     common = {
-        "num_inference_steps": STEPS, "latents": noise, "prompt_embeds": told,
-        "negative_prompt_embeds": nothing.expand_as(told), "guidance_scale": 3.0,
+        "num_inference_steps": STEPS, "latents": noise, "prompt_embeds": prompt,
+        "negative_prompt_embeds": nothing.expand_as(prompt), "guidance_scale": 3.0,
         "negative_prompt": None, "video_length": 3, "height": 8, "width": 8,
     }  # fmt: skip
     latents = pipeline(**common, output_type="latent").frames

@@ -1,11 +1,10 @@
-"""Makes tests/golden/text_encoders/: tiny T5, UMT5 and CLIP folders and what transformers says.
+"""Makes tests/golden/text_encoders/: tiny T5, UMT5 and CLIP folders and outputs of transformers.
 
-Each folder is as `save_pretrained` writes it: random weights, a tokenizer trained on a few
-sentences. Between them they hold both MLPs, both activations, three dtypes, shards, a decoder, a
-vision tower, names with and without a prefix. expected.npz has, for each folder F and length S:
-F/S/ids and F/S/mask by its tokenizer, F/S/features of all tokens by its encoder (at 512 of every
-STRIDE-th), and F/S/pooled for CLIP. Run where torch and transformers are
-installed:
+Folders as `save_pretrained` writes them: random weights, a tokenizer trained on a few sentences.
+Together they cover both MLPs, both activations, three dtypes, shards, a decoder, a vision tower,
+and names with and without a prefix. expected.npz has, for each folder F and length S: F/S/ids and
+F/S/mask from the tokenizer, F/S/features of all tokens (for S = 512, every STRIDE-th) from the
+encoder, and F/S/pooled for CLIP. Run where torch and transformers are installed:
 
     python tools/golden/text_encoders.py tests/golden/text_encoders
 """
@@ -36,13 +35,13 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-STRIDE = 37  # of the tokens whose features are kept: enough of a long text, and a small file
+STRIDE = 37  # between stored tokens of a long text, for a small file
 CAPTIONS = (
     "A small red ball falls to the floor.",
     "ball",
     "It's 3.5 m/s²; the CAFÉ's   naïve \N{SNOWMAN} robot won't\tstop?",
     "a large yellow square rolls away to the left and bounces off a tiny green hexagon",
-    "",  # one token, the end; vdit takes an empty caption for no text at all
+    "",  # only the end token; to vdit an empty caption is no text
 )
 LONG = 512
 WORDS = ("small large tiny red green blue yellow ball square hexagon falls rolls bounces floor left"
@@ -56,7 +55,7 @@ def sentences() -> list[str]:
 
 
 def unigram(folder: Path, pieces: int) -> None:
-    """A tokenizer of T5's kind."""
+    """A tokenizer like that of T5."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.NFKC()
     split = pre_tokenizers.Metaspace(replacement="▁", prepend_scheme="always")
@@ -67,12 +66,12 @@ def unigram(folder: Path, pieces: int) -> None:
     )
     tokenizer.train_from_iterator(sentences(), trainer)
     learned = json.loads(tokenizer.to_str())["model"]["vocab"]
-    vocab = [(piece, round(score, 4)) for piece, score in learned]  # the trainer's last bits vary
+    vocab = [(piece, round(score, 4)) for piece, score in learned]  # reproducible
     T5Tokenizer(vocab=vocab, extra_ids=4).save_pretrained(folder)
 
 
 def pairs(folder: Path, merges: int, pad: str) -> tuple[int, int]:
-    """A tokenizer of CLIP's kind; its size and the id of its end token."""
+    """A tokenizer like that of CLIP; returns its size and the id of the end token."""
     blank = CLIPTokenizer()._tokenizer
     tokenizer = Tokenizer(models.BPE(end_of_word_suffix="</w>"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = blank.normalizer, blank.pre_tokenizer
@@ -91,7 +90,7 @@ def pairs(folder: Path, merges: int, pad: str) -> tuple[int, int]:
 
 
 def randomise(model: torch.nn.Module) -> torch.nn.Module:
-    """Every parameter random, norms and biases too, at scales that keep all parts felt."""
+    """Randomises all parameters, norms and biases too, at scales where all parts matter."""
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             draw = torch.randn_like(parameter)
@@ -105,7 +104,7 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def long_caption(folder: Path) -> str:
-    """As many words as fit into `LONG` tokens."""
+    """A text of at most `LONG` tokens."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     words = " ".join(sentences()).split()
     count = next(n for n in range(1, LONG) if len(tokenizer(" ".join(words[:n])).input_ids) > LONG)
@@ -113,7 +112,7 @@ def long_caption(folder: Path) -> str:
 
 
 def expect(folder: Path, encoder: Any, lengths: tuple[int, ...]) -> dict[str, Any]:
-    """What transformers makes of the captions (a long one for `LONG` tokens), in float32."""
+    """Outputs of transformers for the captions (a long one for `LONG`), in float32."""
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = encoder.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
     found: dict[str, Any] = {}
@@ -142,7 +141,7 @@ def main(target: str) -> None:
     t5 = {"vocab_size": 160, "d_model": 12, "d_kv": 4, "d_ff": 20, "num_heads": 2, "num_layers": 2}
     expected: dict[str, Any] = {}
 
-    # The original T5 with its decoder, whose tensors the encoder does without.
+    # The full T5; the encoder ignores the decoder's tensors.
     unigram(root / "t5_relu", 150)
     model = randomise(T5ForConditionalGeneration(T5Config(**t5, num_decoder_layers=1)))
     model.half().save_pretrained(root / "t5_relu")
@@ -162,7 +161,7 @@ def main(target: str) -> None:
     size, _ = pairs(root / "clip_quick", 40, "<|endoftext|>")
     clip = {"vocab_size": size, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 2,
             "num_attention_heads": 2, "max_position_embeddings": 77}  # fmt: skip
-    # The end token as old configurations give it: transformers then looks for the largest id.
+    # As in old configurations: transformers then takes the largest id as the end token.
     model = randomise(CLIPTextModel(CLIPTextConfig(**clip, eos_token_id=2)))
     model.half().save_pretrained(root / "clip_quick")
     expected |= expect(root / "clip_quick", CLIPTextModel, (77,))

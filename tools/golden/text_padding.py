@@ -1,5 +1,5 @@
-"""Makes tests/golden/text_padding.npz: CLIP's features of padded texts, as Stable Diffusion has
-them: ids up to the whole length, and no mask.
+"""Makes tests/golden/text_padding.npz: CLIP's features of padded texts as in Stable Diffusion: ids
+padded to the maximum length, without a mask.
 
 Run where torch and transformers are installed:
 

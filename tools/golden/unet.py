@@ -1,7 +1,7 @@
 """Makes tests/golden/unet: small latent-diffusion U-Nets of random weights by diffusers.
 
-Each is a folder as diffusers writes it, in float16; expected.npz holds inputs and what diffusers
-makes of them in float32. Run where torch and diffusers are installed:
+Each is a folder as diffusers writes it, in float16; expected.npz holds inputs and the float32
+outputs of diffusers. Run where torch and diffusers are installed:
 
     python tools/golden/unet.py tests/golden/unet
 """
@@ -16,8 +16,8 @@ from diffusers import UNet2DConditionModel
 
 Shape = tuple[int, int, int, int]  # frames, rows, columns, tokens of the text
 
-# name: (configuration, inputs). Stable Diffusion 1 has the number of heads for all
-# levels, and convolutions around a transformer; 2 has a number for each level, and linear layers.
+# name: (configuration, inputs). Stable Diffusion 1 has one number of heads and
+# convolutions around transformers; 2 has a number of heads per level, and linear layers.
 CASES: dict[str, tuple[dict[str, Any], tuple[Shape, ...]]] = {
     "sd1": (
         {
@@ -45,7 +45,7 @@ TIMES = (0, 413, 999)
 
 
 def frames(model: Any, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """The image model's answer to each frame of x (B, T, H, W, C), channels last as well."""
+    """Applies the image model to each frame of x (B, T, H, W, C); channels last."""
     out = []
     for frame in x.unbind(1):
         answer = model(
@@ -56,7 +56,7 @@ def frames(model: Any, x: torch.Tensor, text: torch.Tensor, mask: torch.Tensor) 
 
 
 def random(config: dict[str, Any], seed: int) -> Any:
-    """A model whose parameters are large enough that every part matters."""
+    """A model with parameters large enough for every part to matter."""
     torch.manual_seed(seed)
     model = UNet2DConditionModel(**config).eval()
     with torch.no_grad():
@@ -66,7 +66,7 @@ def random(config: dict[str, Any], seed: int) -> Any:
 
 
 def inputs(config: dict[str, Any], shape: Shape) -> tuple[torch.Tensor, ...]:
-    """Latents (B, T, H, W, C), text (B, S, E) and its mask, of different lengths."""
+    """Latents (B, T, H, W, C), text (B, S, E) of different lengths, and its mask."""
     count, rows, columns, length = shape
     x = torch.randn(BATCH, count, rows, columns, config.get("in_channels", 4))
     text = torch.randn(BATCH, length, config["cross_attention_dim"])

@@ -1,10 +1,10 @@
-"""Makes tests/golden/vae/: tiny folders of diffusers' autoencoders and what it makes of them.
+"""Makes tests/golden/vae/: tiny autoencoders of diffusers and their outputs.
 
 Folders as `save_pretrained` writes them, random weights in half precision: `kl` (AutoencoderKL),
 `wan21` and `wan22` (AutoencoderKLWan). expected.npz has, for each folder F and case I, F/I/video
-(B, T, H, W, 3), F/I/mean and F/I/log_variance (B, t, h, w, Z) and F/I/decoded, of the mean, in
-float32; a size that does not divide is filled up by its edge first. kl/tiled/... are of tiles. Run
-where torch and diffusers are installed:
+(B, T, H, W, 3), F/I/mean and F/I/log_variance (B, t, h, w, Z) and F/I/decoded from the mean, in
+float32; sizes that do not divide are edge-padded first. kl/tiled/... use tiling. Run where torch
+and diffusers are installed:
 
     python tools/golden/vae.py tests/golden/vae
 """
@@ -41,7 +41,7 @@ TILED = (1, 1, 28, 36)
 
 
 def apply(model: Any, video: torch.Tensor, images: bool) -> dict[str, np.ndarray]:
-    """Moments and decoding of a (B, T, H, W, 3) video, channels last again."""
+    """Moments and reconstruction of a (B, T, H, W, 3) video, channels last."""
     given = video.permute(0, 4, 1, 2, 3)
     if images:
         given = given.transpose(1, 2).flatten(0, 1)
@@ -75,7 +75,7 @@ def main(target: str) -> None:
                 else:
                     parameter.copy_(0.2 * draw)
         model.half().save_pretrained(root / name)
-        config = root / name / "config.json"  # without the version's defaults that say nothing
+        config = root / name / "config.json"  # without defaults of the version
         config.write_text(json.dumps(json.loads(config.read_text()), indent=1) + "\n")
         model = model.float().eval()
         q = 4 * (model.config.get("patch_size") or 1)

@@ -17,8 +17,8 @@ from transformers import (
     VivitForVideoClassification,
 )
 
-# name: batch, frames, (rows, columns), tubelet, width, depth, heads, mlp. Some clips have frames,
-# rows and columns left over; "vit" has one frame and the exact GELU.
+# name: batch, frames, (rows, columns), tubelet, width, depth, heads, mlp. Some sizes are not
+# multiples of the tubelet; "vit" has one frame and the exact GELU.
 CASES = {
     "vivit_plain": (2, 4, (8, 12), (2, 4, 4), 16, 2, 2, 32),
     "vivit_left_over": (2, 5, (9, 14), (2, 4, 4), 16, 2, 4, 24),
@@ -33,8 +33,8 @@ CLASSES = 5
 def main(target: str) -> None:
     """Writes each case's numbers, video (B, T, H, W, C), last hidden state, logits and state dict.
 
-    The state dict is its tensors' names, their shapes ("16,3,4,4") and all values in one row: a
-    file of a few large members is a third smaller than one of many small ones.
+    The state dict is stored as names, shapes ("16,3,4,4") and one array of all values: a few
+    large members make the file a third smaller than many small ones.
     """
     found: dict[str, Any] = {}
     for number, (name, case) in enumerate(CASES.items()):
@@ -51,7 +51,7 @@ def main(target: str) -> None:
         else:
             model = ViTForImageClassification(ViTConfig(patch_size=tubelet[1:], **options)).eval()
         with torch.no_grad():
-            for parameter in model.parameters():  # large enough that every part matters
+            for parameter in model.parameters():  # large enough for every part to matter
                 parameter.add_(0.25 * torch.randn_like(parameter))
             pixels = torch.randn(batch, frames, 3, *size)
             given = pixels if name.startswith("vivit") else pixels[:, 0]

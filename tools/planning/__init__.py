@@ -1,1 +1,1 @@
-"""What `python -m tools.plan` is made of."""
+"""The parts of `python -m tools.plan`."""

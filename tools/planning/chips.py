@@ -1,4 +1,4 @@
-"""Kinds of TPU: what one chip has, by the makers' tables, and what a topology's name says."""
+"""TPU chips by the vendor's data sheets, and names of topologies."""
 
 import math
 import re
@@ -10,13 +10,13 @@ GIB = 2**30
 
 
 class Chip(NamedTuple):
-    """One chip. `ici` is what all its links together send, one way."""
+    """One chip. `ici` is the total one-way bandwidth of its links."""
 
     hbm: float  # bytes
     flops: float  # bf16, a second
     hbm_rate: float  # bytes a second
     ici: float  # bytes a second
-    axes: int  # of its torus
+    axes: int  # of the torus
     source: str
 
 
@@ -29,7 +29,7 @@ CHIPS = {
     "v6e": Chip(32 * GIB, 918e12, 1638e9, 400e9, 2, DOCS + "v6e"),
     "tpu7x": Chip(192 * GIB, 2307e12, 7380e9, 600e9, 3, DOCS + "tpu7x"),
 }
-CORES = {"v4": 2, "tpu7x": 2}  # devices of a chip, as the compiler's topologies have them
+CORES = {"v4": 2, "tpu7x": 2}  # devices per chip in the compiler's topologies
 
 
 def topology(name: str) -> tuple[str, int]:
@@ -49,7 +49,7 @@ def topology(name: str) -> tuple[str, int]:
 
 
 def device(kind: str) -> Chip:
-    """One device of that kind: a chip, or its share of one."""
+    """One device of a kind: a chip, or its share of one."""
     chip, cores = CHIPS[kind], CORES.get(kind, 1)
     return chip._replace(
         hbm=chip.hbm / cores, flops=chip.flops / cores, hbm_rate=chip.hbm_rate / cores,

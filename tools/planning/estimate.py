@@ -1,8 +1,8 @@
-"""What a train step needs, without compiling it: bytes on a chip, FLOPs, and the time they take.
+"""Estimates memory, FLOPs and time of a step without compiling it.
 
-Parameters, optimizer and EMA are counted exactly. Activations are the residuals of the gradient,
-traced; what a layer's backward pass works with is `WORKING` times its own residuals, as measured
-against XLA's TPU compiler (docs/scale.md). Sampling's are what that compiler's report lists.
+Parameters, optimizer and EMA are counted exactly. Activations are the traced residuals of the
+gradient; the working set of a layer's backward pass is `WORKING` times its residuals, calibrated
+against XLA's TPU compiler (docs/scale.md). For sampling they follow that compiler's report.
 """
 
 import functools
@@ -24,36 +24,36 @@ from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
 
-WORKING = 1.0  # residuals of a layer that its backward pass holds, where they are made again
-MOVED = 2.6  # residuals of a layer that training writes and reads
-STREAMS = 3  # float32 arrays, each as large as a layer's input, that sampling holds beside an MLP's
-FORWARD = 1.1  # residuals of a layer that sampling writes and reads
+WORKING = 1.0  # working set of a rematerialised layer's backward pass, in residuals
+MOVED = 2.6  # memory traffic of a layer in training, in residuals
+STREAMS = 3  # float32 arrays of the size of a layer's input that sampling holds beside the MLP's
+FORWARD = 1.1  # memory traffic of a layer in sampling, in residuals
 
 
 class Bytes(NamedTuple):
-    """Of one sample's activations."""
+    """Bytes of one sample's activations."""
 
     all: float
-    split: float  # of them those of heads and of an MLP's inside, which tensor splits
+    split: float  # of these, activations of heads and MLPs, which tensor splits
 
     def times(self, factor: float) -> "Bytes":
         return Bytes(factor * self.all, factor * self.split)
 
     def over(self, tensor: int) -> float:
-        """What so many tensor shards have of them, each."""
+        """The share of each tensor shard."""
         return self.all - self.split + self.split / tensor
 
 
 class Model(NamedTuple):
-    """What does not depend on the mesh. Bytes and FLOPs are of one sample, over all devices."""
+    """Mesh-independent quantities; bytes and FLOPs per sample, over all devices."""
 
     state: Any  # shapes of state and EMA; of sampling {"params": ...} and nothing
     params: int
     model_flops: float  # forward and backward, nothing twice; of sampling all its steps
     again_flops: float  # rematerialisation
-    saved: Bytes  # that the forward pass leaves to the backward pass
-    working: Bytes  # that one layer's backward pass holds at a time; of sampling a layer
-    moved: Bytes  # that this layer writes and reads
+    saved: Bytes  # residuals between the forward and the backward pass
+    working: Bytes  # working set of a layer's backward pass, or of a layer in sampling
+    moved: Bytes  # memory traffic of this layer
     layers: int
     layer_params: float  # elements of one layer's parameters
     passes: int  # through the layers, forward and backward
@@ -63,8 +63,7 @@ class Model(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """A train step, or a batch of videos, on one device: bytes by part, and seconds by what they
-    wait for."""
+    """A train step, or a batch of videos, on one device: bytes by part, seconds by bottleneck."""
 
     params: float
     optimizer: float
@@ -82,22 +81,22 @@ class Estimate(NamedTuple):
 
     @property
     def kept(self) -> float:
-        """Bytes that the step is given."""
+        """Bytes of the step's arguments."""
         return self.params + self.optimizer + self.ema + self.inputs
 
     @property
     def seconds(self) -> float:
-        """At least this long: everything at full rate, and all at once."""
+        """Lower bound: full rates and full overlap."""
         return max(self.compute, self.hbm, self.ici)
 
     @property
     def most(self) -> float:
-        """Seconds where nothing overlaps, all else at full rate."""
+        """Full rates without overlap."""
         return self.compute + self.hbm + self.ici
 
 
 class Options(NamedTuple):
-    """What of a stage's training, or of sampling, the step's size depends on."""
+    """Options of training or sampling that determine the step's size."""
 
     batch: int
     accumulate: int = 1
@@ -113,7 +112,7 @@ def with_(config: ConfigDict, **changes: Any) -> ConfigDict:
 
 
 def nbytes(tree: Any) -> int:
-    """Bytes of all arrays of a tree of shapes (random keys left out)."""
+    """Bytes of all arrays of a tree of shapes, without random keys."""
     return sum(
         math.prod(x.shape) * x.dtype.itemsize
         for x in jax.tree.leaves(tree)
@@ -153,7 +152,7 @@ def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
 
 
 def residuals(config: ConfigDict, stage: str, platform: str) -> Bytes:
-    """What the gradient keeps of a sample."""
+    """Residuals of the gradient for a sample."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     one, two = (
         step.training(with_(config, **{f"{stage}__train__batch": batch}), stage, None, platform)
@@ -174,7 +173,7 @@ def residuals(config: ConfigDict, stage: str, platform: str) -> Bytes:
 
 
 def insides(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
-    """How the shapes end that are (heads, head dim), (heads, 1) and an MLP's inside."""
+    """Trailing shapes of (heads, head dim), (heads, 1) and hidden MLP activations."""
     if config.dit.model == "unet":
         return ()
     size = preset(config.dit.preset)
@@ -195,7 +194,7 @@ def gradient_flops(config: ConfigDict, stage: str, platform: str) -> int:
 
 
 def layers_of(params: Any) -> tuple[int, float]:
-    """Depth of the deepest stack of layers, and elements of one of its layers' parameters."""
+    """Depth of the deepest stack of layers, and the parameter count of one layer."""
     stacks: dict[str, float] = {}
     depth = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
@@ -211,8 +210,8 @@ def layers_of(params: Any) -> tuple[int, float]:
 
 
 def stream_of(config: ConfigDict, stage: str) -> tuple[float, int]:
-    """Elements between two layers of a clip's denoiser, and its heads; 0 where none is trained on
-    clips that are all alike."""
+    """Elements of a clip's activations between layers of the denoiser, and its heads; 0 unless a
+    denoiser is trained on clips of one shape."""
     if stage != "dit" or config.dit.model == "unet" or config.data.shapes:
         return 0.0, 1
     size = preset(config.dit.preset)
@@ -220,7 +219,7 @@ def stream_of(config: ConfigDict, stage: str) -> tuple[float, int]:
 
 
 def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
-    """Traces the step of a stage; a few seconds, no device."""
+    """Traces the step of a stage (a few seconds, no device)."""
     made = step.training(config, stage, None, platform)
     begin = functools.partial(init_state, made.objective, made.options, seed=made.seed)
     state, ema = jax.eval_shape(begin, made.batch)
@@ -228,7 +227,7 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
         remat: residuals(with_(config, run__remat=remat), stage, platform)
         for remat in {"none", config.run.remat}
     }
-    # A Pallas kernel's products are inside of it, a block at a time: count those of plain XLA.
+    # Products inside a Pallas kernel are blockwise: count those of plain XLA.
     plain = with_(config, run__attention="xla")
     once = gradient_flops(with_(plain, run__remat="none"), stage, platform)
     remat = config.run.remat
@@ -264,7 +263,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
     layers, layer_params = layers_of({"dit": params["dit"]})
     stream, heads = stream_of(config, "dit")
     rows = 2 if config.sample.guidance != 1.0 else 1
-    calls = rows + bool(config.sample.push)  # those of the weaker answer come after the others
+    calls = rows + bool(config.sample.push)  # the weaker predictions come after the others
     row = residuals(with_(config, run__remat="none"), "dit", platform)
     moved = row.times(FORWARD * rows / layers)
     inside = 4 * widest(traced) / config.sample.batch
@@ -287,7 +286,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
 
 
 def decode_flops(config: ConfigDict) -> int:
-    """FLOPs of the matrix products and convolutions that decode one clip, all of it at once."""
+    """FLOPs of the matrix products and convolutions that decode one clip in one piece."""
     vae = build_vae(with_(config, run__attention="xla"), None, "tpu")
     dims = latent_shape(config, config.data.frames, *config.data.size)
     latent = jax.ShapeDtypeStruct((1, *dims), "float32")
@@ -300,8 +299,8 @@ def decode_flops(config: ConfigDict) -> int:
 def sent_between(
     model: Model, share: float, sizes: Mapping[str, int], how: str, training: bool
 ) -> float:
-    """Bytes that a device sends because tokens, or heads and mlp columns, are split: `share`
-    samples at a time, in every pass of every layer."""
+    """Bytes that a device sends due to split tokens, heads or MLP columns: `share` samples at a
+    time, in every pass of every layer."""
     tensor, shards = sizes["tensor"], sizes["sequence"]
     local = share * model.stream  # elements of a device's part
     # Partial sums in float32 after attention, cross-attention and MLP, in both directions.
@@ -310,8 +309,8 @@ def sent_between(
         sent += 2 * 2 * local / tensor * (shards - 1)
     elif shards > 1:
         u, r = exchange(how, max(model.heads // tensor, 1), shards)
-        sent += 4 * 2 * local / tensor * (u - 1) / u  # q, k, v and what comes of them, bfloat16
-        # Keys and values go round in bfloat16, in the backward pass with float32 gradients.
+        sent += 4 * 2 * local / tensor * (u - 1) / u  # q, k, v and the output, bfloat16
+        # Keys and values circulate in bfloat16, in the backward pass with float32 gradients.
         bytes_of = (2 + 6) / 2 if training else 2
         sent += 2 * bytes_of * local / tensor * (r - 1)
     return sent * model.passes * model.layers
@@ -325,7 +324,7 @@ def estimate(
     how: str = "auto",
     kept: Kept | None = None,
 ) -> Estimate:
-    """The step of `options.batch` samples on a mesh of such devices; of sampling, all its steps.
+    """Estimates a train step, or all sampling steps, of `options.batch` samples on a mesh.
 
     `how` is run.sequence, `kept` the `state_bytes` where they are known. Tokens are split over
     data, fsdp and sequence, heads and an MLP's inside over tensor.
@@ -336,7 +335,7 @@ def estimate(
     parts = options.accumulate
     # Samples at a time (a guided video's two rows may lie on two devices).
     share = options.batch / (sizes["data"] * sizes["fsdp"] * parts * sizes["sequence"])
-    # A training batch is split, the videos that sampling begins with are whole on every device.
+    # A training batch is split; initial noise of sampling is replicated.
     inputs = options.batch * model.inputs / (sizes["data"] * sizes["fsdp"] if training else 1)
     saved, working, moved = (
         share * part.over(sizes["tensor"]) for part in (model.saved, model.working, model.moved)
@@ -345,11 +344,11 @@ def estimate(
     temporaries += wide / 2  # in bfloat16, once, before the layers run
     if training:
         temporaries += params * (2 if parts > 1 else 1)  # gradients
-    if sizes["fsdp"] > 1:  # a layer, whole: bfloat16 to use, and its gradient
+    if sizes["fsdp"] > 1:  # a gathered layer in bfloat16, and its gradient
         temporaries += model.layer_params / sizes["tensor"] * (6 if training else 2)
     total = options.batch * (model.model_flops + model.again_flops)
     whole = 4 * model.params / sizes["tensor"]  # of one tensor shard, float32
-    # State is read and written once; weights by every pass as bfloat16; what is saved, twice.
+    # State moves once each way, bfloat16 weights once per pass, residuals twice.
     traffic = parts * model.passes * whole / 2
     around = {axis: (size - 1) / size for axis, size in sizes.items()}
     sent = parts * model.passes * whole / 2 * around["fsdp"]

@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices: its collectives, by kind and mesh axis."""
+"""Collectives of a compiled program, by kind and mesh axis."""
 
 import re
 from collections import Counter, defaultdict
@@ -20,7 +20,7 @@ MESH = re.compile(r"replica_groups=mesh\[([^]]*)\](?:, device_ids=\(\[([\d,]+)\]
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}")
 
-# Why a collective is there. What is not in this table is flagged.
+# Reasons for collectives; others are flagged.
 GRADIENTS = "sums over the batch: gradients, loss, norms"
 REASONS = {
     ("all-gather", "fsdp"): "parameters before they are used",
@@ -50,7 +50,7 @@ class Row(NamedTuple):
     axes: str
     times: int
     sent: float  # bytes that one device sends
-    reason: str  # empty: not explained
+    reason: str  # empty if unexplained
 
 
 def size_of(shapes: str) -> list[int]:
@@ -68,7 +68,7 @@ def numbers(text: str) -> list[int]:
 
 
 def groups_of(line: str) -> np.ndarray | list[list[int]] | None:
-    """Devices that speak with each other, by position in the mesh; None: not readable."""
+    """Groups of communicating devices, by position in the mesh; None if not parsed."""
     if found := MESH.search(line):
         sizes = [int(n) for n in re.findall(r"=(\d+)", found[1])]
         ids = np.arange(int(np.prod(sizes)))
@@ -92,7 +92,7 @@ def groups_of(line: str) -> np.ndarray | list[list[int]] | None:
 
 
 def axes_of(groups: np.ndarray | list[list[int]] | None, mesh: Mapping[str, int]) -> str:
-    """The axes along which the members of a group differ, as "data+fsdp"; "?" if not readable."""
+    """The axes along which the members of a group differ, as "data+fsdp"; "?" if not parsed."""
     if groups is None:
         return "?"
     names, sizes = list(mesh), tuple(mesh.values())
@@ -104,7 +104,7 @@ def axes_of(groups: np.ndarray | list[list[int]] | None, mesh: Mapping[str, int]
 
 
 def computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation of an HLO module, and the name of the entry."""
+    """The lines of each computation of an HLO module, and the name of the entry computation."""
     made: dict[str, list[str]] = {}
     entry = name = ""
     for line in text.splitlines():
@@ -118,7 +118,7 @@ def computations(text: str) -> tuple[dict[str, list[str]], str]:
 
 
 def trips(line: str, made: Mapping[str, list[str]]) -> int:
-    """How often a while loop runs: as XLA knows it, or the constant that its counter meets."""
+    """The trip count of a while loop: from XLA, or the constant its counter is compared with."""
     if found := re.search(r'known_trip_count[^}]*?"n":"(\d+)"', line):
         return int(found[1])
     found = re.search(r"condition=%([^, ]+)", line)
@@ -128,7 +128,7 @@ def trips(line: str, made: Mapping[str, list[str]]) -> int:
 
 
 def counts(made: Mapping[str, list[str]], entry: str) -> dict[str, int]:
-    """How often each computation runs in one step; loops are multiplied out."""
+    """How often each computation runs in one step, with loops unrolled."""
     calls: dict[str, Counter[str]] = defaultdict(Counter)
     for name, lines in made.items():
         for line in lines:
@@ -150,7 +150,7 @@ def counts(made: Mapping[str, list[str]], entry: str) -> dict[str, int]:
 def collectives(text: str, mesh: Mapping[str, int]) -> list[Row]:
     """The collectives of an optimised HLO module, most bytes first.
 
-    Ring sends inside of a product that XLA has cut into windows are the kind "ring".
+    Ring sends within a product that XLA split into windows are of kind "ring".
     """
     made, entry = computations(text)
     often = counts(made, entry)
@@ -163,7 +163,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Row]:
             shapes, kind, started = match[1], match[2], match[3]
             groups = groups_of(line)
             axes = axes_of(groups, mesh)
-            if axes == "":  # groups of one device send nothing
+            if axes == "":  # groups of one device do not communicate
                 continue
             n = 2 if groups is None else len(groups[0])
             sizes = size_of(shapes)
@@ -172,7 +172,7 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Row]:
                 "all-gather": (n - 1) / n, "all-reduce": 2 * (n - 1) / n, "reduce-scatter": n - 1,
                 "all-to-all": (n - 1) / n, "collective-permute": 1,
             }[kind]  # fmt: skip
-            # XLA cuts a product that waits for a gather, or for a sum, into windows.
+            # XLA overlaps a product with its gather or reduction by windows.
             ring = kind == "collective-permute" and "/dot_general" in line
             row = found[("ring" if ring else kind, axes)]
             row[0] += often[name]

@@ -1,4 +1,4 @@
-"""Matrix products of a computation, counted in its jaxpr: no device, no arrays."""
+"""Counts the matrix products of a computation in its jaxpr."""
 
 import math
 from collections import Counter
@@ -37,7 +37,7 @@ class Product:
 
 
 def products(jaxpr: Any, times: int = 1) -> Counter[Product]:
-    """Every matrix product of a computation and how often it runs; scans are multiplied out."""
+    """Every matrix product of a computation and its count, with scans unrolled."""
     found: Counter[Product] = Counter()
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
@@ -59,8 +59,8 @@ def widest(jaxpr: Any) -> int:
 
 
 def parts(equation: Any) -> list[Any]:
-    """The jaxprs that an equation runs: of branches, as those by kind of machine are, the one of
-    most FLOPs, for only one of them runs."""
+    """The jaxprs that an equation runs; of branches (such as those by platform) only one runs,
+    assumed to be the one of most FLOPs."""
     inner = list(inner_jaxprs(equation.params.values()))
     return [max(inner, key=flops)] if equation.primitive.name == "cond" else inner
 
@@ -77,7 +77,7 @@ def inner_jaxprs(values: Any) -> Iterator[Any]:
 
 
 def convolutions(jaxpr: Any, times: int = 1) -> int:
-    """FLOPs of all convolutions of a computation; scans are multiplied out."""
+    """FLOPs of all convolutions of a computation, with scans unrolled."""
     total = 0
     for equation in jaxpr.eqns:
         if equation.primitive.name == "conv_general_dilated":

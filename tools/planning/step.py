@@ -1,4 +1,4 @@
-"""The steps that a run compiles, from shapes alone: no data, no parameters, no device.
+"""Lowers the steps of a run from shapes, without data, parameters or devices.
 
 Dimension key: B batch, T frames, H height, W width; n latent frames, h w places, Z latent
 channels, J captions of a clip (its own, and its shots'), S text tokens, E text width.
@@ -33,7 +33,7 @@ Shapes = dict[str, jax.ShapeDtypeStruct]
 
 
 class Training(NamedTuple):
-    """A stage's step: what it learns, and the shapes of what it is given."""
+    """The step of a stage: its objective and the shapes of its inputs."""
 
     stage: str
     objective: Objective
@@ -48,10 +48,10 @@ def shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
 
 
 def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> TextEncoder:
-    """The text encoder; a learned one's vocabulary is as large as the configuration allows."""
+    """The text encoder; a learned one has the largest vocabulary configured."""
     tokens: Any = Vocabulary(config.text.vocab)
     if config.text.encoder in FAMILIES:
-        tokens = build_tokenizer(config, Path())  # the folder's own
+        tokens = build_tokenizer(config, Path())  # of the folder
     return build_text_encoder(config, tokens, mesh, platform)
 
 
@@ -151,7 +151,7 @@ def packed_batch(config: ConfigDict, budget: Budget, kind: str, width: int) -> S
 
 
 def placed(tree: Any, sharding: NamedSharding) -> Any:
-    """The same shapes, on a mesh."""
+    """The shapes with shardings on a mesh."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
     )
@@ -168,7 +168,7 @@ def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Low
 
 
 class Sampling(NamedTuple):
-    """What `model.Scan` runs for a batch of videos, as (jitted function, shapes) by name."""
+    """The functions that `model.Scan` runs for a batch, as (jitted function, shapes) by name."""
 
     denoise: Any
     arguments: tuple[Any, ...]
@@ -178,7 +178,7 @@ class Sampling(NamedTuple):
 def sampling(
     config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
 ) -> Sampling:
-    """The denoising scan of a batch of videos as long and large as in training."""
+    """The denoising scan of a batch of videos of the training shape."""
     encoder = text_encoder(config, mesh, platform)
     made = training(config, "dit", mesh, platform)
     params = jax.eval_shape(
@@ -206,8 +206,8 @@ def sampling(
 
 
 def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
-    """The denoising scan on the mesh: parameters as in training, and a batch on all devices, which
-    the scan splits itself."""
+    """The denoising scan on the mesh: parameters sharded as in training, and a replicated batch,
+    which the scan splits."""
     made = sampling(config, mesh)
     params, inputs = made.arguments
     with jax.set_mesh(mesh):
