@@ -67,7 +67,7 @@ GIVEN = {
         (None, "bad.npz"),
         ({"in/x": np.zeros(3)}, "holds no activations"),
         ({"x": np.zeros(3), "out/proj_out_2": np.zeros(3)}, "holds no activations"),
-        ({"in/x": np.zeros(3), "out/conv_in": np.zeros(3)}, "(conv_in, ...) are of another"),
+        ({"in/x": np.zeros(3), "out/conv_in": np.zeros(3)}, "(conv_in, ...) belong to another"),
         ({**GIVEN, "in/x": np.zeros((2, 1, 4, 4, 5))}, "its inputs do not fit"),
         ({"in/y": np.zeros(3), "out/proj_out_2": np.zeros(3)}, "has no input x"),
     ],
