@@ -1,10 +1,13 @@
 """Test settings: eight fake CPU devices, strict rank promotion, one compilation cache."""
 
 import atexit
+import contextlib
+import ctypes
+import gc
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from cheap import FLAGS
@@ -25,7 +28,26 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
+from vdit.runtime import machine  # noqa: E402
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    """Frees what a file's tests compiled: hundreds of executables, up to a gigabyte.
+
+    The next file compiles little of it again, and reads that from the compilation cache. glibc
+    keeps freed memory until it is asked; `vdit.main` has it keep more, as suits a single run.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "keep_freed_memory", lambda: True)
+        yield
+    jax.clear_caches()
+    gc.collect()
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
 
 # What takes longest begins first, so that no worker is left alone with it at the end.
 LONG = (

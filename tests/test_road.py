@@ -67,7 +67,7 @@ def one_line(status: int, err: str) -> str:
     return err
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     workdir = tmp_path_factory.mktemp("road") / "run"
     status, out, err = run(SMOKE, f"--workdir={workdir}")
@@ -75,7 +75,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return workdir
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def model(road: Path) -> Model:
     return vdit.load(road)
 
