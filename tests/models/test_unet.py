@@ -229,12 +229,12 @@ def test_a_folder_that_does_not_fit_is_one_line_and_nothing_written(
         assert what in line and line.count("\n") == 1 and not work.exists(), line
 
     for change, what in (
-        ({"attention_head_dim": [2] * 3}, "attention_head_dim is [2, 2, 2]; allowed: numbers"),
+        ({"attention_head_dim": [2] * 3}, "attention_head_dim is [2, 2, 2]; allowed: 2 numbers"),
         ({"attention_head_dim": 0}, "attention_head_dim is 0"),
-        ({"block_out_channels": [8] * 17}, "at most 16 levels"),
+        ({"block_out_channels": [8] * 17}, "allowed: 1 to 16 numbers"),
         ({"down_block_types": ["AttnDownBlock2D"] * 2}, "down_block_types is ['AttnDownBlock2D'"),
         ({"up_block_types": ["UpBlock2D"] * 2}, "up_block_types is ['UpBlock2D', 'UpBlock2D'"),
-        ({"use_linear_projection": "yes"}, "use_linear_projection is 'yes'; allowed: true or"),
+        ({"use_linear_projection": "yes"}, 'use_linear_projection is "yes"; allowed: true or'),
         ({"addition_embed_type": "text_time"}, "addition_embed_type is 'text_time'"),
         ({"out_channels": 8}, "out_channels is 8; allowed: 4"),
     ):
