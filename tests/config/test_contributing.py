@@ -88,3 +88,26 @@ def test_a_denoiser(tmp_path: Path) -> None:
     assert list((tmp_path / "w" / "samples").glob("*"))
     done = python(tmp_path, *COMMAND, *chosen, "--config.dit.deep_set.depth=0")
     assert "dit.deep_set.depth is 0: a number above 0 is allowed" in done.stderr.splitlines()[-1]
+
+
+OPTIMIZER = """
+import jax, jax.numpy as jnp, numpy as np
+from experiments.base import get_config
+from vdit.config import joined
+from vdit.runtime.optimizer import make_optimizer
+config = get_config("smoke")
+config.dit.train.optimizer = "lion"
+joined.check(config)
+rule = make_optimizer("lion", learning_rate=0.1, steps=9, schedule="constant", clip=None)
+params = {"blocks": {"q": {"kernel": jnp.zeros((2, 3, 4))}}}
+gradients = jax.tree.map(lambda x: jax.random.normal(jax.random.key(0), x.shape), params)
+updates, _ = rule.update(gradients, rule.init(params), params)
+want = jax.tree.map(lambda x: -0.1 * jnp.sign(x), gradients)
+jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), updates, want)
+"""
+
+
+def test_an_optimizer(tmp_path: Path) -> None:
+    add("An optimizer", tmp_path)
+    done = python(tmp_path, "-c", OPTIMIZER)
+    assert done.returncode == 0, done.stderr
