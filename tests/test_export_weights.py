@@ -71,7 +71,7 @@ def test_a_workdir_comes_back_from_vdit_s_own_files(tmp_path: Path, raw: bool) -
         kept = made[stage]["raw" if raw else "ema"]
         same(restore_ema(again / "checkpoints" / stage, 0), {n: kept[n] for n in groups_of(stage)})
     model = load(again)
-    np.testing.assert_array_equal(model.statistics["std"], [1 + i / 8 for i in range(8)])
+    np.testing.assert_array_equal(model.codec.statistics["std"], [1 + i / 8 for i in range(8)])
     assert model.config.to_dict() == read_config(work).to_dict()
 
 
