@@ -109,14 +109,9 @@ class Denoiser:
     multiple: int = 1
 
     def __call__(
-        self,
-        params: Any,
-        x_t: jax.Array,
-        t: jax.Array,
-        layout: Layout,
-        condition: Condition,
+        self, params: Any, x_t: jax.Array, t: jax.Array, layout: Layout, condition: Condition,
         hidden: tuple[int, ...] = (),
-    ) -> Denoised:
+    ) -> Denoised:  # fmt: skip
         """x_t (B, L, C) at times t: (), (B,), or (B, M) of the samples of packed rows.
 
         `condition` may have any levels: those of `t` replace them. A layout may have padding behind
@@ -161,12 +156,9 @@ class Denoiser:
     # Conditions
 
     def features(
-        self,
-        params: Mapping[str, Any],
-        frozen: Mapping[str, Any],
-        captions: Mapping[str, jax.Array],
-        shot_length: int | None = None,
-    ) -> jax.Array:
+        self, params: Mapping[str, Any], frozen: Mapping[str, Any],
+        captions: Mapping[str, jax.Array], shot_length: int | None = None,
+    ) -> jax.Array:  # fmt: skip
         """Features (..., S, E): cached ones if the batch carries them, else encoded from token ids.
 
         A pretrained encoder's parameters are frozen["text"], a learned one's params["text"]. Of
@@ -188,14 +180,10 @@ class Denoiser:
         return jnp.concatenate([encode(ids[:, :1], mask[:, :1]), shots], axis=1)
 
     def condition(
-        self,
-        features_BJSE: jax.Array,
-        mask_BJS: jax.Array,
-        drop_B: jax.Array,
-        label_B: jax.Array | None = None,
-        empty: Mapping[str, jax.Array] | None = None,
+        self, features_BJSE: jax.Array, mask_BJS: jax.Array, drop_B: jax.Array,
+        label_B: jax.Array | None = None, empty: Mapping[str, jax.Array] | None = None,
         shot_length: int | None = None,
-    ) -> Condition:
+    ) -> Condition:  # fmt: skip
         """The condition of a dense batch of captions and classes, dropped where `drop_B` is true.
 
         `empty`: "features" (S, E) and "mask" (S,) of the empty text, which then replaces dropped
@@ -226,11 +214,7 @@ class Denoiser:
         return {"features": encode_features(self.encoder, params, ids, mask)[0], "mask": mask[0]}
 
     def packed_condition(
-        self,
-        features_NSE: jax.Array,
-        mask_NS: jax.Array,
-        text_BS: jax.Array,
-        drop_BM: jax.Array,
+        self, features_NSE: jax.Array, mask_NS: jax.Array, text_BS: jax.Array, drop_BM: jax.Array
     ) -> Condition:
         """The condition of packed rows of captions (N = B·M, S), which lie in them as `text_BS`
         says, dropped where `drop_BM` is true."""

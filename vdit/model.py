@@ -157,13 +157,9 @@ class Scan:
     """
 
     def __init__(
-        self,
-        config: ConfigDict,
-        encoder: TextEncoder,
-        params: dict[str, Any],
-        mesh: Mesh | None = None,
-        watch: Watch | None = None,
-    ) -> None:
+        self, config: ConfigDict, encoder: TextEncoder, params: dict[str, Any],
+        mesh: Mesh | None = None, watch: Watch | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.encoder, self.params, self.mesh = config, encoder, params, mesh
         self._compiled: dict[Mesh | None, tuple[Any, Any]] = {}
         self._watch, self._begun = watch or Watch(), list[Any]()
@@ -207,13 +203,9 @@ class Scan:
         return self._compiled[mesh]
 
     def _run(
-        self,
-        denoiser: Denoiser,
-        gather: Callable[[Any], Any] | None,
-        params: dict[str, Any],
-        inputs: Inputs,
-        settings: Settings,
-    ) -> jax.Array:
+        self, denoiser: Denoiser, gather: Callable[[Any], Any] | None, params: dict[str, Any],
+        inputs: Inputs, settings: Settings,
+    ) -> jax.Array:  # fmt: skip
         params = gather(params) if gather else params
         place = inputs.times_Bn, inputs.given_Bn, inputs.starts_BK
         clean, layout = dense_tokens(inputs.clean_BnhwZ, denoiser.patch, *place)

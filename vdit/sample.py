@@ -79,16 +79,10 @@ class Model:
     """
 
     def __init__(
-        self,
-        config: ConfigDict,
-        tokenizer: Tokenizer,
-        encoder: TextEncoder,
-        params: dict[str, Any],
-        statistics: dict[str, np.ndarray],
-        classes: Sequence[str] = (),
-        mesh: Mesh | None = None,
-        watch: Watch | None = None,
-    ) -> None:
+        self, config: ConfigDict, tokenizer: Tokenizer, encoder: TextEncoder,
+        params: dict[str, Any], statistics: dict[str, np.ndarray], classes: Sequence[str] = (),
+        mesh: Mesh | None = None, watch: Watch | None = None,
+    ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
         self.classes, self.mesh = classes, mesh
         self.params = dict(params)  # see `loading.Parts`; the scan narrows the group dit
@@ -343,11 +337,9 @@ def check_shots(shots: Sequence[Shot], seconds: float) -> None:
 
 
 def load(
-    workdir: str | Path,
-    overrides: ConfigDict | None = None,
-    mesh: Mesh | None = None,
+    workdir: str | Path, overrides: ConfigDict | None = None, mesh: Mesh | None = None,
     watch: Watch | None = None,
-) -> Model:
+) -> Model:  # fmt: skip
     """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints.
 
     `overrides` is used in place of config.json; it may differ in `sample` and `run`. With a `mesh`

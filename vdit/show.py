@@ -76,18 +76,10 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 
 
 def sample_request(
-    model: Model,
-    folder: Path,
-    *,
-    prompts: Sequence[str],
-    seconds: float | None,
-    fps: float | None,
-    size: str | None,
-    num: int,
-    seed: int,
-    given: Sequence[str],
+    model: Model, folder: Path, *, prompts: Sequence[str], seconds: float | None,
+    fps: float | None, size: str | None, num: int, seed: int, given: Sequence[str],
     shots: str | None = None,
-) -> list[Path]:
+) -> list[Path]:  # fmt: skip
     """--mode=sample: generates videos, writes them and returns their paths. Of several processes
     all generate and process 0 writes."""
     if given or shots:

@@ -74,10 +74,7 @@ def denoising_loss(
 
 
 def denoising_objective(
-    denoiser: Denoiser,
-    rows: Rows,
-    loss_weight: str = "uniform",
-    auxiliary: Sequence[Weighted] = (),
+    denoiser: Denoiser, rows: Rows, loss_weight: str = "uniform", auxiliary: Sequence[Weighted] = ()
 ) -> Objective:
     """The mean squared error of the prediction over wanted tokens of dense or packed `rows`.
 

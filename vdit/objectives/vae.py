@@ -102,12 +102,9 @@ def adversarial(
 
 
 def vae_objective(
-    model: Autoencoder,
-    kl_weight: float,
-    l1_weight: float,
-    perceptual: Perceptual | None = None,
+    model: Autoencoder, kl_weight: float, l1_weight: float, perceptual: Perceptual | None = None,
     adversary: Adversary | None = None,
-) -> Objective:
+) -> Objective:  # fmt: skip
     """Mean squared (and, by its weight, absolute) error of pixels plus weighted KL to N(0, 1).
 
     The KL is a mean over latent elements (Kingma and Welling 2014, Appendix B), so its weight
