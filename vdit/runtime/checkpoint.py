@@ -23,12 +23,15 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+import orbax.checkpoint as ocp
+from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
+from vdit.runtime.processes import agreed
+
+Folder = str | os.PathLike[str]  # of a stage; its steps are folders in it
 
 FORMAT = 2  # of a step's folder and trees; raised when an old reader would misread it
 DIGESTS = "digests.json"
@@ -54,7 +57,7 @@ class Restored(NamedTuple):
 # Reading: functions of a stage's folder; they write nothing
 
 
-def all_steps(directory: str | os.PathLike[str]) -> list[int]:
+def all_steps(directory: Folder) -> list[int]:
     """The numbers of all step folders, ascending, finished or not."""
     try:
         names = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
@@ -63,14 +66,12 @@ def all_steps(directory: str | os.PathLike[str]) -> list[int]:
     return sorted(int(name) for name in names if re.fullmatch(r"0|[1-9][0-9]*", name))
 
 
-def is_finished(directory: str | os.PathLike[str], step: int) -> bool:
+def is_finished(directory: Folder, step: int) -> bool:
     """Whether the save of `step` ran to its end. Does not look into the files."""
     return (Path(directory) / str(step) / DIGESTS).is_file()
 
 
-def damage(
-    directory: str | os.PathLike[str], step: int, items: tuple[str, ...] = ITEMS
-) -> str | None:
+def damage(directory: Folder, step: int, items: tuple[str, ...] = ITEMS) -> str | None:
     """What is wrong with the first bad file of `items`, as "FILE: REASON"; None if all are good.
 
     Reads every byte. Files beside those in the digests are not looked at.
@@ -102,9 +103,7 @@ def damage(
     return None
 
 
-def newest_good_step(
-    directory: str | os.PathLike[str], items: tuple[str, ...] = TO_SAMPLE
-) -> int | None:
+def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
     """The newest step whose `items` are undamaged, None if there is no step at all.
 
     Warns of each newer step that is damaged, with the file. Raises `UserError` if all are.
@@ -122,43 +121,32 @@ def newest_good_step(
     return None
 
 
-def newest_everywhere(directory: Path, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
-    """`newest_good_step`, of several processes: process 0 reads the files and tells the others."""
-    if jax.process_count() == 1:
-        return newest_good_step(directory, items)
-    step, error = -1, UserError(f"no checkpoint in {directory} is good")
+def newest_everywhere(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
+    """`newest_good_step` of process 0, in all processes; it alone reads the files."""
+    nothing, error, step = -1, UserError(f"no checkpoint in {directory} is good"), -2
     if jax.process_index() == 0:
         try:
-            found = newest_good_step(directory, items)
-            step = -1 if found is None else found
+            step = nothing if (found := newest_good_step(directory, items)) is None else found
         except UserError as reason:
-            step, error = -2, reason
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+            error = reason
+    step = agreed(step)
     if step == -2:
         raise error
-    return None if step == -1 else step
+    return None if step == nothing else step
 
 
-def load_meta(directory: str | os.PathLike[str], step: int) -> dict[str, Any]:
+def load_meta(directory: Folder, step: int) -> dict[str, Any]:
     """The meta data of a step. Raises `UserError` if there is no such step, or a newer format."""
-    import orbax.checkpoint as ocp
-
     return _read(directory, step, meta=ocp.args.JsonRestore())["meta"]
 
 
-def saved_shapes(
-    directory: str | os.PathLike[str], step: int, item: str
-) -> dict[str, jax.ShapeDtypeStruct]:
+def saved_shapes(directory: Folder, step: int, item: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Path ("a/b/c") -> shape and dtype of every array in the item "state" or "ema" of a step."""
     leaves = jax.tree_util.tree_leaves_with_path(_saved_tree(directory, step, item))
     return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
 
 
-def restore_ema(
-    directory: str | os.PathLike[str],
-    step: int,
-    place: Callable[[Any], Any] | None = None,
-) -> Any:
+def restore_ema(directory: Folder, step: int, place: Callable[[Any], Any] | None = None) -> Any:
     """The EMA of a step, placed by the shardings that `place` gives for its tree of shapes; without
     it, on the first device.
 
@@ -167,7 +155,7 @@ def restore_ema(
     return _restore(directory, step, "ema", place)
 
 
-def restore_raw(directory: str | os.PathLike[str], step: int) -> Any:
+def restore_raw(directory: Folder, step: int) -> Any:
     """The parameters of a step as its optimizer left them, on the first device.
 
     `UserError` for a step that holds none (an imported one). Verifies as little as `restore_ema`.
@@ -178,14 +166,12 @@ def restore_raw(directory: str | os.PathLike[str], step: int) -> Any:
 
 
 def _restore(
-    directory: str | os.PathLike[str],
+    directory: Folder,
     step: int,
     item: str,
     place: Callable[[Any], Any] | None = None,
 ) -> Any:
     """One item of a step; see `restore_ema`."""
-    import orbax.checkpoint as ocp
-
     saved = _saved_tree(directory, step, item)
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
     if place is not None:
@@ -194,10 +180,8 @@ def _restore(
     return _read(directory, step, **{item: ocp.args.StandardRestore(abstract)})[item]
 
 
-def _read(directory: str | os.PathLike[str], step: int, **items: Any) -> Any:
+def _read(directory: Folder, step: int, **items: Any) -> Any:
     """Some items of a step; the meta data always, and its format checked first."""
-    import orbax.checkpoint as ocp
-
     folder = (Path(directory) / str(step)).absolute()
     if not is_finished(directory, step):
         known = ", ".join(map(str, all_steps(directory))) or "none"
@@ -216,8 +200,6 @@ def _read(directory: str | os.PathLike[str], step: int, **items: Any) -> Any:
 
 def _reader() -> Any:
     """Orbax's checkpointer for this process alone: it reads without waiting for others."""
-    import orbax.checkpoint as ocp
-
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     options = ocp.CompositeOptions(multiprocessing_options=alone)
@@ -225,16 +207,13 @@ def _reader() -> Any:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _saved_tree(directory: str | os.PathLike[str], step: int, item: str) -> Any:
-    import orbax.checkpoint as ocp
-    from etils import epath
-
+def _saved_tree(directory: Folder, step: int, item: str) -> Any:
     folder = epath.Path(Path(directory).absolute()) / str(step) / item
     metadata = ocp.StandardCheckpointHandler().metadata(folder)
     return getattr(metadata, "tree", metadata)
 
 
-def _check_shapes(directory: str | os.PathLike[str], step: int, item: str, abstract: Any) -> None:
+def _check_shapes(directory: Folder, step: int, item: str, abstract: Any) -> None:
     """Refuses a checkpoint of another model, naming the first array that differs."""
     saved = saved_shapes(directory, step, item)
     wanted = {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
@@ -278,9 +257,7 @@ class Checkpoints:
     bounds the bytes of arrays that are compressed and written at a time; the largest has to fit.
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str], keep: int = 2, in_flight: int | None = None
-    ) -> None:
+    def __init__(self, directory: Folder, keep: int = 2, in_flight: int | None = None) -> None:
         if keep < 1:
             raise UserError(f"keep of {keep} checkpoints: at least 1 must stay")
         self.directory = Path(directory).absolute()
@@ -315,8 +292,6 @@ class Checkpoints:
         `restore` found it damaged; damaged and unfinished folders in the way become STEP.bad.
         Raises `UserError` where the folder cannot be written or has no room.
         """
-        import orbax.checkpoint as ocp
-
         self.wait()
         if step == self._last or (step in self.steps() and step not in self._bad):
             return
@@ -381,8 +356,6 @@ class Checkpoints:
         that are named in `spare` may be missing; then so may the iterator. Raises `UserError` if
         every step is damaged, or holds another model's arrays.
         """
-        import orbax.checkpoint as ocp
-
         self.wait()
         step = newest_everywhere(self.directory, ITEMS)
         if step is None:
@@ -472,7 +445,7 @@ class Checkpoints:
 
 
 def rewrite(
-    directory: str | os.PathLike[str],
+    directory: Folder,
     step: int,
     to: Path,
     place: Callable[[Any], Any] | None = None,
