@@ -39,7 +39,8 @@ def add(title: str, root: Path) -> None:
 
 def python(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Python in that copy."""
-    environ = os.environ | {"PYTHONPATH": str(root)}
+    path = os.pathsep.join(filter(None, [str(root), os.environ.get("PYTHONPATH")]))
+    environ = os.environ | {"PYTHONPATH": path}
     return subprocess.run(
         [sys.executable, *arguments], cwd=root, env=environ, capture_output=True, text=True
     )
