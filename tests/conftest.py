@@ -1,4 +1,4 @@
-"""Test settings: eight fake CPU devices, strict rank promotion, one compilation cache."""
+"""Test settings: eight fake CPU devices, strict rank promotion, a shared compilation cache."""
 
 import atexit
 import contextlib
@@ -14,13 +14,13 @@ from cheap import FLAGS
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # Workers and the programs that tests start inherit it: runs that stop and go on, and tests of
-    # one road, compile the same steps again and again.
+    # Shared by the workers and by the programs that tests start: resumed runs, and tests of one
+    # configuration, compile the same steps.
     CACHE = tempfile.mkdtemp(prefix="vdit-compiled-")
     os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
     atexit.register(shutil.rmtree, CACHE, ignore_errors=True)
-# Those of the environment come last, so that a run may have others.
+# Flags of the environment come last and win.
 given = os.environ.get("XLA_FLAGS", "")
 os.environ["XLA_FLAGS"] = f"{FLAGS} --xla_force_host_platform_device_count=8 {given}"
 
@@ -34,7 +34,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def memory() -> Iterator[None]:
+def memory(request: Any) -> Iterator[None]:
     """Frees what a file's tests compiled: hundreds of executables, up to a gigabyte.
 
     The next file compiles little of it again, and reads that from the compilation cache. glibc
@@ -43,13 +43,16 @@ def memory() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "keep_freed_memory", lambda: True)
         yield
+    for value in vars(request.module).values():
+        if hasattr(value, "cache_clear"):
+            value.cache_clear()
     jax.clear_caches()
     gc.collect()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
-# What takes longest begins first, so that no worker is left alone with it at the end.
+# The longest files run first, so that no worker ends with one of them while the other idles.
 LONG = (
     "test_road.py", "test_mesh_models.py", "test_notebook.py", "test_style.py",
     "test_processes_road.py", "test_shots_road.py", "test_paper_road.py",
@@ -63,13 +66,13 @@ def pytest_collection_modifyitems(items: list[Any]) -> None:
 
 
 # --------------------------------------------------------------------------------------------------
-# Beside other implementations, live: `pytest -m reference` ends in a table of differences
+# Comparison with other implementations: `pytest -m reference` ends with a table of differences
 
 
 @pytest.fixture
 def near(record_property: Any) -> Callable[..., None]:
     """near(name, got, want, most=2e-5) bounds the largest difference, relative to the largest
-    number of `want`, and keeps it for the table."""
+    absolute value of `want`, and records it for the table."""
 
     def check(name: str, got: Any, want: Any, most: float = 2e-5) -> None:
         got, want = np.asarray(got, np.float64), np.asarray(want, np.float64)
@@ -82,7 +85,7 @@ def near(record_property: Any) -> Callable[..., None]:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    """The table: largest relative difference, what is allowed, of what."""
+    """The table: largest relative difference, its bound, and the name."""
     rows = [
         value
         for outcome in ("passed", "failed")

@@ -1,4 +1,4 @@
-"""Starting several processes on this machine, for tests."""
+"""Starts programs in several processes on this machine."""
 
 import os
 import socket
@@ -9,14 +9,15 @@ from pathlib import Path
 from cheap import FLAGS
 
 ROOT = Path(__file__).parents[1]
-LIMIT = 3000  # seconds for what takes a few: the machine may be busy
+LIMIT = 3000  # seconds; generous, because the machine may be busy
 
 
-HELD: list[socket.socket] = []
+HELD: list[socket.socket] = []  # open until the tests end
 
 
 def free_port() -> int:
-    """A port for a server of gRPC, which shares it with this process; nobody else is given it."""
+    """A port for JAX's coordinator, held until then: gRPC may share it (SO_REUSEPORT), and the
+    system gives it to no other program."""
     held = socket.socket()
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     held.bind(("", 0))
@@ -27,7 +28,7 @@ def free_port() -> int:
 def start(
     program: list[str], count: int, *args: str, devices: int = 1, toy: str = ""
 ) -> list["subprocess.Popen[str]"]:
-    """`program` in so many processes of so many devices; one process is told nothing of others."""
+    """Starts `program` in `count` processes of `devices` devices each; flags connect them."""
     flags = f"{FLAGS} --xla_force_host_platform_device_count={devices}"
     env = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu", "TOY": toy}
     env["PYTHONPATH"] = os.pathsep.join([str(ROOT), env.get("PYTHONPATH", "")])
@@ -36,8 +37,8 @@ def start(
     for index in range(count):
         command = [sys.executable, *program, *args]
         if count > 1:
-            told = {"coordinator": f"127.0.0.1:{port}", "processes": count, "process": index}
-            command += [f"--{name}={value}" for name, value in told.items()]
+            flag = {"coordinator": f"127.0.0.1:{port}", "processes": count, "process": index}
+            command += [f"--{name}={value}" for name, value in flag.items()]
         started.append(
             subprocess.Popen(command, cwd=ROOT, env=env, text=True, stdout=pipe, stderr=pipe)
         )
@@ -45,7 +46,7 @@ def start(
 
 
 def finish(started: list["subprocess.Popen[str]"]) -> list[tuple[int, str, str]]:
-    """Exit status, output and errors of each."""
+    """Exit status, standard output and standard error of each."""
     ended = []
     try:
         for process in started:

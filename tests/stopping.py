@@ -1,10 +1,10 @@
-"""A stop at a known step, for tests of resuming."""
+"""Stops training at a given step, for tests of resuming."""
 
 from vdit.runtime.preemption import Preemption
 
 
 class StopAt(Preemption):
-    """Asks to stop after a step, as a signal would."""
+    """Requests a stop after a step, as a signal would."""
 
     def __init__(self, step: int) -> None:
         super().__init__()

@@ -1,9 +1,8 @@
 """The program `python -m vdit.main` with one small stage, for tests that start several processes.
 
-TOY=stuck:PROCESS:SAMPLE has that process wait for ever at that sample; TOY=slow:SECONDS takes so
-long for each sample; TOY=broken:PROCESS:SAMPLE is a mistake in the code there, and
-TOY=refused:PROCESS:SAMPLE something that the user gave wrong, which only that process sees.
-TOY=latents:FOLDER, with --mode=sample, has each process keep the latents that it gets.
+TOY=stuck:PROCESS:SAMPLE hangs in that process at that sample, TOY=broken:PROCESS:SAMPLE raises a
+KeyError there, and TOY=refused:PROCESS:SAMPLE a UserError. TOY=slow:SECONDS delays every sample.
+TOY=latents:FOLDER, with --mode=sample, writes each process's sampled latents to a file.
 """
 
 import os
@@ -79,7 +78,7 @@ def train(runtime: Runtime, steps: int) -> Any:
 
 
 def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
-    """In the place of main's: the toy stage alone."""
+    """Replaces --mode=run by the toy stage."""
     mesh = make_mesh(dict(config.mesh))
     with Preemption() as preemption, Metrics(workdir, jax.process_index() == 0) as metrics:
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
@@ -87,7 +86,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
 
 
 def keep_latents(folder: Path) -> None:
-    """From now on each process writes what it samples to FOLDER/PROCESS.npy."""
+    """Patches sampling: each process also writes its latents to FOLDER/PROCESS.npy."""
     made = model.Scan.__call__
 
     def kept(self: Any, *arguments: Any, **settings: Any) -> jax.Array:

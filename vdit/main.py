@@ -19,7 +19,7 @@ from ml_collections import config_flags
 
 from vdit.errors import EXPECTED, Diverged, Interrupted, UserError
 from vdit.runtime import processes
-from vdit.runtime.processes import Told, Watch
+from vdit.runtime.processes import Member, Watch
 
 FLAGS = flags.FLAGS
 MODES = ("run", "sample", "eval", "features")  # functions of vdit/run.py, which imports JAX
@@ -76,7 +76,7 @@ def work(path: str | None, workdir: Path) -> None:
     from vdit.runtime.machine import keep_freed_memory
 
     config = default() if path is None else CONFIG.value
-    who = _told()
+    who = _member()
     if who is not None:
         processes.connect(who, config.run.lost)
     processes.check()
@@ -106,8 +106,8 @@ def work(path: str | None, workdir: Path) -> None:
         raise stopped
 
 
-def _told() -> Told | None:
-    return processes.told(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
+def _member() -> Member | None:
+    return processes.member(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
 
 
 def failed(error: UserError | Diverged | Interrupted) -> int:
@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     try:
         path, workdir = parse(argv)
-        if _told() is not None:
+        if _member() is not None:
             return processes.supervised(functools.partial(child, path, workdir), workdir)
         work(path, workdir)
     except EXPECTED as error:

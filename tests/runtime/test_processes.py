@@ -23,7 +23,7 @@ from vdit.runtime.checkpoint import Checkpoints, newest_good_step, restore_ema
 from vdit.runtime.mesh import data_process, make_mesh
 from vdit.runtime.metrics import Metrics, read
 from vdit.runtime.preemption import Preemption
-from vdit.runtime.processes import Told, newest_checkpoint, several, told
+from vdit.runtime.processes import Member, member, newest_checkpoint, several
 from vdit.train import Runtime, abstract_state
 
 STEPS = 10
@@ -302,15 +302,15 @@ def test_a_cache_is_the_same_from_one_process_and_from_three(tmp_path: Path) -> 
 )
 def test_wrong_flags(given: Any, words: str) -> None:
     with pytest.raises(UserError, match=words):
-        told(*given, {})
+        member(*given, {})
 
 
 def test_what_flags_and_environment_say(tmp_path: Path) -> None:
-    assert told("h:1", 2, 1, {}) == Told("h:1", 2, 1)
-    assert told(None, None, None, {"JAX_PLATFORMS": "cpu"}) is None
+    assert member("h:1", 2, 1, {}) == Member("h:1", 2, 1)
+    assert member(None, None, None, {"JAX_PLATFORMS": "cpu"}) is None
     slurm = {"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_PROCID": "3"}
-    assert told(None, None, None, slurm) == Told()
-    assert told(None, 1, None, slurm) is None  # alone, whatever is found
+    assert member(None, None, None, slurm) == Member()
+    assert member(None, 1, None, slurm) is None  # alone, whatever is found
     assert not several({"SLURM_NTASKS": "4", "JAX_PLATFORMS": "cpu"}, tmp_path)  # no srun
     assert several({"OMPI_COMM_WORLD_SIZE": "2"}, tmp_path)
     assert several({"TPU_WORKER_HOSTNAMES": "a,b"}, tmp_path)  # GKE

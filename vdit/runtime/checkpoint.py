@@ -1,10 +1,10 @@
-"""Checkpoints: orbax saves in the background, SHA-256 digests say what can be trusted.
+"""Checkpoints: orbax saves in the background, SHA-256 digests verify every file.
 
 A step is a folder named by its number, with one item each for the state (parameters, moments, step,
-key), the EMA, the data iterator and the meta data (JSON). When orbax has committed it,
-`digests.json` with the size and digest of every file is written inside, last and atomically: a
-folder without it is an unfinished save. A damaged or unfinished step is named in a warning, and the
-step before it is taken.
+key), the EMA, the data iterator and the metadata (JSON). After orbax has committed it,
+`digests.json`, the size and digest of every file, is written inside, last and atomically: a folder
+without it is an unfinished save. A damaged or unfinished step is named in a warning, and the step
+before it is used.
 """
 
 import contextlib
@@ -42,10 +42,7 @@ log = logging.getLogger("vdit")
 
 
 class Restored(NamedTuple):
-    """What `Checkpoints.restore` found; the iterator, if one was given, stands where it was.
-
-    The state is without the entries that were allowed to be missing and are.
-    """
+    """A restored step. The state lacks the entries that were allowed to be missing and are."""
 
     step: int
     state: Any
@@ -58,7 +55,7 @@ class Restored(NamedTuple):
 
 
 def all_steps(directory: Folder) -> list[int]:
-    """The numbers of all step folders, ascending, finished or not."""
+    """The numbers of all step folders, finished or not, in ascending order."""
     try:
         names = [entry.name for entry in os.scandir(directory) if entry.is_dir()]
     except (FileNotFoundError, NotADirectoryError):
@@ -67,14 +64,14 @@ def all_steps(directory: Folder) -> list[int]:
 
 
 def is_finished(directory: Folder, step: int) -> bool:
-    """Whether the save of `step` ran to its end. Does not look into the files."""
+    """Whether the save of `step` was completed; does not read the files."""
     return (Path(directory) / str(step) / DIGESTS).is_file()
 
 
 def damage(directory: Folder, step: int, items: tuple[str, ...] = ITEMS) -> str | None:
-    """What is wrong with the first bad file of `items`, as "FILE: REASON"; None if all are good.
+    """The first damaged file of `items`, as "FILE: REASON"; None if all are good.
 
-    Reads every byte. Files beside those in the digests are not looked at.
+    Reads every byte of the files in the digests, and no others.
     """
     folder = Path(directory) / str(step)
     if not folder.is_dir() or not any(folder.iterdir()):
@@ -106,7 +103,7 @@ def damage(directory: Folder, step: int, items: tuple[str, ...] = ITEMS) -> str 
 def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
     """The newest step whose `items` are undamaged, None if there is no step at all.
 
-    Warns of each newer step that is damaged, with the file. Raises `UserError` if all are.
+    Warns of each newer step that is damaged, naming the file. Raises `UserError` if all are.
     """
     reasons: list[str] = []
     for step in reversed(all_steps(directory)):
@@ -123,20 +120,21 @@ def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> i
 
 def newest_everywhere(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
     """`newest_good_step` of process 0, in all processes; it alone reads the files."""
-    nothing, error, step = -1, UserError(f"no checkpoint in {directory} is good"), -2
+    step, error = -2, UserError(f"no checkpoint in {directory} is good")
     if jax.process_index() == 0:
         try:
-            step = nothing if (found := newest_good_step(directory, items)) is None else found
+            found = newest_good_step(directory, items)
+            step = -1 if found is None else found
         except UserError as reason:
             error = reason
-    step = agreed(step)
+    step = agreed(step)  # -1: there is none, -2: all are damaged
     if step == -2:
         raise error
-    return None if step == nothing else step
+    return None if step == -1 else step
 
 
 def load_meta(directory: Folder, step: int) -> dict[str, Any]:
-    """The meta data of a step. Raises `UserError` if there is no such step, or a newer format."""
+    """The metadata of a step. Raises `UserError` for a missing step or another format."""
     return _read(directory, step, meta=ocp.args.JsonRestore())["meta"]
 
 
@@ -147,18 +145,16 @@ def saved_shapes(directory: Folder, step: int, item: str) -> dict[str, jax.Shape
 
 
 def restore_ema(directory: Folder, step: int, place: Callable[[Any], Any] | None = None) -> Any:
-    """The EMA of a step, placed by the shardings that `place` gives for its tree of shapes; without
-    it, on the first device.
-
-    Does not verify the digests: take the step from `newest_good_step`.
+    """The EMA of a step, with the shardings that `place` returns for its tree of shapes; without
+    `place`, on the first device. Does not verify the digests: see `newest_good_step`.
     """
     return _restore(directory, step, "ema", place)
 
 
 def restore_raw(directory: Folder, step: int) -> Any:
-    """The parameters of a step as its optimizer left them, on the first device.
+    """The parameters of a step without EMA, on the first device; does not verify the digests.
 
-    `UserError` for a step that holds none (an imported one). Verifies as little as `restore_ema`.
+    Raises `UserError` for a step that has none, as an imported one.
     """
     if not any(name.startswith("params/") for name in saved_shapes(directory, step, "state")):
         raise UserError(f"{Path(directory) / str(step)} was not trained here: it has an EMA alone")
@@ -166,10 +162,7 @@ def restore_raw(directory: Folder, step: int) -> Any:
 
 
 def _restore(
-    directory: Folder,
-    step: int,
-    item: str,
-    place: Callable[[Any], Any] | None = None,
+    directory: Folder, step: int, item: str, place: Callable[[Any], Any] | None = None
 ) -> Any:
     """One item of a step; see `restore_ema`."""
     saved = _saved_tree(directory, step, item)
@@ -181,7 +174,7 @@ def _restore(
 
 
 def _read(directory: Folder, step: int, **items: Any) -> Any:
-    """Some items of a step; the meta data always, and its format checked first."""
+    """Items of a step, and always its metadata, whose format is checked first."""
     folder = (Path(directory) / str(step)).absolute()
     if not is_finished(directory, step):
         known = ", ".join(map(str, all_steps(directory))) or "none"
@@ -199,7 +192,7 @@ def _read(directory: Folder, step: int, **items: Any) -> Any:
 
 
 def _reader() -> Any:
-    """Orbax's checkpointer for this process alone: it reads without waiting for others."""
+    """Orbax's checkpointer for one process, which reads without waiting for others."""
     me = jax.process_index()
     alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
     options = ocp.CompositeOptions(multiprocessing_options=alone)
@@ -214,7 +207,7 @@ def _saved_tree(directory: Folder, step: int, item: str) -> Any:
 
 
 def _check_shapes(directory: Folder, step: int, item: str, abstract: Any) -> None:
-    """Refuses a checkpoint of another model, naming the first array that differs."""
+    """Refuses a checkpoint of another model; names the first array that differs."""
     saved = saved_shapes(directory, step, item)
     wanted = {_name(path): x for path, x in jax.tree_util.tree_leaves_with_path(abstract)}
     for name in sorted(saved.keys() | wanted.keys()):
@@ -229,7 +222,7 @@ def _check_shapes(directory: Folder, step: int, item: str, abstract: Any) -> Non
 
 
 def _placed(abstract: Any) -> Any:
-    """The abstract tree with a sharding at every leaf: orbax refuses to guess one."""
+    """The abstract tree with a sharding at every leaf, as orbax demands."""
     here = SingleDeviceSharding(jax.local_devices()[0])
 
     def place(x: Any) -> jax.ShapeDtypeStruct:
@@ -251,10 +244,10 @@ def _sha256(path: Path) -> str:
 
 
 class Checkpoints:
-    """The checkpoints of one stage. Making one touches neither the disk nor a thread.
+    """The checkpoints of one stage. The constructor touches neither the disk nor a thread.
 
-    The newest `keep` finished steps stay; older ones go when a newer one is finished. `in_flight`
-    bounds the bytes of arrays that are compressed and written at a time; the largest has to fit.
+    Keeps the newest `keep` finished steps. `in_flight` bounds the bytes of EMA arrays that are
+    compressed and written at a time; it must be at least the largest array.
     """
 
     def __init__(self, directory: Folder, keep: int = 2, in_flight: int | None = None) -> None:
@@ -263,14 +256,14 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self.keep = keep
         self._in_flight = in_flight
-        self._saver: Any = None  # orbax's, made at the first save
+        self._saver: Any = None  # orbax's, from the first save on
         self._saving: tuple[int, threading.Thread] | None = None
         self._error: Exception | None = None  # of the thread that saves
         self._bad: set[int] = set()  # steps that restore passed over
-        self._last: int | None = None  # saved here; other processes may not see its digests yet
+        self._last: int | None = None  # saved; other processes may not see its digests yet
 
     def steps(self) -> list[int]:
-        """The finished steps, ascending."""
+        """The finished steps in ascending order."""
         return [step for step in all_steps(self.directory) if is_finished(self.directory, step)]
 
     def latest(self) -> int | None:
@@ -278,19 +271,19 @@ class Checkpoints:
         return max(self.steps(), default=None)
 
     def newest_meta(self) -> dict[str, Any] | None:
-        """The meta data of the newest step in which it is undamaged; None if there is none."""
+        """The metadata of the newest step in which it is undamaged; None if there is none."""
         for step in reversed(self.steps()):
             if damage(self.directory, step, ("meta",)) is None:
                 return load_meta(self.directory, step)
         return None
 
     def save(self, step: int, state: Any, ema: Any, iterator: Any, meta: Mapping[str, Any]) -> None:
-        """Saves in the background; what is given may be donated or changed at once.
+        """Saves in the background; the arguments may be donated or changed at once.
 
-        `state` and `ema` are trees of arrays, `iterator` is grain's or None, `meta` JSON-able.
-        Waits for the save before and raises its error. A finished step is not saved again, unless
-        `restore` found it damaged; damaged and unfinished folders in the way become STEP.bad.
-        Raises `UserError` where the folder cannot be written or has no room.
+        `state` and `ema` are trees of arrays, `iterator` is grain's or None, `meta` is JSON. Waits
+        for the previous save and raises its error. A finished step is saved again only if `restore`
+        found it damaged; damaged and unfinished folders of that name become STEP.bad. Raises
+        `UserError` if the folder cannot be written or lacks space.
         """
         self.wait()
         if step == self._last or (step in self.steps() and step not in self._bad):
@@ -349,12 +342,12 @@ class Checkpoints:
         check: Callable[[dict[str, Any]], None] | None = None,
         spare: Collection[str] = (),
     ) -> Restored | None:
-        """The newest good step, placed by the shardings of the abstract trees; None if no step is.
+        """The newest good step, with the shardings of the abstract trees; None if there is no step.
 
-        The topology may be another than at the save. `check(meta)` is called before arrays are read
-        and may raise. `iterator` (grain's, or None) is moved to where it was. Entries of the state
-        that are named in `spare` may be missing; then so may the iterator. Raises `UserError` if
-        every step is damaged, or holds another model's arrays.
+        The topology may differ from that of the save. `check(meta)` is called before arrays are
+        read and may raise. `iterator` (grain's, or None) is set to its saved position. Entries of
+        the state named in `spare` may be missing; then so may the iterator. Raises `UserError` if
+        every step is damaged, or the step holds another model's arrays.
         """
         self.wait()
         step = newest_everywhere(self.directory, ITEMS)
@@ -373,7 +366,7 @@ class Checkpoints:
             _check_shapes(self.directory, step, item, tree)
         items = {item: ocp.args.StandardRestore(tree) for item, tree in abstract.items()}
         if iterator is not None:
-            # Positions in the stream of all processes: each one's file says the same.
+            # Positions are in the stream of all processes: each process's file is the same.
             folder = self.directory / str(step) / "iterator"
             files = sorted(folder.glob("process_*.json"))
             if not files and not lacking:
@@ -384,7 +377,7 @@ class Checkpoints:
         return Restored(step, read["state"], read["ema"], meta)
 
     def _make_way(self, step: int, trees: Any) -> None:
-        """Before a save, on process 0: a folder that can take it, with nothing in its place."""
+        """On process 0: makes the folder, moves bad steps aside, checks the space."""
         if jax.process_index() != 0:
             return
         try:
@@ -408,7 +401,7 @@ class Checkpoints:
             )
 
     def _finish(self, step: int) -> None:
-        """In a thread: waits for orbax's commit, writes the digests, deletes what is too old."""
+        """In a thread: waits for orbax's commit, writes the digests, deletes old steps."""
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
@@ -445,16 +438,13 @@ class Checkpoints:
 
 
 def rewrite(
-    directory: Folder,
-    step: int,
-    to: Path,
-    place: Callable[[Any], Any] | None = None,
+    directory: Folder, step: int, to: Path, place: Callable[[Any], Any] | None = None,
     drop: Collection[str] = (),
-) -> None:
-    """Saves a good step again as `to`/STEP, with the same numbers and digests of its own.
+) -> None:  # fmt: skip
+    """Copies a good step to `to`/STEP: the same values, with new digests.
 
-    `place` gives a tree's shardings, by which its arrays are cut into files; without it they are
-    whole. Entries of the state that `drop` names are left out.
+    `place` gives the shardings of a tree, by which its arrays are split into files; without it they
+    are not split. Entries of the state named in `drop` are omitted.
     """
     trees = {}
     for item in ("state", "ema"):
@@ -471,7 +461,7 @@ def rewrite(
 
 
 def write_digests(folder: Path) -> None:
-    """Writes size and SHA-256 of every other file in a step's folder to `DIGESTS` inside it."""
+    """Writes `DIGESTS` into a step's folder: size and SHA-256 of every other file."""
     files = {
         path.relative_to(folder).as_posix(): (path.stat().st_size, _sha256(path))
         for path in sorted(folder.rglob("*"))
@@ -481,5 +471,5 @@ def write_digests(folder: Path) -> None:
 
 
 def _no_orbax_traceback(record: logging.LogRecord) -> bool:
-    """A log filter: orbax prints the tracebacks of errors that it also raises."""
+    """A log filter: orbax logs the tracebacks of errors that it also raises."""
     return not (record.exc_info and "orbax" in record.pathname)

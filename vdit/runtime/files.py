@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: written under a temporary name, then renamed."""
+"""Atomic writes (a temporary name, then a rename), and a lock on a folder."""
 
 import contextlib
 import os
@@ -13,8 +13,8 @@ from vdit.errors import UserError
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path` with the same suffix; renames it to `path` on success.
 
-    On an error the temporary file is removed and `path` is left as it was. A full disk, a
-    read-only folder or a parent that is a file raises `UserError` with the path and the reason.
+    On an error the temporary file is removed and `path` stays unchanged; one of the file system
+    becomes a `UserError` with the path and the reason.
     """
     path = Path(path)
     mine = f"{os.getpid()}-{os.urandom(3).hex()}"  # another machine may have the same number
@@ -32,10 +32,9 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds `folder` against every other process that asks for it; the system lets go of it when
-    this one ends, however it ends.
+    """Locks `folder` while the context lasts; the system releases it if this process dies.
 
-    Raises `UserError` where another holds it. A file system without locks is taken at its word.
+    Raises `UserError` if another process holds it. On a file system without locks it does nothing.
     """
     try:
         import fcntl
@@ -66,11 +65,11 @@ def write_text(path: str | os.PathLike[str], text: str) -> None:
 
 
 def appears(path: Path, seconds: float = 60.0) -> bool:
-    """Whether a file is there, or comes into sight: a shared folder may show another machine's
-    files late."""
+    """Whether a file exists within some seconds: a shared folder may show another machine's files
+    late."""
     until = time.monotonic() + seconds
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.5)
         with contextlib.suppress(OSError):
-            os.listdir(path.parent)  # looked up anew
+            os.listdir(path.parent)  # refreshes what NFS has cached
     return path.exists()

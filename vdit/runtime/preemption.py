@@ -1,4 +1,4 @@
-"""Stopping in good order: a signal sets a flag, and the loop saves before it leaves."""
+"""Graceful stops: a signal sets a flag, and the training loop saves before it returns."""
 
 import os
 import signal
@@ -13,14 +13,14 @@ from jax.experimental import multihost_utils
 class Preemption:
     """A context in which SIGTERM and SIGINT (Ctrl-C) only set `requested`.
 
-    A second signal raises `KeyboardInterrupt`. The old handlers come back at the end. With several
-    processes SIGTERM is left to JAX's preemption service, which lets all of them stop at the same
-    step: there `reached` must be asked after every step, equally often by each.
+    A second signal raises `KeyboardInterrupt`; the old handlers are restored at the end. With
+    several processes JAX's preemption service handles SIGTERM and stops all of them at the same
+    step: each must call `reached` after every step, equally often.
     """
 
     def __init__(self) -> None:
         self.requested = False
-        self._asked = 0  # how often, which goes on where a stage's steps begin anew
+        self._calls = 0  # of `reached`; a stage's own steps begin at 0 again
         self._old: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
@@ -38,8 +38,8 @@ class Preemption:
         """Whether to save and stop after `step`; the same answer in every process."""
         del step
         if jax.process_count() > 1 and not self.requested:
-            self._asked += 1
-            self.requested = multihost_utils.reached_preemption_sync_point(self._asked)
+            self._calls += 1
+            self.requested = multihost_utils.reached_preemption_sync_point(self._calls)
         return self.requested
 
     def _handle(self, number: int, frame: FrameType | None) -> None:

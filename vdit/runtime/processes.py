@@ -34,20 +34,21 @@ STUCK = "made no step for"  # marks the verdict on a stuck process
 REFUSED = "refused what it was given: "  # marks the verdict on bad input
 
 
-class Told(NamedTuple):
-    """Which of how many processes this is; None where JAX finds it out."""
+class Member(NamedTuple):
+    """Which of how many processes this is; None where JAX detects it."""
 
     coordinator: str | None = None
     processes: int | None = None
     process: int | None = None
 
 
-def told(
+def member(
     coordinator: str | None, count: int | None, index: int | None, env: Mapping[str, str]
-) -> Told | None:
-    """What flags and environment say; None is one process. Raises `UserError` for half of it."""
+) -> Member | None:
+    """From the flags, or the environment; None for a single process. Raises `UserError` for flags
+    that are incomplete or wrong."""
     if coordinator is None and count is None and index is None:
-        return Told() if several(env) else None
+        return Member() if several(env) else None
     if count == 1 and coordinator is None and index in (None, 0):
         return None
     if coordinator is None or count is None or index is None:
@@ -60,14 +61,14 @@ def told(
         raise UserError(f"--coordinator={coordinator}: HOST:PORT is expected, as 10.0.0.2:8476")
     if count < 1 or not 0 <= index < count:
         raise UserError(f"--process={index} --processes={count}: 0 to --processes - 1 is allowed")
-    return Told(coordinator, count, index)
+    return Member(coordinator, count, index)
 
 
 def several(env: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
-    """Whether this looks like one of several processes that `jax.distributed` finds by itself.
+    """Whether this is one of several processes that `jax.distributed` detects by itself.
 
-    Slurm's and Open MPI's task counts, and a TPU: a pod's workers know each other by environment
-    (GKE) or by the machine's metadata (TPU VMs), which JAX asks.
+    By the task counts of Slurm and Open MPI; on TPUs by a pod's environment (GKE), or by a TPU
+    device, whose machine's metadata JAX reads (TPU VMs).
     """
     if int(env.get("SLURM_NTASKS", 1)) > 1 and {"SLURM_STEP_NODELIST", "SLURM_PROCID"} <= set(env):
         return True
@@ -82,7 +83,7 @@ def several(env: Mapping[str, str], devices: Path = Path("/dev")) -> bool:
     return not alone and ((devices / "accel0").exists() or (devices / "vfio" / "0").exists())
 
 
-def connect(who: Told, lost: float) -> None:
+def connect(who: Member, lost: float) -> None:
     """Connects this process with the others, before anything touches a device.
 
     From then on JAX aborts all of them when one has been silent for `lost` seconds.
@@ -322,7 +323,7 @@ class Watch:
         self._patience = 0.0
 
     def failed(self, error: Exception) -> None:
-        """This process is about to end by an error; the others are told in one line."""
+        """This process is about to end by an error; its verdict is one line."""
         self._end.set()
         if self._board is not None:
             how = REFUSED if isinstance(error, UserError) else f"ended by {type(error).__name__}: "
@@ -450,7 +451,9 @@ def supervised(work: Callable[[], int], workdir: Path) -> int:
     if "status" in known:
         return known["status"]
     status = os.waitstatus_to_exitcode(code)
-    how = f"was ended by {signal.Signals(-status).name}" if status < 0 else f"ended with {status}"
+    how = f"ended with status {status}"
+    if status < 0:
+        how = f"was ended by {signal.Signals(-status).name}"
     status = 128 - status if status < 0 else status or 1
     if "board" not in known:
         print(f"vdit: this process {how}; {newest_checkpoint(workdir)}", file=sys.stderr)
