@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,40 @@ def test_neither_torch_nor_tensorflow_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+# --------------------------------------------------------------------------------------------------
+# What a reader has to hold at once
+
+
+def lines(paths: Iterable[Path]) -> int:
+    return sum(len(path.read_text(encoding="utf-8").splitlines()) for path in paths)
+
+
+def test_the_package_stays_small() -> None:
+    worlds = [path for path in FILES if "worlds" in path.parts]
+    core = [path for path in FILES if path not in worlds]
+    assert lines(core) <= 15_500
+    assert lines(FILES) <= 21_000
+    assert lines([ROOT / "vdit" / "main.py"]) <= 150
+    assert lines([ROOT / "README.md"]) <= 200
+
+
+def is_table(function: ast.FunctionDef) -> bool:
+    """Whether nine of ten statements are assignments: fields with their defaults."""
+    plain = [isinstance(part, ast.Assign | ast.AnnAssign) for part in function.body[1:-1]]
+    return len(plain) > 10 and sum(plain) >= 0.9 * len(plain)
+
+
+def test_functions_fit_a_screen() -> None:
+    """60 lines at most, signature and docstring included; tables are free."""
+    long = [
+        f"{path.relative_to(ROOT)}: {node.name} has {node.end_lineno - node.lineno + 1} lines"
+        for path in [*FILES, *(ROOT / "tools").rglob("*.py")]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef)
+        and node.end_lineno is not None
+        and node.end_lineno - node.lineno >= 60
+        and not is_table(node)
+    ]
+    assert not long, "\n".join(long)
