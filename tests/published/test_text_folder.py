@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from experiments import base, unet
-from vdit import sample, stages
+from vdit import loading, sample, stages
 from vdit.config import joined
 from vdit.config.autoencoder import build_vae
 from vdit.config.identity import differences
@@ -413,12 +413,12 @@ def test_features_are_cached_and_the_encoder_is_known_again(
     assert differences(meta["fields"], changed["fields"]).startswith("text.content was ")
 
     # A finished workdir's text is that of its encoder, or there is no sample.
-    monkeypatch.setattr(sample, "newest_everywhere", lambda directory: 1)
-    monkeypatch.setattr(sample, "restore_ema", lambda directory, step, place: {})
+    monkeypatch.setattr(loading, "newest_everywhere", lambda directory: 1)
+    monkeypatch.setattr(loading, "restore_ema", lambda directory, step, place: {})
     statistics = {"latents": {"mean": [0.0] * 8, "std": [1.0] * 8}}
-    monkeypatch.setattr(sample, "load_meta", lambda directory, step: changed | statistics)
+    monkeypatch.setattr(loading, "load_meta", lambda directory, step: changed | statistics)
     _, features = sample.load(workdir, config).text([["a red ball"]])
     assert features.shape == (1, 1, config.text.length, 12)
-    monkeypatch.setattr(sample, "load_meta", lambda directory, step: meta | statistics)
+    monkeypatch.setattr(loading, "load_meta", lambda directory, step: meta | statistics)
     with pytest.raises(UserError, match="moved holds another text encoder than that of"):
         sample.load(workdir, config)
