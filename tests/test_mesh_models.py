@@ -19,6 +19,7 @@ from vdit.config.denoiser import build_denoiser, build_process
 from vdit.diffusion.schedule import sample_times
 from vdit.model import Inputs, Scan
 from vdit.models.dit import preset
+from vdit.objectives.auxiliary import auxiliary
 from vdit.objectives.classify import classify_objective
 from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective
@@ -38,11 +39,12 @@ MESHES = [
 
 GIVEN: dict[str, dict[str, float]] = {
     "dit": {"text": 0.6, "prefix": 0.2, "last": 0.2}, "unet": {"text": 1.0}, "paper": {"text": 1.0},
+    "truth": {"text": 0.6, "suffix": 0.4},
 }  # fmt: skip
 # The U-Net's steps are many to compile: the mesh of all axes, and one where no batch is split.
 CASES = [(stage, axes) for stage in ("vae", "dit", "classify") for axes in MESHES]
 CASES += [("unet", axes) for axes in (MESHES[-1], {"tensor": 2, "sequence": 4})]
-CASES += [("paper", MESHES[-1])]
+CASES += [("paper", MESHES[-1]), ("truth", MESHES[-1])]
 
 
 def made(
@@ -70,16 +72,18 @@ def made(
     table = patterns(5, 4, 10.0)
     times = functools.partial(sample_times, build_process(config))
     text = encoder("learned", vocab=300, width=32, depth=1, heads=2, matmul=matmul("float32", mesh))
-    objective = denoising_objective(
-        build_denoiser(config, text, mesh),
-        Dense(table, pattern_shares(table, GIVEN[stage]), times, text_drop=0.2),
-    )
+    denoiser = build_denoiser(config, text, mesh)
+    rows = Dense(table, pattern_shares(table, GIVEN[stage]), times, text_drop=0.2)
+    more = auxiliary((("truth", 0.7),), denoiser.network) if stage == "truth" else ()
+    objective = denoising_objective(denoiser, rows, auxiliary=more)
     batch = {
         "latent": rng.normal(size=(8, 8, side, side, 8)).astype(np.float32),
         "ids": rng.integers(1, 300, (8, 12)).astype(np.int32),
         "mask": np.ones((8, 12), bool),
         "ordinal": ordinal,
     }
+    if stage == "truth":
+        batch["truth"] = rng.normal(size=(8, 8, 2, 16)).astype(np.float16)
     if config.data.label:
         batch["label"] = (ordinal % 3).astype(np.int32)
     frozen = {"mean": np.zeros(8, np.float32), "std": np.ones(8, np.float32)}

@@ -46,6 +46,7 @@ def small() -> ConfigDict:
     config.latents.clips, config.latents.shard, config.latents.batch = CLIPS, 12, 4
     config.dit.train.steps, config.dit.train.batch = 8, 2
     config.run.save_every, config.run.log_every = 100, 1
+    config.dit.auxiliary = (("truth", 0.7),)
     return config
 
 

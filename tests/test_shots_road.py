@@ -35,6 +35,7 @@ def small() -> ConfigDict:
     config.dit.train.batch, config.dit.train.optimizer = 4, "adamw"  # compiles sooner
     config.vae.train.optimizer = "adamw"
     config.sample.steps, config.sample.batch = 2, 4
+    config.dit.auxiliary = (("truth", 0.7),)
     return config
 
 

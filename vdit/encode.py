@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from vdit.config.autoencoder import build_vae
 from vdit.config.classes import write_classes
-from vdit.config.denoiser import token_pixels
+from vdit.config.denoiser import targets, token_pixels
 from vdit.config.identity import digest, stage_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
@@ -29,7 +29,7 @@ from vdit.nn.patch import pad_to_multiple, to_float
 from vdit.runtime.mesh import batch_sharding, local_mesh, to_local
 from vdit.runtime.processes import agreed, together, zero_first
 from vdit.runtime.progress import Progress
-from vdit.tokens import extra_spans, shot_list
+from vdit.tokens import extra_spans, patterns, shot_list
 from vdit.train import Params, Runtime
 
 TOKENIZER_CAPTIONS = 4096  # captions from which the tokenizer is learned
@@ -44,6 +44,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         tell_skipped(clips)
     # Files can change under the same configuration: the cache depends on their digest.
     content = text_content(config) | {"content": getattr(clips, "digest", "")}
+    if "truth" in targets(config):
+        content["truth"] = "with"
     mine = digest(stage_fields(config, "latents") | content)
     count = min(config.latents.clips, len(clips))
     if agreed(_is_finished(folder, mine, count)):
@@ -67,8 +69,8 @@ def _is_finished(folder: Path, digest: str, count: int) -> bool:
         return False
     if manifest["digest"] != digest:
         raise UserError(
-            f"{folder} was made from another data set, VAE or text encoder; delete it or choose"
-            " another --workdir"
+            f"{folder} was made from another data set, VAE or text encoder, or for other"
+            " dit.auxiliary; delete it or choose another --workdir"
         )
     return manifest["count"] == count and is_complete(folder, manifest)
 
@@ -86,6 +88,8 @@ class ClipEncoder:
     def __init__(self, config: ConfigDict, runtime: Runtime, vae_params: Params, clips: Any):
         self._clips, self._data, self._batch = clips, config.data, config.latents.batch
         self._kind = getattr(clips, "kind", lambda index: 0)
+        self._patch = tuple(config.vae.patch)
+        self._truth = sources.truth(config) if "truth" in targets(config) else None
         self._captions = CaptionEncoder(config, runtime.workdir, clips)
         self._videos = VideoEncoder(config, runtime, vae_params)
 
@@ -128,7 +132,22 @@ class ClipEncoder:
                 element["frames"] = np.int32(self._videos.latent_frames(len(row["video"])))
             if "label" in row:
                 element["label"] = row["label"]
+            if self._truth is not None:
+                count = self._videos.latent_frames(len(row["video"]))
+                element["truth"] = truth_of_latents(self._truth(row), count, self._patch)
             yield element
+
+
+def truth_of_latents(
+    truth_TNF: np.ndarray, count: int, patch: tuple[int, int, int]
+) -> np.ndarray:
+    """The truth at the middle of each latent frame of a clip of `count`, extra spans included:
+    float16 (stored, N, F), its places in rows and columns of latents."""
+    at = patterns(count, patch[0], 1.0).times  # in frames
+    low, high = np.floor(at).astype(int), np.ceil(at).astype(int)
+    truth = truth_TNF[low] + (at - low)[:, None, None] * (truth_TNF[high] - truth_TNF[low])
+    truth[..., 1:3] /= patch[1:]
+    return truth.astype(np.float16)
 
 
 class CaptionEncoder:

@@ -13,7 +13,7 @@ from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import (
     build_denoiser,
-    build_dit,
+    targets,
     training_times,
 )
 from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
@@ -30,7 +30,7 @@ from vdit.errors import UserError
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import to_float
-from vdit.objectives.auxiliary import auxiliary, target_names
+from vdit.objectives.auxiliary import auxiliary
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import Dense, Rows, denoising_objective
 from vdit.objectives.objective import Objective
@@ -183,6 +183,8 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     tokenizer = build_tokenizer(config, runtime.workdir)
     encoder = build_text_encoder(config, tokenizer, runtime.mesh)
     text = "features" if "features" in latents[0] else "ids"
+    if missing := [name for name in targets(config) if name not in latents[0]]:
+        raise UserError(f"dit.auxiliary needs {', '.join(missing)} of each clip: no source has it")
     make = packed_rows if config.data.shapes else dense_batches
     objective, stream = make(config, runtime, latents, encoder, text)
     statistics = latents.statistics()
@@ -223,11 +225,8 @@ def dense_batches(
     # Published models see a text without words as well, which has a length of its own.
     longest = latents.longest() if config.dit.model == "vdit" else None
     objective = denoising(config, encoder, runtime.mesh, longest=longest)
-    targets = target_names(auxiliary(config.dit.auxiliary, build_dit(config)))
-    if missing := [name for name in targets if name not in latents[0]]:
-        raise UserError(f"dit.auxiliary needs {', '.join(missing)} of each clip: no source has it")
     more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
-    fields = ("latent", "ids", "mask", *more, *targets)
+    fields = ("latent", "ids", "mask", *more, *targets(config))
     batch, threads = config.dit.train.batch, config.data.threads
     share = data_process(runtime.mesh)
     return objective, batches(latents, batch, config.seed + 1, fields, threads, process=share)
@@ -241,7 +240,7 @@ def packed_rows(
     sizes = latents.sizes(patch)
     budget = budget_of(sizes, tuple(config.dit.pack), config.text.length)
     shares = {name: config.dit.given[name] for name in config.dit.given}
-    table_of = functools.cache(patterns)
+    table_of, more = functools.cache(patterns), targets(config)
 
     def read(clip: int, ordinal: int) -> Sample:
         element = latents[clip]
@@ -249,7 +248,7 @@ def packed_rows(
         table = table_of(frames, p, float(element["fps"]))
         told = element["mask"][: row_places(element["mask"])]
         words = element[text][: len(told)]
-        return draw_sample(element, words, told, ordinal, table, shares, config.seed + 1)
+        return draw_sample(element, words, told, ordinal, table, shares, config.seed + 1, more)
 
     stream = PackedBatches(
         read,

@@ -203,10 +203,11 @@ def test_it_is_the_same_on_a_mesh() -> None:
 @pytest.mark.parametrize(
     "losses, words",
     [
-        ((("late", 1.0),), "dit.auxiliary='late': known are early"),
+        ((("late", 1.0),), "dit.auxiliary='late': known are truth, early"),
         ((("early", 1.0), ("early", 2.0)), "named once"),
         ((("early", -1.0),), "WEIGHT of 0 or more"),
         ((("early",),), "WEIGHT of 0 or more"),
+        ((("early", 1.0, 4),), r"after layers \(4,\): the denoiser gives those of 3 layers"),
     ],
 )
 def test_losses_that_are_not_there_are_refused(losses: Any, words: str) -> None:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vdit import stages
 from vdit.config.autoencoder import build_lpips
 from vdit.config.classes import read_classes
-from vdit.config.denoiser import latent_shape
+from vdit.config.denoiser import latent_shape, targets
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
 from vdit.errors import UserError
@@ -105,6 +105,7 @@ def training(
         token_grid(config)
         batch |= dense_batch(config, kind, encoder.dim)
         objective = stages.denoising(config, encoder, mesh, platform)
+    batch |= truth_batch(config)
     channels = shape((config.vae.channels,), jnp.float32)
     frozen = {"mean": channels, "std": channels}
     if encoder.frozen and kind == "ids":
@@ -148,6 +149,17 @@ def packed_batch(config: ConfigDict, budget: Budget, kind: str, width: int) -> S
         kind: shape(*text),
         "text": shape((rows, budget.text), jnp.int32),
     }
+
+
+def truth_batch(config: ConfigDict) -> Shapes:
+    """The truth in a batch, where an auxiliary loss reads it: as much as the first clip has."""
+    if "truth" not in targets(config):
+        return {}
+    rows = config.dit.train.batch
+    clip = sources.training_clips(config, Path())[0]
+    each = sources.truth(config)(clip).shape[1:]
+    count = config.dit.pack[0] if config.data.shapes else len(stages.pattern_table(config).times)
+    return {"truth": shape((rows, count, *each), jnp.float16)}
 
 
 def placed(tree: Any, sharding: NamedSharding) -> Any:

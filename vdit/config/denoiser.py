@@ -19,7 +19,7 @@ from vdit.models import dit_paper, unet
 from vdit.models.dit import AXES, TEXTS, DiT, preset
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import padded
-from vdit.objectives.auxiliary import auxiliary
+from vdit.objectives.auxiliary import auxiliary, target_names
 from vdit.runtime.mesh import sequence_constraint
 
 
@@ -54,7 +54,8 @@ def fields() -> ConfigDict:
     given.first_last = 0.02  # the first and the last frame
     given.suffix = 0.02  # a span at the end
     given.between = 0.02  # the first frame and a span at the end
-    dit.auxiliary = ()  # (NAME, WEIGHT) of each auxiliary loss (objectives/auxiliary.py)
+    # (NAME, WEIGHT) or (NAME, WEIGHT, LAYER) of each auxiliary loss (objectives/auxiliary.py)
+    dit.auxiliary = ()
     dit.train = shared.training(steps=2300, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # fastest on CPUs: activations of a micro-batch stay in the cache
     return dit
@@ -188,6 +189,11 @@ def build_dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None
         remat=config.run.remat,
         **machine(config, mesh, platform)._asdict(),
     )
+
+
+def targets(config: ConfigDict) -> tuple[str, ...]:
+    """The entries of a batch that auxiliary losses read."""
+    return target_names(auxiliary(config.dit.auxiliary, build_dit(config)))
 
 
 def build_process(config: ConfigDict) -> schedule.Process:

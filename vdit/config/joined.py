@@ -59,6 +59,8 @@ def _check_clips(config: ConfigDict) -> None:
         raise refusal(config, "data.frames vae.patch", f"1 + k*{p} is allowed")
     if not config.data.shapes:
         sources.check_limits(config)
+    if "truth" in denoiser.targets(config):
+        sources.truth(config)
     if config.dit.caption_drop and not sources.most_shots(config):
         fields = "dit.caption_drop data.source data.shots"
         raise refusal(config, fields, "clips of several captions are allowed")

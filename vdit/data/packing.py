@@ -51,13 +51,15 @@ class Sample(NamedTuple):
     mask: np.ndarray  # (s,) bool: false in the gaps between a caption's chunks
     ordinal: int  # number in the stream
     given: np.ndarray  # (n,) bool: latent frames that are conditions, without loss
+    targets: Mapping[str, np.ndarray] = {}  # (n, ...) of each latent frame, for auxiliary losses
 
 
 def draw_sample(
     element: Mapping[str, Any], text: np.ndarray, mask: np.ndarray, ordinal: int, table: Patterns,
-    shares: Mapping[str, float], seed: int,
+    shares: Mapping[str, float], seed: int, targets: Sequence[str] = (),
 ) -> Sample:  # fmt: skip
-    """A cached clip with a pattern of given frames from the table, drawn by seed and ordinal.
+    """A cached clip with a pattern of given frames from the table, drawn by seed and ordinal;
+    `targets` are entries of its latent frames that auxiliary losses read.
 
     Raises `UserError` for a pattern whose spans are not in the cache.
     """
@@ -72,7 +74,8 @@ def draw_sample(
             " spans for it; delete their folder, or allow text and prefix alone"
         )
     given = table.given[pattern]
-    return Sample(latent[source], table.times[source], text, mask, ordinal, given)
+    more = {name: element[name][source] for name in targets}
+    return Sample(latent[source], table.times[source], text, mask, ordinal, given, more)
 
 
 def budget_of(sizes: Sizes, wanted: tuple[int, int, int], caption: int) -> Budget:
@@ -166,7 +169,8 @@ def pack(
 
     "tokens" (L, C) of the latents' dtype, "position" (L, 3), "segment" (L,) 1 .. M and 0 for
     padding, "given" (L,) bool; "ordinal" (M,), 0 for no sample; the concatenated captions as "ids"
-    (S,) or "features" (S, E), and "text" (S,), their tokens' segments, 0 for a gap between chunks.
+    (S,) or "features" (S, E), and "text" (S,), their tokens' segments, 0 for a gap between chunks;
+    of targets (L, ...), each token's of its latent frame.
     Slots and null keys follow (`tokens.packed_layout`, `tokens.packed_condition`).
 
     Raises `UserError` if a latent does not divide into patches or the samples exceed the budget.
@@ -182,7 +186,9 @@ def pack(
         "ordinal": np.zeros(budget.samples, np.uint32),
         name: np.zeros((budget.text, *first.text.shape[1:]), first.text.dtype),
         "text": np.zeros(budget.text, np.int32),
-    }
+        **{key: np.zeros((budget.tokens, *value.shape[1:]), value.dtype)
+           for key, value in first.targets.items()},
+    }  # fmt: skip
     if len(samples) > budget.samples:
         raise UserError(f"packing: {len(samples)} samples in a row; allowed: {budget.samples}")
     token = word = 0
@@ -206,6 +212,8 @@ def pack(
         row["position"][span] = grid_positions(sample.times, *x.shape[1:3])
         row["segment"][span] = number + 1
         row["given"][span] = np.repeat(sample.given, count // frames)
+        for key, value in sample.targets.items():
+            row[key][span] = np.repeat(value, count // frames, axis=0)
         row["ordinal"][number] = sample.ordinal % 2**32
         row[name][words] = sample.text
         row["text"][words] = np.where(sample.mask, number + 1, 0)

@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from vdit.data.labels import Labelled, Question, by_caption
@@ -47,6 +48,10 @@ class DataSource:
     # truth; `score_chunks` is for eval.chunk.
     score: Callable[..., list[dict[str, Any]]] | str | None = None
     score_chunks: Callable[..., list[dict[str, Any]]] | str | None = None
+    # A clip -> float32 (T, N, F), for dit.auxiliary: of each frame and body whether it is in the
+    # picture (0 or 1), row and column in pixels, velocity down and right, and any other numbers;
+    # all but the places scaled to deviations of about 1.
+    truth: Callable[[Mapping[str, Any]], np.ndarray] | str | None = None
 
     def part(self, name: str) -> Any:
         """The field `name`, imported where a string names it."""
@@ -163,6 +168,7 @@ SOURCES: dict[str, DataSource] = {
         check=f"{BODIES}.source:check",
         score=f"{BODIES}.scores:score",
         score_chunks=f"{BODIES}.length:score",
+        truth=f"{BODIES}.source:picture_truth",
     ),
     "shots": DataSource(
         f"{SHOTS}.source:make",
@@ -170,6 +176,7 @@ SOURCES: dict[str, DataSource] = {
         endless=True,
         shots_from=1,
         score=f"{SHOTS}.scores:score",
+        truth=f"{BODIES}.source:picture_truth",
     ),
     "playground": DataSource(
         f"{PLAYGROUND}.shots:make",
@@ -177,6 +184,7 @@ SOURCES: dict[str, DataSource] = {
         endless=True,
         shots_from=2,
         score=f"{PLAYGROUND}.scores:score",
+        truth=f"{PLAYGROUND}.source:picture_truth",
     ),
     "folder": DataSource(_folder, labels=("caption",), shapes=_folder_shapes),
     "tfds": DataSource(_tfds, takes=OF_TFDS, labels=("caption",), check=_check_tfds),
@@ -255,6 +263,18 @@ def questions(config: ConfigDict) -> Mapping[str, Question]:
             f" {known} gives"
         )
     return row.part("questions")
+
+
+def truth(config: ConfigDict) -> Callable[[Mapping[str, Any]], np.ndarray]:
+    """What clips show of their bodies; `UserError` if the source does not know."""
+    row = chosen(config)
+    if row.truth is None:
+        known = named(lambda other: other.truth is not None)
+        raise UserError(
+            f"dit.auxiliary needs the truth of clips, and data.source is {config.data.source}: only"
+            f" {known} have it"
+        )
+    return row.part("truth")
 
 
 def most_shots(config: ConfigDict) -> int:

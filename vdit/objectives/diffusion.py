@@ -193,7 +193,14 @@ class Dense:
         latent = (batch["latent"].astype(jnp.float32) - mean) / std
         x0, layout = tokens(latent, denoiser.patch)
         eps, _ = dense_tokens(chosen.noise_BnhwZ, denoiser.patch, *place)
-        wanted = {name: tokens(batch[name].astype(jnp.float32), (1, 1))[0] for name in targets}
+
+        def target(value: jax.Array) -> jax.Array:
+            if value.ndim == 5:
+                return tokens(value, (1, 1))[0]
+            picked = jax.vmap(lambda stored, source: stored[source])(value, chosen.source_Bn)
+            return jnp.repeat(picked, x0.shape[1] // picked.shape[1], axis=1)
+
+        wanted = {name: target(batch[name].astype(jnp.float32)) for name in targets}
         x0, eps, wanted = jax.tree.map(lambda x: fill(x, denoiser.multiple), (x0, eps, wanted))
         captions, shot_length = self.captions(batch), self.longest[1] if self.longest else None
         features = denoiser.features(params, frozen, captions, shot_length)

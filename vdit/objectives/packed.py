@@ -63,7 +63,7 @@ class Packed:
         t_BM = self.sample_times(time_u.reshape(-1, samples))
 
         def clean(x: jax.Array) -> jax.Array:  # drops the content of padding, NaN included
-            return jnp.where(real[..., None], x, 0.0)
+            return jnp.where(real.reshape(*real.shape, *(1,) * (x.ndim - 2)), x, 0.0)
 
         channels = batch["tokens"].shape[-1]
         mean, std = (

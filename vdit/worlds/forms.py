@@ -9,6 +9,7 @@ from typing import NamedTuple
 SHAPES = ("ball", "box", "triangle")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "orange")
 SIZES = ("small", "large")
+LOOKS = {"colour": len(COLOURS), "shape": len(SHAPES), "size": len(SIZES)}  # kinds of each
 PALETTE = (  # RGB, in the order of COLOURS
     (220, 20, 36), (22, 150, 52), (24, 72, 230), (255, 226, 0), (150, 30, 190), (255, 128, 0),
 )  # fmt: skip

@@ -94,6 +94,11 @@ class View:
         """Metres from the left wall to the picture's right edge."""
         return self.left + self.width / self.scale
 
+    @property
+    def camera(self) -> tuple[float, float, float]:
+        """x and y of the picture's middle in metres, and zoom."""
+        return (self.left + self.right) / 2, self.top - self.height / self.scale / 2, self.zoom
+
 
 @functools.cache
 def form(shape: int, size: int) -> Form:

@@ -1,7 +1,7 @@
 """`World`: captioned physics clips as an endless, deterministic random-access source for grain."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,22 @@ from ml_collections import ConfigDict
 from vdit.data.labels import Classed
 from vdit.errors import UserError
 from vdit.worlds.bodies.caption import caption
-from vdit.worlds.bodies.physics import GRAVITY, MAX_OBJECTS, Kind, Run, View, draw_scene, simulate
+from vdit.worlds.bodies.physics import (
+    GRAVITY,
+    MAX_OBJECTS,
+    ROOM,
+    Kind,
+    Run,
+    View,
+    draw_scene,
+    form,
+    simulate,
+)
 from vdit.worlds.bodies.questions import by_truth
 from vdit.worlds.bodies.render import render
 from vdit.worlds.clips import Clips, clip_options, versions
+from vdit.worlds.forms import LOOKS
+from vdit.worlds.truth import in_picture
 
 VERSION = 1  # of the clips: another one, other bytes
 
@@ -74,6 +86,12 @@ def truth_of(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
         "contact": contact,
         "gravity": np.array(GRAVITY, np.float32),
     }
+
+
+def picture_truth(clip: Mapping[str, Any]) -> np.ndarray:
+    """What a clip of `World` or `Shots` shows of its bodies: see `DataSource.truth`."""
+    rest = None if "camera" in clip["truth"] else View(*clip["video"].shape[1:3]).camera
+    return in_picture(clip, ROOM, form, LOOKS, rest)
 
 
 def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World | Classed:

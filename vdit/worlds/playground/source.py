@@ -1,18 +1,20 @@
 """`Playground`: captioned clips of characters with materials and faces, as a source for grain."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vdit.worlds.clips import Clips, Draws, versions
+from vdit.worlds.forms import LOOKS
 from vdit.worlds.playground import cast
 from vdit.worlds.playground import events as what
 from vdit.worlds.playground.camera import draw_camera, path
 from vdit.worlds.playground.caption import DETAIL, caption
 from vdit.worlds.playground.physics import CROWD, Run, Scene, draw_scene, simulate
 from vdit.worlds.playground.render import has_faces, render
+from vdit.worlds.truth import in_picture as seen_in_picture
 
 VERSION = 1  # of the clips: another one, other bytes
 MAX_EVENTS = 24
@@ -197,3 +199,9 @@ def truth_of(
         "event": described,
         **{name: np.array(value, np.float32) for name, value in real.items()},
     }
+
+
+def picture_truth(clip: Mapping[str, Any]) -> np.ndarray:
+    """What a clip shows of its characters: see `DataSource.truth`."""
+    more = {"material": len(cast.MATERIALS), "expression": len(cast.EXPRESSIONS)}
+    return seen_in_picture(clip, cast.ROOM, cast.form, LOOKS | more)

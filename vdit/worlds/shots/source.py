@@ -236,14 +236,9 @@ def _truth(shots: Sequence[Shot], view: View, fps: float) -> dict[str, np.ndarra
         "take": by_frame([shot.take for shot in shots], np.int32),
         "background": by_frame([BACKGROUNDS.index(shot.backdrop) for shot in shots], np.int32),
         "framing": by_frame([CAMERAS.index(shot.framing) for shot in shots], np.int32),
-        "camera": by_frame([_camera(room) for room in seen], np.float32),
+        "camera": by_frame([room.camera for room in seen], np.float32),
         "fps": np.array(fps, np.float32),
     }
-
-
-def _camera(view: View) -> tuple[float, float, float]:
-    """x and y of the picture's middle in metres, and zoom."""
-    return (view.left + view.right) / 2, view.top - view.height / view.scale / 2, view.zoom
 
 
 def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Shots:
