@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -154,6 +155,29 @@ def test_turned_films_are_shown_upright(tmp_path: Path, decoder: Decoder) -> Non
         assert np.abs(got[4::8, 4::8].astype(int) - want[4::8, 4::8]).max() < 12
         small = decoder.frames(path, [0.1], (want.shape[0] // 4, want.shape[1] // 4))[0]
         assert np.abs(small[2::4, 2::4].astype(int) - want[8::16, 8::16]).max() < 20
+
+
+@pytest.mark.parametrize("a,b,c,d", [(-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0),
+                                     (-1, 0, 0, -1), (0, 1, -1, 0), (0, 0, 0, 0)])  # fmt: skip
+def test_whole_display_matrices_are_applied(
+    tmp_path: Path, decoder: Decoder, a: int, b: int, c: int, d: int
+) -> None:
+    picture = np.zeros((32, 64, 3), np.uint8)
+    picture[:16, :32], picture[:16, 32:], picture[16:, :32] = RED, GREEN, BLUE
+    data = bytearray(encode(tmp_path / "a.mp4", np.stack([picture] * 2)).read_bytes())
+    at = data.index(b"tkhd") + 44
+    matrix = [a << 16, b << 16, 0, c << 16, d << 16, 0, 0, 0, 1 << 30]
+    data[at : at + 36] = struct.pack(">9i", *matrix)
+    (tmp_path / "a.mp4").write_bytes(data)
+    # The pixel at (x, y) is shown at (a x + c y, b x + d y), moved to where both are from 0 on.
+    m = np.array([[a, c], [b, d]]) if a or b else np.eye(2, dtype=int)
+    places = m @ np.indices((64, 32)).reshape(2, -1)
+    x, y = places - places.min(1, keepdims=True)
+    want = np.zeros((y.max() + 1, x.max() + 1, 3), np.uint8)
+    want[y, x] = picture.transpose(1, 0, 2).reshape(-1, 3)
+    got = decoder.frames(tmp_path / "a.mp4", [0.0])[0]
+    assert got.shape == want.shape
+    assert np.abs(got[4::8, 4::8].astype(int) - want[4::8, 4::8]).max() < 12
 
 
 def test_size_is_covered_and_the_centre_kept(tmp_path: Path, decoder: Decoder) -> None:

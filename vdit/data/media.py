@@ -2,7 +2,7 @@
 
 It runs in a separate process, which `vdit.data.decode` starts, watches and may kill.
 
-Frames become RGB, upright (rotation metadata and EXIF are applied, mirroring is not), with square
+Frames become RGB, upright (display matrices and EXIF are applied, mirrors included), with square
 pixels and transparency over white. They are scaled (area down, bicubic up) until they cover the
 requested size, and center-cropped. Time starts at the first frame; the frame at time t is the last
 one that began by then, at constant and variable frame rates alike. If the last picture of an
@@ -139,6 +139,7 @@ class _Shown:
     start: float
     end: float
     frame: Any  # av.VideoFrame
+    mirrored: bool = False  # left and right are to be exchanged, before the rotation
     rotation: int = 0  # degrees, counter-clockwise: 0, 90, 180 or 270
     aspect: Fraction = Fraction(1)  # width of a pixel over its height
 
@@ -290,8 +291,7 @@ class _File:
                     before, start = start, max(at, start)
                     usual = start - before or usual
                     end = start + ((frame.duration or 0) * tick or usual or 0.1)
-                    rotation = round((frame.rotation or 0) / 90) % 4 * 90
-                    yield _Shown(start, end, frame, rotation, _pixel_aspect(stream)), slack
+                    yield _Shown(start, end, frame, *_turn(frame), _pixel_aspect(stream)), slack
             except av.FFmpegError as error:
                 raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
@@ -347,6 +347,18 @@ class _File:
             context.thread_count = self._threads
             context.thread_type = "AUTO" if self._threads > 1 else "NONE"
             yield container, stream
+
+
+def _turn(frame: Any) -> tuple[bool, int]:
+    """Whether a frame's display matrix mirrors it, and the degrees that it then rotates it by."""
+    data = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), b"")
+    if len(data) != 36:
+        return False, 0
+    # (x, y) is shown at (a x + c y, b x + d y); y points down.
+    a, b, _, c, d, *_ = struct.unpack("=9i", data)
+    mirrored = a * d < b * c
+    across, up = (-a, b) if mirrored else (a, -b)
+    return mirrored, round(math.degrees(math.atan2(up, across)) / 90) % 4 * 90
 
 
 def _pixel_aspect(stream: Any) -> Fraction:
@@ -445,7 +457,8 @@ class _Fit:
             interpolation=int(kind | exact), threads=1,
         ).to_ndarray()  # fmt: skip
         top, left = (full_h - h) // 2, (full_w - w) // 2
-        return np.rot90(picture_HW3[top : top + h, left : left + w], shown.rotation // 90)
+        cut_HW3 = picture_HW3[top : top + h, left : left + w]
+        return np.rot90(cut_HW3[:, ::-1] if shown.mirrored else cut_HW3, shown.rotation // 90)
 
 
 def fit(
