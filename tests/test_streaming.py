@@ -1,10 +1,12 @@
 """Clips in chunks and frames in tiles: the same video, in memory that does not grow."""
 
+import itertools
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ from vdit.config.denoiser import latent_shape, token_pixels
 from vdit.config.text import Vocabulary, build_text_encoder
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
-from vdit.sample import Given, Model, Result
+from vdit.sample import Clip, Given, Model, Result
 from vdit.show import write_result
 
 MODELS = {"vivit": (2, 4, 4), "causal": (2, 4, 4), "kl": (1, 4, 4)}
@@ -127,6 +129,38 @@ def test_given_frames_come_back_in_every_part(
         assert sum(1 for _ in container.decode(video=0)) == len(videos[2])
     with Image.open(tmp_path / "a.webp") as image:
         assert 0 < getattr(image, "n_frames", 1) <= 20 < len(videos[2])
+
+
+def test_what_is_shown_as_given_is_what_the_model_is_given(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    p, clip = 4, Clip(17, 10.0, 8, 8)
+    model = small_model()
+    model.config.vae.patch = (p, 4, 4)
+    latent = np.zeros((17, 2, 2, 3), np.float32)
+    encoded: list[np.ndarray] = []
+
+    def encode(video: np.ndarray) -> np.ndarray:
+        encoded.append(video[0])
+        return np.zeros((1, 1 + (video.shape[1] - 1) // p, 2, 2, 3), np.float32)
+
+    monkeypatch.setattr(model, "tokenizer", SimpleNamespace(encode=lambda texts, what="": None))
+    monkeypatch.setattr(model, "text", lambda texts: (np.zeros((1, 1, 2)), np.zeros((1, 1, 2, 2))))
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(model, "stream", lambda *_: [np.zeros((1, 17, 8, 8, 3), np.uint8)])
+    for frames, at in itertools.product((1, 2, 4, 5, 7, 9, 30), (0, 3, 16)):
+        video = np.random.default_rng(0).integers(1, 255, (frames, 8, 8, 3), np.uint8)
+        encoded.clear()
+        (ask,) = model._asks(["a ball"], clip, 1, 0, [Given(video, at)], ())
+        inputs, _ = model._inputs([ask], clip)
+        shown = model._result(ask, latent, clip, {}).video
+        used = 1 + (min(frames, 17 - at) - 1) // p * p
+        assert len(encoded) == 1 and np.array_equal(encoded[0], video[:used])
+        assert np.array_equal(shown[at : at + used], video[:used])
+        assert not shown[at + used :].any() and not shown[:at].any()
+        assert int(np.asarray(inputs.given_Bn).sum()) == 1 + (used - 1) // p
+        said = f"the first {used} of {frames} frames are used"
+        assert (said in capsys.readouterr().out) == (used < frames)
 
 
 MEASURE = """

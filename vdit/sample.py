@@ -24,6 +24,7 @@ from vdit.model import Codec, Inputs, Scan, everywhere, settings_of
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.runtime.mesh import replicate, spread
 from vdit.runtime.processes import Watch
+from vdit.runtime.progress import say
 from vdit.tokens import clip_frames, latent_times, shot_list
 
 Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
@@ -32,7 +33,10 @@ MOST_SHOTS = 256
 
 @dataclass(frozen=True)
 class Given:
-    """Frames that the video must contain: uint8 (T, H, W, 3) starting at `frame` of the clip."""
+    """Frames that the video must contain: uint8 (T, H, W, 3) starting at `frame` of the clip.
+
+    The first 1 + k·p of them are used (`whole_spans`).
+    """
 
     video: np.ndarray
     frame: int = 0
@@ -53,7 +57,7 @@ class Ask(NamedTuple):
     captions: list[str]  # the whole video's, then its shots' (J,)
     starts: np.ndarray  # (K,) seconds at which its shots begin; see tokens.shot_list
     seed: int
-    given: list[Given]
+    given: list[Given]  # of 1 + k·p frames, inside the clip
     label: int  # number of its class, -1 for none
 
 
@@ -208,10 +212,15 @@ class Model:
         """The videos of a request, `num` of each prompt, validated (UserError)."""
         if num < 1 or not prompts:
             raise UserError(f"{len(prompts)} prompts, num {num}: at least one of each is needed")
-        frames = _per_prompt(given, prompts, lambda value: isinstance(value, Given), "lists given")
+        lists = _per_prompt(given, prompts, lambda value: isinstance(value, Given), "lists given")
+        p = self.config.vae.patch[0]
+        spans = [whole_spans(parts, clip.frames, p) for parts in lists]
+        frames = [parts for parts, _ in spans]
         shot_lists = _per_prompt(shots, prompts, _is_shot, "shot lists")
         if any(frames) or any(shot_lists):
             self.check_parts()
+        for text in dict.fromkeys(text for _, said in spans for text in said):
+            say(text)
         labels = [self.label(prompt) if self.classes else -1 for prompt in prompts]
         for listed in shot_lists:
             check_shots(listed, clip.frames / clip.fps)
@@ -238,7 +247,7 @@ class Model:
         count, h, w, channels = latent_shape(self.config, clip.frames, *clip[2:])
         clean = np.zeros((len(rows), count, h, w, channels), np.float32)
         times, is_given = [latent_times(count, p, clip.fps)], [np.zeros(count, bool)]
-        spans = [self._spans(row.given, clip.frames) for row in rows]
+        spans = [row.given for row in rows]
         for position, span in enumerate(spans[0]):
             video = np.stack([parts[position].video for parts in spans])
             latent = np.asarray(self.encode(video))
@@ -290,17 +299,29 @@ class Model:
             yield video
             first += len(video)
 
-    def _spans(self, given: Sequence[Given], frames: int) -> list[Given]:
-        """Given frames cut, or the last one held, to spans of 1 + k·p frames inside the clip."""
-        p = self.config.vae.patch[0]
-        spans = []
-        for part in given:
-            if not 0 <= part.frame < frames:
-                raise UserError(f"given at frame {part.frame}: the clip has 0 to {frames - 1}")
-            video = part.video[: frames - part.frame]
-            video = video[: 1 + (len(video) - 1) // p * p]
-            spans.append(Given(video, part.frame))
-        return spans
+
+def whole_spans(given: Sequence[Given], frames: int, p: int) -> tuple[list[Given], list[str]]:
+    """Given frames cut to spans of 1 + k·p inside a clip of `frames`, and what to say about it.
+
+    The model is conditioned on these, and these are put into its video: both are the same frames.
+    Raises UserError for a span outside of the clip.
+    """
+    spans, said = [], []
+    for part in given:
+        if not 0 <= part.frame < frames or not len(part.video):
+            raise UserError(
+                f"{len(part.video)} frames given at frame {part.frame}: at least one, from 0 to"
+                f" {frames - 1}, is allowed"
+            )
+        most = min(len(part.video), frames - part.frame)
+        count = 1 + (most - 1) // p * p
+        spans.append(Given(part.video[:count], part.frame))
+        if count < len(part.video):
+            said.append(
+                f"given at frame {part.frame}: the first {count} of {len(part.video)} frames are"
+                f" used, for this model takes 1, {1 + p}, {1 + 2 * p}, ..."
+            )
+    return spans, said
 
 
 def _per_prompt(
