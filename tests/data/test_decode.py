@@ -251,6 +251,22 @@ def test_pictures(tmp_path: Path, decoder: Decoder) -> None:
     assert numbers(streamed(decoder, tmp_path / "a.webp", 10)) == [0, 1, 1, 1, 2, 3]
 
 
+def test_a_gif_is_whole_when_its_blocks_are(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "a.gif", numbered(6), codec="gif", pix_fmt="rgb8")
+    data = path.read_bytes()
+    assert data.endswith(b"\0\x3b")
+    want = decoder.frames(path, clip_times(0, 6, 10))
+    for name, end in (("bare", b""), ("zeros", bytes(70)), ("text", b"\x3b;\n" + b"x!,\0" * 99),
+                      ("another", data[-1:] + data)):  # fmt: skip
+        path.write_bytes(data[:-1] + end)
+        assert decoder.probe(path).frames == 6, name
+        assert np.array_equal(decoder.frames(path, clip_times(0, 6, 10)), want), name
+    for cut in (2, 5, 40, len(data) - 20):
+        path.write_bytes(data[:-cut])
+        with pytest.raises(DecodeError, match="ends inside a block"):
+            decoder.probe(path)
+
+
 def test_a_cover_picture_is_no_film(tmp_path: Path, decoder: Decoder) -> None:
     with pytest.raises(DecodeError, match="audio only"):
         decoder.probe(audio_only(tmp_path / "song.mp4"))

@@ -210,6 +210,8 @@ class _File:
             with open(path, "rb") as file:
                 head = file.read(16)
                 missing = _cut_short(file, head, status.st_size)
+                gif = head[:4] == b"GIF8"
+                self._packets = _gif_images(file, status.st_size) if gif else None
         except OSError as error:
             raise _Bad(said(error)) from None
         if missing:
@@ -280,7 +282,7 @@ class _File:
             slack = max(0.001, min(tick / 2 + 1e-6, 0.005))
             usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
             try:
-                for frame in container.decode(stream):
+                for frame in self._decoded(container, stream):
                     self._check_pixels(frame.width, frame.height)
                     if frame.is_corrupt:
                         raise _Bad(f"damaged at {end:.2f} s")
@@ -295,6 +297,11 @@ class _File:
             except av.FFmpegError as error:
                 raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
+    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
+        """The stream's frames, as the decoder gives them."""
+        for packet in itertools.islice(container.demux(stream), self._packets):
+            yield from packet.decode()
+
     def _measure_packets(self, watch: _Watch) -> tuple[int, float]:
         """Number of frames and seconds, from the packets' times."""
         import av
@@ -303,7 +310,7 @@ class _File:
         with self._opened() as (container, stream):
             usual = float(1 / stream.average_rate) if stream.average_rate else 0.1
             try:
-                for packet in container.demux(stream):
+                for packet in itertools.islice(container.demux(stream), self._packets):
                     if not packet.size or packet.is_discard:
                         continue
                     if packet.is_corrupt:
@@ -368,13 +375,10 @@ def _pixel_aspect(stream: Any) -> Fraction:
 
 
 def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
-    """What is missing at the end of a GIF, Matroska/WebM or MP4/MOV file; "" if nothing.
+    """What is missing at the end of a Matroska/WebM or MP4/MOV file; "" if nothing.
 
     FFmpeg plays truncated files without an error.
     """
-    if head[:4] == b"GIF8":
-        file.seek(max(0, size - 64))
-        return "" if file.read().rstrip(b"\0")[-1:] == b"\x3b" else "no end mark"
     if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML head, then a segment with its length
         file.seek(4)
         if (length := _ebml_size(file)) is None:
@@ -396,6 +400,30 @@ def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
             break
         at += length
     return f"{size} bytes of {at}" if at > size else ""
+
+
+def _gif_images(file: BinaryIO, size: int) -> int:
+    """The number of images in a GIF. It needs no end mark, and what follows its last block, another
+    GIF for example, is not part of it. Refuses one that ends inside a block."""
+
+    def skip_palette(flags: int) -> None:
+        file.seek(3 << (flags & 7) + 1 if flags & 0x80 else 0, os.SEEK_CUR)
+
+    images = 0
+    file.seek(10)
+    skip_palette(file.read(3)[0] if size > 13 else 0)
+    while (kind := file.read(1)) in (b"\x21", b"\x2c"):  # an extension, or an image
+        if kind == b"\x2c" and len(place := file.read(9)) == 9:
+            skip_palette(place[8])
+            images += 1
+        file.seek(1, os.SEEK_CUR)
+        while (length := file.read(1)) > b"\0":
+            file.seek(length[0], os.SEEK_CUR)
+        if not length:
+            raise _Bad("cut short: it ends inside a block")
+    if file.tell() > size:
+        raise _Bad("cut short: it ends inside a block")
+    return images
 
 
 def _ebml_size(file: BinaryIO) -> int | None:
