@@ -251,6 +251,43 @@ def test_pictures(tmp_path: Path, decoder: Decoder) -> None:
     assert numbers(streamed(decoder, tmp_path / "a.webp", 10)) == [0, 1, 1, 1, 2, 3]
 
 
+def test_avif_is_read_as_a_picture(tmp_path: Path, decoder: Decoder) -> None:
+    picture = np.zeros((32, 64, 4), np.uint8)
+    picture[:16, :32], picture[16:, :32], picture[:, 32:] = (*RED, 255), (*BLUE, 128), (9, 9, 9, 0)
+    flat = picture.astype(float)
+    alpha = flat[..., 3:] / 255
+    over = flat[..., :3] * alpha + 255 * (1 - alpha)
+    turns = {1: over, 2: over[:, ::-1], 3: over[::-1, ::-1], 4: over[::-1], 5: over.swapaxes(0, 1),
+             6: np.rot90(over, -1), 7: over[::-1, ::-1].swapaxes(0, 1),
+             8: np.rot90(over)}  # fmt: skip
+    for orientation, want in turns.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation  # as boxes irot and imir
+        Image.fromarray(picture).save(tmp_path / "a.avif", quality=95, subsampling="4:4:4",
+                                      exif=exif)  # fmt: skip
+        info = decoder.probe(tmp_path / "a.avif")
+        assert (info.frames, info.seconds) == (1, 0.0)
+        assert (info.height, info.width) == want.shape[:2]
+        (got,) = streamed(decoder, tmp_path / "a.avif", 24)
+        assert np.abs(got[4::8, 4::8] - want[4::8, 4::8]).max() < 8, orientation
+    frames = [Image.fromarray(x) for x in numbered(4)]
+    frames[0].save(tmp_path / "film.mp4", "AVIF", save_all=True, append_images=frames[1:],
+                   duration=[100, 300, 100, 100], quality=95)  # fmt: skip
+    assert numbers(streamed(decoder, tmp_path / "film.mp4", 10)) == [0, 1, 1, 1, 2, 3]
+
+
+def test_one_picture_of_a_photo_is_shown_or_none(tmp_path: Path, decoder: Decoder) -> None:
+    red, blue = (Image.new("RGB", (32, 24), colour) for colour in (RED, BLUE))
+    red.save(tmp_path / "a.jpg", "MPO", save_all=True, append_images=[blue], quality=95)
+    assert decoder.probe(tmp_path / "a.jpg").frames == 1
+    assert np.abs(streamed(decoder, tmp_path / "a.jpg", 24).astype(int) - RED).max() < 6
+    for brands in (b"heic\0\0\0\0mif1heic", b"mif1\0\0\0\0mif1heic", b"msf1\0\0\0\0hevc"):
+        box = struct.pack(">I", 8 + len(brands)) + b"ftyp" + brands
+        (tmp_path / "a.heic").write_bytes(box + struct.pack(">I4s", 108, b"mdat") + bytes(100))
+        with pytest.raises(DecodeError, match="HEIC picture.* convert it to JPEG"):
+            decoder.probe(tmp_path / "a.heic")
+
+
 def test_a_gif_is_whole_when_its_blocks_are(tmp_path: Path, decoder: Decoder) -> None:
     path = encode(tmp_path / "a.gif", numbered(6), codec="gif", pix_fmt="rgb8")
     data = path.read_bytes()

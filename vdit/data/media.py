@@ -7,8 +7,9 @@ pixels and transparency over white. They are scaled (area down, bicubic up) unti
 requested size, and center-cropped. Time starts at the first frame; the frame at time t is the last
 one that began by then, at constant and variable frame rates alike. If the last picture of an
 animation has no duration, it lasts as long as the one before. A file that is truncated, or has any
-damaged frame, is refused. Pillow reads PNG, JPEG and WebP, still (one frame at time 0) or animated,
-and PyAV the rest; the content decides, not the name.
+damaged frame, is refused. Pillow reads PNG, JPEG, WebP and AVIF, still (one frame at time 0) or
+animated, and PyAV the rest; the content decides, not the name. Of a JPEG with several pictures (a
+gain map, a second eye) the first is shown. HEIC is refused: its picture may lie in many streams.
 
 Dimension key: n frames, H height, W width.
 """
@@ -38,6 +39,9 @@ MP4_BOXES = (
     b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx", b"mfra",
     b"meta", b"uuid", b"pnot", b"emsg", b"prft",
 )  # fmt: skip
+
+PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"WEBP", "AVIF": b"avif"}
+HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 
 
 class _Bad(Exception):
@@ -208,7 +212,7 @@ class _File:
             if status.st_size > limits.bytes:
                 raise _Bad(f"{status.st_size} bytes: over the limit of {limits.bytes}")
             with open(path, "rb") as file:
-                head = file.read(16)
+                head = file.read(256)
                 missing = _cut_short(file, head, status.st_size)
                 gif = head[:4] == b"GIF8"
                 self._packets = _gif_images(file, status.st_size) if gif else None
@@ -216,8 +220,7 @@ class _File:
             raise _Bad(said(error)) from None
         if missing:
             raise _Bad(f"cut short: {missing}")
-        pictures = head[:8] == b"\x89PNG\r\n\x1a\n", head[:3] == b"\xff\xd8\xff"
-        self._is_picture = any(pictures) or head[8:12] == b"WEBP"
+        self._is_picture = _picture_format(head) is not None
 
     def frames(self) -> Iterator[tuple[_Shown, float]]:
         """All frames in order, each with the tolerance, in seconds, for its clock's rounding."""
@@ -251,15 +254,17 @@ class _File:
 
         Image.MAX_IMAGE_PIXELS = None  # `limits` replaces its warning
         try:
-            with Image.open(self.path, formats=("PNG", "JPEG", "WEBP")) as image:
+            with Image.open(self.path, formats=tuple(PICTURES)) as image:
                 self._check_pixels(image.width, image.height)
-                start = 0.0
-                for index in range(getattr(image, "n_frames", 1)):
+                count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
+                start = length = 0.0
+                for index in range(count):
                     image.seek(index)
                     image.load()
-                    end = start + image.info.get("duration", 0) / 1000
-                    yield _still(_upright_rgb(image), start, end), 0.001
-                    start = end
+                    if count > 1:
+                        length = image.info.get("duration", 0) / 1000 or length or 0.1
+                    yield _still(_upright_rgb(image), start, start + length), 0.001
+                    start += length
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
             raise _Bad(f"damaged image ({said(error)})") from None
 
@@ -354,6 +359,17 @@ class _File:
             context.thread_count = self._threads
             context.thread_type = "AUTO" if self._threads > 1 else "NONE"
             yield container, stream
+
+
+def _picture_format(head: bytes) -> str | None:
+    """Pillow's name for a picture's format; None for anything else. Refuses HEIC."""
+    brands = head[8 : int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
+    if b"avif" in brands or b"avis" in brands:
+        return "AVIF"
+    if brands[:4] in HEIF:
+        raise _Bad("a HEIC picture, which cannot be read whole: convert it to JPEG, PNG or AVIF")
+    starts = (name for name, mark in PICTURES.items() if head.startswith(mark))
+    return "WEBP" if head[8:12] == b"WEBP" else next(starts, None)
 
 
 def _turn(frame: Any) -> tuple[bool, int]:
