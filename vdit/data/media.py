@@ -14,6 +14,7 @@ gain map, a second eye) the first is shown. HEIC is refused: its picture may lie
 Dimension key: n frames, H height, W width.
 """
 
+import collections
 import contextlib
 import dataclasses
 import itertools
@@ -42,6 +43,8 @@ MP4_BOXES = (
 
 PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"WEBP", "AVIF": b"avif"}
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# FFmpeg's own decoders of these leave transparency out.
+TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
 
 class _Bad(Exception):
@@ -287,31 +290,60 @@ class _File:
             slack = max(0.001, min(tick / 2 + 1e-6, 0.005))
             usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
             try:
-                for frame in self._decoded(container, stream):
+                for frame, pts in self._decoded(container, stream):
                     self._check_pixels(frame.width, frame.height)
                     if frame.is_corrupt:
                         raise _Bad(f"damaged at {end:.2f} s")
                     if first is None:
-                        first = frame.pts or 0
+                        first = pts or 0
                     # A frame without a time, or with a falling one, follows the previous frame.
-                    at = end if frame.pts is None else (frame.pts - first) * tick
-                    before, start = start, max(at, start)
+                    at = end if pts is None else (pts - first) * tick
+                    before, start = start, at if at >= start else end
                     usual = start - before or usual
                     end = start + ((frame.duration or 0) * tick or usual or 0.1)
                     yield _Shown(start, end, frame, *_turn(frame), _pixel_aspect(stream)), slack
             except av.FFmpegError as error:
                 raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
-    def _decoded(self, container: Any, stream: Any) -> Iterator[Any]:
-        """The stream's frames, as the decoder gives them."""
+    def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[Any, int | None]]:
+        """The stream's frames in the order in which they are shown, and their times in ticks."""
+        decode = self._transparent(stream) or stream.codec_context.decode
+        # AVI has times of frames as they are stored, not as they are shown.
+        ordered = container.format.name == "avi"
+        times: collections.deque[int | None] = collections.deque()
         for packet in itertools.islice(container.demux(stream), self._packets):
-            yield from packet.decode()
+            if ordered and packet.size:
+                times.append(packet.dts)
+            for frame in decode(packet):
+                yield frame, (times.popleft() if times else None) if ordered else frame.pts
+
+    def _transparent(self, stream: Any) -> Any:
+        """The decoding function for a WebM stream with transparency; None for others."""
+        import av
+
+        tags = {name.lower(): value for name, value in stream.metadata.items()}
+        name = TRANSPARENT.get(stream.codec_context.name)
+        if name is None or tags.get("alpha_mode") != "1":
+            return None
+        try:
+            context: Any = av.CodecContext.create(name, "r")
+        except ValueError:
+            raise _Bad(f"it is transparent, and this FFmpeg has no {name} to decode it") from None
+        self._prepare(context)
+        return context.decode
+
+    def _prepare(self, context: Any) -> None:
+        """Sets limits and threads of a codec context."""
+        # For frames that are larger than the header says.
+        context.options = {"max_pixels": str(self.limits.pixels)}
+        context.thread_count = self._threads
+        context.thread_type = "AUTO" if self._threads > 1 else "NONE"
 
     def _measure_packets(self, watch: _Watch) -> tuple[int, float]:
         """Number of frames and seconds, from the packets' times."""
         import av
 
-        frames, start, end, last = 0, math.inf, 0.0, 0.0
+        frames, start, end, last, falls, order = 0, math.inf, 0.0, 0.0, False, -math.inf
         with self._opened() as (container, stream):
             usual = float(1 / stream.average_rate) if stream.average_rate else 0.1
             try:
@@ -321,6 +353,8 @@ class _File:
                     if packet.is_corrupt:
                         raise _Bad(f"damaged at {last:.2f} s")
                     frames += 1
+                    if packet.dts is not None:
+                        falls, order = falls or packet.dts < order, packet.dts
                     if packet.pts is not None:
                         last = float(packet.pts * stream.time_base)
                         length = float((packet.duration or 0) * stream.time_base) or usual
@@ -328,7 +362,7 @@ class _File:
                     watch.beat(last)
             except av.FFmpegError as error:
                 raise _Bad(f"damaged at {last:.2f} s ({said(error)})") from None
-        return frames, end - start if start < end else frames * usual
+        return frames, end - start if start < end and not falls else frames * usual
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -354,10 +388,7 @@ class _File:
             if context is None or not context.width or not context.height or not stream.time_base:
                 raise _Bad("damaged, or in a codec that is not known")
             self._check_pixels(context.width, context.height)
-            # For frames that are larger than the header says.
-            context.options = {"max_pixels": str(self.limits.pixels)}
-            context.thread_count = self._threads
-            context.thread_type = "AUTO" if self._threads > 1 else "NONE"
+            self._prepare(context)
             yield container, stream
 
 
