@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import av
+import av.filter
 import numpy as np
 import pytest
 from PIL import Image
 
-from vdit.data import decode
+from vdit.data import decode, media
 from vdit.data.decode import DecodeError, Decoder, Limits
 from vdit.errors import UserError
 
@@ -286,6 +287,132 @@ def test_pictures(tmp_path: Path, decoder: Decoder) -> None:
     )  # fmt: skip
     assert decoder.probe(tmp_path / "a.webp").seconds == pytest.approx(0.6)
     assert numbers(streamed(decoder, tmp_path / "a.webp", 10)) == [0, 1, 1, 1, 2, 3]
+
+
+COLOURS = ((128, 128, 128), RED, GREEN, BLUE, (64, 64, 64), (200, 180, 150), (16, 16, 16))
+
+
+def light(colours: Any) -> np.ndarray:
+    """Linear light of sRGB's colours, 1 for white."""
+    x = np.array(colours) / 255
+    return np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+
+
+# From BT.709's primaries to those of BT.2020 and P3 (BT.2087; SMPTE EG 432-1).
+TO_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164, 0.088, 0.8956]])
+TO_P3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])
+
+
+def pq(light: np.ndarray) -> np.ndarray:
+    """SMPTE ST 2084's inverse of the EOTF, with white at 203 cd/m2."""
+    y = (light * 203 / 10000) ** (2610 / 16384)
+    return ((3424 / 4096 + 2413 / 128 * y) / (1 + 2392 / 128 * y)) ** (2523 / 32)
+
+
+def hlg(light: np.ndarray) -> np.ndarray:
+    """BT.2100's OETF behind the inverse of its OOTF, for 1000 cd/m2."""
+    shown = light * 203 / 1000
+    scene = shown * (shown @ [0.2627, 0.678, 0.0593])[..., None] ** (-0.2 / 1.2)
+    high = 0.17883277 * np.log(np.maximum(12 * scene - 0.28466892, 1e-9)) + 0.55991073
+    return np.where(scene <= 1 / 12, np.sqrt(3 * scene), high)
+
+
+def srgb(light: np.ndarray) -> np.ndarray:
+    return np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+
+
+@pytest.mark.parametrize(
+    ("signal", "transfer", "primaries", "matrix", "treated"),
+    [
+        (pq(light(COLOURS) @ TO_2020.T), 16, 9, 9, "hdr"),
+        (hlg(light(COLOURS) @ TO_2020.T), 18, 9, 9, "hdr"),
+        (hlg(light(COLOURS) @ TO_2020.T), 18, 2, 2, "hdr untagged"),
+        (srgb(light(COLOURS) @ TO_2020.T), 14, 9, 9, "wide"),
+        (srgb(light(COLOURS) @ TO_P3.T), 13, 12, 1, "wide"),
+        (srgb(light(COLOURS)), 1, 1, 1, ""),
+    ],
+)
+def test_hdr_and_wide_gamuts_are_shown_as_sdr(
+    tmp_path: Path, decoder: Decoder, signal: np.ndarray, transfer: int, primaries: int,
+    matrix: int, treated: str,
+) -> None:  # fmt: skip
+    with av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream: Any = container.add_stream("ffv1", rate=10)
+        stream.height, stream.width, stream.pix_fmt = 16, 16 * len(signal), "yuv444p10le"
+        tags = {"colorspace": matrix, "color_trc": transfer, "color_primaries": primaries}
+        picture = (signal * 65535 + 0.5).astype(np.uint16)[None].repeat(16, 0).repeat(16, 1)
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb48le").reformat(
+            format="yuv444p10le", dst_colorspace=1 if matrix == 1 else 9, dst_color_range=1
+        )
+        for name, value in {**tags, "color_range": 1}.items():
+            setattr(stream.codec_context, name, value)
+            setattr(frame, name, value)
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    assert decoder.probe(tmp_path / "a.mkv").treated == treated
+    for size in ((16, 16 * len(signal)), (4, 4 * len(signal))):
+        got = decoder.frames(tmp_path / "a.mkv", [0.0], size)[0]
+        middles = got[size[0] // 2, size[0] // 2 :: size[0]].astype(int)
+        assert np.abs(middles - COLOURS).max() <= 3
+
+
+def test_tones_above_white_stay_in_order() -> None:
+    tones = np.array([0.5, 0.8, 0.95, 1.0, 1.2, 1.5, 4.0, 40.0])[:, None].repeat(3, 1)
+    signal = (pq(tones) * 65535 + 0.5).astype(np.uint16)[None]
+    got = media._sdr(signal, 16, 1)[0, :, 0].astype(int)
+    assert np.abs(got - np.minimum(255 * srgb(tones[:, 0]), 255)).max() <= 5
+    assert (np.diff(got) >= 0).all() and got[3] < got[4] <= got[-1] == 255
+    red = media._sdr((pq(np.array([[[3.0, 1.5, 0.3]]])) * 65535).astype(np.uint16), 16, 1)
+    assert np.abs(light(red[0, 0])[1:] / light(red[0, 0])[0] - [0.5, 0.1]).max() < 0.02
+
+
+@pytest.mark.parametrize(("height", "width", "hd"), [(16, 1280, True), (592, 32, True),
+                                                     (16, 640, False)])  # fmt: skip
+def test_untagged_films_are_read_by_the_matrix_of_their_size(
+    tmp_path: Path, decoder: Decoder, height: int, width: int, hd: bool
+) -> None:
+    picture = np.broadcast_to(np.uint8(RED), (height, width, 3)).copy()
+    frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+    yuv = frame.reformat(format="yuv444p", dst_colorspace=1 if hd else 5)
+    yuv.colorspace = 2
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options={"crf": "4"})
+        stream.height, stream.width, stream.pix_fmt = height, width, "yuv444p"
+        container.mux(stream.encode(yuv))
+        container.mux(stream.encode(None))
+    assert decoder.probe(tmp_path / "a.mp4").treated == ("untagged" if hd else "")
+    assert np.abs(decoder.frames(tmp_path / "a.mp4", [0.0])[0].astype(int) - RED).max() <= 4
+
+
+@pytest.mark.parametrize("order", ["tff", "bff"])
+def test_interlaced_films_lose_their_combs(tmp_path: Path, decoder: Decoder, order: str) -> None:
+    def scene(field: int) -> np.ndarray:
+        picture = np.full((96, 160, 3), 60, np.uint8)
+        picture[:, 10 + 4 * field : 34 + 4 * field] = 220
+        return picture
+
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=160, height=96, format="yuv420p", time_base=Fraction(1, 10))
+    fields = graph.add("setfield", order)
+    graph.link_nodes(source, fields, graph.add("buffersink")).configure()
+    options = {"x264-params": f"{order}=1", "crf": "5"}
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=10, options=options)
+        stream.height, stream.width, stream.pix_fmt = 96, 160, "yuv420p"
+        for k in range(10):
+            picture = scene(2 * k)
+            later = slice(order == "tff", None, 2)
+            picture[later] = scene(2 * k + 1)[later]
+            frame = av.VideoFrame.from_ndarray(picture, "rgb24").reformat(format="yuv420p")
+            frame.pts, frame.time_base = k, Fraction(1, 10)
+            graph.vpush(frame)
+            container.mux(stream.encode(graph.vpull()))
+        container.mux(stream.encode(None))
+    assert decoder.probe(tmp_path / "a.mp4").treated == "interlaced"
+    got = streamed(decoder, tmp_path / "a.mp4", 10).astype(int)
+    assert len(got) == 10
+    for k in range(1, 9):  # a comb is 4, a field too late 8
+        assert np.abs(got[k] - scene(2 * k)).mean() < 2, k
 
 
 def test_avif_is_read_as_a_picture(tmp_path: Path, decoder: Decoder) -> None:

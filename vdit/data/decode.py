@@ -35,6 +35,14 @@ CHUNK_BYTES = 1 << 24  # most bytes of pixels in a reply of several frames
 HEARTBEAT = 0.25  # seconds after which a worker reports even without a frame to send
 HEAD_LIMIT = 1 << 16  # bytes of a reply's JSON head
 
+# What is done to films whose pictures are not plain SDR frames.
+TREATED = {
+    "hdr": "HDR, tone-mapped",
+    "wide": "of a wide gamut, mapped to BT.709",
+    "untagged": "of HD size without a colour matrix, read by BT.709",
+    "interlaced": "interlaced, deinterlaced",
+}
+
 AnyPath = str | os.PathLike[str]
 Reply = tuple[dict[str, Any], bytearray]  # the head, and pixels
 
@@ -77,6 +85,7 @@ class Info:
     height: int
     seconds: float  # from the first frame's start to the last one's end; 0 for a still image
     rotation: int  # degrees counter-clockwise, already applied
+    treated: str = ""  # names of TREATED
 
 
 def one_line(text: str, limit: int = 300) -> str:
@@ -116,6 +125,7 @@ def read_clip(
         info = decoder.probe(path)
         video = np.concatenate(list(decoder.stream(path, fps, size, until=frames / fps)))
     said = f"{path}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
+    said += "".join(f", {text}" for name, text in TREATED.items() if name in info.treated.split())
     if (info.height, info.width) != size:
         said += f", resized to {size[1]}x{size[0]}"
     return video[:frames], said

@@ -5,6 +5,7 @@ A clip is then one short read, and damaged films are known before training begin
 Dimension key: T or n frames, H height, W width.
 """
 
+import collections
 import dataclasses
 import hashlib
 import importlib.metadata
@@ -19,11 +20,12 @@ from typing import Any
 
 import numpy as np
 
-from vdit.data.decode import DecodeError, Decoder, Limits, is_time, one_line
+from vdit.data.decode import TREATED, DecodeError, Decoder, Limits, is_time, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, write_text
+from vdit.runtime.progress import say
 
-FORMAT = 1  # changes whenever the same film would be stored differently
+FORMAT = 2  # changes whenever the same film would be stored differently
 
 Progress = Callable[[float, float], None]  # (seconds decoded, seconds in all)
 
@@ -72,12 +74,16 @@ class FilmCache:
         workers = min(workers or cores, max(1, len(new)))
         failed: dict[str, str] = {}
         lengths: dict[str, float] = {}
+        treated: collections.Counter[str] = collections.Counter()
         done: dict[str, float] = {}
         lock = threading.Lock()
 
         def probe(name: str) -> None:
             try:
-                lengths[name] = min(decoder.probe(self.root / name).seconds, ends[name])
+                info = decoder.probe(self.root / name)
+                lengths[name] = min(info.seconds, ends[name])
+                with lock:
+                    treated.update(info.treated.split())
             except DecodeError as error:
                 failed[name] = error.reason
 
@@ -101,6 +107,9 @@ class FilmCache:
 
         with Decoder(limits, workers, threads=max(1, cores // workers)) as decoder:
             _each(probe, new, workers, decoder)
+            for word, text in TREATED.items():
+                if count := treated[word]:
+                    say(f"data: {count} of {len(new)} new films {text}")
             self._check_room(films.values(), sum(lengths.values()), max_bytes)
             _each(decode, [name for name in new if name not in failed], workers, decoder)
         return films, sorted(failed.items())

@@ -3,13 +3,16 @@
 It runs in a separate process, which `vdit.data.decode` starts, watches and may kill.
 
 Frames become RGB, upright (display matrices and EXIF are applied, mirrors included), with square
-pixels and transparency over white. They are scaled (area down, bicubic up) until they cover the
-requested size, and center-cropped. Time starts at the first frame; the frame at time t is the last
-one that began by then, at constant and variable frame rates alike. If the last picture of an
-animation has no duration, it lasts as long as the one before. A file that is truncated, or has any
-damaged frame, is refused. Pillow reads PNG, JPEG, WebP and AVIF, still (one frame at time 0) or
-animated, and PyAV the rest; the content decides, not the name. Of a JPEG with several pictures (a
-gain map, a second eye) the first is shown. HEIC is refused: its picture may lie in many streams.
+pixels and transparency over white, in the colours of SDR: HDR (PQ, HLG) and wide gamuts are mapped
+to BT.709, an HD film that names no matrix is read by that of BT.709, as players do, and interlaced
+frames are deinterlaced. They are scaled (area down, bicubic up) until they cover the requested
+size, and center-cropped. Time starts at the first frame; the frame at time t is the last one that
+began by then, at constant and variable frame rates alike; where timestamps go back, frames are
+counted by the rate. If the last picture of an animation has no duration, it lasts as long as the
+one before. A file that is truncated, or has any damaged frame, is refused. Pillow reads PNG, JPEG,
+WebP and AVIF, still (one frame at time 0) or animated, and PyAV the rest; the content decides, not
+the name. Of a JPEG with several pictures (a gain map, a second eye) the first is shown. HEIC is
+refused: its picture may lie in many streams.
 
 Dimension key: n frames, H height, W width.
 """
@@ -17,6 +20,7 @@ Dimension key: n frames, H height, W width.
 import collections
 import contextlib
 import dataclasses
+import functools
 import itertools
 import json
 import math
@@ -43,6 +47,15 @@ MP4_BOXES = (
 
 PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"WEBP", "AVIF": b"avif"}
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+# Numbers of ISO/IEC 23091-2: transfer functions PQ and HLG, primaries.
+HDR = PQ, HLG = 16, 18
+UNKNOWN, BT2020 = 2, 9
+DISPLAY_P3 = ((1.2249, -0.2247, 0.0), (-0.042, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979))
+TO_BT709 = {
+    BT2020: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
+    11: DISPLAY_P3,  # of cinemas
+    12: DISPLAY_P3,
+}
 # FFmpeg's own decoders of these leave transparency out.
 TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 
@@ -146,6 +159,7 @@ class _Shown:
     start: float
     end: float
     frame: Any  # av.VideoFrame
+    treated: str = ""  # names of decode.TREATED
     mirrored: bool = False  # left and right are to be exchanged, before the rotation
     rotation: int = 0  # degrees, counter-clockwise: 0, 90, 180 or 270
     aspect: Fraction = Fraction(1)  # width of a pixel over its height
@@ -156,10 +170,13 @@ class _Shown:
         return max(1, round(self.frame.width * self.aspect)), self.frame.height
 
 
-def _still(rgb_HW3: np.ndarray, start: float = 0.0, end: float = 0.0) -> _Shown:
+def _still(
+    rgb_HW3: np.ndarray, start: float = 0.0, end: float = 0.0, treated: str = ""
+) -> _Shown:
     import av
 
-    return _Shown(start, end, av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb_HW3), "rgb24"))
+    frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb_HW3), "rgb24")
+    return _Shown(start, end, frame, treated)
 
 
 def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
@@ -215,7 +232,7 @@ class _File:
             if status.st_size > limits.bytes:
                 raise _Bad(f"{status.st_size} bytes: over the limit of {limits.bytes}")
             with open(path, "rb") as file:
-                head = file.read(256)
+                head = file.read(4096)
                 missing = _cut_short(file, head, status.st_size)
                 gif = head[:4] == b"GIF8"
                 self._packets = _gif_images(file, status.st_size) if gif else None
@@ -224,6 +241,10 @@ class _File:
         if missing:
             raise _Bad(f"cut short: {missing}")
         self._is_picture = _picture_format(head) is not None
+        # HDR of AVIF, which Pillow leaves as it is: transfer function, primaries.
+        at = head.find(b"colrnclx")
+        colours = struct.unpack(">HH", head[at + 8 : at + 12]) if 0 <= at < 4084 else (1, 1)
+        self._hdr = colours[::-1] if colours[1] in HDR else None
 
     def frames(self) -> Iterator[tuple[_Shown, float]]:
         """All frames in order, each with the tolerance, in seconds, for its clock's rounding."""
@@ -245,7 +266,7 @@ class _File:
         if rotation % 180:
             width, height = height, width
         fps = frames / seconds if seconds else 0.0
-        return Info(frames, fps, width, height, seconds, rotation)
+        return Info(frames, fps, width, height, seconds, rotation, first[0].treated)
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > self.limits.pixels:
@@ -266,7 +287,11 @@ class _File:
                     image.load()
                     if count > 1:
                         length = image.info.get("duration", 0) / 1000 or length or 0.1
-                    yield _still(_upright_rgb(image), start, start + length), 0.001
+                    rgb_HW3, treated = _upright_rgb(image), ""
+                    if self._hdr and image.format == "AVIF":
+                        rgb_HW3 = _sdr(rgb_HW3.astype(np.uint16) * 257, *self._hdr)
+                        treated = "hdr"
+                    yield _still(rgb_HW3, start, start + length, treated), 0.001
                     start += length
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
             raise _Bad(f"damaged image ({said(error)})") from None
@@ -290,7 +315,7 @@ class _File:
             slack = max(0.001, min(tick / 2 + 1e-6, 0.005))
             usual = float(1 / stream.average_rate) if stream.average_rate else 0.0
             try:
-                for frame, pts in self._decoded(container, stream):
+                for frame, picture, pts in _deinterlaced(self._decoded(container, stream)):
                     self._check_pixels(frame.width, frame.height)
                     if frame.is_corrupt:
                         raise _Bad(f"damaged at {end:.2f} s")
@@ -301,7 +326,8 @@ class _File:
                     before, start = start, at if at >= start else end
                     usual = start - before or usual
                     end = start + ((frame.duration or 0) * tick or usual or 0.1)
-                    yield _Shown(start, end, frame, *_turn(frame), _pixel_aspect(stream)), slack
+                    shape = *_turn(frame), _pixel_aspect(stream)
+                    yield _Shown(start, end, picture, _treated(frame), *shape), slack
             except av.FFmpegError as error:
                 raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
@@ -390,6 +416,122 @@ class _File:
             self._check_pixels(context.width, context.height)
             self._prepare(context)
             yield container, stream
+
+
+def _deinterlaced(
+    frames: Iterator[tuple[Any, int | None]],
+) -> Iterator[tuple[Any, Any, int | None]]:
+    """Each frame, its picture and its time; from the first interlaced one on FFmpeg's bwdif makes
+    whole pictures of interlaced frames."""
+    import av
+    from av.filter import Graph
+
+    graph: Any = None
+    shape: Any = None
+    waiting: collections.deque[tuple[Any, int | None]] = collections.deque()
+
+    def ready() -> Iterator[tuple[Any, Any, int | None]]:
+        with contextlib.suppress(av.BlockingIOError, av.EOFError):
+            while waiting:
+                picture = graph.vpull()
+                frame, pts = waiting.popleft()
+                yield frame, picture, pts
+
+    def end() -> Iterator[tuple[Any, Any, int | None]]:
+        if graph is not None:
+            graph.vpush(None)
+            yield from ready()
+
+    for frame, pts in frames:
+        if graph is not None and shape != (frame.width, frame.height, frame.format.name):
+            yield from end()
+            graph = None
+        if graph is None and frame.interlaced_frame:
+            shape = frame.width, frame.height, frame.format.name
+            graph = Graph()
+            graph.threads = 1
+            source = graph.add_buffer(
+                width=frame.width, height=frame.height, format=frame.format,
+                time_base=frame.time_base or Fraction(1, 1000),
+            )  # fmt: skip
+            whole = graph.add("bwdif", "mode=send_frame:deint=interlaced")
+            graph.link_nodes(source, whole, graph.add("buffersink")).configure()
+        if graph is None:
+            yield frame, frame, pts
+            continue
+        waiting.append((frame, pts))
+        graph.vpush(frame)
+        yield from ready()
+    yield from end()
+
+
+def _treated(frame: Any) -> str:
+    """What a frame needs, as names of `TREATED`."""
+    needs = {
+        "hdr": frame.color_trc in HDR,
+        "wide": frame.color_trc not in HDR and _colours(frame),
+        "untagged": _matrix(frame),
+        "interlaced": frame.interlaced_frame,
+    }
+    return " ".join(name for name, need in needs.items() if need)
+
+
+def _matrix(frame: Any) -> dict[str, int]:
+    """The reformatter's argument for a YUV frame that does not say by which matrix it is read."""
+    from av.video.reformatter import Colorspace
+
+    if frame.colorspace != UNKNOWN or frame.format.is_rgb or len(frame.format.components) < 3:
+        return {}
+    if frame.color_trc in HDR:
+        return {"src_colorspace": Colorspace.BT2020}
+    large = frame.width >= 1280 or frame.height > 576
+    return {"src_colorspace": Colorspace.ITU709} if large else {}
+
+
+@functools.cache
+def _light(transfer: int) -> np.ndarray:
+    """Linear light (1: SDR's white, which has 203 cd/m2 by BT.2408; of HLG that of the scene) of
+    every 16-bit value."""
+    values = np.linspace(0, 1, 2**16)
+    if transfer == PQ:  # SMPTE ST 2084
+        root = values ** (32 / 2523)
+        light = np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)
+        light = light ** (8192 / 1305) * 10000 / 203
+    elif transfer == HLG:  # BT.2100
+        light = (np.exp((values - 0.55991073) / 0.17883277) + 0.28466892) / 12
+        light = np.where(values <= 0.5, values**2 / 3, light)
+    else:
+        light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
+    return light.astype(np.float32)
+
+
+def _sdr(signal_HW3: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
+    """Colours of a 16-bit signal as those of sRGB, uint8 (see `_colours`).
+
+    Up to nine tenths of SDR's white tones stay, and brighter ones approach it, with the ratios of
+    the channels kept; colours outside of BT.709 are clipped.
+    """
+    light_HW3 = _light(transfer if transfer in HDR else 0)[signal_HW3]
+    if transfer == HLG:  # shown with a peak of 1000 cd/m2 and its gamma of 1.2
+        luminance = light_HW3 @ np.array([0.2627, 0.678, 0.0593], np.float32)
+        light_HW3 = light_HW3 * luminance[..., None] ** 0.2 * (1000 / 203)
+    light_HW3 = light_HW3 @ np.array(TO_BT709.get(primaries, np.eye(3)), np.float32).T
+    if transfer in HDR:
+        peak = np.maximum(light_HW3.max(-1, keepdims=True), 1e-6)
+        rolled = 0.9 + 0.1 * -np.expm1(np.minimum(9 - 10 * peak, 0))
+        light_HW3 = light_HW3 * np.where(peak > 0.9, rolled / peak, 1)
+    light_HW3 = np.clip(light_HW3, 0, 1)
+    low = light_HW3 <= 0.0031308
+    shown = np.where(low, 12.92 * light_HW3, 1.055 * light_HW3 ** (1 / 2.4) - 0.055)
+    return (255 * shown + 0.5).astype(np.uint8)
+
+
+def _colours(frame: Any) -> tuple[int, int] | None:
+    """Transfer function and primaries of frames that `_sdr` maps."""
+    transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
+    if transfer in HDR and primaries == UNKNOWN:
+        primaries = BT2020
+    return (transfer, primaries) if transfer in HDR or primaries in TO_BT709 else None
 
 
 def _picture_format(head: bytes) -> str | None:
@@ -521,17 +663,24 @@ class _Fit:
         full_h, full_w = max(h, round(high * scale)), max(w, round(wide * scale))
         if max(full_h * full_w, full_h * frame.width) > self._limits.pixels:
             raise _Bad(f"{wide}x{high} cannot be fitted to {w}x{h}: too long a shape")
+        colours, matrix = _colours(frame), _matrix(frame)
         if any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8":
-            rgb_HW3 = _over_white(frame.to_ndarray(format="rgba"))
-            frame = av.VideoFrame.from_ndarray(rgb_HW3, format="rgb24")
+            rgba_HW4 = frame.to_ndarray(format="rgba64le" if colours else "rgba", **matrix)
+            if colours:
+                rgb_HW3 = _sdr(rgba_HW4[..., :3], *colours)
+                rgba_HW4 = np.dstack([rgb_HW3, (rgba_HW4[..., 3] >> 8).astype(np.uint8)])
+            frame = av.VideoFrame.from_ndarray(_over_white(rgba_HW4), format="rgb24")
+            colours, matrix = None, {}
         kind = Interpolation.AREA if scale <= 1 else Interpolation.BICUBIC
         # Without full chroma swscale is off by up to 3 levels: white becomes 253.
         exact = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
         picture_HW3 = self._reformatter.reformat(
-            frame, width=full_w, height=full_h, format="rgb24",
-            interpolation=int(kind | exact), threads=1,
+            frame, width=full_w, height=full_h, format="rgb48le" if colours else "rgb24",
+            interpolation=int(kind | exact), threads=1, **matrix,
         ).to_ndarray()  # fmt: skip
         top, left = (full_h - h) // 2, (full_w - w) // 2
+        if colours:
+            picture_HW3 = _sdr(picture_HW3, *colours)
         cut_HW3 = picture_HW3[top : top + h, left : left + w]
         return np.rot90(cut_HW3[:, ::-1] if shown.mirrored else cut_HW3, shown.rotation // 90)
 
