@@ -139,13 +139,22 @@ def _media(suffix: str, write: Callable[[Path], Any]) -> Kind:
     return Kind(make, read)
 
 
-def _by_av(codec: str, pixels: str) -> Callable[[Path], None]:
+def _by_av(
+    codec: str, pixels: str, options: dict[str, str] | None = None, rotation: int = 0,
+    colour: tuple[int, int, int] = (2, 2, 2),
+) -> Callable[[Path], None]:  # fmt: skip
+    """`colour`: numbers of primaries, transfer function and matrix."""
+
     def write(path: Path) -> None:
         import av
 
         with av.open(str(path), "w") as container:
-            stream: Any = container.add_stream(codec, rate=10)
+            stream: Any = container.add_stream(codec, rate=10, options=options)
             stream.height, stream.width, stream.pix_fmt = 24, 32, pixels
+            context = stream.codec_context
+            context.color_primaries, context.color_trc, context.colorspace = colour
+            if rotation:
+                stream.set_display_rotation(rotation)
             for picture in _video():
                 frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
                 container.mux(stream.encode(frame.reformat(format=pixels)))
@@ -176,7 +185,7 @@ def _table(name: str, text: str) -> Kind:
     def read(folder: Path) -> None:
         from vdit.data.captions import rows
 
-        for row in rows(folder):
+        for row in rows(folder, strict=False):
             _plain(row.caption)
             assert row.file in ("one.mp4", "films/two.webm")
             assert 0 <= row.start < (np.inf if row.end is None else row.end)
@@ -291,6 +300,12 @@ KINDS = {
     "gif": _media("gif", lambda path: path.write_bytes(gif_bytes(_video(), 10.0))),
     "webp": _media("webp", lambda path: path.write_bytes(webp_bytes(_video(), 10.0))),
     "png": _media("png", _image("PNG")),
+    "avif": _media("avif", _image("AVIF")),
+    "hdr": _media("mkv", _by_av("ffv1", "yuva444p10le", colour=(9, 16, 9))),
+    "alpha": _media("webm", _by_av("libvpx", "yuva420p", options={"auto-alt-ref": "0"})),
+    "interlaced": _media("ts", _by_av("libx264", "yuv420p", options={"x264-params": "tff=1"})),
+    "avi": _media("avi", _by_av("libx264", "yuv420p", options={"x264-params": "bframes=3"})),
+    "turned": _media("mov", _by_av("libx264", "yuv420p", rotation=90)),
     "jpeg": _media("jpeg", _image("JPEG")),
     "jsonl": _table("captions.jsonl", _jsonl()),
     "csv": _table("captions.csv", _csv()),

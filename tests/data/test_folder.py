@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import threading
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from vdit.data.captions import checked_caption
+from vdit.data.clips import tell_skipped
 from vdit.data.decode import Decoder
 from vdit.data.films import fitting
 from vdit.data.folder import Folder
@@ -347,6 +349,79 @@ def test_wrong_settings(root: Path, make: Callable[..., Folder]) -> None:
             make(**options)
 
 
+def test_what_is_not_used_is_named(
+    root: Path, make: Callable[..., Folder], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside(root)
+    want = items(make())
+    (root / "a.txt").rename(root / "a.TXT")
+    (root / "a.mp4").rename(root / "a.MP4")
+    (tmp_path / "elsewhere").mkdir()
+    (root / "more" / "c.gif").rename(tmp_path / "elsewhere" / "c.gif")
+    (root / "more" / "c.txt").rename(tmp_path / "elsewhere" / "c.txt")
+    (root / "more").rmdir()
+    (root / "more").symlink_to(tmp_path / "elsewhere")
+    for name in ("picture.png", "more/photo.jpg", "lone.txt", "none.mp4", "bad.mp4", "bad.txt"):
+        (root / name).write_text(" ")
+    (root / ".hidden").write_text(" ")
+    source = make(skipped_path=tmp_path / "skipped.jsonl")
+    assert [pixels for _, pixels in items(source)] == [pixels for _, pixels in want]
+    no_film = "not a film (.gif, .mkv, .mov, .mp4, .webm)"
+    assert dict(source.skipped) == {
+        "bad.mp4": "bad.txt: the caption is empty or no text",
+        "none.mp4": "no caption; write none.txt beside it, or a row in captions.jsonl or"
+        " captions.csv",
+        "lone.txt": "no film beside it",
+        "picture.png": no_film,
+        "more/photo.jpg": no_film,
+    }
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 5
+    tell_skipped(source)
+    said = capsys.readouterr().out
+    assert "5 skipped" in said and f"picture.png and 1 more ({no_film})" in said.replace("\n", " ")
+    with pytest.raises(UserError, match="bad.txt: the caption is empty"):
+        make(strict=True)
+
+
+def test_one_wrong_row_of_many_is_skipped_and_named(
+    root: Path, make: Callable[..., Folder]
+) -> None:
+    text = "file,caption,start,end\na.mp4,a,0,2\na.mp4,late,2,4.6\nb.mp4,b,,\nb.mp4,x,x,\n"
+    text += "b.mp4,b,,\nmore\\c.gif,c,,\nd.mp4,d,,\na.mp4,short\n"
+    table(root, text)
+    source = make()
+    assert source.captions == ["a", "b", "c"]
+    assert dict(source.skipped) == {
+        "captions.csv line 3": "2 to 4.6 s is outside of a.mp4, which is 4 s long",
+        "captions.csv line 5": "start 'x' is not a number",
+        "captions.csv line 6": "b.mp4 again, as in line 4",
+        "captions.csv line 8": "no clip 'd.mp4' in the folder (.gif, .mkv, .mov, .mp4, .webm)",
+        "captions.csv line 9": "not 4 cells",
+    }
+    with pytest.raises(UserError, match="line 5: start 'x'"):
+        make(strict=True)
+    (root / "captions.csv").unlink()
+    (root / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "a"}\n{nonsense\n[1]\n')
+    source = make()
+    assert [name for name, _ in source.skipped] == [
+        "captions.jsonl line 2", "captions.jsonl line 3", "b.mp4", "more/c.gif",
+    ]  # fmt: skip
+    (root / "captions.jsonl").write_text("{nonsense\n")
+    with pytest.raises(UserError, match="none of its captions can be used .*line 1: not JSON"):
+        make()
+
+
+@pytest.mark.parametrize("stored", ["NFC", "NFD"])
+def test_names_are_the_same_in_every_form_of_unicode(
+    root: Path, make: Callable[..., Folder], stored: Any
+) -> None:
+    name = "über ﬁlm é.mp4"
+    (root / "a.mp4").rename(root / unicodedata.normalize(stored, name))
+    for form in ("NFC", "NFD"):
+        table(root, f"file,caption\n{unicodedata.normalize(form, name)},a\nb.mp4,b\n")
+        assert make().captions == ["b", "a"]
+
+
 HEAD = "file,caption,start,end\n"
 GOOD = "b.mp4,b,,\nmore/c.gif,c,,\n"
 
@@ -379,7 +454,7 @@ GOOD = "b.mp4,b,,\nmore/c.gif,c,,\n"
 def test_wrong_csv(root: Path, make: Callable[..., Folder], text: str, words: str) -> None:
     table(root, text)
     with pytest.raises(UserError, match=words) as raised:
-        make()
+        make(strict=True)
     assert "\n" not in str(raised.value)
 
 
@@ -406,14 +481,14 @@ def test_wrong_jsonl(root: Path, make: Callable[..., Folder], extra: str, words:
     path = root / "captions.jsonl"
     path.write_text(path.read_text() + extra + "\n")
     with pytest.raises(UserError, match=words) as raised:
-        make()
+        make(strict=True)
     assert "\n" not in str(raised.value)
 
 
 def test_other_wrong_captions(root: Path, make: Callable[..., Folder]) -> None:
     def refused(words: str) -> None:
         with pytest.raises(UserError, match=words) as raised:
-            make()
+            make(strict=True)
         assert "\n" not in str(raised.value)
 
     beside(root)
@@ -452,7 +527,12 @@ def test_links_in_circles_end(root: Path, make: Callable[..., Folder]) -> None:
     (root / "more" / "again").symlink_to(root)
     (root / "more" / "up.mp4").symlink_to("..")
     (root / "more" / "again.txt").symlink_to("again.txt")
-    assert items(make()) == want
+    source = make()
+    assert items(source) == want
+    circles = [("more/again", "a link to a folder that is read already"),
+               ("more/up.mp4", "a link to a folder that is read already"),
+               ("more/again.txt", "no film beside it")]  # fmt: skip
+    assert source.skipped == circles
     (root / "round.mp4").symlink_to("round.mp4")
     (root / "there.mp4").symlink_to("back.mp4")
     (root / "back.mp4").symlink_to("there.mp4")
@@ -460,12 +540,13 @@ def test_links_in_circles_end(root: Path, make: Callable[..., Folder]) -> None:
         (root / f"{name}.txt").write_text(name)
     source = make()
     assert items(source) == want
-    assert [name for name, _ in source.skipped] == ["back.mp4", "round.mp4", "there.mp4"]
-    assert all("symbolic links" in why for _, why in source.skipped)
+    assert [name for name, _ in source.skipped[:3]] == ["back.mp4", "round.mp4", "there.mp4"]
+    assert all("symbolic links" in why for _, why in source.skipped[:3])
+    assert source.skipped[3:] == circles
     (root / "round.txt").unlink()
     (root / "round.txt").symlink_to("round.txt")
     with pytest.raises(UserError, match="round.mp4: no caption; write round.txt"):
-        make()
+        make(strict=True)
 
 
 def test_markup_in_a_caption_is_text(root: Path, make: Callable[..., Folder]) -> None:

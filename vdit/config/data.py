@@ -30,6 +30,9 @@ def fields() -> ConfigDict:
     # playground: longest captions. 0: a clause, 1: a sentence, 2: with events, 3: hundreds of words
     data.detail = 3
     data.stride = 1.0  # folder, tfds: seconds between the starts of clips from one video
+    # folder: refuse it for a film that cannot be read, a wrong row or a missing caption, instead of
+    # skipping these
+    data.strict = False
     data.threads = 1  # reader threads
     # Clip shapes (frames, height, width, fps) for the denoiser, taken in turn and packed into rows
     # of equal length; empty: the shape above. Videos of a folder take those near their aspect.

@@ -2,6 +2,8 @@
 
 A row of a table has a file and its caption. With `start` and `end` (seconds) it is a part of the
 film, so one long film can have many captions. The text file of `cat.mp4` is `cat.txt`.
+
+A name in a table may have Windows' separators, and another form of Unicode than the file's.
 """
 
 import contextlib
@@ -11,7 +13,7 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,9 @@ from vdit.errors import UserError
 SUFFIXES = (".gif", ".mkv", ".mov", ".mp4", ".webm")
 TABLES = ("captions.jsonl", "captions.csv")
 COLUMNS = ("file", "caption", "start", "end")
+Line = tuple[int, dict[str, Any] | UserError]  # its number, and its fields or what is wrong
+Lines = list[Line]
+Skipped = list[tuple[str, str]]  # (file or row, reason)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,90 +39,168 @@ class Row:
     end: float | None = None  # None: to the film's end
 
 
-def rows(root: Path, curated_too: bool = True) -> list[Row]:
-    """The captioned films of a folder. Every film needs a caption, and every caption a film.
+@dataclasses.dataclass
+class _Skips:
+    """What of a folder is not used, as (name, reason); with `strict` wrong rows are refused."""
+
+    root: str
+    strict: bool
+    named: Skipped
+
+    @contextlib.contextmanager
+    def over(self, name: str) -> Iterator[None]:
+        """Skips `name` for a `UserError` that is raised within."""
+        try:
+            yield
+        except UserError as error:
+            if self.strict:
+                raise
+            reason = str(error).removeprefix(f"{self.root}/").removeprefix(f"{name}: ")
+            self.named.append((name, reason))
+
+
+def rows(
+    root: Path, curated_too: bool = True, strict: bool = True,
+    skipped: Skipped | None = None,
+) -> list[Row]:  # fmt: skip
+    """The captioned films of a folder.
+
+    With `strict` every film needs a caption, and every caption a film. Else wrong rows and films
+    without a caption are appended to `skipped`, as (name, reason), while some remain. So are files
+    that are no films.
 
     A table whose rows all have `measures` was written by tools/curate.py: it may omit films, and
     the text files of its captions may remain. `curated_too=False` ignores such a table and reads
     the text files.
     """
     shown = one_line(str(root))
-    clips, texts = _files(root)
+    skips = _Skips(shown, strict, [] if skipped is None else skipped)
+    unused: Skipped = []
+    clips, texts = _files(root, skips, unused)
     if not clips:
         raise UserError(f"{shown}: no clips in this folder ({', '.join(SUFFIXES)})")
     tables = [name for name in TABLES if (root / name).is_file()]
     if len(tables) > 1:
         raise UserError(f"{shown}: captions in {' and '.join(tables)}; one of them is allowed")
-    if not tables:
-        return [_beside(root, name) for name in clips]
-    table, where = root / tables[0], f"{shown}/{tables[0]}"
-    lines = list((_jsonl if table.suffix == ".jsonl" else _csv)(table))
-    curated = bool(lines) and all("measures" in fields for _, fields in lines)
-    if curated and not curated_too:
-        return [_beside(root, name) for name in clips]
-    beside = [name for name in clips if _text_name(name) in texts]
-    if beside and not curated:
-        raise UserError(
-            f"{shown}: captions in {table.name} and in {_text_name(beside[0])}; one is allowed"
-        )
-    known = set(clips)
+    lines: Lines = []
+    if tables:
+        table = root / tables[0]
+        lines = list((_jsonl if table.suffix == ".jsonl" else _csv)(table))
+    measured = ["measures" in fields for _, fields in lines if not isinstance(fields, UserError)]
+    curated = bool(measured) and all(measured)
+    if not tables or (curated and not curated_too):
+        found = _all_beside(root, clips, texts, skips, unused)
+    else:
+        beside = [name for name in clips if os.path.splitext(name)[0] in texts]
+        if beside and not curated:
+            text = texts[os.path.splitext(beside[0])[0]]
+            raise UserError(f"{shown}: captions in {table.name} and in {text}; one is allowed")
+        found = _of_table(f"{shown}/{table.name}", lines, clips, curated, skips)
+        unused += [(text, f"captions are in {table.name}") for text in texts.values()]
+    if not found:
+        name, why = skips.named[0]
+        raise UserError(f"{shown}: none of its captions can be used ({name}: {why})")
+    skips.named.extend(unused)
+    return found
+
+
+def _of_table(
+    where: str, lines: Lines, clips: Sequence[str], curated: bool, skips: _Skips
+) -> list[Row]:
+    """The rows of a table."""
+    known = {unicodedata.normalize("NFC", name): name for name in clips}
+    known |= {name: name for name in clips}
     seen: dict[tuple[str, float, float | None], Row] = {}
     for line, fields in lines:
-        row = _row(f"{where} line {line}", fields, known)
-        key = (row.file, row.start, row.end)
-        if key in seen:
-            before = seen[key].where.rsplit("line ")[-1]
-            raise UserError(f"{row.where}: {row.file} again, as in line {before}")
-        seen[key] = row
-    missing = sorted(known - {file for file, _, _ in seen})
+        with skips.over(f"{where.rsplit('/')[-1]} line {line}"):
+            if isinstance(fields, UserError):
+                raise fields
+            row = _row(f"{where} line {line}", fields, known)
+            key = (row.file, row.start, row.end)
+            if key in seen:
+                before = seen[key].where.rsplit("line ")[-1]
+                raise UserError(f"{row.where}: {row.file} again, as in line {before}")
+            seen[key] = row
+    missing = sorted(set(clips) - {file for file, _, _ in seen})
     if missing and not curated:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise UserError(f"{where}: no row for {missing[0]}{more}")
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 and skips.strict else ""
+        for name in missing:
+            with skips.over(name):
+                raise UserError(f"{where}: no row for {name}{more}")
     return list(seen.values())
 
 
-def _files(root: Path) -> tuple[list[str], set[str]]:
-    """Sorted paths of the clips in the folder, and those of the text files; not hidden ones."""
+def _all_beside(
+    root: Path, clips: Sequence[str], texts: Mapping[str, str], skips: _Skips, unused: Skipped
+) -> list[Row]:
+    """The films with a text file beside them."""
+    found = []
+    for name in clips:
+        with skips.over(name):
+            found.append(_beside(root, name, texts.get(os.path.splitext(name)[0])))
+    stems = {os.path.splitext(name)[0] for name in clips}
+    alone = [text for stem, text in texts.items() if stem not in stems]
+    unused += [(text, "no film beside it") for text in alone]
+    return found
+
+
+def _files(root: Path, skips: _Skips, unused: Skipped) -> tuple[list[str], dict[str, str]]:
+    """Sorted paths of the clips in the folder, and those of the text files by their paths without
+    the suffix; not hidden ones. Links to folders are followed, in circles not."""
     if not root.is_dir():
         raise UserError(f"{one_line(str(root))}: not a folder")
 
     def fail(error: OSError) -> None:
         raise UserError(f"cannot read {one_line(str(error.filename))}: {error.strerror}")
 
-    clips, texts = [], set()
-    for folder, inner, files in os.walk(root, onerror=fail):
-        inner[:] = [name for name in inner if not name.startswith(".")]
-        for name in files:
+    clips: list[str] = []
+    texts: dict[str, str] = {}
+    real = os.path.join(os.path.realpath(root), "")
+    linked: set[str] = set()
+
+    def follows(path: Path) -> bool:
+        """Whether a folder is to be read: it is none that is read by another name."""
+        if path.name.startswith(".") or not path.is_symlink():
+            return not path.name.startswith(".")
+        target = os.path.join(os.path.realpath(path), "")
+        if target.startswith(real) or real.startswith(target) or target in linked:
+            name = one_line(path.relative_to(root).as_posix())
+            unused.append((name, "a link to a folder that is read already"))
+            return False
+        linked.add(target)
+        return True
+
+    for folder, inner, files in os.walk(root, onerror=fail, followlinks=True):
+        inner[:] = [name for name in sorted(inner) if follows(Path(folder, name))]
+        for name in sorted(files):
             inside = Path(folder, name).relative_to(root).as_posix()
-            suffix = os.path.splitext(name)[1].lower()
-            if name.startswith("."):
+            stem, suffix = os.path.splitext(inside)
+            if name.startswith(".") or inside in TABLES:
                 continue
-            if suffix == ".txt":
-                texts.add(inside)
-            if suffix not in SUFFIXES:
-                continue
+            if suffix.lower() == ".txt":
+                texts[stem] = inside if suffix == ".txt" else texts.get(stem, inside)
+            elif suffix.lower() not in SUFFIXES:
+                unused.append((one_line(inside), f"not a film ({', '.join(SUFFIXES)})"))
             # Such a name does not fit on one line, or is not UTF-8.
-            if any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in inside):
-                raise UserError(
-                    f"{one_line(str(root))}: the file name {ascii(inside)} has a line break, "
-                    "a control character or bytes that are not UTF-8; rename it"
-                )
-            clips.append(inside)
+            elif any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in inside):
+                with skips.over(ascii(inside)):
+                    raise UserError(
+                        f"{one_line(str(root))}: the file name {ascii(inside)} has a line break, "
+                        "a control character or bytes that are not UTF-8; rename it"
+                    )
+            else:
+                clips.append(inside)
     return sorted(clips), texts
 
 
-def _text_name(clip: str) -> str:
-    return os.path.splitext(clip)[0] + ".txt"
-
-
-def _beside(root: Path, clip: str) -> Row:
+def _beside(root: Path, clip: str, text: str | None) -> Row:
     """A film with the text file beside it."""
-    path = root / _text_name(clip)
-    if not path.is_file():
+    if text is None or not (root / text).is_file():
         raise UserError(
-            f"{one_line(str(root / clip))}: no caption; write {path.name} beside it, or a row in "
-            f"{' or '.join(TABLES)}"
+            f"{one_line(str(root / clip))}: no caption; write {Path(clip).stem}.txt beside it, or a"
+            f" row in {' or '.join(TABLES)}"
         )
+    path = root / text
     return Row(clip, clip, checked_caption(one_line(str(path)), _text(path)))
 
 
@@ -137,7 +220,7 @@ def checked_caption(where: str, text: Any) -> str:
     return " ".join(text.split())
 
 
-def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _jsonl(path: Path) -> Iterator[Line]:
     """(line, fields) of every line that is not blank."""
     for number, line in enumerate(_text(path).split("\n"), 1):
         if not line.strip():
@@ -146,13 +229,13 @@ def _jsonl(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         try:
             fields = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise UserError(f"{where}: not JSON ({one_line(str(error))})") from None
-        if not isinstance(fields, dict):
-            raise UserError(f'{where}: not an object like {{"file": ..., "caption": ...}}')
+            fields = UserError(f"{where}: not JSON ({one_line(str(error))})")
+        if not isinstance(fields, dict | UserError):
+            fields = UserError(f'{where}: not an object like {{"file": ..., "caption": ...}}')
         yield number, fields
 
 
-def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv(path: Path) -> Iterator[Line]:
     """(line, fields) of every row under the header; empty cells are left out."""
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     shown = one_line(str(path))
@@ -163,7 +246,9 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             raise UserError(f"{shown} line 1: columns {found}; {','.join(COLUMNS)} are allowed")
         for cells in reader:
             if None in cells or None in cells.values():
-                raise UserError(f"{shown} line {reader.line_num}: not {len(head)} cells")
+                wrong = UserError(f"{shown} line {reader.line_num}: not {len(head)} cells")
+                yield reader.line_num, wrong
+                continue
             fields: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
             for name in {"start", "end"} & set(fields):
                 with contextlib.suppress(ValueError):  # `_row` reports it
@@ -173,8 +258,8 @@ def _csv(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{shown} line {reader.line_num}: not CSV ({error})") from None
 
 
-def _row(where: str, fields: Mapping[str, Any], clips: set[str]) -> Row:
-    """A checked row of a table."""
+def _row(where: str, fields: Mapping[str, Any], clips: Mapping[str, str]) -> Row:
+    """A checked row of a table; `clips` has the paths of the films by their names."""
     if unknown := sorted(set(fields) - {*COLUMNS, "measures"}):
         raise UserError(f"{where}: unknown {one_line(unknown[0], 40)!r}; allowed: {COLUMNS}")
     file = fields.get("file")
@@ -183,7 +268,10 @@ def _row(where: str, fields: Mapping[str, Any], clips: set[str]) -> Row:
     inside = Path(file)
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"{where}: {ascii(file)} is outside of the folder")
-    if inside.as_posix() not in clips:
+    plain = [unicodedata.normalize("NFC", name) for name in (file, file.replace("\\", "/"))]
+    names = [inside.as_posix(), *(Path(name).as_posix() for name in plain)]
+    clip = next((clips[name] for name in names if name in clips), None)
+    if clip is None:
         raise UserError(f"{where}: no clip {ascii(file)} in the folder ({', '.join(SUFFIXES)})")
     for name in ("start", "end"):
         if (value := fields.get(name)) is not None and not is_time(value):
@@ -192,4 +280,4 @@ def _row(where: str, fields: Mapping[str, Any], clips: set[str]) -> Row:
     if start < 0 or (end is not None and end <= start):
         raise UserError(f"{where}: start {start:g}, end {end}: 0 <= start < end in seconds")
     caption = checked_caption(where, fields.get("caption"))
-    return Row(where, inside.as_posix(), caption, start, None if end is None else float(end))
+    return Row(where, clip, caption, start, None if end is None else float(end))

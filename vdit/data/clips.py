@@ -88,7 +88,14 @@ def write_skipped(path: str | os.PathLike[str], skipped: Iterable[tuple[str, str
 
 
 def tell_skipped(clips: Any) -> None:
-    """Prints one line about the files that a source skipped, if any."""
+    """Prints one line about what a source skipped, if anything: files and rows, by their reason."""
     if skipped := getattr(clips, "skipped", None):
-        names = ", ".join(f"{name} ({reason})" for name, reason in skipped[:3])
-        say(f"data: {len(skipped)} files skipped (see skipped.jsonl): {names}")
+        names: dict[str, list[str]] = {}
+        for name, reason in skipped:
+            names.setdefault(reason, []).append(name)
+        said = [
+            f"{some[0]}{f' and {len(some) - 1} more' if len(some) > 1 else ''} ({reason})"
+            for reason, some in names.items()
+        ]
+        more = ", ..." if len(said) > 4 else ""
+        say(f"data: {len(skipped)} skipped (see skipped.jsonl): {', '.join(said[:4])}{more}")

@@ -27,8 +27,9 @@ class Folder(Clips):
     cut from these.
 
     `cache` is the folder of decoded films (`FilmCache`). Films that cannot be decoded or are
-    shorter than a clip are listed in `skipped` and in the file `skipped_path`. `progress` is called
-    with (seconds decoded, seconds in total).
+    shorter than a clip, wrong rows and other files are listed in `skipped` and in the file
+    `skipped_path`; with `strict` only films that are too short and files that are no films are, and
+    the others are refused. `progress` is called with (seconds decoded, seconds in total).
 
     Raises `UserError` for a folder without usable clips, for captions that do not match the films,
     and for films that need more than `max_bytes` in the cache.
@@ -37,7 +38,7 @@ class Folder(Clips):
     def __init__(
         self, path: str | os.PathLike[str], *, cache: str | os.PathLike[str], frames: int = 17,
         size: tuple[int, int] = (32, 32), fps: float = 10.0, stride: float = 1.0,
-        split: str = "train", heldout: float = 0.1, seed: int = 0,
+        split: str = "train", heldout: float = 0.1, seed: int = 0, strict: bool = False,
         parts: Sequence[Row] | None = None, max_bytes: int = 16 * 2**30,
         skipped_path: str | os.PathLike[str] | None = None, limits: Limits | None = None,
         workers: int | None = None, progress: Progress | None = None,
@@ -49,14 +50,18 @@ class Folder(Clips):
             raise UserError("no folder of clips is given: its path is empty")
         root, shown = Path(path), one_line(str(Path(path)))
         self.name = root.name
-        captioned = rows(root) if parts is None else parts
+        unused: list[tuple[str, str]] = []
+        captioned = rows(root, strict=strict, skipped=unused) if parts is None else parts
         ends: dict[str, float] = {}  # the last second that any row needs of a film
         for row in captioned:
             ends[row.file] = max(ends.get(row.file, 0), math.inf if row.end is None else row.end)
         decoded = FilmCache(root, Path(cache), self.size, fps)
         films, failed = decoded.decode(ends, max_bytes, limits, workers, progress)
+        if failed and strict:
+            raise UserError(f"{shown}/{failed[0][0]}: {failed[0][1]}")
         self.skipped += failed
-        spans = self._spans(captioned, films)
+        spans = self._spans(captioned, films, strict)
+        self.skipped += unused
         if skipped_path is not None:
             write_skipped(skipped_path, self.skipped)
         if not spans:
@@ -75,7 +80,9 @@ class Folder(Clips):
         bounds = {number: (first, end) for number, (_, first, end) in enumerate(spans)}
         self._cut(bounds, (content, self.frames))
 
-    def _spans(self, rows: Sequence[Row], films: Mapping[str, Film]) -> list[Span]:
+    def _spans(
+        self, rows: Sequence[Row], films: Mapping[str, Film], strict: bool
+    ) -> list[Span]:
         """The decoded rows at least as long as a clip, by file and time; skips the others."""
         spans = []
         for row in sorted(rows, key=lambda row: (row.file, row.start, row.end or math.inf)):
@@ -85,10 +92,14 @@ class Folder(Clips):
             first = math.ceil(row.start * self.fps - 1e-6)  # start <= k / fps < end
             end = have if row.end is None else math.ceil(row.end * self.fps - 1e-6)
             if first >= have or end > have + 1:  # tolerates an end rounded up by a frame
-                raise UserError(
-                    f"{row.where}: {row.start:g} to {'the end' if row.end is None else row.end} s "
-                    f"is outside of {row.file}, which is {have / self.fps:g} s long"
+                reason = (
+                    f"{row.start:g} to {'the end' if row.end is None else row.end} s is outside of "
+                    f"{row.file}, which is {have / self.fps:g} s long"
                 )
+                if strict:
+                    raise UserError(f"{row.where}: {reason}")
+                self.skipped.append((row.where.rsplit("/")[-1], reason))
+                continue
             end = min(end, have)
             if end - first >= self.frames:
                 spans.append((row, first, end))

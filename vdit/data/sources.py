@@ -76,6 +76,7 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
             config.data.path,
             **{**clip_shape(config), **options},
             stride=config.data.stride,
+            strict=config.data.strict,
             seed=config.seed,
             split=split,
             cache=workdir / "clips",
@@ -157,7 +158,8 @@ def _check_tfds(config: ConfigDict) -> None:
 
 TEMPLATE = "a video of {label}"  # data.template where nobody has set it
 OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
-OPTIONAL = ("detail", "shots", *OF_TFDS)  # fields of config.data that not every source takes
+# The fields of config.data that not every source takes.
+OPTIONAL = ("detail", "shots", "strict", *OF_TFDS)
 BODIES, SHOTS, PLAYGROUND = (f"vdit.worlds.{name}" for name in ("bodies", "shots", "playground"))
 SOURCES: dict[str, DataSource] = {
     "world": DataSource(
@@ -186,7 +188,9 @@ SOURCES: dict[str, DataSource] = {
         score=f"{PLAYGROUND}.scores:score",
         truth=f"{PLAYGROUND}.source:picture_truth",
     ),
-    "folder": DataSource(_folder, labels=("caption",), shapes=_folder_shapes),
+    "folder": DataSource(
+        _folder, takes=("strict",), labels=("caption",), shapes=_folder_shapes
+    ),
     "tfds": DataSource(_tfds, takes=OF_TFDS, labels=("caption",), check=_check_tfds),
 }
 BUILT_IN = frozenset(SOURCES)
