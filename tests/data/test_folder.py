@@ -226,6 +226,46 @@ def test_clips_of_another_shape_share_the_split(root: Path, make: Callable[..., 
     check(heldout=0.25)
 
 
+def test_copies_of_a_film_are_in_one_split(
+    root: Path, make: Callable[..., Folder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+
+    def moving(seed: int) -> np.ndarray:
+        base = np.random.default_rng(seed).integers(0, 255, (6, 8, 3)).astype(np.uint8)
+        return np.stack([np.roll(base, k, 1).repeat(8, 0).repeat(8, 1) for k in range(15)])
+
+    (root / "more" / "c.gif").unlink()
+    for name in ("a", "b"):
+        (root / f"{name}.mp4").unlink()
+    for k in range(5):
+        write_mp4(root / f"{k}.mp4", moving(k), fps=10)
+    (root / "z copy.mp4").write_bytes((root / "0.mp4").read_bytes())
+    noisy = np.clip(moving(0) + rng.normal(0, 3, (15, 48, 64, 3)), 0, 255).astype(np.uint8)
+    write_mp4(root / "again.mov", noisy[:, ::2, ::2], fps=10)  # half as large
+    write_mp4(root / "late.mp4", np.roll(moving(0), 5, 0), fps=10)  # the same at other times
+    films = sorted(path.name for path in root.glob("*.m*"))
+    table(root, "file,caption\n" + "".join(f"{name},{name}\n" for name in films))
+    held = []
+    for seed in range(8):
+        train, kept = (make(split=split, heldout=0.3, seed=seed) for split in ("train", "heldout"))
+        assert train.copies == {"again.mov": "0.mp4", "z copy.mp4": "0.mp4"}
+        group = {"0.mp4", "again.mov", "z copy.mp4"}
+        assert group <= set(train.captions) or group <= set(kept.captions)
+        assert not set(train.captions) & set(kept.captions)
+        held.append(group <= set(kept.captions))
+    assert any(held) and not all(held)
+    tell_skipped(train)
+    assert "again.mov shows the same as 0.mp4, and 1 more are copies" in capsys.readouterr().out
+    # Nothing but copies: the end of all is held out.
+    table(root, "file,caption\n0.mp4,0\nagain.mov,again\n")
+    for name in set(films) - {"0.mp4", "again.mov"}:
+        (root / name).unlink()
+    train, kept = (make(split=split, heldout=0.3, stride=0.1) for split in ("train", "heldout"))
+    last = max(train.origin(k)[1] for k in range(len(train))) + 5 / 10
+    assert last <= min(kept.origin(k)[1] for k in range(len(kept))) + 1e-6
+
+
 def test_films_are_shown_at_the_sizes_that_suit_their_aspect(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ class Clips:
             raise UserError(f"{source} split={split!r}: train or heldout")
         self.frames, self.size, self.fps, self.split = frames, (size[0], size[1]), fps, split
         self.skipped: list[tuple[str, str]] = []
+        self.copies: dict[str, str] = {}  # films that show the same as another
         self._step = max(1, round(stride * fps))
 
     def _skip_short(self, name: str, frames: int) -> None:
@@ -88,7 +89,12 @@ def write_skipped(path: str | os.PathLike[str], skipped: Iterable[tuple[str, str
 
 
 def tell_skipped(clips: Any) -> None:
-    """Prints one line about what a source skipped, if anything: files and rows, by their reason."""
+    """Prints a line about what a source skipped, if anything: files and rows, by their reason; and
+    one about copies of films."""
+    if copies := getattr(clips, "copies", None):
+        (name, first), *more = copies.items()
+        others = f", and {len(more)} more are copies" if more else ""
+        say(f"data: {name} shows the same as {first}{others}; copies are held out together")
     if skipped := getattr(clips, "skipped", None):
         names: dict[str, list[str]] = {}
         for name, reason in skipped:

@@ -185,6 +185,43 @@ def _each(
             raise
 
 
+def copies(films: Mapping[str, Film], size: tuple[int, int]) -> dict[str, str]:
+    """The first, by name, of the films that show the same, for each other one: near-duplicates.
+
+    These have as many frames, give or take one, and eight of them, averaged to 8x8, differ by less
+    than 6 levels, and 30 in the worst hundredth: a film that is encoded again, in another size or
+    container, but not a part of it.
+    """
+    names = sorted(films)
+    prints = np.stack([_print(films[name], size) for name in names]) if names else np.zeros((0, 1))
+    frames = np.array([films[name].frames for name in names])
+    means = prints.mean(1)
+    order = np.argsort(means, kind="stable")
+    first, rising = np.arange(len(names)), means[order]
+    for at, number in enumerate(order):  # those of nearly the same brightness, which are few
+        near = order[at + 1 : np.searchsorted(rising, means[number] + 6, "right")]
+        near = near[np.abs(frames[near] - frames[number]) <= 1]
+        apart = np.sort(np.abs(prints[near] - prints[number]), axis=1)
+        same = near[(apart.mean(1) < 6) & (apart[:, -1 - apart.shape[1] // 100] < 30)]
+        groups = np.unique(first[[number, *same]])
+        first[np.isin(first, groups)] = groups[0]
+    return {names[i]: names[k] for i, k in enumerate(first) if i != k}
+
+
+def _print(film: Film, size: tuple[int, int]) -> np.ndarray:
+    """Eight frames of a film, averaged to 8x8: float32 (8 * 8 * 8 * 3,)."""
+    shown = []
+    for place in range(8):
+        frame_HW3 = film.read((film.frames - 1) * place // 7, 1, size)[0].astype(np.float32)
+        for axis, length in enumerate(size):
+            starts = np.arange(min(8, length)) * length // min(8, length)
+            counts = np.diff([*starts, length])
+            shape = [-1 if k == axis else 1 for k in range(3)]
+            frame_HW3 = np.add.reduceat(frame_HW3, starts, axis) / counts.reshape(shape)
+        shown.append(frame_HW3.ravel())
+    return np.concatenate(shown)
+
+
 def fitting(
     root: Path, files: Iterable[str], sizes: Sequence[tuple[int, int]], remembered: Path
 ) -> dict[str, set[int]]:

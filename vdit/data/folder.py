@@ -10,7 +10,7 @@ from typing import Any, SupportsIndex
 from vdit.data.captions import Row, rows
 from vdit.data.clips import Clips, held_out, write_skipped
 from vdit.data.decode import Limits, one_line
-from vdit.data.films import Film, FilmCache, Progress
+from vdit.data.films import Film, FilmCache, Progress, copies
 from vdit.errors import UserError
 
 Span = tuple[Row, int, int]  # a row, its first frame, and the frame after its last
@@ -21,10 +21,10 @@ class Folder(Clips):
 
     Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time. A clip
     starts every `stride` seconds, so clips of a film may overlap. The split "heldout" is a share
-    `heldout` of the rows, at least one, drawn by `seed`; "train" is the rest. Rows of one film that
-    overlap in time stay together, and of a single row the end is held out, so no frame is in both
-    splits. `parts`, the `rows` of another source of this folder, replaces the split: all clips are
-    cut from these.
+    `heldout` of the rows, at least one, drawn by `seed`; "train" is the rest. Rows of one film, or
+    of its copies (`films.copies`), that overlap in time stay together, and of a single row the end
+    is held out, so no frame is in both splits. `parts`, the `rows` of another source of this
+    folder, replaces the split: all clips are cut from these.
 
     `cache` is the folder of decoded films (`FilmCache`). Films that cannot be decoded or are
     shorter than a clip, wrong rows and other files are listed in `skipped` and in the file
@@ -67,8 +67,10 @@ class Folder(Clips):
         if not spans:
             first = "; ".join(f"{name}: {why}" for name, why in self.skipped[:1])
             raise UserError(f"{shown}: none of its clips can be used ({first})")
+        if parts is None and heldout:
+            self.copies = copies({row.file: films[row.file] for row, _, _ in spans}, self.size)
         if parts is None:
-            spans = _split(spans, split, heldout, seed, frames, fps)
+            spans = _split(spans, split, heldout, seed, frames, fps, self.copies)
         if not spans:
             raise UserError(
                 f"{shown}: no clip is left for {split} of {len(captioned)} rows with "
@@ -124,9 +126,14 @@ class Folder(Clips):
 
 
 def _split(
-    spans: Sequence[Span], split: str, heldout: float, seed: int, frames: int, fps: float
-) -> list[Span]:
-    """The spans of one split, their rows cut to it. No frame is in both splits."""
+    spans: Sequence[Span], split: str, heldout: float, seed: int, frames: int, fps: float,
+    copies: Mapping[str, str],
+) -> list[Span]:  # fmt: skip
+    """The spans of one split, their rows cut to it. No frame or copy of it is in both splits."""
+
+    def film(span: Span) -> str:
+        return copies.get(span[0].file, span[0].file)
+
     if not heldout:
         if split == "heldout":
             raise UserError("folder heldout=0: nothing is held out to make the split of")
@@ -134,9 +141,9 @@ def _split(
     # A unit is a set of spans connected by overlap in time.
     units: list[list[Span]] = []
     last = 0
-    for span in spans:  # in order of file and start
-        row, first, end = span
-        if units and units[-1][-1][0].file == row.file and first < last:
+    for span in sorted(spans, key=lambda span: (film(span), span[1])):
+        _, first, end = span
+        if units and film(units[-1][-1]) == film(span) and first < last:
             units[-1].append(span)
             last = max(last, end)
         else:
