@@ -36,10 +36,11 @@ def test_options_come_from_the_fields_of_the_same_names() -> None:
     config.sample.update({"sampler": "ddim", "eta": 0.25, "variance": "beta"})
     settings = settings_of(config, steps=7, guidance=None)
     assert (settings.steps, settings.guidance) == (7, config.sample.guidance)
-    want = ["sampler", "steps", "guidance", "eta", "variance", "spacing", "shift"]
-    assert list(settings.shown())[:7] == want and settings.shown()["eta"] == 0.25
+    options = ["bh", "churn", "churn_levels", "churn_noise", "eta", "order", "variance"]
+    want = ["sampler", "steps", "guidance", *options, "spacing", "shift"]
+    assert list(settings.shown())[: len(want)] == want and settings.shown()["eta"] == 0.25
     assert settings.make() is settings_of(config, variance="learned").make()  # ddim has none
     assert settings.make() is not settings_of(config, eta=0.5).make()
     with pytest.raises(UserError, match="dpmpp_2m"):
-        settings_of(config, sampler="heun")
+        settings_of(config, sampler="rk4")
     np.testing.assert_equal(hash(settings), hash(settings_of(config, steps=7)))

@@ -7,9 +7,9 @@ text tokens of a caption, E text width, K shots.
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -21,11 +21,18 @@ from ml_collections import ConfigDict
 
 from vdit.config import joined
 from vdit.config.autoencoder import build_vae
-from vdit.config.denoiser import build_denoiser, build_process, token_pixels
+from vdit.config.denoiser import build_denoiser, token_pixels
 from vdit.denoiser import Denoiser
 from vdit.diffusion.guidance import guided, pushed
-from vdit.diffusion.sampler import SAMPLERS, Denoise, Sampler, initial_noise, sample, sampler
-from vdit.diffusion.schedule import Process, choose, timesteps
+from vdit.diffusion.sampler import (
+    SAMPLERS,
+    Denoise,
+    Sampler,
+    configured,
+    initial_noise,
+    sample,
+)
+from vdit.diffusion.schedule import Process
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.dit import without_attention
@@ -53,8 +60,7 @@ class Settings:
 
     def make(self) -> Sampler:
         """The sampler, with those options that it has."""
-        known = signature(choose(SAMPLERS, "sampler", self.sampler)).parameters
-        return sampler(self.sampler, **{name: v for name, v in self.options if name in known})
+        return configured(self.sampler, dict(self.options))
 
     def shown(self) -> dict[str, Any]:
         """Every setting by name, options among them."""
@@ -72,7 +78,8 @@ def settings_of(config: ConfigDict, **changes: Any) -> Settings:
     `config.sample` of the same names, where it has them. Raises `UserError`.
     """
     fields = [field.name for field in dataclasses.fields(Settings) if field.name != "options"]
-    options = sorted({name for make in SAMPLERS.values() for name in signature(make).parameters})
+    makes = map(inspect.signature, SAMPLERS.values())
+    options = sorted({name for make in makes for name in make.parameters})
     if unknown := sorted(changes.keys() - {*fields, *options}):
         known = ", ".join((*fields, *options))
         raise UserError(f"unknown setting {unknown[0]!r} of sampling: known are {known}")
@@ -82,14 +89,8 @@ def settings_of(config: ConfigDict, **changes: Any) -> Settings:
     settings = Settings(options=kept, **values)
     settings.make()  # refuses unknown names and options at once
     joined.check_push(config, settings.push, settings.skip)
-    times_of(config, settings)
+    joined.times_of(config, settings)
     return settings
-
-
-def times_of(config: ConfigDict, settings: Settings) -> jax.Array:
-    """The sampler's grid of times t_0 > .. > t_n."""
-    shift = settings.shift or config.dit.shift
-    return timesteps(build_process(config), settings.steps, shift, settings.spacing)
 
 
 class Codec:
@@ -235,7 +236,7 @@ class Scan:
         x, _ = sample(
             steered(denoise, params["dit"], settings, denoiser.process),
             initial_noise(keys_B, clean.shape[1:]),
-            times_of(self.config, settings),
+            joined.times_of(self.config, settings),
             denoiser.process,
             settings.make(),
             keys_B,

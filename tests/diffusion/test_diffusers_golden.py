@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from vdit.diffusion.prediction import to_x0_eps
-from vdit.diffusion.sampler import ddim, ddpm, dpmpp_2m, euler, sample
-from vdit.diffusion.schedule import process, timesteps
+from vdit.diffusion.sampler import Sampler, ddim, ddpm, dpmpp_2m, euler, sample, sampler
+from vdit.diffusion.schedule import Process, process, timesteps
 from vdit.diffusion.step import step
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "diffusion.npz")
@@ -79,8 +79,7 @@ def test_a_learned_variance(grid: str) -> None:
     t = times_of(public)
     s = times_of(public - 1 if grid == "full" else np.append(public[1:], -1))
     x0, _ = to_x0_eps("eps", DDPM, t, x, y)
-    sampler = ddpm("learned")
-    made, _ = sampler.step(lambda x, t: (x0, v), DDPM, None, x, t, s, z)
+    made, _ = ddpm("learned").step(lambda x, t: (x0, v), DDPM, None, x, t, s, z)
     for i, (ours, theirs) in enumerate(zip(made.x, golden, strict=True)):
         # diffusers adds a little noise to a respaced chain's last step; Algorithm 2 adds none.
         near(ours, theirs, RELATIVE if s[i] > 0.0 else 1e-4)
@@ -91,19 +90,26 @@ def toy(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
     return 0.8 * jnp.tanh(2.0 * x), None
 
 
+def chain_of(
+    one: Sampler, p: Process, x: np.ndarray, times: jax.Array, z: np.ndarray
+) -> jax.Array:
+    """x after each step, with this noise."""
+
+    def body(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:
+        made, state = one.step(toy, p, carry[1], carry[0], *inputs)
+        return (made.x, state), made.x
+
+    times = jnp.asarray(times)
+    start = jnp.asarray(x), one.init(jnp.asarray(x))
+    return jax.lax.scan(body, start, (times[:-1], times[1:], z))[1]
+
+
 @pytest.mark.parametrize("variance", VARIANCES)
 def test_ddpm_chain(variance: str) -> None:
     public, x_init, z, chain = arrays(f"ddpm/chain/{variance}", "t_int", "x_init", "z", "chain")
     times = timesteps(DDPM, 20)
     np.testing.assert_array_equal(times[:-1], times_of(public))
-    sampler = ddpm(VARIANCES[variance])
-
-    def body(x: jax.Array, inputs: tuple) -> tuple[jax.Array, jax.Array]:
-        made, _ = sampler.step(toy, DDPM, None, x, *inputs)
-        return made.x, made.x
-
-    times = np.asarray(times)
-    _, ours = jax.lax.scan(body, x_init, (times[:-1], times[1:], z))
+    ours = chain_of(ddpm(VARIANCES[variance]), DDPM, x_init, times, z)
     if variance == "fixed_large":
         # diffusers adds beta's noise to a respaced chain's last step too; Algorithm 2 adds none.
         chain[-1] -= np.asarray(DDPM.sigma(times[-2])) * z[-1]
@@ -186,3 +192,47 @@ def test_dpmpp_2m(steps: int) -> None:
     keys = jax.random.split(jax.random.key(0), len(x))
     _, made = sample(toy, jnp.asarray(x), times, DDPM, dpmpp_2m(), keys, every_step=True)
     near(made.x, chain)
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m_sde", "dpmpp_3m"])
+def test_dpmpp_on_the_table(name: str) -> None:
+    x, z, golden = arrays("multistep", "x_init", "z", name)
+    near(chain_of(sampler(name), DDPM, x, timesteps(DDPM, 8), z), golden)
+
+
+@functools.cache
+def unipc_chains(process_name: str) -> dict[str, jax.Array]:
+    x, z = arrays("multistep", "x_init", "z")
+    flow = process_name == "flow"
+    times = GOLDEN["multistep/flow/sigmas"] if flow else timesteps(DDPM, 8)
+    p = process(process_name)
+
+    @jax.jit
+    def run(x: jax.Array) -> dict:
+        return {
+            f"{order}/{bh}": chain_of(sampler("unipc", order=order, bh=bh), p, x, times, z)
+            for order in (1, 2, 3)
+            for bh in ("bh1", "bh2")
+        }
+
+    return run(x)
+
+
+@pytest.mark.parametrize("bh", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("process_name", ["ddpm", "flow"])
+def test_unipc(process_name: str, order: int, bh: str) -> None:
+    """All but diffusers' last step, to sigma 0, which is not of an order above 1."""
+    golden = GOLDEN[f"multistep/{process_name}/unipc/{order}/{bh}"]
+    near(unipc_chains(process_name)[f"{order}/{bh}"][: len(golden)], golden, 2e-5)
+
+
+def test_heun_and_euler_ancestral() -> None:
+    """diffusers' x is x / alpha on the table."""
+    x, z = arrays("heun", "x_init", "z")
+    times = timesteps(DDPM, 8)
+    for name, golden in (("edm", "edm"), ("euler_ancestral", "ancestral")):
+        ours = chain_of(sampler(name), DDPM, x, times, z)
+        near(ours / np.asarray(DDPM.alpha(times[1:]))[:, None, None], GOLDEN[f"heun/{golden}"])
+    flow = GOLDEN["heun/flow/sigmas"]
+    near(chain_of(sampler("heun"), FLOW, x, flow, z), GOLDEN["heun/flow"])

@@ -14,7 +14,7 @@ import pytest
 
 from vdit.diffusion.prediction import PREDICTIONS, target, to_x0_eps
 from vdit.diffusion.sampler import Made, Sampler, sample, sampler
-from vdit.diffusion.schedule import Process, add_noise, process, timesteps
+from vdit.diffusion.schedule import Process, add_noise, process, time_at, timesteps
 
 SHARES = np.array([0.5, 0.3, 0.2])
 MEANS = np.array([[1.5, 0.5], [-1.5, 1.0], [0.0, -1.75]])
@@ -34,6 +34,12 @@ SAMPLERS = {
     "ddim eta .5": sampler("ddim", eta=0.5),
     "euler": sampler("euler"),  # is "ddim" with eta 0 (test_sampler.py)
     "dpmpp_2m": sampler("dpmpp_2m"),
+    "dpmpp_2m_sde": sampler("dpmpp_2m_sde"),
+    "dpmpp_3m": sampler("dpmpp_3m"),
+    "unipc 2": sampler("unipc"),
+    "unipc 3 bh1": sampler("unipc", order=3, bh="bh1"),
+    "heun": sampler("heun"),
+    "edm churn": sampler("edm", churn=0.1, churn_levels=(0.05, 50.0), churn_noise=1.0),
 }
 # (process, samplers, predictions, steps): each is one compiled scan
 RUNS = {
@@ -108,7 +114,11 @@ def side_by_side(samplers: list[Sampler]) -> Sampler:
     def advance(denoise, process, state, x, t, s, z) -> tuple[Made, list]:  # noqa: ANN001
         x0 = denoise(x, t)[0]
         made = [
-            one.step(lambda x, t, x0=x0: (x0, None), process, old, x, t, s, z)
+            one.step(
+                # Methods of one evaluation share it.
+                lambda at, t, x=x, x0=x0: (x0, None) if at is x else denoise(at, t),
+                process, old, x, t, s, z,
+            )
             for one, old, x, x0, z in zip(
                 samplers, state, parts(x), parts(x0), parts(z), strict=True
             )
@@ -126,7 +136,9 @@ def drawn(run: str) -> dict[tuple[str, str], np.ndarray]:
 
     def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
         x0, eps = to_x0_eps("x0", p, t, x, exact_x0(p, x, t))
-        groups = [array.reshape(len(names), len(predictions), -1, POINTS) for array in (x, x0, eps)]
+        groups = [
+            array.reshape(-1, len(predictions), CLOUDS * 2, POINTS) for array in (x, x0, eps)
+        ]
         made = []
         for i, prediction in enumerate(predictions):
             x_t, x0, eps = (array[:, i] for array in groups)
@@ -170,3 +182,49 @@ def test_the_denoiser_is_the_posterior_mean() -> None:
 @pytest.mark.parametrize(("run", "name", "prediction"), CASES)
 def test_samples_have_the_mixtures_moments(run: str, name: str, prediction: str) -> None:
     check_moments(drawn(run)[name, prediction], BIAS[run])
+
+
+# Name, options, order: UniPC's corrector adds one to that of its predictor.
+ORDERS = [
+    ("euler", {}, 1),
+    ("heun", {}, 2),
+    ("edm", {}, 2),
+    ("dpmpp_2m", {}, 2),
+    ("dpmpp_3m", {}, 2),  # as published
+    ("unipc", {"order": 1, "bh": "bh1"}, 2),
+    ("unipc", {"order": 1}, 2),
+    ("unipc", {"order": 2}, 3),
+    ("unipc", {"order": 3}, 4),
+]
+
+
+@functools.cache
+def to_one_end() -> tuple[jax.Array, jax.Array]:
+    """Where points go by the probability flow, and where from."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(2, 2, 32)), jnp.float32)
+    return x, walked("unipc", {"order": 3}, 240, x)
+
+
+def walked(name: str, options: dict, steps: int, x: jax.Array) -> jax.Array:
+    """From log-SNR -3 to 2 in even steps on the flow process."""
+    p = process("flow")
+
+    @jax.jit
+    def walk(x: jax.Array, times: jax.Array) -> jax.Array:
+        keys = jax.random.split(jax.random.key(0), len(x))
+        one = sampler(name, **options)
+        return sample(lambda x, t: (exact_x0(p, x, t), None), x, times, p, one, keys)[0]
+
+    times = time_at(p, jnp.asarray(np.exp(np.linspace(1.5, -1.0, steps + 1)), jnp.float32))
+    return walk(x, times)
+
+
+@pytest.mark.parametrize(("name", "options", "order"), ORDERS)
+def test_the_error_falls_by_the_order(name: str, options: dict, order: int) -> None:
+    x, end = to_one_end()
+    few, many = (
+        float(jnp.sqrt(jnp.square(walked(name, options, steps, x) - end).mean()))
+        for steps in (20, 60)
+    )
+    measured = np.log(few / many) / np.log(3)
+    assert abs(measured - order) < 0.4, measured

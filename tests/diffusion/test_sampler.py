@@ -16,11 +16,14 @@ from vdit.diffusion.sampler import (
 from vdit.diffusion.schedule import PROCESSES, process, timesteps
 from vdit.errors import UserError
 
-OPTIONS = {"ddpm": {"variance": "beta"}, "ddim": {"eta": 0.5}, "dpmpp_2m": {}}
+OPTIONS = {
+    "ddpm": {"variance": "beta"}, "ddim": {"eta": 0.5}, "unipc": {"order": 3, "bh": "bh1"},
+    "edm": {"churn": 0.2},
+}  # fmt: skip
 
 
 def make(name: str) -> Sampler:
-    return sampler(name, **OPTIONS[name])
+    return sampler(name, **OPTIONS.get(name, {}))
 
 
 def toy(x: jax.Array, t: jax.Array) -> tuple[jax.Array, dict]:
@@ -39,7 +42,8 @@ def start(*shape: int) -> np.ndarray:
 # The noise is most of what a scan takes to compile: with it, one process is enough.
 @pytest.mark.parametrize(
     ("name", "process_name"),
-    [("ddpm", "ddpm"), ("ddim", "cosine")] + [("dpmpp_2m", name) for name in PROCESSES],
+    [("ddpm", "ddpm"), ("ddim", "cosine"), ("heun", "flow"), ("edm", "cosine"), ("unipc", "flow")]
+    + [("dpmpp_2m", name) for name in PROCESSES],
 )
 def test_scan_is_the_loop_and_lands_on_x0(name: str, process_name: str) -> None:
     p, chosen, keys = process(process_name), make(name), keys_of(3)
@@ -57,7 +61,10 @@ def test_scan_is_the_loop_and_lands_on_x0(name: str, process_name: str) -> None:
     assert x.shape == (3, 4) and made.x.shape == (5, 3, 4)
     np.testing.assert_array_equal(x, made.x[-1])
     np.testing.assert_array_equal(x, made.x0[-1])
-    np.testing.assert_array_equal(made.aux["time"], times[:-1])
+    if name == "edm":  # adds noise before it evaluates, but not to pure noise
+        assert (made.aux["time"][1:] > times[1:-1]).all() and made.aux["time"][0] == 1.0
+    else:
+        np.testing.assert_array_equal(made.aux["time"], times[:-1])
     state, looped = chosen.init(x_init), x_init
     for i in range(5):
         z = noise_of_step(keys, i + 1)
@@ -130,27 +137,31 @@ def test_euler_is_ddim_without_noise() -> None:
     np.testing.assert_array_equal(*ours)
 
 
-@pytest.mark.parametrize("process_name", ["flow", "cosine"])
-def test_dpmpp_2m_is_of_second_order(process_name: str) -> None:
-    """Inside (no infinite log-SNR), halving the step quarters its error and halves Euler's."""
-    p, keys = process(process_name), keys_of(2)
+def test_edm_is_the_papers_algorithm_2() -> None:
+    """In NumPy as printed, with sigma as time, for x / alpha on the flow process."""
+    p, gamma, noise, levels = process("flow"), 0.3, 1.1, (0.2, 3.0)
+    sigmas = np.array([8.0, 2.5, 0.9, 0.15, 0.0])
+    times = sigmas / (1.0 + sigmas)
+    x, z = start(3, 4), np.random.default_rng(1).normal(size=(4, 3, 4)).astype(np.float32)
+    one = sampler("edm", churn=gamma, churn_levels=levels, churn_noise=noise)
 
-    def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
-        return jnp.tanh(x) * (1.0 - 0.5 * t), None
+    def toy_x0(x: np.ndarray, sigma: float) -> np.ndarray:
+        t = sigma / (1.0 + sigma)
+        return np.tanh(1.5 * x * (1.0 - t)) * (1.0 - 0.3 * t)
 
-    @jax.jit
-    def worst_errors(x: jax.Array) -> list:
-        def run(name: str, steps: int) -> jax.Array:
-            times = jnp.asarray(np.round(np.linspace(0.8, 0.2, steps + 1), 3))
-            return sample(denoise, x, times, p, sampler(name), keys)[0]
-
-        truth = run("dpmpp_2m", 600)
-        return [jnp.abs(run(*one) - truth).max() for one in runs]
-
-    runs = [("euler", 15), ("euler", 30), ("dpmpp_2m", 15), ("dpmpp_2m", 30)]
-    euler, half_euler, second, half_second = worst_errors(start(2, 16))
-    assert 1.7 < euler / half_euler < 2.3
-    assert 3.0 < second / half_second < 5.0
+    ours, theirs = jnp.asarray(x), x.astype(np.float64) / (1.0 - times[0])
+    for i, (sigma, after) in enumerate(zip(sigmas, sigmas[1:], strict=False)):
+        t, s = jnp.float32(times[i]), jnp.float32(times[i + 1])
+        ours = one.step(toy, p, None, ours, t, s, z[i])[0].x
+        hat = sigma * (1.0 + (gamma if levels[0] <= sigma <= levels[1] else 0.0))
+        theirs = theirs + np.sqrt(hat**2 - sigma**2) * noise * z[i]
+        slope = (theirs - toy_x0(theirs, hat)) / hat
+        euler = theirs + (after - hat) * slope
+        if after > 0.0:
+            slope = 0.5 * (slope + (euler - toy_x0(euler, after)) / after)
+            euler = theirs + (after - hat) * slope
+        theirs = euler
+        np.testing.assert_allclose(ours, theirs / (1.0 + after), atol=2e-5)
 
 
 def test_a_part_of_the_way_and_low_precision_inputs() -> None:
@@ -173,9 +184,12 @@ def test_a_part_of_the_way_and_low_precision_inputs() -> None:
 @pytest.mark.parametrize(
     ("call", "words"),
     [
-        (lambda: sampler("heun"), f"'heun': known are {', '.join(SAMPLERS)}"),
+        (lambda: sampler("rk4"), f"'rk4': known are {', '.join(SAMPLERS)}"),
         (lambda: sampler("euler", eta=1.0), "'eta' of sampler 'euler': known are none"),
         (lambda: sampler("ddim", eta=-0.1), "eta was -0.1: 0 to 1"),
+        (lambda: sampler("unipc", order=4), "order was 4, bh 'bh2': 1, 2, 3 and bh1 or bh2"),
+        (lambda: sampler("unipc", bh="bh3"), "bh 'bh3'"),
+        (lambda: sampler("edm", churn=0.5), "churn was 0.5"),
         (lambda: sampler("ddpm", variance="large"), "'large': known are posterior, beta"),
     ],
 )

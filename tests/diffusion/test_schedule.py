@@ -7,11 +7,14 @@ import pytest
 
 from vdit.diffusion.schedule import (
     PROCESSES,
+    RATIOS,
     Process,
     add_noise,
+    half_log_snr,
     like,
     process,
     sample_times,
+    time_at,
     timesteps,
 )
 from vdit.errors import UserError
@@ -147,6 +150,52 @@ def test_discrete_grid() -> None:
     np.testing.assert_allclose(uneven, np.round(np.arange(7, -1, -1) * 1000 / 7), atol=1e-4)
 
 
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+@pytest.mark.parametrize("name", PROCESSES)
+def test_grids_of_noise_levels(name: str, spacing: str) -> None:
+    """EDM's Eq. 5 and even steps of log-SNR, from pure noise; on a table its nearest points."""
+    p, steps = process(name), 12
+    times = timesteps(p, steps, spacing=spacing)
+    assert (times[0], times[-1], len(times)) == (1.0, 0.0, steps + 1)
+    least, most = RATIOS
+    if p.points:
+        ends = jnp.array([1 / p.points, 1.0])
+        least, most = (float(v) for v in p.sigma(ends) / p.alpha(ends))
+    share = np.linspace(0.0, 1.0, steps)
+    want = most ** (1 - share) * least**share
+    if spacing == "karras":
+        want = (most ** (1 / 7) + share * (least ** (1 / 7) - most ** (1 / 7))) ** 7
+    ratio = np.asarray(p.sigma(times[1:-1]) / p.alpha(times[1:-1]))
+    np.testing.assert_allclose(ratio / want[1:], 1.0, atol=0.6 if p.points else 1e-4)
+
+
+@pytest.mark.parametrize("spacing", ["karras", "exponential"])
+def test_points_of_a_table_are_distinct(spacing: str) -> None:
+    p = process("ddpm", points=50)
+    for steps in (7, 50):
+        index = np.asarray(timesteps(p, steps, spacing=spacing)) * 50
+        assert index[0] == 50 and index[-1] == 0 and (np.diff(index) < -0.99).all()
+
+
+def test_listed_times() -> None:
+    times = timesteps(process("cosine"), 3, spacing="1, 0.6,.25")
+    np.testing.assert_array_equal(times, np.array([1.0, 0.6, 0.25, 0.0], np.float32))
+    listed = timesteps(process("ddpm"), 2, spacing="1,0.4996")
+    np.testing.assert_array_equal(process("ddpm").network_time(listed), [999, 499, -1])
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_time_at_inverts_the_ratio(name: str) -> None:
+    p, t = process(name), jnp.array([0.001, 0.2, 0.5, 0.9])
+    back = time_at(p, p.sigma(t) / p.alpha(t) * (0.9999 if p.points else 1.0))
+    if p.points:
+        np.testing.assert_array_equal(p.network_time(back), p.network_time(t))
+    else:
+        np.testing.assert_allclose(back, t, rtol=1e-5)
+    value, finite = half_log_snr(p, jnp.array([0.0, 0.5]))
+    assert not finite[0] and finite[1] and value[0] == 0.0
+
+
 def test_one_object_for_the_same_arguments() -> None:
     assert process("ddpm", points=10) is process("ddpm", points=10)
     assert isinstance(process("flow"), Process)
@@ -164,6 +213,12 @@ def test_one_object_for_the_same_arguments() -> None:
         (lambda: timesteps(process("ddpm"), 10, shift=3.0), "shift was 3.0"),
         (lambda: timesteps(process("flow"), 10, spacing="leading"), "leading on a table alone"),
         (lambda: timesteps(process("flow"), 10, shift=0.0), "shift was 0.0"),
+        (lambda: timesteps(process("flow"), 4, shift=3.0, spacing="karras"), "'karras' allows 1"),
+        (lambda: timesteps(process("flow"), 2, spacing="even"), "exponential or times as 1,0.75"),
+        (lambda: timesteps(process("flow"), 2, spacing="0.5,1"), "falling times from at most 1"),
+        (lambda: timesteps(process("flow"), 2, spacing="1,nan"), "falling times from at most 1"),
+        (lambda: timesteps(process("ddpm"), 2, spacing="0.5,0.4999"), "on 1000 points"),
+        (lambda: timesteps(process("flow"), 5, spacing="1,0.5"), "lists 2 times: steps 2 is"),
         (lambda: sample_times(process("ddpm"), jnp.zeros(1), (0.0, 1.0)), "continuous"),
         (lambda: sample_times(process("flow"), jnp.zeros(1), (0.0, 0.0)), "deviation was 0.0"),
     ],

@@ -219,10 +219,95 @@ def dpmpp_2m(rng: np.random.Generator) -> dict[str, Any]:
     return out
 
 
+def walk(
+    scheduler: Any, x: torch.Tensor, answer: Any, calls: int | None = None, **more: Any
+) -> np.ndarray:
+    """x after each of the first `calls` steps of the scheduler on answer(x, sigma, t)."""
+    chain = []
+    for number, t in enumerate(scheduler.timesteps[:calls]):
+        sigma = scheduler.sigmas[number]
+        options = {name: values[number] for name, values in more.items()}
+        x = scheduler.step(answer(x, sigma, t), t, x, **options).prev_sample
+        chain.append(x)
+    return np.stack(chain)
+
+
+def multistep(rng: np.random.Generator, steps: int = 8) -> dict[str, Any]:
+    """UniPC on DDPM's table and on flow matching's, DPM-Solver++ 3M and SDE 2M on DDPM's."""
+    x_init = draw(rng, BATCH, CHANNELS)
+    z = draw(rng, steps, BATCH, CHANNELS)
+    out: dict[str, Any] = {"multistep/x_init": x_init, "multistep/z": z}
+    table = dict(
+        beta_start=1e-4, beta_end=0.02, prediction_type="sample", timestep_spacing="trailing",
+        final_sigmas_type="zero", lower_order_final=False,
+    )  # fmt: skip
+    for name, options, more in (
+        ("dpmpp_3m", {"solver_order": 3}, {}),
+        (
+            "dpmpp_2m_sde",
+            {"solver_order": 2, "algorithm_type": "sde-dpmsolver++"},
+            {"variance_noise": torched(z)},
+        ),
+    ):
+        scheduler = exact(diffusers.DPMSolverMultistepScheduler(**table, **options))
+        scheduler.set_timesteps(steps)
+        out[f"multistep/{name}"] = walk(
+            scheduler, torched(x_init), lambda x, sigma, t: toy_x0(x), **more
+        )
+    for order in (1, 2, 3):
+        for bh in ("bh1", "bh2"):
+            options = dict(solver_order=order, solver_type=bh, disable_corrector=[])
+            flow = dict(use_flow_sigmas=True, flow_shift=3.0)
+            for process, extra in (("ddpm", {}), ("flow", flow)):
+                scheduler = exact(diffusers.UniPCMultistepScheduler(**table, **options, **extra))
+                scheduler.set_timesteps(steps)
+                out[f"multistep/{process}/sigmas"] = scheduler.sigmas.numpy()
+                # Their last step, to sigma 0, is of an order that it cannot have.
+                out[f"multistep/{process}/unipc/{order}/{bh}"] = walk(
+                    scheduler, torched(x_init), lambda x, sigma, t: toy_x0(x), calls=-1
+                )
+    return out
+
+
+def heun(rng: np.random.Generator, steps: int = 8) -> dict[str, Any]:
+    """Heun's method and Euler ancestral in sigma / alpha on DDPM's table, Heun's on flow's."""
+    table = dict(beta_start=1e-4, beta_end=0.02, timestep_spacing="trailing")
+    x_init, z = draw(rng, BATCH, CHANNELS), draw(rng, steps, BATCH, CHANNELS)
+    out: dict[str, Any] = {"heun/x_init": x_init, "heun/z": z}
+
+    def eps(x: torch.Tensor, sigma: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (x - toy_x0(x / (1.0 + sigma**2) ** 0.5)) / sigma
+
+    def velocity(x: torch.Tensor, sigma: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return (x - toy_x0(x)) / sigma
+
+    def stepped(scheduler: Any, x: np.ndarray) -> Any:
+        scheduler.set_timesteps(steps)
+        sigma = float(scheduler.sigmas[0])
+        return scheduler, torched(x) * (1.0 + sigma**2) ** 0.5
+
+    def whole(chain: np.ndarray) -> np.ndarray:
+        return np.append(chain[1:-1:2], chain[-1:], axis=0)  # after both evaluations of a step
+
+    scheduler, x = stepped(exact(diffusers.HeunDiscreteScheduler(**table)), x_init)
+    out["heun/edm"] = whole(walk(scheduler, x, eps))
+    scheduler, x = stepped(exact(diffusers.EulerAncestralDiscreteScheduler(**table)), x_init)
+    noises = iter(torched(z))
+    module = diffusers.schedulers.scheduling_euler_ancestral_discrete
+    with mock.patch.object(module, "randn_tensor", lambda *args, **kwargs: next(noises)):
+        out["heun/ancestral"] = walk(scheduler, x, eps)
+    scheduler = diffusers.FlowMatchHeunDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(steps)
+    out["heun/flow/sigmas"] = np.append(scheduler.sigmas[:-1:2], 0.0)
+    out["heun/flow"] = whole(walk(scheduler, torched(x_init), velocity))
+    return out
+
+
 def main() -> None:
     rng = np.random.default_rng(0)
     arrays = ddpm(rng) | ddim(rng) | flow(rng) | dpmpp_2m(rng)
     arrays |= learned(np.random.default_rng(1)) | scaled_linear(np.random.default_rng(2))
+    arrays |= multistep(np.random.default_rng(3)) | heun(np.random.default_rng(4))
     arrays = {
         name: np.asarray(value, np.int16 if name.endswith("t_int") else np.float32)
         for name, value in arrays.items()

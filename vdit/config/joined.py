@@ -13,6 +13,7 @@ from vdit.config.classes import check_classes
 from vdit.config.shared import Section, refusal
 from vdit.data import sources
 from vdit.diffusion import schedule
+from vdit.diffusion.sampler import configured
 from vdit.errors import UserError
 from vdit.models.dit import AXES, preset, skipped
 from vdit.runtime import attention
@@ -138,13 +139,23 @@ def _check_one_time(config: ConfigDict) -> None:
 
 def _check_sampling(config: ConfigDict) -> None:
     """Checks that sampler, denoiser and process fit together."""
-    dit, sample, process = config.dit, config.sample, denoiser.build_process(config)
+    dit, sample = config.dit, config.sample
     learned = sample.sampler == "ddpm" and sample.variance == "learned"
     if learned and not dit.learned_variance:
         raise refusal(config, "sample.variance dit.learned_variance", "True is allowed")
-    steps = sample.steps, sample.shift or dit.shift, sample.spacing
-    jax.eval_shape(lambda: schedule.timesteps(process, *steps))  # refuses what the process does not
+    configured(sample.sampler, sample)  # refuses what the sampler does not take
+    jax.eval_shape(lambda: times_of(config, sample))  # refuses what the process does not
     check_push(config, sample.push, sample.skip)
+
+
+def times_of(config: ConfigDict, settings: Any) -> jax.Array:
+    """The grid of times t_0 > .. > t_n with the steps, shift and spacing of `settings`.
+
+    dit.shift stands for a shift of 0 where the spacing can be shifted.
+    """
+    shift = settings.shift or (config.dit.shift if settings.spacing == "trailing" else 1.0)
+    process = denoiser.build_process(config)
+    return schedule.timesteps(process, settings.steps, shift, settings.spacing)
 
 
 def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:

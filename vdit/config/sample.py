@@ -9,12 +9,19 @@ from vdit.diffusion.sampler import SAMPLERS
 def fields() -> ConfigDict:
     """config.sample."""
     sample = ConfigDict()
-    sample.sampler = "ddim"  # ddpm, ddim, euler or dpmpp_2m
+    sample.sampler = "ddim"  # a row of SAMPLERS in vdit/diffusion/sampler.py
     sample.steps = 25
     sample.shift = 0.0  # timestep shift of sampling alone; 0: dit.shift
-    sample.spacing = "trailing"  # beta tables: trailing (from the last) or leading (to the first)
+    # trailing, karras, exponential; on a beta table (trailing: from the last point) leading (to the
+    # first); or times from 1 down, as 1,0.75,0.5, as many as steps
+    sample.spacing = "trailing"
     sample.eta = 1.0  # ddim: 0 deterministic, 1 fresh noise, which corrects errors of earlier steps
     sample.variance = "posterior"  # ddpm: posterior, beta or learned
+    sample.order = 2  # unipc: 1, 2 or 3
+    sample.bh = "bh2"  # unipc: the function B(h), bh1 or bh2
+    sample.churn = 0.0  # edm: fresh noise before a step, gamma = S_churn / N; at most 0.414
+    sample.churn_levels = (0.05, 50.0)  # edm: sigma / alpha between which there is churn
+    sample.churn_noise = 1.003  # edm: factor of that noise
     sample.guidance = 2.5  # classifier-free guidance scale; 1: off
     # vdit: autoguidance scale minus 1; the degraded network skips attention. 0: off
     sample.push = 0.0

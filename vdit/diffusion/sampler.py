@@ -6,14 +6,17 @@ and the step's number, not on its neighbours in the batch.
 """
 
 import functools
-from collections.abc import Callable
+import inspect
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from vdit.diffusion.schedule import Process, build
-from vdit.diffusion.step import check_noise, step
+from vdit.diffusion.multistep import BH, History, extrapolated
+from vdit.diffusion.schedule import Process, build, choose
+from vdit.diffusion.step import check_noise, churned, step, trapezoid
 from vdit.errors import UserError
 
 Denoise = Callable[[jax.Array, jax.Array], tuple[jax.Array, Any]]
@@ -74,55 +77,137 @@ def euler() -> Sampler:
     return _one_step(0.0)
 
 
+def euler_ancestral() -> Sampler:
+    """DDIM with eta 1, by its name for sigma / alpha as time (k-diffusion)."""
+    return _one_step(1.0)
+
+
+def _multistep(
+    order: int, eta: float = 0.0, corrects: bool = False, bh: str = "bh2", second: float = 1.0
+) -> Sampler:
+    """The step with x0 extrapolated from `order` predictions (`multistep.extrapolated`).
+
+    With `corrects`, x is first corrected by the new prediction: the step before is taken again.
+    """
+
+    def init(x: jax.Array) -> tuple[jax.Array | None, History]:
+        return (x, History.of(x, order)) if corrects else (None, History.of(x, order - 1))
+
+    def advance(
+        denoise: Denoise, process: Process, state: tuple[jax.Array | None, History], x: jax.Array,
+        t: jax.Array, s: jax.Array, z: jax.Array,
+    ) -> tuple[Made, tuple[jax.Array | None, History]]:  # fmt: skip
+        x_last, history = state
+        x0, aux = denoise(x, t)
+        x0 = x0.astype(x.dtype)
+        if x_last is not None:
+            x0_last, t_last = history.x0s[0], history.times[0]
+            whole = extrapolated(process, t_last, t, x0_last, history.cut(1, order - 1), x0, bh)
+            x = jnp.where(t_last > 0.0, step(process, t_last, t, x_last, whole), x)
+        whole = extrapolated(process, t, s, x0, history.cut(0, order - 1), bh=bh, second=second)
+        made = Made(step(process, t, s, x, whole, z if eta > 0.0 else None, eta), x0, aux)
+        return made, (x if corrects else None, history.after(x0, t))
+
+    return Sampler(init, advance)
+
+
 def dpmpp_2m() -> Sampler:
     """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): two evaluations extrapolated in log-SNR.
 
     The deterministic step with D = x0 + h_t / (2 h_last) (x0 - x0_last); first order where a
     neighbour's log-SNR is infinite: at pure noise, after it, and at the end.
     """
+    return _multistep(2)
 
-    def init(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return jnp.zeros_like(x), jnp.zeros((), jnp.float32)  # a last time of 0: no step yet
 
-    def half_log_snr(process: Process, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """(lambda, whether it is finite)."""
-        alpha, sigma = process.alpha(t), process.sigma(t)
-        finite = (alpha > 0.0) & (sigma > 0.0)
-        ratio = jnp.where(finite, alpha, 1.0) / jnp.where(finite, sigma, 1.0)
-        return jnp.log(ratio), finite
+def dpmpp_2m_sde() -> Sampler:
+    """SDE-DPM-Solver++(2M) (Lu et al. 2022, Eq. 17): `dpmpp_2m` with a step of eta 1."""
+    return _multistep(2, eta=1.0)
+
+
+def dpmpp_3m() -> Sampler:
+    """DPM-Solver++(3M) as published (in code alone: LuChengTHU/dpm-solver, diffusers).
+
+    Its second-order term is half of Taylor's, so it is of order 2; UniPC's predictor has all of it.
+    """
+    return _multistep(3, second=0.5)
+
+
+def unipc(order: int = 2, bh: str = "bh2") -> Sampler:
+    """UniPC (Zhao et al. 2023, Algorithms 1 and 2) of x0: order 1, 2 or 3, B(h) "bh1" or "bh2".
+
+    One evaluation a step: that of the predicted x also corrects it, to `order` + 1.
+    """
+    if order not in (1, 2, 3) or bh not in BH:
+        raise UserError(f"order was {order}, bh {bh!r}: 1, 2, 3 and {' or '.join(BH)} are allowed")
+    return _multistep(order, corrects=True, bh=bh)
+
+
+def _heun(
+    straight: bool, churn: float = 0.0, levels: tuple[float, float] = (0.0, 0.0), noise: float = 1.0
+) -> Sampler:
+    """Two evaluations a step, one of the last, to s = 0."""
 
     def advance(
-        denoise: Denoise, process: Process, state: tuple[jax.Array, jax.Array], x: jax.Array,
-        t: jax.Array, s: jax.Array, z: jax.Array,
-    ) -> tuple[Made, tuple[jax.Array, jax.Array]]:  # fmt: skip
-        x0_last, t_last = state
+        denoise: Denoise, process: Process, state: None, x: jax.Array, t: jax.Array, s: jax.Array,
+        z: jax.Array,
+    ) -> tuple[Made, None]:  # fmt: skip
+        if churn > 0.0:
+            t, x = churned(process, t, x, z, churn, levels, noise)
         x0, aux = denoise(x, t)
         x0 = x0.astype(x.dtype)
-        (at_last, has_last), (at_t, has_t), (at_s, has_s) = (
-            half_log_snr(process, time) for time in (t_last, t, s)
-        )
-        second = has_last & has_t & has_s & (at_t > at_last)
-        weight = jnp.where(
-            second, (at_s - at_t) / (2.0 * jnp.where(second, at_t - at_last, 1.0)), 0.0
-        )
-        extrapolated = x0 + weight * (x0 - x0_last)
-        return Made(step(process, t, s, x, extrapolated), x0, aux), (x0, t)
+        euler = step(process, t, s, x, x0)
 
-    return Sampler(init, advance)
+        def corrected() -> jax.Array:
+            x0_s = denoise(euler, s)[0].astype(x.dtype)
+            return trapezoid(process, t, s, x, x0, euler, x0_s, straight)
+
+        second = (s > 0.0) & (straight | (process.alpha(t) > 0.0))
+        return Made(jax.lax.cond(second, corrected, lambda: euler), x0, aux), None
+
+    return Sampler(lambda x: None, advance)
+
+
+def heun() -> Sampler:
+    """Heun's method for dx/dt = eps - x0 of the flow process, to which others are rescaled."""
+    return _heun(straight=True)
+
+
+def edm(
+    churn: float = 0.0, churn_levels: tuple[float, float] = (0.05, 50.0), churn_noise: float = 1.003
+) -> Sampler:
+    """EDM's sampler (Karras et al. 2022, Algorithm 2; without churn Algorithm 1).
+
+    churn: gamma, their S_churn / N, the share by which sigma / alpha grows before a step where it
+    lies in `churn_levels` (S_tmin, S_tmax); churn_noise: S_noise. One evaluation from pure noise,
+    where sigma / alpha is infinite.
+    """
+    most = math.sqrt(2.0) - 1.0
+    if not 0.0 <= churn <= most or len(churn_levels) != 2 or churn_noise <= 0.0:
+        raise UserError(
+            f"churn was {churn}, churn_levels {churn_levels}, churn_noise {churn_noise}: 0 to"
+            f" {most:.4f}, two levels and a factor above 0 are allowed"
+        )
+    return _heun(False, churn, churn_levels, churn_noise)
 
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    "ddpm": ddpm,
-    "ddim": ddim,
-    "euler": euler,
-    "dpmpp_2m": dpmpp_2m,
-}
+    "ddpm": ddpm, "ddim": ddim, "euler": euler, "euler_ancestral": euler_ancestral,
+    "dpmpp_2m": dpmpp_2m, "dpmpp_2m_sde": dpmpp_2m_sde, "dpmpp_3m": dpmpp_3m,
+    "unipc": unipc, "heun": heun, "edm": edm,
+}  # fmt: skip
 
 
 @functools.cache
 def sampler(name: str, **options: Any) -> Sampler:
     """The sampler of `SAMPLERS` by name; the same arguments give the same object."""
     return build(SAMPLERS, "sampler", name, options)
+
+
+def configured(name: str, values: Mapping[str, Any]) -> Sampler:
+    """The sampler by name, with those of `values` that are its options."""
+    known = inspect.signature(choose(SAMPLERS, "sampler", name)).parameters
+    return sampler(name, **{option: values[option] for option in known if option in values})
 
 
 def initial_noise(keys: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -180,7 +180,8 @@ def sample_times(
     return shifted(t, shift)
 
 
-SPACINGS = ("trailing", "leading")
+SPACINGS = ("trailing", "leading", "karras", "exponential")
+RATIOS = (0.002, 80.0)  # least and most sigma / alpha of a continuous process's grid (EDM, Table 1)
 
 
 def timesteps(
@@ -188,27 +189,88 @@ def timesteps(
 ) -> jax.Array:
     """The grid of a sampler: (steps + 1,) float32 times, the last exactly 0.
 
-    Continuous: even from exactly 1, then shifted. Discrete, where a shift is refused: even and
-    rounded to the table's indices from T down, so all of T .. 0 where steps = T (`spacing`
-    "trailing", Lin et al. 2023, Table 2); or each T // steps of them down to 1 ("leading", ibid.,
-    as many published pipelines have it).
+    Continuous, "trailing": even from exactly 1, then shifted. On a table, where a shift is refused:
+    even and rounded to its indices from T down, so all of T .. 0 where steps = T ("trailing", Lin
+    et al. 2023, Table 2); or each T // steps of them down to 1 ("leading", ibid., as many published
+    pipelines have it). "karras" (Karras et al. 2022, Eq. 5, rho 7) and "exponential" (even in
+    log-SNR) space sigma / alpha from 1 down, between `RATIOS` or over the table. Or `steps` falling
+    times, as "1,0.75,0.5". All but trailing take no shift.
     """
-    if spacing not in SPACINGS or (spacing == "leading" and process.points is None):
-        raise UserError(
-            f"spacing was {spacing!r}: {' or '.join(SPACINGS)} is allowed, leading on a table alone"
-        )
     if steps < 1 or (process.points is not None and steps > process.points):
         allowed = "at least 1" if process.points is None else f"1 to {process.points}"
         raise UserError(f"steps was {steps}: {allowed} is allowed on process {process.name!r}")
+    if shift != 1.0 and process.points is not None:
+        raise UserError(f"shift was {shift}: process {process.name!r} is a table and allows 1")
+    if spacing == "leading" and process.points is None:
+        raise UserError(f"spacing was {spacing!r}: leading on a table alone is allowed")
+    if shift != 1.0 and spacing != "trailing":
+        raise UserError(f"shift was {shift}: spacing {spacing!r} allows 1")
+    if spacing in ("karras", "exponential"):
+        return _even_in_ratio(process, steps, spacing)
     grid = np.arange(steps, -1, -1) / steps
-    if process.points is not None:
-        if shift != 1.0:
-            raise UserError(f"shift was {shift}: process {process.name!r} is a table and allows 1")
+    if spacing not in SPACINGS:
+        grid = np.append(_listed(process, steps, spacing), 0.0)
+    elif process.points is not None:
         index = np.round(grid * process.points)
         if spacing == "leading":
             index = np.append(1 + np.arange(steps)[::-1] * (process.points // steps), 0)
         grid = index / process.points
     return jnp.asarray(shifted(grid, shift), jnp.float32)
+
+
+def _listed(process: Process, steps: int, spacing: str) -> np.ndarray:
+    """The times (steps,) that `spacing` lists, on a table at its points."""
+    try:
+        times = np.array([float(time) for time in spacing.split(",")])
+    except ValueError:
+        known = ", ".join(SPACINGS)
+        raise UserError(f"spacing was {spacing!r}: {known} or times as 1,0.75,0.5") from None
+    if process.points is not None:
+        times = np.round(times * process.points) / process.points
+    if not (times[0] <= 1.0 and times[-1] > 0.0 and (np.diff(times) < 0.0).all()):
+        on = "" if process.points is None else f", on {process.points} points,"
+        raise UserError(f"spacing was {spacing!r}: falling times from at most 1{on} to above 0")
+    if len(times) != steps:
+        raise UserError(f"spacing lists {len(times)} times: steps {len(times)} is allowed, {steps}")
+    return times
+
+
+def _even_in_ratio(process: Process, steps: int, spacing: str) -> jax.Array:
+    """A grid even in (sigma / alpha)^(1/7), or in its logarithm; on a table at distinct points."""
+    least, most = map(jnp.asarray, RATIOS)
+    if process.points is not None:
+        ends = jnp.array([1.0 / process.points, 1.0])
+        # A little less, so that rounding does not miss the points themselves.
+        least, most = 0.9999 * process.sigma(ends) / process.alpha(ends)
+    there, back = (lambda x: x ** (1 / 7), lambda x: x**7)
+    if spacing == "exponential":
+        there, back = jnp.log, jnp.exp
+    times = time_at(process, back(jnp.linspace(there(most), there(least), steps)))
+    if process.points is not None:
+        number = jnp.arange(steps)
+        index = jnp.round(times * process.points) + number
+        index = jax.lax.cummax(index, reverse=True) - number  # at least one apart
+        times = jnp.minimum(index, process.points - number) / process.points
+    return jnp.append(times.at[0].set(1.0), 0.0)
+
+
+def time_at(process: Process, ratio: jax.Array) -> jax.Array:
+    """The first time at which sigma / alpha is `ratio` or more, by bisection; 1 if it never is."""
+
+    def halve(_: int, ends: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = ends
+        middle = 0.5 * (low + high)
+        reached = process.sigma(middle) >= ratio * process.alpha(middle)
+        return jnp.where(reached, low, middle), jnp.where(reached, middle, high)
+
+    return jax.lax.fori_loop(0, 32, halve, (jnp.zeros_like(ratio), jnp.ones_like(ratio)))[1]
+
+
+def half_log_snr(process: Process, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """lambda = log(alpha / sigma), and whether it is finite; 0 where it is not."""
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    finite = (alpha > 0.0) & (sigma > 0.0)
+    return jnp.log(jnp.where(finite, alpha, 1.0) / jnp.where(finite, sigma, 1.0)), finite
 
 
 def choose(table: Mapping[str, Entry], what: str, name: str) -> Entry:

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from vdit.diffusion.prediction import to_x0_eps
-from vdit.diffusion.schedule import Process, like
+from vdit.diffusion.schedule import Process, like, time_at
 from vdit.errors import UserError
 
 VARIANCES = ("posterior", "beta", "learned")
@@ -50,6 +50,47 @@ def step(
     k, c = _coefficients(process, t, s, eta, variance)
     x_s = process.alpha(s) * x0 + k * eps
     return x_s if z is None else x_s + c * z
+
+
+def trapezoid(
+    process: Process, t: jax.Array, s: jax.Array, x_t: jax.Array, x0: jax.Array, x_s: jax.Array,
+    x0_s: jax.Array, straight: bool,
+) -> jax.Array:  # fmt: skip
+    """Heun's method: x_s from x_t by the mean of the slopes at (x_t, x0) and (x_s, x0_s).
+
+    x / alpha as a function of sigma / alpha (Karras et al. 2022, Algorithm 1, lines 6 to 8), which
+    needs alpha_t > 0; or `straight`, x / (alpha + sigma) of sigma / (alpha + sigma), which is x of
+    t on the flow process and finite for all t.
+    """
+    t, s = like(t, x_t), like(s, x_t)
+    slopes, scales, places = [], [], []
+    for time, x, clean in ((t, x_t, x0), (s, x_s, x0_s)):
+        alpha, sigma = process.alpha(time), process.sigma(time)
+        eps = to_x0_eps("x0", process, time, x, clean)[1]
+        slopes.append(eps - clean if straight else eps)
+        scales.append(alpha + sigma if straight else alpha)
+        places.append(sigma / scales[-1])
+    slope = 0.5 * (slopes[0] + slopes[1])
+    return scales[1] * (x_t / scales[0] + (places[1] - places[0]) * slope)
+
+
+def churned(
+    process: Process, t: jax.Array, x: jax.Array, z: jax.Array, churn: float,
+    levels: tuple[float, float], noise: float,
+) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    """A later time and x there, with fresh noise (Karras et al. 2022, Algorithm 2, lines 4 to 6).
+
+    sigma / alpha grows by `churn` (their gamma) where it lies in `levels`, on a table to its next
+    point; the noise z is scaled by `noise` (their S_noise). t is ().
+    """
+    alpha, sigma = process.alpha(t), process.sigma(t)
+    positive = alpha > 0.0
+    ratio = sigma / jnp.where(positive, alpha, 1.0)
+    within = positive & (ratio >= levels[0]) & (ratio <= levels[1])
+    later = jnp.where(within, jnp.maximum(time_at(process, (1.0 + churn) * ratio), t), t)
+    scale = jnp.where(within, process.alpha(later) / jnp.where(positive, alpha, 1.0), 1.0)
+    added = _sqrt(process.sigma(later) ** 2 - (scale * sigma) ** 2)
+    return later, scale * x + jnp.where(within, noise * added, 0.0) * z
 
 
 def between(process: Process, t: jax.Array, s: jax.Array, share: jax.Array) -> jax.Array:
