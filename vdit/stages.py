@@ -11,11 +11,7 @@ from ml_collections import ConfigDict
 
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
-from vdit.config.denoiser import (
-    build_denoiser,
-    targets,
-    training_times,
-)
+from vdit.config.denoiser import build_denoiser, targets, training_times
 from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
@@ -37,30 +33,18 @@ from vdit.objectives.objective import Objective
 from vdit.objectives.packed import Packed
 from vdit.objectives.vae import Adversary, Perceptual, vae_objective
 from vdit.published.lpips import read_weights
-from vdit.runtime.mesh import (
-    data_process,
-    replicated,
-)
+from vdit.runtime.mesh import data_process, replicated
 from vdit.runtime.processes import zero_first
 from vdit.runtime.progress import say
-from vdit.tokens import (
-    Budget,
-    Patterns,
-    pattern_shares,
-    patterns,
-)
+from vdit.tokens import Budget, Patterns, pattern_shares, patterns
 from vdit.train import Params, Runtime, fit
 
 
-def all_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """All that a stage's result depends on: fields, and the content of a text encoder's folder."""
-    content = text_content(config) if "text" in DEPENDS[stage] else {}
-    return stage_fields(config, stage) | content
-
-
 def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """What a checkpoint says of itself: the fields that it depends on, and their digest."""
-    fields = all_fields(config, stage)
+    """What a checkpoint says of itself: the fields that it depends on, the content of a text
+    encoder's folder among them, and their digest."""
+    content = text_content(config) if "text" in DEPENDS[stage] else {}
+    fields = stage_fields(config, stage) | content
     return {"stage": stage, "fields": fields, "digest": digest(fields)}
 
 
@@ -112,30 +96,24 @@ def pattern_table(config: ConfigDict) -> Patterns:
 
 
 def denoising(
-    config: ConfigDict,
-    encoder: TextEncoder,
-    mesh: Mesh | None = None,
-    platform: str | None = None,
-    longest: tuple[int, int] | None = None,
-) -> Objective:
+    config: ConfigDict, encoder: TextEncoder, mesh: Mesh | None = None,
+    platform: str | None = None, longest: tuple[int, int] | None = None,
+) -> Objective:  # fmt: skip
     """What stage dit learns of clips that are all alike: every pattern of given spans.
 
     `longest`: tokens of their longest captions, if they are known.
     """
     table, dit = pattern_table(config), config.dit
-    shares = pattern_shares(table, {name: dit.given[name] for name in dit.given})
+    shares = pattern_shares(table, dict(dit.given))
     times = training_times(config)
     rows = Dense(table, shares, times, dit.text_drop, dit.caption_drop, longest)
     return _denoising(config, build_denoiser(config, encoder, mesh, platform), rows)
 
 
 def packed_denoising(
-    config: ConfigDict,
-    encoder: TextEncoder,
-    budget: Budget,
-    mesh: Mesh | None = None,
+    config: ConfigDict, encoder: TextEncoder, budget: Budget, mesh: Mesh | None = None,
     platform: str | None = None,
-) -> Objective:
+) -> Objective:  # fmt: skip
     """What stage dit learns of clips of data.shapes, in rows of one length."""
     rows = Packed(budget, training_times(config), config.dit.text_drop)
     return _denoising(config, build_denoiser(config, encoder, mesh, platform), rows)
@@ -152,29 +130,15 @@ def classification(
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
     refuse_other(config, "vae", runtime)
-    options = config.vae.train
+    options, seed, meta = config.vae.train, config.seed, stage_meta(config, "vae")
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
         clips = sources.source(config, "train", runtime.workdir)
     tell_skipped(clips)
-    stream = batches(
-        clips,
-        options.batch,
-        config.seed,
-        ("video",),
-        config.data.threads,
-        process=data_process(runtime.mesh),
-    )
-    return fit(
-        "vae",
-        objective,
-        stream,
-        options,
-        runtime,
-        seed=config.seed,
-        frozen={"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {},
-        meta=stage_meta(config, "vae"),
-    )
+    share = data_process(runtime.mesh)
+    stream = batches(clips, options.batch, seed, ("video",), config.data.threads, process=share)
+    frozen = {"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {}
+    return fit("vae", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta)
 
 
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
@@ -199,16 +163,8 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
         "vae": stage_meta(config, "vae")["digest"],
     }
-    return fit(
-        "dit",
-        objective,
-        stream,
-        config.dit.train,
-        runtime,
-        seed=config.seed + 1,
-        frozen=frozen,
-        meta=meta,
-    )
+    options, seed = config.dit.train, config.seed + 1
+    return fit("dit", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta)
 
 
 Trained = tuple[Objective, Iterator[Mapping[str, np.ndarray]]]  # what is learned, and from what
@@ -239,8 +195,8 @@ def packed_rows(
     patch, p = tuple(config.dit.patch), config.vae.patch[0]
     sizes = latents.sizes(patch)
     budget = budget_of(sizes, tuple(config.dit.pack), config.text.length)
-    shares = {name: config.dit.given[name] for name in config.dit.given}
-    table_of, more = functools.cache(patterns), targets(config)
+    shares, table_of = dict(config.dit.given), functools.cache(patterns)
+    more = targets(config)
 
     def read(clip: int, ordinal: int) -> Sample:
         element = latents[clip]
@@ -251,15 +207,9 @@ def packed_rows(
         return draw_sample(element, words, told, ordinal, table, shares, config.seed + 1, more)
 
     stream = PackedBatches(
-        read,
-        sizes,
-        budget,
-        config.dit.train.batch,
-        config.seed + 1,
-        patch,
-        config.data.threads,
+        read, sizes, budget, config.dit.train.batch, config.seed + 1, patch, config.data.threads,
         data_process(runtime.mesh),
-    )
+    )  # fmt: skip
     plan = stream.plan(0)
     empty = padding(plan, sizes, budget)
     say(
@@ -307,27 +257,17 @@ def accuracy(
 
 
 def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
-    """Stage classify: the EMA parameters of the ViViT.
-
-    At every checkpoint a row of its accuracy on the first clips of the held-out split, and beside
-    it the share of the commonest answer, which is what one reaches without looking.
-    """
+    """Stage classify: the EMA parameters of the ViViT; at every checkpoint a row of `accuracy`."""
     refuse_other(config, "classify", runtime)
     refuse_foreign_head(config)
-    options = config.classify.train
-    questions = answer_counts(config)
+    options, seed, meta = config.classify.train, config.seed, stage_meta(config, "classify")
+    questions, objective = answer_counts(config), classification(config, runtime.mesh)
     model = build_classifier(config, runtime.mesh)
     with zero_first("clips"):
         clips = sources.labelled(config, "train", runtime.workdir)
         heldout = sources.labelled(config, "heldout", runtime.workdir)
-    stream = batches(
-        clips,
-        options.batch,
-        config.seed,
-        ("video", "label"),
-        config.data.threads,
-        process=data_process(runtime.mesh),
-    )
+    fields, share = ("video", "label"), data_process(runtime.mesh)
+    stream = batches(clips, options.batch, seed, fields, config.data.threads, process=share)
 
     @functools.partial(jax.jit, out_shardings=replicated(runtime.mesh))
     def guess(params: Any, video: jax.Array) -> list[jax.Array]:
@@ -345,13 +285,6 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
         ))  # fmt: skip
 
     return fit(
-        "classify",
-        classification(config, runtime.mesh),
-        stream,
-        options,
-        runtime,
-        seed=config.seed,
-        frozen={},
-        meta=stage_meta(config, "classify"),
+        "classify", objective, stream, options, runtime, seed=seed, frozen={}, meta=meta,
         preview=score,
-    )
+    )  # fmt: skip

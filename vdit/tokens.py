@@ -62,8 +62,8 @@ class Condition:
 def one_level_grid(
     model: str, reason: str, layout: Layout, condition: Condition
 ) -> tuple[int, int, int]:
-    """The grid of a dense batch with one noise level a sample; `UserError` for any other, from a
-    `model` that needs that for `reason`."""
+    """The grid of a dense batch with one noise level a sample; `UserError` for any other, with the
+    `reason` why a `model` needs that."""
     if layout.grid is None:
         raise UserError(f"dit.model={model} needs dense batches: {reason}")
     if condition.level.shape[1] != 1:
@@ -75,12 +75,9 @@ def one_level_grid(
 
 
 def text_condition(
-    features_BJSE: jax.Array,
-    mask_BJS: jax.Array,
-    pooled_BJE: jax.Array,
-    level_BK: jax.Array,
+    features_BJSE: jax.Array, mask_BJS: jax.Array, pooled_BJE: jax.Array, level_BK: jax.Array,
     own: int | None = None,
-) -> Condition:
+) -> Condition:  # fmt: skip
     """The condition of a dense batch: caption 0 is the clip's, 1 .. J - 1 are its shots'.
 
     A shot's text is a null key, the clip's caption and the shot's (cut to `own` tokens, if given);
@@ -262,12 +259,9 @@ def drop_packed_text(condition: Condition, drop_BM: jax.Array) -> Condition:
 
 
 def dense_tokens(
-    latent_BnhwZ: jax.Array,
-    patch: tuple[int, int],
-    times_Bn: jax.Array,
-    given_Bn: jax.Array,
+    latent_BnhwZ: jax.Array, patch: tuple[int, int], times_Bn: jax.Array, given_Bn: jax.Array,
     starts_BK: jax.Array | None = None,
-) -> tuple[jax.Array, Layout]:
+) -> tuple[jax.Array, Layout]:  # fmt: skip
     """Token values (B, L, C) and layout of latent frames at `times_Bn` seconds, given or not.
 
     `starts_BK` are the starts of the clip's shots, in seconds; without them it is one shot.
@@ -275,31 +269,24 @@ def dense_tokens(
     batch, count = latent_BnhwZ.shape[:2]
     x = patchify(latent_BnhwZ, (1, *patch))
     _, _, height, width, channels = x.shape
-    rows, columns = jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij")
-    shape = (batch, count, height, width)
-    position = jnp.stack(
-        [
-            jnp.broadcast_to(times_Bn[:, :, None, None] * RATE, shape),
-            jnp.broadcast_to(rows[None, None], shape),
-            jnp.broadcast_to(columns[None, None], shape),
-        ],
-        axis=-1,
-    ).astype(jnp.float32)
+
+    def each(x: jax.Array, *axes: int) -> jax.Array:
+        """Values (B, L) of all tokens, of x without these axes of (B, n, h, w)."""
+        full = jnp.broadcast_to(jnp.expand_dims(x, axes), (batch, count, height, width))
+        return full.reshape(batch, -1)
+
+    rows, columns = each(jnp.arange(height), 0, 1, 3), each(jnp.arange(width), 0, 1, 2)
+    position = jnp.stack([each(times_Bn * RATE, 2, 3), rows, columns], axis=-1)
     shot_Bn = jnp.ones(times_Bn.shape, jnp.int32)
     if starts_BK is not None:
         shot_Bn = shot_of(times_Bn, starts_BK)
-    length = count * height * width
-
-    def each(x_Bn: jax.Array) -> jax.Array:
-        return jnp.broadcast_to(x_Bn[:, :, None, None], shape).reshape(batch, length)
-
     layout = Layout(
-        position=position.reshape(batch, length, 3),
-        slot=each(2 * (shot_Bn - 1) + given_Bn),
-        shot=each(shot_Bn),
+        position=position.astype(jnp.float32),
+        slot=each(2 * (shot_Bn - 1) + given_Bn, 2, 3),
+        shot=each(shot_Bn, 2, 3),
         grid=(count, height, width),
     )
-    return x.reshape(batch, length, channels), layout
+    return x.reshape(batch, -1, channels), layout
 
 
 def filled(layout: Layout, multiple: int) -> Layout:
@@ -380,20 +367,11 @@ def patterns(n: int, p: int, fps: float) -> Patterns:
         rows.append(("first_last", [*clip[:-1], image], [0, last]))
         rows.append(("suffix", [*clip[:-2], *span], [last - 1, last]))
         rows.append(("between", [*clip[:-2], *span], [0, last - 1, last]))
-    given = np.zeros((len(rows), n), bool)
-    for row, (_, _, known) in enumerate(rows):
-        given[row, known] = True
-    times = [latent_times(n, p, fps)]
-    times += [
-        latent_times(1 + (frames - 1) // p, p, fps, first / fps)
-        for first, frames in extra_spans(n, p)
-    ]
-    return Patterns(
-        tuple(name for name, _, _ in rows),
-        np.array([source for _, source, _ in rows]),
-        given,
-        np.concatenate(times),
-    )
+    names, source, known = zip(*rows, strict=True)
+    given = np.array([np.isin(clip, places) for places in known])
+    spans = [(0, 1 + (n - 1) * p), *extra_spans(n, p)]
+    times = [latent_times(1 + (frames - 1) // p, p, fps, first / fps) for first, frames in spans]
+    return Patterns(names, np.array(source), given, np.concatenate(times))
 
 
 def pattern_shares(table: Patterns, shares: Mapping[str, float]) -> np.ndarray:

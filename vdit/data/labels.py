@@ -33,8 +33,7 @@ class Labelled:
 
 
 class Classed:
-    """Clips with a class: "label" (int32) is `answer(clip)`, and the caption is its name.
-    """
+    """Clips with a class: "label" (int32) is `answer(clip)`, and the caption is its name."""
 
     def __init__(
         self, source: Source, classes: Sequence[str], answer: Callable[[Mapping[str, Any]], int]

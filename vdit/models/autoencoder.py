@@ -25,7 +25,8 @@ Half = Callable[[Any, State], tuple[jax.Array, State]]  # the encoder, or the de
 class Autoencoder(nn.Module):
     """Video (B, T, H, W, 3) in [-1, 1] to latents (B, t, h, w, Z) and back, causal in time.
 
-    1 + k·p frames become 1 + k latent frames. Without a state a clip begins; with one it continues.
+    1 + k·p frames become 1 + k latent frames. Without a state a clip begins; with one it continues
+    (by k·p frames).
     """
 
     LAST: ClassVar[tuple[str, ...]] = ()  # path of the decoder's last kernel

@@ -31,10 +31,7 @@ def chunk_places(mask_NS: jax.Array) -> tuple[jax.Array, jax.Array]:
     at = jnp.arange(mask_NS.shape[1])
     begins = mask_NS & ~jnp.pad(mask_NS, ((0, 0), (1, 0)))[:, :-1]
     first = jax.lax.cummax(jnp.where(begins, at[None], 0), axis=1)
-    return (
-        jnp.where(mask_NS, jnp.cumsum(begins, 1), 0),
-        jnp.where(mask_NS, at[None] - first, 0),
-    )
+    return (jnp.where(mask_NS, jnp.cumsum(begins, 1), 0), jnp.where(mask_NS, at[None] - first, 0))
 
 
 def row_places(mask_NS: np.ndarray) -> np.ndarray:

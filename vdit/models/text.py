@@ -302,9 +302,7 @@ def learned(
 ) -> TextEncoder:
     """`vocab` is the tokenizer's; `matmul` and `gather`: see `DiT`."""
     if width % heads or (width // heads) % 2:
-        raise UserError(
-            f"text width {width}, heads {heads} given; allowed: heads of an even size"
-        )
+        raise UserError(f"text width {width}, heads {heads} given; allowed: heads of an even size")
     module = LearnedText(vocab, width, depth, heads, unroll, matmul, gather)
     return TextEncoder("learned", width, frozen=False, module=module)
 

@@ -19,7 +19,6 @@ F mlp.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -30,6 +29,7 @@ from vdit.models.chunks import chunk_places
 from vdit.nn.dot_product import attend_biased
 from vdit.nn.linear import LayerNorm, Linear, RMSNorm
 from vdit.nn.product import Matmul
+from vdit.nn.stack import stack
 
 # config.json's hidden_act of CLIP. The quick one is Hendrycks and Gimpel's sigmoid form of GELU
 # (arXiv:1606.08415, section 2).
@@ -121,18 +121,6 @@ class Block(nn.Module):
         return x_NSD, None
 
 
-def stack(depth: int, *sizes: Any, **options: Any) -> nn.Module:
-    """`depth` blocks whose parameters are stored stacked."""
-    scanned = nn.scan(
-        Block,
-        variable_axes={"params": 0},
-        split_rngs={"params": True},
-        in_axes=nn.broadcast,
-        length=depth,
-    )
-    return scanned(*sizes, **options, name="blocks")
-
-
 # Features of a prompt are computed once and stored in a cache: exact on every platform.
 exact = partial(jax.default_matmul_precision, "highest")
 
@@ -157,10 +145,10 @@ class T5(nn.Module):
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
         position, norm = (self.buckets, self.distance), partial(RMSNorm, self.epsilon)
         activation, gated = MLPS[self.mlp]
-        blocks = stack(
-            self.depth, self.heads, self.head_dim, self.hidden, norm=norm, activation=activation,
-            gated=gated, use_bias=False, scale=1.0, position=position if self.own_bias else None,
-            matmul=self.matmul,
+        blocks = stack(Block, self.depth, shared=2)(
+            self.heads, self.head_dim, self.hidden, norm=norm, activation=activation, gated=gated,
+            use_bias=False, scale=1.0, position=position if self.own_bias else None,
+            matmul=self.matmul, name="blocks",
         )  # fmt: skip
         bias = None
         if not self.own_bias:
@@ -189,9 +177,9 @@ class CLIPText(nn.Module):
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
         chunk_NS, at_NS = chunk_places(mask_NS)
         norm = partial(LayerNorm, self.epsilon)
-        blocks = stack(
-            self.depth, self.heads, self.width // self.heads, self.hidden, norm=norm,
-            activation=ACTIVATIONS[self.activation], matmul=self.matmul,
+        blocks = stack(Block, self.depth, shared=1)(
+            self.heads, self.width // self.heads, self.hidden, norm=norm,
+            activation=ACTIVATIONS[self.activation], matmul=self.matmul, name="blocks",
         )  # fmt: skip
         tokens = nn.Embed(self.vocab, self.width, name="tokens")
         positions = nn.Embed(self.positions, self.width, name="positions")
@@ -218,9 +206,9 @@ class MiniLM(nn.Module):
     def __call__(self, ids_NS: jax.Array, mask_NS: jax.Array) -> jax.Array:
         chunk_NS, at_NS = chunk_places(mask_NS)
         norm = partial(LayerNorm, 1e-12)
-        blocks = stack(
-            self.depth, self.heads, self.width // self.heads, 4 * self.width, norm=norm,
-            activation=ACTIVATIONS["gelu"], post=True, matmul=self.matmul,
+        blocks = stack(Block, self.depth, shared=1)(
+            self.heads, self.width // self.heads, 4 * self.width, norm=norm,
+            activation=ACTIVATIONS["gelu"], post=True, matmul=self.matmul, name="blocks",
         )  # fmt: skip
         words = nn.Embed(self.vocab, self.width, name="words")
         positions = nn.Embed(self.positions, self.width, name="positions")

@@ -27,6 +27,8 @@ from vdit.nn.product import Matmul
 from vdit.nn.rotary import rotary_angles
 from vdit.nn.stack import Gather, stack
 
+THETA = (100.0, 100.0)  # longest periods of rotary positions, in rows and columns
+
 
 @struct.dataclass
 class VAEState:
@@ -70,19 +72,13 @@ class Trunk(nn.Module):
 
     width: int
     depth: int
-    heads: int
-    window: int
-    mlp_ratio: float = 4.0
-    activation: str = "gelu"
-    theta: float = 100.0
-    attend: Attend = dot_product.attend
-    unroll: int = 1
-    matmul: Matmul = Matmul()
-    gather: Gather = None
+    options: dict[str, Any]  # of SpaceTimeBlock
+    run: dict[str, Any]  # of `stack`: unroll, gather
 
     def initial(self, batch: int, places: int) -> VAEState:
         """The state at the start of a clip."""
-        shape = (self.depth, batch, self.window - 1, places, self.heads, self.width // self.heads)
+        heads, past = self.options["heads"], self.options["window"] - 1
+        shape = (self.depth, batch, past, places, heads, self.width // heads)
         zero = jnp.zeros(shape, jnp.float32)
         return VAEState(jnp.zeros((), jnp.int32), TimeState(zero, zero))
 
@@ -91,15 +87,10 @@ class Trunk(nn.Module):
         _, frames, height, width, _ = x_BthwD.shape
         grid = jnp.stack(jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing="ij"), -1)
         position = grid.reshape(1, -1, 2).astype(jnp.float32)
-        space = rotary_angles(position, self.width // self.heads, (self.theta, self.theta))
-        blocks = stack(
-            SpaceTimeBlock, self.depth, scanned=1, shared=2, unroll=self.unroll, gather=self.gather
-        )(
-            self.heads, self.window, self.mlp_ratio, self.activation, self.attend, self.matmul,
-            name="blocks",
-        )  # fmt: skip
+        space = rotary_angles(position, self.width // self.options["heads"], THETA)
+        blocks = stack(SpaceTimeBlock, self.depth, scanned=1, shared=2, **self.run)
         x = rearrange(x_BthwD, "B t h w D -> B t (h w) D")
-        x, time = blocks(x, state.time, state.frames, space)
+        x, time = blocks(**self.options, name="blocks")(x, state.time, state.frames, space)
         x = rearrange(RMSNorm(name="norm")(x), "B t (h w) D -> B t h w D", h=height)
         return x, VAEState(state.frames + frames, time)
 
@@ -131,16 +122,16 @@ class VAE(Autoencoder):
 
     def setup(self) -> None:
         p, q, r = self.patch
-        trunk: dict[str, Any] = {
-            "width": self.width, "heads": self.heads, "window": self.window,
-            "mlp_ratio": self.mlp_ratio, "activation": self.activation, "attend": self.attend,
-            "unroll": self.unroll, "matmul": self.matmul, "gather": self.gather,
+        options = {
+            "heads": self.heads, "window": self.window, "mlp_ratio": self.mlp_ratio,
+            "activation": self.activation, "attend": self.attend, "matmul": self.matmul,
         }  # fmt: skip
+        run = {"unroll": self.unroll, "gather": self.gather}
         self.embed_video = Linear(self.width, matmul=self.matmul)
-        self.encoder = Trunk(depth=self.encoder_depth, **trunk)
+        self.encoder = Trunk(self.width, self.encoder_depth, options, run)
         self.moments = Linear(2 * self.channels, matmul=self.matmul.float32)
         self.embed_latent = Linear(self.width, matmul=self.matmul)
-        self.decoder = Trunk(depth=self.decoder_depth, **trunk)
+        self.decoder = Trunk(self.width, self.decoder_depth, options, run)
         self.pixels = Linear(p * q * r * 3, matmul=self.matmul)
         if self.detail:
             self.detail_pixels = MLP(
@@ -150,10 +141,6 @@ class VAE(Autoencoder):
     def encode(
         self, video_BTHWC: jax.Array, state: VAEState | None = None
     ) -> tuple[jax.Array, jax.Array, VAEState]:
-        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the new state.
-
-        Without a state a clip begins (1 + k·p frames); with one it continues (k·p frames).
-        """
         video = pad_to_multiple(video_BTHWC, self.patch[1:])
         if state is None:
             copies = jnp.repeat(video[:, :1], self.patch[0] - 1, axis=1)
@@ -168,7 +155,6 @@ class VAE(Autoencoder):
     def decode(
         self, latent_BthwZ: jax.Array, state: VAEState | None = None
     ) -> tuple[jax.Array, VAEState]:
-        """Video (B, T, h·q, w·r, 3) of latents, and the new state; crop to size."""
         begins = state is None
         if state is None:
             shape = latent_BthwZ.shape

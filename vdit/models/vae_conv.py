@@ -19,23 +19,9 @@ import jax.numpy as jnp
 from einops import rearrange
 
 from vdit.errors import UserError
-from vdit.models.autoencoder import Autoencoder
-from vdit.nn import dot_product
+from vdit.models.autoencoder import Autoencoder, State
+from vdit.nn import conv, dot_product
 from vdit.nn.attention import Attend
-from vdit.nn.conv import (
-    Conv,
-    Downsample,
-    FrameAttention,
-    Layer,
-    NormConv,
-    ResBlock,
-    State,
-    Upsample,
-    averaged,
-    causal,
-    chain,
-    duplicated,
-)
 from vdit.nn.linear import Linear
 from vdit.nn.patch import pad_to_multiple
 from vdit.nn.product import Matmul
@@ -59,16 +45,16 @@ class Level(nn.Module):
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
         (time, space), matmul = self.resize, self.options["matmul"]
-        layers: list[Layer] = [
-            ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
+        layers: list[conv.Layer] = [
+            conv.ResBlock(self.width, **self.options, name=f"block{j}") for j in range(self.blocks)
         ]
         if space and self.up:
-            layers.append(Upsample(self.features, time, matmul, name="up"))
+            layers.append(conv.Upsample(self.features, time, matmul, name="up"))
         elif space:
-            layers.append(Downsample(time, matmul, name="down"))
-        out, after = chain(layers, x_BTHWC, state)
+            layers.append(conv.Downsample(time, matmul, name="down"))
+        out, after = conv.chain(layers, x_BTHWC, state)
         if self.residual and (space or not self.up):
-            beside = duplicated if self.up else averaged
+            beside = conv.duplicated if self.up else conv.averaged
             factors = 1 + time, 1 + space, 1 + space
             out = out + beside(x_BTHWC, self.features, factors, state is None)
         return out, after
@@ -83,8 +69,8 @@ class Stem(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
-        conv = Conv(self.features, self.time, matmul=self.matmul, name="conv")
-        return causal(conv, x_BTHWC, state)
+        stem = conv.Conv(self.features, self.time, matmul=self.matmul, name="conv")
+        return conv.causal(stem, x_BTHWC, state)
 
 
 class Half(nn.Module):
@@ -104,21 +90,23 @@ class Half(nn.Module):
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, state: State) -> tuple[jax.Array, State]:
         time, groups, matmul = (self.options[name] for name in ("time", "groups", "matmul"))
-        kinds: Any = (self.up, self.blocks, self.residual, self.options)
-        levels: list[Layer] = [
-            Level(*level, *kinds, name=f"level{i}") for i, level in enumerate(self.levels)
+        same: Any = (self.up, self.blocks, self.residual, self.options)
+        levels: list[conv.Layer] = [
+            Level(*level, *same, name=f"level{i}") for i, level in enumerate(self.levels)
         ]
         width = self.levels[0 if self.up else -1][0]
-        middle: list[Layer] = [ResBlock(width, **self.options, name=f"middle{i}") for i in range(2)]
+        middle: list[conv.Layer] = [
+            conv.ResBlock(width, **self.options, name=f"middle{i}") for i in range(2)
+        ]
         if self.attention is not None:
-            attention = FrameAttention(groups, **self.attention, matmul=matmul, name="attention")
-            middle.insert(1, attention)
-        layers: list[Layer] = [
+            kinds = {**self.attention, "matmul": matmul}
+            middle.insert(1, conv.FrameAttention(groups, **kinds, name="attention"))
+        layers: list[conv.Layer] = [
             Stem(self.levels[0][0], time, matmul, name="stem"),
             *(middle + levels if self.up else levels + middle),
-            NormConv(self.features, **self.options, name="head"),
+            conv.NormConv(self.features, **self.options, name="head"),
         ]
-        return chain(layers, x_BTHWC, state)
+        return conv.chain(layers, x_BTHWC, state)
 
 
 class ConvVAE(Autoencoder):
@@ -187,10 +175,6 @@ class ConvVAE(Autoencoder):
     def encode(
         self, video_BTHWC: jax.Array, state: State = None
     ) -> tuple[jax.Array, jax.Array, State]:
-        """Mean and log-variance (B, t, h, w, Z) of a clip's latents, and the new state.
-
-        Without a state a clip begins (1 + k·p frames); with one it continues (k·p frames).
-        """
         video = pad_to_multiple(video_BTHWC, self.patch[1:])
         # The order of a square's pixels is Wan's: columns before rows.
         fold = "B T (H q) (W r) C -> B T H W (C r q)"
@@ -201,7 +185,6 @@ class ConvVAE(Autoencoder):
         return mean, jnp.clip(log_variance, -30.0, 20.0), state
 
     def decode(self, latent_BthwZ: jax.Array, state: State = None) -> tuple[jax.Array, State]:
-        """Video (B, T, h·q, w·q, 3) of latents, and the new state; crop to size."""
         x = self.post_quant(latent_BthwZ) if self.quantise[1] else latent_BthwZ
         x, state = self.decoder(x, state)
         fold = "B T H W (C r q) -> B T (H q) (W r) C"

@@ -3,6 +3,7 @@
 Dimension key: B batch, L tokens of a grid, N heads, K head dim; t h w tokens along each axis.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -21,21 +22,15 @@ FOLDS: dict[str, tuple[str, str]] = {
 }
 
 
-def _rearranged(x: jax.Array, axes: str, grid: Grid | None, back: bool) -> jax.Array:
+def fold(x: jax.Array, axes: str, grid: Grid | None, back: bool = False) -> jax.Array:
+    """Tokens (B, L, ...) as rows that attend among themselves; with `back` the inverse."""
     if axes not in FOLDS:
         return x
     assert grid is not None
     return rearrange(x, FOLDS[axes][back], **dict(zip("thw", grid, strict=True)))
 
 
-def fold(x: jax.Array, axes: str, grid: Grid | None) -> jax.Array:
-    """Tokens (B, L, ...) as rows that attend among themselves."""
-    return _rearranged(x, axes, grid, False)
-
-
-def unfold(x: jax.Array, axes: str, grid: Grid | None) -> jax.Array:
-    """The inverse of `fold`."""
-    return _rearranged(x, axes, grid, True)
+unfold = functools.partial(fold, back=True)
 
 
 def split_heads(attend: Attend, axes: tuple[str, ...], grid: Grid) -> Attend:

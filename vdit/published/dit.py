@@ -106,9 +106,7 @@ def _dit_from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
 def _latte_to_vdit(config: Config) -> dict[str, Any]:
     width = config["num_attention_heads"] * config["attention_head_dim"]
     if config["cross_attention_dim"] != width:
-        raise UserError(
-            f"cross_attention_dim is {config['cross_attention_dim']}; allowed: {width}"
-        )
+        raise UserError(f"cross_attention_dim is {config['cross_attention_dim']}; allowed: {width}")
     side = config["sample_size"]
     return _to_vdit(config, 2 * config["num_layers"]) | {
         "data.frames": config["video_length"],

@@ -100,9 +100,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
     return value
 
 
-def read_config(
-    folder: Path, types: Sequence[str], field: str = "model_type"
-) -> dict[str, Any]:
+def read_config(folder: Path, types: Sequence[str], field: str = "model_type") -> dict[str, Any]:
     """A folder's config.json; `UserError` if its `field` is not one of `types`."""
     path = folder / "config.json"
     config = read_json(path, CONFIG_BYTES)
