@@ -234,22 +234,17 @@ class DiTPaper(nn.Module):
             table = self.param("classes", normal, (self.classes + 1, width), jnp.float32)
             label_B = jnp.where(condition.label < 0, self.classes, condition.label)
             tokens.append(table[label_B][:, None])
-        vector_B1D = sum(tokens[1:], tokens[0])
-        cond = Conditioning(
-            vector=vector_B1D,
-            tokens=jnp.concatenate(tokens, axis=1),
-            text=None,
-            shot=seen(condition),
-            time=jnp.asarray(times, jnp.float32),
-        )
+        vector_B1D, text = sum(tokens[1:], level), None
+        shared = vector_B1D
         if self.conditioning == "adaln_single":
             single = Linear(6 * width, matmul=self.matmul.float32, name="single")
-            cond = cond._replace(vector=single(nn.silu(vector_B1D)))
+            shared = single(nn.silu(vector_B1D))
         if self.text:
             hidden = Linear(width, matmul=self.matmul, name="text_in")(condition.text)
             hidden = nn.gelu(hidden, approximate=True)
-            cond = cond._replace(text=Linear(width, matmul=self.matmul, name="text_out")(hidden))
-        return vector_B1D, cond
+            text = Linear(width, matmul=self.matmul, name="text_out")(hidden)
+        both, time = jnp.concatenate(tokens, axis=1), jnp.asarray(times, jnp.float32)
+        return vector_B1D, Conditioning(shared, both, text, seen(condition), time)
 
     def _last_norm(self, x_BLD: jax.Array, vector_B1D: jax.Array) -> jax.Array:
         """The norm before the last layer, conditioned as those of the blocks."""

@@ -105,13 +105,8 @@ class Tokenizer:
         chunks = []
         while text:
             tokens = self._tokenizer.encode(text)
-            begins = [
-                begin
-                for (begin, _), special in zip(
-                    tokens.offsets, tokens.special_tokens_mask, strict=True
-                )
-                if not special
-            ]
+            places = zip(tokens.offsets, tokens.special_tokens_mask, strict=True)
+            begins = [begin for (begin, _), special in places if not special]
             fit = most - (len(tokens.ids) - len(begins))
             cut = len(text) if len(begins) <= fit else cut_before(text, begins[max(fit, 0)])
             ids = self._tokenizer.encode(text[:cut]).ids
@@ -292,14 +287,9 @@ def encode_features(
 
 
 def learned(
-    vocab: int,
-    width: int = 128,
-    depth: int = 2,
-    heads: int = 4,
-    unroll: int = 1,
-    matmul: Matmul = Matmul(),
-    gather: Gather = None,
-) -> TextEncoder:
+    vocab: int, width: int = 128, depth: int = 2, heads: int = 4, unroll: int = 1,
+    matmul: Matmul = Matmul(), gather: Gather = None,
+) -> TextEncoder:  # fmt: skip
     """`vocab` is the tokenizer's; `matmul` and `gather`: see `DiT`."""
     if width % heads or (width // heads) % 2:
         raise UserError(f"text width {width}, heads {heads} given; allowed: heads of an even size")

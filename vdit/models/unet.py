@@ -13,7 +13,7 @@ of the text or of the time's vector.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -141,23 +141,18 @@ class Step(nn.Module):
     features: int
     depth: int
     heads: int
-    groups: int
-    linear: bool
     temporal: bool
-    attend: Attend
-    unroll: int
-    matmul: Matmul
+    options: dict[str, Any]  # of Transformer
 
     @nn.compact
     def __call__(self, x_BTHWC: jax.Array, cond: Conditioning) -> jax.Array:
-        groups, attend, matmul = self.groups, self.attend, self.matmul
+        groups, attend, matmul = (self.options[name] for name in ("groups", "attend", "matmul"))
         block = ResBlock(self.features, 1, groups, matmul, EPSILON, name="res")
         x, _ = block(x_BTHWC, None, cond.level)
         if self.temporal:
             x = TimeConv(groups, matmul, name="time_conv")(x)
         if self.depth:
-            kinds = self.depth, self.heads, groups, self.linear, attend, self.unroll, matmul
-            x = Transformer(*kinds, name="transformer")(x, cond)
+            x = Transformer(self.depth, self.heads, **self.options, name="transformer")(x, cond)
             if self.temporal:
                 x = TimeAttention(self.heads, groups, attend, matmul, name="time")(x, cond.time)
         return x
@@ -210,39 +205,39 @@ class UNet(nn.Module):
         )  # fmt: skip
         grid = one_level_grid("unet", "it sees frames of one size", layout, condition)
         batch, _, channels = x_BLC.shape
-        frames, height, width = grid
         level = sincos(condition.level[:, 0], self.widths[0])
         cond = Conditioning(
             level=nn.silu(embed_level(level, 4 * self.widths[0], self.matmul)),
             text=condition.text,
             seen=seen(condition),
-            time=layout.position.reshape(batch, frames, -1, 3)[:, :, 0, :1],
+            time=layout.position.reshape(batch, grid[0], -1, 3)[:, :, 0, :1],
         )
 
-        def step(features: int, depth: int, heads: int, name: str) -> Step:
-            return rematerialised(Step, self.remat)(
-                features, depth, heads, self.groups, self.linear, self.temporal, self.attend,
-                self.unroll, self.matmul, name=name,
-            )  # fmt: skip
-
+        options = {
+            "groups": self.groups, "linear": self.linear, "attend": self.attend,
+            "unroll": self.unroll, "matmul": self.matmul,
+        }  # fmt: skip
+        step = functools.partial(
+            rematerialised(Step, self.remat), temporal=self.temporal, options=options
+        )
         last = len(self.widths) - 1
         levels = list(zip(self.widths, self.depths, self.heads, strict=True))
         conv = functools.partial(Conv, matmul=self.matmul)
-        x = x_BLC.reshape(batch, frames, height, width, channels)
-        x = conv(self.widths[0], name="stem")(x)
+        x = conv(self.widths[0], name="stem")(x_BLC.reshape(batch, *grid, channels))
         skips = [x]
         for i, sizes in enumerate(levels):
             for j in range(self.blocks):
-                x = step(*sizes, f"down{i}_{j}")(x, cond)
+                x = step(*sizes, name=f"down{i}_{j}")(x, cond)
                 skips.append(x)
             if i < last:
                 x = conv(sizes[0], stride=2, symmetric=True, name=f"halve{i}")(x)
                 skips.append(x)
-        x = step(self.widths[-1], self.middle, self.heads[-1], "middle0")(x, cond)
-        x = step(self.widths[-1], 0, self.heads[-1], "middle1")(x, cond)
+        x = step(self.widths[-1], self.middle, self.heads[-1], name="middle0")(x, cond)
+        x = step(self.widths[-1], 0, self.heads[-1], name="middle1")(x, cond)
         for i, sizes in enumerate(levels[::-1]):
             for j in range(self.blocks + 1):
-                x = step(*sizes, f"up{i}_{j}")(jnp.concatenate([x, skips.pop()], axis=-1), cond)
+                x = jnp.concatenate([x, skips.pop()], axis=-1)
+                x = step(*sizes, name=f"up{i}_{j}")(x, cond)
             if i < last:  # cropped to the skip connection's size, where that is odd
                 rows, columns = skips[-1].shape[2:4]
                 x = x.repeat(2, axis=2).repeat(2, axis=3)[:, :, :rows, :columns]

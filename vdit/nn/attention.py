@@ -76,8 +76,6 @@ class CausalTimeAttention(nn.Module):
 
     heads: int
     window: int
-    theta: float = 100.0
-    out_init: Initializer = xavier
     matmul: Matmul = Matmul()
 
     @nn.compact
@@ -94,7 +92,7 @@ class CausalTimeAttention(nn.Module):
         q = RMSNorm(name="q_norm")(heads("q"))
         k, v = RMSNorm(name="k_norm")(heads("k")), heads("v")
         time = (start + jnp.arange(frames)).astype(jnp.float32)
-        cos, sin = rotary_angles(time[None, :, None], q.shape[-1], (self.theta,))
+        cos, sin = rotary_angles(time[None, :, None], q.shape[-1], (100.0,))
         angles = cos[:, :, :, None], sin[:, :, :, None]  # (1, T, 1, 1, K/2)
         q, k = rotate(q, angles) * q.shape[-1] ** -0.5, rotate(k, angles)
         k = jnp.concatenate([state.key, k], axis=1)
@@ -107,7 +105,5 @@ class CausalTimeAttention(nn.Module):
         logits = jnp.where(seen[None, None, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1)
         out = jnp.einsum("BPNTS,BSPNK->BTPNK", weights, v, preferred_element_type=jnp.float32)
-        out = Linear(width, kernel_init=self.out_init, name="o", matmul=self.matmul)(
-            out.reshape(x_BTPD.shape)
-        )
+        out = Linear(width, name="o", matmul=self.matmul)(out.reshape(x_BTPD.shape))
         return out, TimeState(k[:, k.shape[1] - past :], v[:, v.shape[1] - past :])

@@ -43,14 +43,8 @@ def chain(layers: Sequence[Layer], x: jax.Array, state: State) -> tuple[jax.Arra
 def _convolve(
     x_NHWC: jax.Array, kernel_HWCF: jax.Array, stride: int, pads: Pads, result: Any
 ) -> jax.Array:
-    return jax.lax.conv_general_dilated(
-        x_NHWC,
-        kernel_HWCF,
-        (stride, stride),
-        (pads, pads),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        preferred_element_type=result,
-    )
+    kinds: Any = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), "preferred_element_type": result}
+    return jax.lax.conv_general_dilated(x_NHWC, kernel_HWCF, (stride,) * 2, (pads,) * 2, **kinds)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))

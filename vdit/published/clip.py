@@ -7,15 +7,10 @@ from vdit.models.text_encoders import ACTIVATIONS, CLIPText
 from vdit.published.family import Config, TextEncoder, layers
 from vdit.published.weights import Row, check_heads, fields
 
-FIELDS = {
-    "vocab_size": 49408, "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12,
-    "num_attention_heads": 8, "max_position_embeddings": 77, "hidden_act": tuple(ACTIVATIONS),
+FIELDS = {  # in the order of the network's
+    "vocab_size": 49408, "hidden_size": 512, "num_hidden_layers": 12, "num_attention_heads": 8,
+    "intermediate_size": 2048, "max_position_embeddings": 77, "hidden_act": tuple(ACTIVATIONS),
     "layer_norm_eps": 1e-5,
-}  # fmt: skip
-NAMES = {  # of the network's fields
-    "vocab_size": "vocab", "hidden_size": "width", "intermediate_size": "hidden",
-    "num_hidden_layers": "depth", "num_attention_heads": "heads",
-    "max_position_embeddings": "positions", "hidden_act": "activation", "layer_norm_eps": "epsilon",
 }  # fmt: skip
 _LAYER = {
     "([qkv])": r"self_attn.\1_proj", "o": "self_attn.out_proj", "attention_norm": "layer_norm1",
@@ -41,7 +36,7 @@ def from_config(config: Config, folder: Path) -> CLIPText:
             raise UserError(f"{folder / 'config.json'}: text_config is no JSON object")
     found = fields(config, FIELDS, folder)
     check_heads(found["hidden_size"], found["num_attention_heads"], folder)
-    return CLIPText(**{NAMES[name]: value for name, value in found.items()})
+    return CLIPText(*found.values())
 
 
 FAMILY = TextEncoder(

@@ -97,12 +97,9 @@ CUBE = (2, 3, 4, 1, 0)  # of a 3D convolution, with the frames before the rows
 
 
 def layer(
-    path: str,
-    name: str,
-    kernel: tuple[int, ...] = TRANSPOSED,
-    scale: str = "weight",
+    path: str, name: str, kernel: tuple[int, ...] = TRANSPOSED, scale: str = "weight",
     axes: tuple[int, ...] | None = None,
-) -> tuple[Row, ...]:
+) -> tuple[Row, ...]:  # fmt: skip
     """Kernel, scale and bias of a layer or norm; `kernel` and `axes` are their axes."""
     return (
         (f"{path}/kernel", f"{name}.weight", kernel),

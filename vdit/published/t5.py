@@ -2,27 +2,21 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from vdit.errors import UserError
 from vdit.models.text_encoders import MLPS, T5
 from vdit.published.family import Config, TextEncoder, layers
 from vdit.published.weights import TRANSPOSED, Row, fields
 
-FIELDS = {
-    "vocab_size": 32128, "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_layers": 6, "num_heads": 8,
-    "relative_attention_num_buckets": 32, "relative_attention_max_distance": 128,
-    "layer_norm_epsilon": 1e-6, "feed_forward_proj": tuple(MLPS),
+FIELDS = {  # in the order of the network's
+    "vocab_size": 32128, "d_model": 512, "num_layers": 6, "num_heads": 8, "d_kv": 64, "d_ff": 2048,
+    "feed_forward_proj": tuple(MLPS), "relative_attention_num_buckets": 32,
+    "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6,
 }  # fmt: skip
 UMT5_FIELDS = FIELDS | {
     "vocab_size": 250112, "d_ff": 1024, "num_layers": 8, "num_heads": 6,
     "feed_forward_proj": tuple(reversed(MLPS)),
-}  # fmt: skip
-
-NAMES = {  # of the network's fields
-    "vocab_size": "vocab", "d_model": "width", "d_kv": "head_dim", "d_ff": "hidden",
-    "num_layers": "depth", "num_heads": "heads", "relative_attention_num_buckets": "buckets",
-    "relative_attention_max_distance": "distance", "layer_norm_epsilon": "epsilon",
-    "feed_forward_proj": "mlp",
 }  # fmt: skip
 
 _ATTENTION, _MLP = "layer.0.SelfAttention", "layer.1.DenseReluDense"
@@ -56,7 +50,8 @@ def from_config(config: Config, folder: Path, *, defaults: Config, own_bias: boo
             f"{folder / 'config.json'}: {buckets} buckets of relative attention up to distance"
             f" {distance}; allowed: 4 or more, and a distance above a quarter of them"
         )
-    return T5(**{NAMES[name]: value for name, value in found.items()}, own_bias=own_bias)
+    sizes: Any = (*found.values(), own_bias)
+    return T5(*sizes)
 
 
 _family = partial(

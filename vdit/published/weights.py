@@ -290,13 +290,9 @@ Plan = Mapping[tuple[str, ...], Source]
 
 
 def plan(
-    tensors: Mapping[str, Tensor],
-    shapes: Any,
-    rows: Sequence[Row],
-    others: Sequence[str],
-    folder: Path,
-    layers: int = 1,
-) -> Plan:
+    tensors: Mapping[str, Tensor], shapes: Any, rows: Sequence[Row], others: Sequence[str],
+    folder: Path, layers: int = 1,
+) -> Plan:  # fmt: skip
     """Maps the parameters of `shapes` (a tree of arrays, possibly abstract) to tensors.
 
     `others` are regexes for names of tensors that the network does not use; `layers` is the number

@@ -193,16 +193,11 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
         elif how != "gather" and shards > 1 and others == length and queries:
             keys, local = queries, across(attend, how, shards)
         of_q, of_k = PartitionSpec(batch, queries, at), PartitionSpec(batch, keys, at)
-        arrays, specs = [q_BLNK, k_BSNK, v_BSNK], [of_q, of_k, of_k]
-        if q_id_BL is not None:
-            assert k_id_BS is not None
-            arrays += [q_id_BL, k_id_BS]
-            specs += [PartitionSpec(batch, queries), PartitionSpec(batch, keys)]
+        specs = of_q, of_k, of_k, PartitionSpec(batch, queries), PartitionSpec(batch, keys)
+        ids = () if q_id_BL is None else (q_id_BL, k_id_BS)
         # Custom kernels do not declare over which axes their results vary: no check.
-        run = jax.shard_map(
-            local, mesh=mesh, in_specs=tuple(specs), out_specs=of_q, check_vma=False
-        )
-        return run(*arrays)
+        place: Any = {"in_specs": specs[: 3 + len(ids)], "out_specs": of_q, "check_vma": False}
+        return jax.shard_map(local, mesh=mesh, **place)(q_BLNK, k_BSNK, v_BSNK, *ids)
 
     return over
 

@@ -97,6 +97,15 @@ def platform_of(mesh: Mesh | None) -> str:
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
 
 
+def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
+    """`jax.tree.map` of a function that is also given a leaf's path, "a/b/c"."""
+
+    def call(path: Any, leaf: Any) -> Any:
+        return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
+
+    return jax.tree_util.tree_map_with_path(call, tree)
+
+
 def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
     """The tree of `NamedSharding`s for parameters, moments or EMA (arrays or abstract values).
 
@@ -105,11 +114,10 @@ def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
     replicated, and so is a leaf of fewer than `SMALL` elements.
     """
 
-    def place(path: Any, leaf: Any) -> NamedSharding:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
+    def place(name: str, leaf: Any) -> NamedSharding:
         return NamedSharding(mesh, _spec(mesh, name, tuple(leaf.shape), rules))
 
-    return jax.tree_util.tree_map_with_path(place, tree)
+    return map_paths(place, tree)
 
 
 def spread(mesh: Mesh, tree: Any) -> Any:
@@ -125,7 +133,7 @@ def spread(mesh: Mesh, tree: Any) -> Any:
     return jax.tree.map(put, tree, param_sharding(mesh, tree))
 
 
-def gather(mesh: Mesh | None, rules: Rules = RULES) -> Callable[[Any], Any] | None:
+def gather(mesh: Mesh | None) -> Callable[[Any], Any] | None:
     """A function that all-gathers a tree of parameters over fsdp, for use inside jit; None without.
 
     Gradients are scattered at once. A product is then sharded as its activations are; if batch and
@@ -135,15 +143,14 @@ def gather(mesh: Mesh | None, rules: Rules = RULES) -> Callable[[Any], Any] | No
     if mesh is None or mesh.shape["fsdp"] == 1:
         return None
 
-    def one(path: Any, leaf: jax.Array) -> jax.Array:
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        split = _spec(mesh, name, leaf.shape, rules)
+    def one(name: str, leaf: jax.Array) -> jax.Array:
+        split = _spec(mesh, name, leaf.shape, RULES)
         if STACKED.search(name) or "fsdp" not in split:
             return leaf
         kept = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
         return _gathered(leaf, NamedSharding(mesh, kept), NamedSharding(mesh, split))
 
-    return functools.partial(jax.tree_util.tree_map_with_path, one)
+    return functools.partial(map_paths, one)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))

@@ -20,6 +20,7 @@ import optax
 
 from vdit.errors import UserError
 from vdit.nn.product import Matmul, dot, transposed
+from vdit.runtime.mesh import map_paths
 
 # Muon's matrices: kernels of attention and MLP, stacked, and the autoencoder's maps of patches to
 # tokens and back, unstacked (by Adam it lost half a decibel at equal time). Modulation (whose
@@ -151,16 +152,9 @@ def scale_by_muon(
 # The optimizers
 
 
-def _map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
-    def call(path: Any, leaf: Any) -> Any:
-        return function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf)
-
-    return jax.tree_util.tree_map_with_path(call, tree)
-
-
 def _decay(weight_decay: float) -> optax.GradientTransformation:
     """Decoupled weight decay (AdamW, arXiv:1711.05101) of kernels; none of norms and biases."""
-    mask = functools.partial(_map_paths, lambda path, leaf: path.endswith("kernel"))
+    mask = functools.partial(map_paths, lambda path, leaf: path.endswith("kernel"))
     return optax.add_decayed_weights(weight_decay, mask)
 
 
@@ -215,9 +209,8 @@ def make_optimizer(
         "matrix": part(matrix, learning_rate),
         "rest": part(optax.scale_by_adam(*betas), adam_learning_rate),
     }
-    label = functools.partial(
-        _map_paths, lambda path, leaf: "matrix" if is_matrix(path, leaf) else "rest"
-    )
+    kinds = "rest", "matrix"
+    label = functools.partial(map_paths, lambda path, leaf: kinds[is_matrix(path, leaf)])
     return optax.chain(
         optax.identity() if clip is None else optax.clip_by_global_norm(clip),
         optax.partition(parts, label),
