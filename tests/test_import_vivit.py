@@ -12,12 +12,12 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.vivit import get_config
 from tools import export_weights, import_weights
+from tools.importing.inflation import central_frame, fit_positions, inflate
 from vdit import classify, main
 from vdit import run as program
 from vdit.config.classifier import answer_names, build_classifier
 from vdit.config.identity import read_config
 from vdit.models import vivit
-from vdit.models.vivit import central_frame, fit_positions, inflate
 from vdit.published import vivit_folder, weights
 from vdit.runtime.checkpoint import restore_ema
 from vdit.runtime.metrics import Metrics

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import reference
-from vdit.models import vivit
+from tools.importing.inflation import fit_positions
 from vdit.published import text_folder, vae_folder, vivit_folder, weights
 
 torch = pytest.importorskip("torch")
@@ -90,7 +90,7 @@ def test_a_classifier(kind: str, tmp_path: Path, near: Any) -> None:
         with torch.no_grad():
             want = theirs(pixels, interpolate_pos_encoding=True).logits.numpy()
         place, new = params["encoder"]["position"], found.model.position_grid(1, *size)
-        params["encoder"]["position"] = vivit.fit_positions(place, old, new)
+        params["encoder"]["position"] = fit_positions(place, old, new)
         video = np.moveaxis(pixels.numpy(), 1, -1)[:, None]
         (got,) = reference.called(found.model, params, {"video": video})
         near(f"{type(theirs).__name__}, another size", got, want)

@@ -62,8 +62,8 @@ class Condition:
 def one_level_grid(
     model: str, reason: str, layout: Layout, condition: Condition
 ) -> tuple[int, int, int]:
-    """The grid of a dense batch with one noise level a sample; `UserError` for any other, with the
-    `reason` why a `model` needs that."""
+    """The grid of a dense batch with one noise level a sample; `UserError` for any other, from a
+    `model` that needs that for `reason`."""
     if layout.grid is None:
         raise UserError(f"dit.model={model} needs dense batches: {reason}")
     if condition.level.shape[1] != 1:

@@ -10,18 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tools.importing.inflation import central_frame, fit_positions, from_image, inflate
 from vdit.errors import UserError
-from vdit.models.vivit import (
-    ATTENTIONS,
-    PRESETS,
-    WITHOUT_TOKEN,
-    ViViT,
-    central_frame,
-    fit_positions,
-    from_image,
-    inflate,
-    sample_frames,
-)
+from vdit.models.vivit import ATTENTIONS, PRESETS, WITHOUT_TOKEN, ViViT, sample_frames
 
 GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "vivit.npz")
 CASES = sorted({name.split("/")[0] for name in GOLDEN.files})

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from tools.importing import inflation
 from vdit.config import joined
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.errors import UserError
@@ -26,7 +27,7 @@ class Target(NamedTuple):
     start: Callable[[jax.Array, int], jax.Array]  # initialises the tubelet embedding
 
 
-STARTS = {"central": vivit.central_frame, "inflate": vivit.inflate}
+STARTS = {"central": inflation.central_frame, "inflate": inflation.inflate}
 
 
 def fields(found: vivit_folder.Found) -> dict[str, Any]:
@@ -93,6 +94,6 @@ def started(folder: Path, found: vivit_folder.Found, target: Target) -> Finish:
         video = jnp.zeros((1, config.data.frames, *config.data.size, 3))
         fresh = ours.init(jax.random.key(config.seed), video)["params"]
         image = jax.tree.map(lambda x: x.astype(jnp.float32), vivit_folder.folded(params))
-        return vivit.from_image(image, fresh, old, new, target.start)
+        return inflation.from_image(image, fresh, old, new, target.start)
 
     return finish
