@@ -140,7 +140,7 @@ def test_progress_prints_plain_lines_where_there_is_no_terminal(capsys):
             progress.update(step, loss=0.123456)
             time.sleep(0.01)
         progress.update(103)
-        progress.note("saved [103]")
+        say("saved [103]")
     lines = capsys.readouterr().out.splitlines()
     assert lines[:2] == ["training", "dit  101/200  loss 0.1235"]
     assert "steps/s" in lines[2] and "left" in lines[2] and "loss 0.1235" in lines[3]
@@ -162,10 +162,10 @@ def test_progress_draws_a_bar_on_a_terminal():
     pty = pytest.importorskip("pty")
     parent, child = pty.openpty()
     program = (
-        "import time; from vdit.runtime.progress import Progress\n"
+        "import time; from vdit.runtime.progress import Progress, say\n"
         "with Progress('dit', 30) as p:\n"
         "  for i in range(30): p.update(i + 1, loss=0.5); time.sleep(0.02)\n"
-        "  p.note('a [note]')"
+        "  say('a [note]')"
     )
     path = str(Path(__file__).parents[2])
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": path}

@@ -18,8 +18,8 @@ from vdit.runtime.optimizer import (
     is_matrix,
     make_optimizer,
     make_schedule,
+    muon,
     orthogonalize,
-    scale_by_muon,
 )
 
 FLOORS = {3: 1e-2, 4: 3e-3, 5: 1e-3}
@@ -86,15 +86,15 @@ def test_zero_and_tiny_gradients_are_finite() -> None:
 def test_a_layer_of_a_stack_gets_the_update_that_it_gets_alone() -> None:
     scale = jnp.array([1.0, 1e3, 1e-3])[:, None, None]
     g1, g2 = random((3, 16, 24), 1) * scale, random((3, 16, 24), 2) * scale
-    muon = scale_by_muon(0.95, 3)
-    together, _ = updates_of(muon, [g1, g2], g1)
+    direction = muon()
+    together, _ = updates_of(direction, [g1, g2], g1)
     for layer in range(3):
-        alone, _ = updates_of(muon, [g1[layer], g2[layer]], g1[layer])
+        alone, _ = updates_of(direction, [g1[layer], g2[layer]], g1[layer])
         np.testing.assert_allclose(together[layer], alone, rtol=1e-5, atol=1e-6)
     neighbour = np.array(g1)
     neighbour[1] = 7.0
     other, _ = updates_of(
-        muon, [jnp.asarray(neighbour), g2], g1
+        direction, [jnp.asarray(neighbour), g2], g1
     )  # a neighbour changes nothing, to the bit
     np.testing.assert_array_equal(other[0], together[0])
     np.testing.assert_array_equal(other[2], together[2])
@@ -102,12 +102,12 @@ def test_a_layer_of_a_stack_gets_the_update_that_it_gets_alone() -> None:
 
 def test_momentum_is_nesterov_and_scaled_by_shape() -> None:
     g1, g2 = random((16, 64), 1), random((16, 64), 2)
-    muon = scale_by_muon(0.9, 3)
-    update, state = updates_of(muon, [g1, g2], g1)
+    direction = muon(momentum=0.9)
+    update, state = updates_of(direction, [g1, g2], g1)
     np.testing.assert_allclose(state.momentum, 0.9 * g1 + g2, rtol=1e-5, atol=1e-6)
     expected = 2 * orthogonal(0.9 * (0.9 * g1 + g2) + g2, 3, Matmul())  # 2 is sqrt(64 / 16)
     np.testing.assert_allclose(update, expected, rtol=1e-5, atol=1e-5)
-    tall, _ = updates_of(muon, [g1.T], g1.T)
+    tall, _ = updates_of(direction, [g1.T], g1.T)
     np.testing.assert_allclose(tall, orthogonal(g1, 3, Matmul()).T, rtol=1e-5, atol=1e-5)
 
 

@@ -5,13 +5,7 @@ Dimension key: B batch, L query tokens, S key tokens, N heads, K head dim.
 
 import jax
 import jax.numpy as jnp
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    BlockSizes,
-    FullMask,
-    MultiHeadMask,
-    SegmentIds,
-    make_splash_mha_single_device,
-)
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from vdit.kernels.chunked import PADDING_ID, even_chunks, pad
 from vdit.nn.dot_product import Ids
@@ -37,13 +31,13 @@ def attend(
     ids = None
     if q_id_BL is not None:
         assert k_id_BS is not None
-        ids = SegmentIds(
+        ids = splash.SegmentIds(
             pad(q_id_BL.astype(jnp.int32), length, PADDING_ID),
             pad(k_id_BS.astype(jnp.int32), keys, PADDING_ID),
         )
-    kernel = make_splash_mha_single_device(
-        MultiHeadMask([FullMask((length, keys))] * q_BLNK.shape[2]),
-        block_sizes=BlockSizes(
+    kernel = splash.make_splash_mha_single_device(
+        splash.MultiHeadMask([splash.FullMask((length, keys))] * q_BLNK.shape[2]),
+        block_sizes=splash.BlockSizes(
             block_q=block_q, block_kv=block_k, block_kv_compute=block_k,
             block_q_dkv=block_q, block_kv_dkv=block_k, block_kv_dkv_compute=block_k,
             block_q_dq=block_q, block_kv_dq=block_k,

@@ -147,12 +147,9 @@ def learned_tokenizer(captions: Iterable[str], vocab: int) -> str:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab,
-        min_frequency=2,
-        special_tokens=[PAD],
-        initial_alphabet=alphabet,
+        vocab_size=vocab, min_frequency=2, special_tokens=[PAD], initial_alphabet=alphabet,
         show_progress=False,
-    )
+    )  # fmt: skip
     tokenizer.train_from_iterator((_one_line(caption) for caption in captions), trainer)
     return tokenizer.to_str()
 

@@ -158,12 +158,9 @@ class ConvVAE(Autoencoder):
         halves = self.halves()
         down = tuple(zip(self.widths, self.widths, halves, strict=True))
         narrows = self.causal and not self.residual  # a level of the decoder to half its width
-        up = tuple(
-            (width, width // 2 if narrows else width, resize)
-            for width, resize in zip(
-                self.decoder_widths[::-1], [*halves[-2::-1], (False, False)], strict=True
-            )
-        )
+        widths, doubles = self.decoder_widths[::-1], [*halves[-2::-1], (False, False)]
+        fewer = [width // 2 if narrows else width for width in widths]
+        up = tuple(zip(widths, fewer, doubles, strict=True))
         kinds = self.residual, options, attention
         self.encoder = Half(2 * self.channels, down, False, self.blocks, *kinds)
         self.decoder = Half(3 * self.pixels**2, up, True, self.blocks + 1, *kinds)

@@ -54,9 +54,8 @@ class Attention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         dtype = self.matmul.dtype
         out = self.attend(q.astype(dtype), k.astype(dtype), v.astype(dtype), q_id_BL, k_id_BS)
-        return Linear(width, kernel_init=self.out_init, name="o", matmul=self.matmul)(
-            out.reshape(x_BLD.shape)
-        )
+        last = Linear(width, kernel_init=self.out_init, name="o", matmul=self.matmul)
+        return last(out.reshape(x_BLD.shape))
 
 
 @struct.dataclass

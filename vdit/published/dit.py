@@ -9,13 +9,8 @@ from typing import Any
 
 from vdit.errors import UserError
 from vdit.models.dit import PRESETS, preset
+from vdit.published import stable_diffusion as sd
 from vdit.published.family import Config, Denoiser, Sizes, layers
-from vdit.published.stable_diffusion import (
-    latent_fields,
-    sd_latents,
-    table_schedule,
-    transformer_block,
-)
 from vdit.published.weights import Row
 
 THETA = 10_000.0 ** (128 / 127)  # diffusers spreads DiT's 128 frequencies over 127 steps
@@ -32,7 +27,7 @@ DIT_ROWS: tuple[Row, ...] = (
     *layers(_LEVEL, name=f"{_EMB}."),
     ("classes", f"{_EMB}.class_embedder.embedding_table.weight", None),
     *layers({"blocks/joint/adaln/modulation": f"{_SPACE}.norm1.linear"}),
-    *transformer_block("blocks/joint", _SPACE),
+    *sd.transformer_block("blocks/joint", _SPACE),
     *layers({"final/modulation": "proj_out_1", "out": "proj_out_2"}),
 )
 LATTE_ROWS: tuple[Row, ...] = (
@@ -44,8 +39,8 @@ LATTE_ROWS: tuple[Row, ...] = (
     }),
     ("blocks/space/table", f"{_SPACE}.scale_shift_table", None),
     ("blocks/time/table", f"{_TIME}.scale_shift_table", None),
-    *transformer_block("blocks/space", _SPACE),
-    *transformer_block("blocks/time", _TIME),
+    *sd.transformer_block("blocks/space", _SPACE),
+    *sd.transformer_block("blocks/time", _TIME),
     ("table", "scale_shift_table", None),
 )  # fmt: skip
 
@@ -60,7 +55,7 @@ def _to_vdit(config: Config, depth: int) -> dict[str, Any]:
     out = config.get("out_channels") or channels
     if out not in (channels, 2 * channels):
         raise UserError(f"out_channels is {out}; allowed: {channels} or {2 * channels}")
-    fields = latent_fields(side, channels)
+    fields = sd.latent_fields(side, channels)
     return fields | {
         "dit.model": "paper",
         "dit.preset": named[0] if named else "x".join(map(str, sizes.values())),
@@ -145,8 +140,8 @@ _DEFAULTS = {
 }  # fmt: skip
 _family = partial(
     Denoiser,
-    schedule=partial(table_schedule, process="ddpm"),
-    latents=sd_latents,
+    schedule=partial(sd.table_schedule, process="ddpm"),
+    latents=sd.sd_latents,
     layers=lambda config: config["num_layers"],
     written=("activation_fn", "attention_bias", "norm_elementwise_affine", "norm_type"),
 )

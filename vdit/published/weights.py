@@ -364,9 +364,7 @@ def _choose(
 def _put(sharding: Any) -> Callable[[jax.Array, np.ndarray, int], jax.Array]:
     """put(stack, layer, index): writes a layer into the donated stack, with this sharding."""
 
-    def put(stack: jax.Array, layer: np.ndarray, index: int) -> jax.Array:
-        return jax.lax.dynamic_update_index_in_dim(stack, layer, index, 0)
-
+    put = functools.partial(jax.lax.dynamic_update_index_in_dim, axis=0)
     return jax.jit(put, donate_argnums=0, out_shardings=sharding)
 
 

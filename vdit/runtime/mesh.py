@@ -78,11 +78,11 @@ def mesh_sizes(axes: Mapping[str, int], count: int) -> dict[str, int]:
     return sizes
 
 
-def sampling_mesh(rows: int, devices: Sequence[jax.Device] | None = None) -> Mesh | None:
+def sampling_mesh(rows: int) -> Mesh | None:
     """A mesh for sampling `rows` rows (two a guided video): rows over data as far as they divide
     the devices, tokens over the rest. None for one device, and for a CPU's, which share its
     cores."""
-    devices = jax.local_devices() if devices is None else list(devices)
+    devices = jax.local_devices()
     if len(devices) == 1 or devices[0].platform == "cpu":
         return None
     data = math.gcd(rows, len(devices))
@@ -186,7 +186,6 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The sharding of a replicated array."""
     return NamedSharding(mesh, PartitionSpec())
 
 

@@ -122,13 +122,17 @@ class MuonState(NamedTuple):
     momentum: optax.Updates
 
 
-def scale_by_muon(
-    momentum: float, iterations: int, matmul: Matmul = Matmul()
+def muon(
+    *, momentum: float = 0.95, newton_schulz: int = 3, matmul: Matmul = Matmul()
 ) -> optax.GradientTransformation:
     """Muon's direction for a tree of (..., I, O) kernels: Nesterov momentum, orthogonalised.
 
-    Scaled by sqrt(max(1, O / I)), so that one learning rate fits every shape.
+    Scaled by sqrt(max(1, O / I)), so that one learning rate fits every shape. `newton_schulz` is
+    the number of iterations, of products as `matmul` computes them.
     """
+    if newton_schulz not in NEWTON_SCHULZ:
+        known = ", ".join(map(str, NEWTON_SCHULZ))
+        raise UserError(f"newton_schulz of {newton_schulz} iterations: allowed are {known}")
 
     def init(params: optax.Params) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
@@ -141,7 +145,7 @@ def scale_by_muon(
 
         def direction(m: jax.Array, g: jax.Array) -> jax.Array:
             scale = math.sqrt(max(1.0, g.shape[-1] / g.shape[-2]))
-            return scale * orthogonalize(momentum * m + g, iterations, matmul)
+            return scale * orthogonalize(momentum * m + g, newton_schulz, matmul)
 
         return jax.tree.map(direction, moved, updates), MuonState(moved)
 
@@ -156,16 +160,6 @@ def _decay(weight_decay: float) -> optax.GradientTransformation:
     """Decoupled weight decay (AdamW, arXiv:1711.05101) of kernels; none of norms and biases."""
     mask = functools.partial(map_paths, lambda path, leaf: path.endswith("kernel"))
     return optax.add_decayed_weights(weight_decay, mask)
-
-
-def muon(
-    *, momentum: float = 0.95, newton_schulz: int = 3, matmul: Matmul = Matmul()
-) -> optax.GradientTransformation:
-    """Muon's direction; `newton_schulz` iterations of products as `matmul` computes them."""
-    if newton_schulz not in NEWTON_SCHULZ:
-        known = ", ".join(map(str, NEWTON_SCHULZ))
-        raise UserError(f"newton_schulz of {newton_schulz} iterations: allowed are {known}")
-    return scale_by_muon(momentum, newton_schulz, matmul)
 
 
 # The transform of the gradients of matrices; its keyword arguments are the optimizer's options.

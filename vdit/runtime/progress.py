@@ -62,11 +62,6 @@ class Progress:
             self._mark(now)
             self._show()
 
-    def note(self, text: str) -> None:
-        """Prints a line above the bar."""
-        if self.active:
-            _print(text)
-
     def __exit__(self, *error: object) -> None:
         now = time.monotonic()
         self._mark(now)
@@ -111,7 +106,7 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """Prints a heading, bold on a terminal."""
+    """Prints a line, bold on a terminal, above the bar if there is one."""
     _print(text, style="bold")
 
 

@@ -98,24 +98,20 @@ def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
 
 
 def png_bytes(image_HW3: np.ndarray, scale: int = 1) -> bytes:
-    """An image as PNG."""
     buffer = io.BytesIO()
     Image.fromarray(_enlarged(image_HW3[None], scale)[0]).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 
 def write_gif(path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1) -> None:
-    """Writes the output of `gif_bytes`."""
     _write(path, gif_bytes(video_THW3, fps, scale))
 
 
 def write_webp(path: AnyPath, video_THW3: np.ndarray, fps: float, scale: int = 1) -> None:
-    """Writes the output of `webp_bytes`."""
     _write(path, webp_bytes(video_THW3, fps, scale))
 
 
 def write_png(path: AnyPath, image_HW3: np.ndarray, scale: int = 1) -> None:
-    """Writes the output of `png_bytes`."""
     _write(path, png_bytes(image_HW3, scale))
 
 
