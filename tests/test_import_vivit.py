@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from experiments.vivit import get_config
 from tools import export_weights, import_weights
+from tools.importing.classifier import preset_name
 from tools.importing.inflation import central_frame, fit_positions, inflate
 from vdit import classify, main
 from vdit import run as program
@@ -295,4 +296,4 @@ def test_the_names_of_sizes_are_read_back() -> None:
     for name in ("B/16x2", "S/8x1", "192x12x3/16x1"):
         row = vivit.preset(name)
         sizes = {n: row[n] for n in ("width", "depth", "heads", "patch")}
-        assert vivit.preset_name(vivit.ViViT(1, **sizes)) == name
+        assert preset_name(vivit.ViViT(1, **sizes)) == name

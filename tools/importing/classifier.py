@@ -30,13 +30,21 @@ class Target(NamedTuple):
 STARTS = {"central": inflation.central_frame, "inflate": inflation.inflate}
 
 
+def preset_name(model: vivit.ViViT) -> str:
+    """The name by which `vivit.preset` gives a model's sizes; its tubelets are square."""
+    sizes = {"width": model.width, "depth": model.depth, "heads": model.heads}
+    named = [name for name, row in vivit.SIZES.items() if sizes.items() <= row.items()]
+    size = named[0] if named else "x".join(map(str, sizes.values()))
+    return f"{size}/{model.patch[1]}x{model.patch[0]}"
+
+
 def fields(found: vivit_folder.Found) -> dict[str, Any]:
     """vdit's fields for a folder's network."""
     model = found.model
     return {
         "stages": ("classify",), "data.objects": (1, 1), "data.frames": found.frames,
         "data.size": found.size, "vae.patch": PLACE,
-        "classify.preset": vivit.preset_name(model), "classify.activation": model.activation,
+        "classify.preset": preset_name(model), "classify.activation": model.activation,
         "classify.mlp_ratio": model.mlp_ratio, "classify.epsilon": model.epsilon,
         "classify.classes": model.classes,
     }  # fmt: skip

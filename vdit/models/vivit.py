@@ -64,14 +64,6 @@ def preset(name: str) -> dict[str, Any]:
     return {"width": width, "depth": depth, "heads": heads, "patch": (frames, side, side)}
 
 
-def preset_name(model: "ViViT") -> str:
-    """The name by which `preset` gives a model's sizes; its tubelets are square."""
-    sizes = {"width": model.width, "depth": model.depth, "heads": model.heads}
-    named = [name for name, row in SIZES.items() if sizes.items() <= row.items()]
-    size = named[0] if named else "x".join(map(str, sizes.values()))
-    return f"{size}/{model.patch[1]}x{model.patch[0]}"
-
-
 # The attention layers of a block, in turn; each splits its heads evenly over its axes.
 ATTENTIONS: dict[str, tuple[tuple[str, ...], ...]] = {
     "joint": (("joint",),),  # Model 1

@@ -40,8 +40,8 @@ def has_cudnn() -> bool:
 
 
 def auto(
-    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
-    q_id_BL: Ids = None, k_id_BS: Ids = None, *, platform: str | None = None, sharded: bool = False,
+    q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, *ids: Ids,
+    platform: str | None = None, sharded: bool = False,
 ) -> jax.Array:  # fmt: skip
     """The kernel of a platform (None: this machine) for these lengths, chosen while tracing.
 
@@ -64,7 +64,7 @@ def auto(
         attend = chunked.attend
     if platform == "cpu" and not sharded:
         attend = functools.partial(attend, on_cpu=True)
-    return attend(q_BLNK, k_BSNK, v_BSNK, q_id_BL, k_id_BS)
+    return attend(q_BLNK, k_BSNK, v_BSNK, *ids)
 
 
 KERNELS: dict[str, Attend] = {
@@ -132,17 +132,14 @@ def across(attend: Attend, how: str, shards: int) -> Attend:
     """`attend` over tokens that are sharded along sequence, for use inside `jax.shard_map`: every
     query sees the keys of all `shards` devices."""
 
-    def over(
-        q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array,
-        q_id_BL: Ids = None, k_id_BL: Ids = None,
-    ) -> jax.Array:  # fmt: skip
+    def over(q_BLNK: jax.Array, k_BLNK: jax.Array, v_BLNK: jax.Array, *ids: Ids) -> jax.Array:
         u, r = exchange(how, q_BLNK.shape[2], shards)
         local: Any = attend
         if r > 1:
             pairs = tuple((i, (i + u) % shards) for i in range(shards))
             local = functools.partial(ring.attend, ring=ring.Ring("sequence", r, pairs))
         if u == 1:
-            return local(q_BLNK, k_BLNK, v_BLNK, q_id_BL, k_id_BL)
+            return local(q_BLNK, k_BLNK, v_BLNK, *ids)
         groups = [[a * u + b for b in range(u)] for a in range(r)] if r > 1 else None
         options: Any = {"axis_index_groups": groups, "tiled": True}
 
@@ -150,12 +147,11 @@ def across(attend: Attend, how: str, shards: int) -> Attend:
             return jax.lax.all_to_all(x, "sequence", away, here, **options)
 
         arrays = (exchanged(x, 2, 1) for x in (q_BLNK, k_BLNK, v_BLNK))
-        ids = (
-            None if x is None else jax.lax.all_gather(x, "sequence", axis=1, **options)
-            for x in (q_id_BL, k_id_BL)
+        everywhere = (
+            None if x is None else jax.lax.all_gather(x, "sequence", axis=1, **options) for x in ids
         )
         # The result is rounded to the operands' dtype by its reader, so that is what is sent.
-        out = local(*arrays, *ids).astype(q_BLNK.dtype)
+        out = local(*arrays, *everywhere).astype(q_BLNK.dtype)
         return exchanged(out, 1, 2).astype(jnp.float32)
 
     return over
@@ -176,10 +172,7 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
     def divides(axes: tuple[str, ...], size: int) -> bool:
         return size % math.prod(mesh.shape[axis] for axis in axes) == 0
 
-    def over(
-        q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array,
-        q_id_BL: Ids = None, k_id_BS: Ids = None,
-    ) -> jax.Array:  # fmt: skip
+    def over(q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, *ids: Ids) -> jax.Array:
         rows, length, heads, _ = q_BLNK.shape
         others = k_BSNK.shape[1]
         batch: Any = BATCH if divides(BATCH, rows) else None
@@ -194,10 +187,10 @@ def split(attend: Attend, mesh: Mesh, how: str = "auto") -> Attend:
             keys, local = queries, across(attend, how, shards)
         of_q, of_k = PartitionSpec(batch, queries, at), PartitionSpec(batch, keys, at)
         specs = of_q, of_k, of_k, PartitionSpec(batch, queries), PartitionSpec(batch, keys)
-        ids = () if q_id_BL is None else (q_id_BL, k_id_BS)
+        given = [x for x in ids if x is not None]
         # Custom kernels do not declare over which axes their results vary: no check.
-        place: Any = {"in_specs": specs[: 3 + len(ids)], "out_specs": of_q, "check_vma": False}
-        return jax.shard_map(local, mesh=mesh, **place)(q_BLNK, k_BSNK, v_BSNK, *ids)
+        place: Any = {"in_specs": specs[: 3 + len(given)], "out_specs": of_q, "check_vma": False}
+        return jax.shard_map(local, mesh=mesh, **place)(q_BLNK, k_BSNK, v_BSNK, *given)
 
     return over
 
