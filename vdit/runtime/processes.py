@@ -5,7 +5,7 @@ runs in a child of a process that only waits (`supervised`), and the parent prin
 was. It reads that from a folder in the shared workdir (`Board`), where the child's `Watch` records
 its progress and where each process records why it ended.
 
-JAX is imported by experiments but started late: `supervised` forks before it has a backend.
+`supervised` forks before JAX has a backend.
 """
 
 import contextlib
@@ -24,6 +24,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from vdit.errors import UserError
 from vdit.runtime.files import appears, write_text
@@ -88,8 +92,6 @@ def connect(who: Member, lost: float) -> None:
 
     From then on JAX aborts all of them when one has been silent for `lost` seconds.
     """
-    import jax
-
     options: dict[str, Any] = {"heartbeat_timeout_seconds": max(1, round(lost))}
     if who.processes is not None:
         options |= {
@@ -114,15 +116,11 @@ def connect(who: Member, lost: float) -> None:
 
 
 def _name() -> str:
-    import jax
-
     return f"process {jax.process_index()} of {jax.process_count()} ({socket.gethostname()})"
 
 
 def disconnect() -> None:
     """Ends what `connect` began, in all processes together."""
-    import jax
-
     jax.distributed.shutdown()
     while _BOARD:
         _BOARD.pop().remove()
@@ -130,8 +128,6 @@ def disconnect() -> None:
 
 def check() -> None:
     """Refuses devices of several processes that are not connected (--processes=1 on a pod)."""
-    import jax
-
     if jax.process_count() > 1 and not jax.distributed.is_initialized():
         raise UserError(
             f"the devices are those of {jax.process_count()} processes, which are not connected:"
@@ -141,16 +137,12 @@ def check() -> None:
 
 def together(what: str) -> None:
     """A barrier; every process passes the same names in the same order."""
-    from jax.experimental import multihost_utils
-
     multihost_utils.sync_global_devices(what)
 
 
 @contextlib.contextmanager
 def zero_first(what: str) -> Iterator[None]:
     """Process 0 goes through the body alone, then all others do: they find its files."""
-    import jax
-
     if jax.process_index() != 0:
         together(what)
     yield
@@ -161,25 +153,17 @@ def zero_first(what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def zero_alone(what: str) -> Iterator[bool]:
     """Whether this is process 0, for what it does alone; the others wait for it at the end."""
-    import jax
-
     yield jax.process_index() == 0
     together(what)
 
 
 def agreed(value: int) -> int:
     """Process 0's value, in all of them: they may see a shared folder at different times."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
 def refuse_unshared(file: Path) -> None:
     """In all processes, refuses a workdir in which one of them does not see process 0's `file`."""
-    import numpy as np
-    from jax.experimental import multihost_utils
-
     seen = multihost_utils.process_allgather(np.int32(appears(file)))
     if not seen.all():
         raise UserError(
@@ -290,8 +274,6 @@ class Watch:
         self._board: Board | None = None
 
     def __enter__(self) -> "Watch":
-        import jax
-
         if jax.process_count() > 1:
             self._name, folder = _name(), self._workdir.absolute() / ".processes"
             index, count = jax.process_index(), jax.process_count()
