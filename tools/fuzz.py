@@ -165,9 +165,11 @@ def _by_av(
 
 def _image(kind: str) -> Callable[[Path], None]:
     def write(path: Path) -> None:
-        from PIL import Image
+        from PIL import Image, ImageCms
 
-        Image.fromarray(_video()[0]).save(path, kind)
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+        profile = profile.replace(b"\0s\0R\0G\0B", b"\0o\0t\0h\0r")  # sRGB's own are not applied
+        Image.fromarray(_video()[0]).save(path, kind, icc_profile=profile)
 
     return write
 

@@ -20,7 +20,7 @@ import av
 import av.filter
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from vdit.data import decode, media
 from vdit.data.decode import DecodeError, Decoder, Limits
@@ -326,7 +326,7 @@ def srgb(light: np.ndarray) -> np.ndarray:
     [
         (pq(light(COLOURS) @ TO_2020.T), 16, 9, 9, "hdr"),
         (hlg(light(COLOURS) @ TO_2020.T), 18, 9, 9, "hdr"),
-        (hlg(light(COLOURS) @ TO_2020.T), 18, 2, 2, "hdr untagged"),
+        (hlg(light(COLOURS) @ TO_2020.T), 18, 2, 2, "hdr"),
         (srgb(light(COLOURS) @ TO_2020.T), 14, 9, 9, "wide"),
         (srgb(light(COLOURS) @ TO_P3.T), 13, 12, 1, "wide"),
         (srgb(light(COLOURS)), 1, 1, 1, ""),
@@ -354,6 +354,33 @@ def test_hdr_and_wide_gamuts_are_shown_as_sdr(
         got = decoder.frames(tmp_path / "a.mkv", [0.0], size)[0]
         middles = got[size[0] // 2, size[0] // 2 :: size[0]].astype(int)
         assert np.abs(middles - COLOURS).max() <= 3
+
+
+def test_profiles_of_pictures_are_applied(tmp_path: Path, decoder: Decoder) -> None:
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    p3 = {b"rXYZ": (0.5151, 0.2412, -0.0011), b"gXYZ": (0.292, 0.6922, 0.0419),
+          b"bXYZ": (0.1571, 0.0666, 0.7841)}  # fmt: skip
+    for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
+        tag, place, _ = struct.unpack(">4sII", profile[at : at + 12])
+        if tag in p3:
+            numbers = [round(x * 65536) for x in p3[tag]]
+            profile[place + 8 : place + 20] = struct.pack(">3i", *numbers)
+    named = bytes(profile).replace("sRGB".encode("utf-16-be"), "a P3".encode("utf-16-be"))
+    signal = (255 * srgb(light(COLOURS) @ TO_P3.T) + 0.5).astype(np.uint8)
+    picture = signal[None].repeat(16, 0).repeat(16, 1)
+    rgba = np.dstack([picture, np.full(picture.shape[:2], 255, np.uint8)])
+    rgba[:8, :, 3] = 0
+    exact: dict[str, Any] = {"quality": 100, "subsampling": "4:4:4"}
+    for name, pixels in (("a.jpg", picture), ("a.png", rgba), ("a.avif", picture)):
+        Image.fromarray(pixels).save(tmp_path / name, icc_profile=named, **exact)
+        got = decoder.frames(tmp_path / name, [0.0])[0].astype(int)
+        # One level of AVIF's is eight where the profile's dark red is nearly taken away.
+        assert np.abs(got[12, 8::16] - COLOURS).max() <= (8 if name == "a.avif" else 4), name
+        assert name != "a.png" or (got[4] == 255).all()
+    Image.fromarray(picture).save(tmp_path / "b.png", icc_profile=bytes(profile))  # named sRGB
+    Image.fromarray(picture).save(tmp_path / "c.png", icc_profile=b"no profile")
+    for name in ("b.png", "c.png"):
+        assert np.array_equal(decoder.frames(tmp_path / name, [0.0])[0], picture)
 
 
 def test_tones_above_white_stay_in_order() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import pytest
 
@@ -314,6 +315,29 @@ def test_bad_films_are_skipped_counted_and_named(
         (root / name).unlink()
     with pytest.raises(UserError, match="none of its clips can be used .0.mp4: the file is empty"):
         make()
+
+
+def test_what_is_done_to_films_is_counted_and_said_once(
+    root: Path, make: Callable[..., Folder], capsys: pytest.CaptureFixture[str]
+) -> None:
+    beside(root)
+    for name in ("a.mp4", "b.mp4"):
+        (root / name).unlink()
+        with av.open(str(root / name), "w") as container:
+            options = {"x264-params": "tff=1:transfer=smpte2084:colorprim=bt2020"}
+            stream: Any = container.add_stream("libx264", rate=10, options=options)
+            stream.height, stream.width, stream.pix_fmt = 24, 32, "yuv420p"
+            for picture in film(8, 10 if name == "a.mp4" else 60):
+                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                container.mux(stream.encode(frame.reformat(format="yuv420p")))
+            container.mux(stream.encode(None))
+    make()
+    said = capsys.readouterr().out
+    for words in ("HDR, tone-mapped", "interlaced, deinterlaced"):
+        assert said.count(f"data: 2 of 3 new films are {words}") == 1
+    assert "without" not in said
+    make()
+    assert "data: " not in capsys.readouterr().out
 
 
 def test_films_are_decoded_once(

@@ -109,7 +109,7 @@ class FilmCache:
             _each(probe, new, workers, decoder)
             for word, text in TREATED.items():
                 if count := treated[word]:
-                    say(f"data: {count} of {len(new)} new films {text}")
+                    say(f"data: {count} of {len(new)} new films are {text}")
             self._check_room(films.values(), sum(lengths.values()), max_bytes)
             _each(decode, [name for name in new if name not in failed], workers, decoder)
         return films, sorted(failed.items())

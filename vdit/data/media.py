@@ -21,6 +21,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import io
 import itertools
 import json
 import math
@@ -45,7 +46,7 @@ MP4_BOXES = (
     b"meta", b"uuid", b"pnot", b"emsg", b"prft",
 )  # fmt: skip
 
-PICTURES = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "WEBP": b"WEBP", "AVIF": b"avif"}
+PICTURES = ("PNG", "JPEG", "WEBP", "AVIF")  # of Pillow
 HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Numbers of ISO/IEC 23091-2: transfer functions PQ and HLG, primaries.
 HDR = PQ, HLG = 16, 18
@@ -240,7 +241,7 @@ class _File:
             raise _Bad(said(error)) from None
         if missing:
             raise _Bad(f"cut short: {missing}")
-        self._is_picture = _picture_format(head) is not None
+        self._is_picture = _is_picture(head)
         # HDR of AVIF, which Pillow leaves as it is: transfer function, primaries.
         at = head.find(b"colrnclx")
         colours = struct.unpack(">HH", head[at + 8 : at + 12]) if 0 <= at < 4084 else (1, 1)
@@ -278,7 +279,7 @@ class _File:
 
         Image.MAX_IMAGE_PIXELS = None  # `limits` replaces its warning
         try:
-            with Image.open(self.path, formats=tuple(PICTURES)) as image:
+            with Image.open(self.path, formats=PICTURES) as image:
                 self._check_pixels(image.width, image.height)
                 count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 start = length = 0.0
@@ -470,7 +471,7 @@ def _treated(frame: Any) -> str:
     needs = {
         "hdr": frame.color_trc in HDR,
         "wide": frame.color_trc not in HDR and _colours(frame),
-        "untagged": _matrix(frame),
+        "untagged": frame.color_trc not in HDR and _matrix(frame),
         "interlaced": frame.interlaced_frame,
     }
     return " ".join(name for name, need in needs.items() if need)
@@ -534,15 +535,14 @@ def _colours(frame: Any) -> tuple[int, int] | None:
     return (transfer, primaries) if transfer in HDR or primaries in TO_BT709 else None
 
 
-def _picture_format(head: bytes) -> str | None:
-    """Pillow's name for a picture's format; None for anything else. Refuses HEIC."""
+def _is_picture(head: bytes) -> bool:
+    """Whether a file that begins so is one of `PICTURES`. Refuses HEIC."""
     brands = head[8 : int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
     if b"avif" in brands or b"avis" in brands:
-        return "AVIF"
+        return True
     if brands[:4] in HEIF:
         raise _Bad("a HEIC picture, which cannot be read whole: convert it to JPEG, PNG or AVIF")
-    starts = (name for name, mark in PICTURES.items() if head.startswith(mark))
-    return "WEBP" if head[8:12] == b"WEBP" else next(starts, None)
+    return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or head[8:12] == b"WEBP"
 
 
 def _turn(frame: Any) -> tuple[bool, int]:
@@ -626,15 +626,32 @@ def _ebml_size(file: BinaryIO) -> int | None:
 
 
 def _upright_rgb(image: Any) -> np.ndarray:
-    """uint8 (H, W, 3): EXIF orientation applied, 16 bits to 8, transparency over white."""
+    """uint8 (H, W, 3): EXIF orientation and ICC profile applied, 16 bits to 8, over white."""
     from PIL import Image, ImageOps
 
     if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    image = ImageOps.exif_transpose(image)
+    image = _in_srgb(ImageOps.exif_transpose(image))
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
+
+
+def _in_srgb(image: Any) -> Any:
+    """A picture in sRGB's colours, if it has an ICC profile of others."""
+    from PIL import ImageCms
+
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile") or b""))
+        if "sRGB" in ImageCms.getProfileDescription(profile):
+            return image
+        mode = "RGBA" if image.has_transparency_data else "RGB"
+        if image.mode not in ("L", "CMYK"):
+            image = image.convert(mode)
+        srgb = ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode) or image
+    except (ImageCms.PyCMSError, OSError):  # none, or one that fits no picture
+        return image
 
 
 def _over_white(rgba_HW4: np.ndarray) -> np.ndarray:
