@@ -193,16 +193,22 @@ def copies(films: Mapping[str, Film], size: tuple[int, int]) -> dict[str, str]:
     container, but not a part of it.
     """
     names = sorted(films)
-    prints = np.stack([_print(films[name], size) for name in names]) if names else np.zeros((0, 1))
+    if not names:
+        return {}
     frames = np.array([films[name].frames for name in names])
-    means = prints.mean(1)
+    prints = np.stack([_print(films[name], size) for name in names])
+    # Averages differ by no more than what they are averages of: most pairs need no look at more.
+    coarse = prints.reshape(len(names), 8, -1, 3).mean(2).reshape(len(names), -1)
+    means = coarse.mean(1)
     order = np.argsort(means, kind="stable")
     first, rising = np.arange(len(names)), means[order]
-    for at, number in enumerate(order):  # those of nearly the same brightness, which are few
+    for at, number in enumerate(order):
         near = order[at + 1 : np.searchsorted(rising, means[number] + 6, "right")]
         near = near[np.abs(frames[near] - frames[number]) <= 1]
-        apart = np.sort(np.abs(prints[near] - prints[number]), axis=1)
-        same = near[(apart.mean(1) < 6) & (apart[:, -1 - apart.shape[1] // 100] < 30)]
+        for values in (coarse, prints):
+            near = near[np.abs(values[near] - values[number]).mean(1) < 6]
+        worst = np.sort(np.abs(prints[near] - prints[number]), axis=1)
+        same = near[worst[:, -1 - worst.shape[1] // 100] < 30]
         groups = np.unique(first[[number, *same]])
         first[np.isin(first, groups)] = groups[0]
     return {names[i]: names[k] for i, k in enumerate(first) if i != k}
