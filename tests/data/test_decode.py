@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms
 
-from vdit.data import decode, media
+from vdit.data import colours, decode
 from vdit.data.decode import DecodeError, Decoder, Limits
 from vdit.errors import UserError
 
@@ -386,10 +386,10 @@ def test_profiles_of_pictures_are_applied(tmp_path: Path, decoder: Decoder) -> N
 def test_tones_above_white_stay_in_order() -> None:
     tones = np.array([0.5, 0.8, 0.95, 1.0, 1.2, 1.5, 4.0, 40.0])[:, None].repeat(3, 1)
     signal = (pq(tones) * 65535 + 0.5).astype(np.uint16)[None]
-    got = media._sdr(signal, 16, 1)[0, :, 0].astype(int)
+    got = colours.to_sdr(signal, 16, 1)[0, :, 0].astype(int)
     assert np.abs(got - np.minimum(255 * srgb(tones[:, 0]), 255)).max() <= 5
     assert (np.diff(got) >= 0).all() and got[3] < got[4] <= got[-1] == 255
-    red = media._sdr((pq(np.array([[[3.0, 1.5, 0.3]]])) * 65535).astype(np.uint16), 16, 1)
+    red = colours.to_sdr((pq(np.array([[[3.0, 1.5, 0.3]]])) * 65535).astype(np.uint16), 16, 1)
     assert np.abs(light(red[0, 0])[1:] / light(red[0, 0])[0] - [0.5, 0.1]).max() < 0.02
 
 

@@ -20,8 +20,6 @@ Dimension key: n frames, H height, W width.
 import collections
 import contextlib
 import dataclasses
-import functools
-import io
 import itertools
 import json
 import math
@@ -36,33 +34,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vdit.data.colours import HDR, beyond_sdr, in_srgb, matrix, to_sdr, treatment
+from vdit.data.containers import Bad, cut_short, gif_images, is_picture
 from vdit.data.decode import CHUNK, CHUNK_BYTES, HEARTBEAT, Info, Limits, said
 from vdit.errors import UserError
 
 # None of these, unlike playlists, makes FFmpeg open further files.
 FORMATS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,gif,avi,mpegts"
-MP4_BOXES = (
-    b"ftyp", b"styp", b"moov", b"moof", b"mdat", b"free", b"skip", b"wide", b"sidx", b"mfra",
-    b"meta", b"uuid", b"pnot", b"emsg", b"prft",
-)  # fmt: skip
-
 PICTURES = ("PNG", "JPEG", "WEBP", "AVIF")  # of Pillow
-HEIF = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
-# Numbers of ISO/IEC 23091-2: transfer functions PQ and HLG, primaries.
-HDR = PQ, HLG = 16, 18
-UNKNOWN, BT2020 = 2, 9
-DISPLAY_P3 = ((1.2249, -0.2247, 0.0), (-0.042, 1.0419, 0.0), (-0.0197, -0.0786, 1.0979))
-TO_BT709 = {
-    BT2020: ((1.6605, -0.5876, -0.0728), (-0.1246, 1.1329, -0.0083), (-0.0182, -0.1006, 1.1187)),
-    11: DISPLAY_P3,  # of cinemas
-    12: DISPLAY_P3,
-}
 # FFmpeg's own decoders of these leave transparency out.
 TRANSPARENT = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-
-
-class _Bad(Exception):
-    """The file cannot be used; the reason in one line."""
 
 
 def serve(settings: str) -> None:
@@ -88,7 +69,7 @@ def serve(settings: str) -> None:
             else:
                 _send_frames(file, request, watch)
             watch.send({"done": True})
-        except _Bad as error:
+        except Bad as error:
             watch.send({"error": str(error)})
         except MemoryError:
             watch.send({"error": f"needs more than {limits.memory >> 20} MiB to decode"})
@@ -198,7 +179,7 @@ def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
         picture = None
         while target is not None and target < before:
             if given == limits.frames:
-                raise _Bad(f"over {limits.frames} frames at that rate: the limit")
+                raise Bad(f"over {limits.frames} frames at that rate: the limit")
             picture = fit(shown) if picture is None else picture
             watch.frame(picture, shown.start)
             given, target = given + 1, next(wanted, None)
@@ -212,10 +193,10 @@ def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
             break
         last, end = shown, shown.end if listed else shown.end - slack
     if last is None:
-        raise _Bad("no frame could be decoded")
+        raise Bad("no frame could be decoded")
     give(last, max(end, last.start + 1e-9))
     if listed and target is not None:
-        raise _Bad(f"time {target:g} s is past the end ({end:g} s)")
+        raise Bad(f"time {target:g} s is past the end ({end:g} s)")
     watch.flush(end)
 
 
@@ -227,21 +208,21 @@ class _File:
         try:
             status = os.stat(path)
             if not stat.S_ISREG(status.st_mode):
-                raise _Bad("not a regular file")
+                raise Bad("not a regular file")
             if status.st_size == 0:
-                raise _Bad("the file is empty")
+                raise Bad("the file is empty")
             if status.st_size > limits.bytes:
-                raise _Bad(f"{status.st_size} bytes: over the limit of {limits.bytes}")
+                raise Bad(f"{status.st_size} bytes: over the limit of {limits.bytes}")
             with open(path, "rb") as file:
                 head = file.read(4096)
-                missing = _cut_short(file, head, status.st_size)
+                missing = cut_short(file, head, status.st_size)
                 gif = head[:4] == b"GIF8"
-                self._packets = _gif_images(file, status.st_size) if gif else None
+                self._packets = gif_images(file, status.st_size) if gif else None
         except OSError as error:
-            raise _Bad(said(error)) from None
+            raise Bad(said(error)) from None
         if missing:
-            raise _Bad(f"cut short: {missing}")
-        self._is_picture = _is_picture(head)
+            raise Bad(f"cut short: {missing}")
+        self._is_picture = is_picture(head)
         # HDR of AVIF, which Pillow leaves as it is: transfer function, primaries.
         at = head.find(b"colrnclx")
         colours = struct.unpack(">HH", head[at + 8 : at + 12]) if 0 <= at < 4084 else (1, 1)
@@ -252,17 +233,17 @@ class _File:
         frames = self._pictures() if self._is_picture else self._film()
         for count, item in enumerate(frames):
             if count == self.limits.frames:
-                raise _Bad(f"over {self.limits.frames} frames: the limit")
+                raise Bad(f"over {self.limits.frames} frames: the limit")
             yield item
 
     def probe(self, watch: _Watch) -> Info:
         measure = self._measure_pictures if self._is_picture else self._measure_packets
         frames, seconds = measure(watch)
         if frames > self.limits.frames:
-            raise _Bad(f"{frames} frames: over the limit of {self.limits.frames}")
+            raise Bad(f"{frames} frames: over the limit of {self.limits.frames}")
         first = next(self.frames(), None)
         if first is None:
-            raise _Bad("no frame could be decoded")
+            raise Bad("no frame could be decoded")
         (width, height), rotation = first[0].size, first[0].rotation
         if rotation % 180:
             width, height = height, width
@@ -271,7 +252,7 @@ class _File:
 
     def _check_pixels(self, width: int, height: int) -> None:
         if width * height > self.limits.pixels:
-            raise _Bad(f"frames of {width}x{height}: over the limit of {self.limits.pixels} pixels")
+            raise Bad(f"frames of {width}x{height}: over the limit of {self.limits.pixels} pixels")
 
     def _pictures(self) -> Iterator[tuple[_Shown, float]]:
         """Frames read by Pillow."""
@@ -290,12 +271,12 @@ class _File:
                         length = image.info.get("duration", 0) / 1000 or length or 0.1
                     rgb_HW3, treated = _upright_rgb(image), ""
                     if self._hdr and image.format == "AVIF":
-                        rgb_HW3 = _sdr(rgb_HW3.astype(np.uint16) * 257, *self._hdr)
+                        rgb_HW3 = to_sdr(rgb_HW3.astype(np.uint16) * 257, *self._hdr)
                         treated = "hdr"
                     yield _still(rgb_HW3, start, start + length, treated), 0.001
                     start += length
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
-            raise _Bad(f"damaged image ({said(error)})") from None
+            raise Bad(f"damaged image ({said(error)})") from None
 
     def _measure_pictures(self, watch: _Watch) -> tuple[int, float]:
         """Number of frames and seconds."""
@@ -319,7 +300,7 @@ class _File:
                 for frame, picture, pts in _deinterlaced(self._decoded(container, stream)):
                     self._check_pixels(frame.width, frame.height)
                     if frame.is_corrupt:
-                        raise _Bad(f"damaged at {end:.2f} s")
+                        raise Bad(f"damaged at {end:.2f} s")
                     if first is None:
                         first = pts or 0
                     # A frame without a time, or with a falling one, follows the previous frame.
@@ -328,9 +309,9 @@ class _File:
                     usual = start - before or usual
                     end = start + ((frame.duration or 0) * tick or usual or 0.1)
                     shape = *_turn(frame), _pixel_aspect(stream)
-                    yield _Shown(start, end, picture, _treated(frame), *shape), slack
+                    yield _Shown(start, end, picture, treatment(frame), *shape), slack
             except av.FFmpegError as error:
-                raise _Bad(f"damaged at {end:.2f} s ({said(error)})") from None
+                raise Bad(f"damaged at {end:.2f} s ({said(error)})") from None
 
     def _decoded(self, container: Any, stream: Any) -> Iterator[tuple[Any, int | None]]:
         """The stream's frames in the order in which they are shown, and their times in ticks."""
@@ -355,7 +336,7 @@ class _File:
         try:
             context: Any = av.CodecContext.create(name, "r")
         except ValueError:
-            raise _Bad(f"it is transparent, and this FFmpeg has no {name} to decode it") from None
+            raise Bad(f"it is transparent, and this FFmpeg has no {name} to decode it") from None
         self._prepare(context)
         return context.decode
 
@@ -378,7 +359,7 @@ class _File:
                     if not packet.size or packet.is_discard:
                         continue
                     if packet.is_corrupt:
-                        raise _Bad(f"damaged at {last:.2f} s")
+                        raise Bad(f"damaged at {last:.2f} s")
                     frames += 1
                     if packet.dts is not None:
                         falls, order = falls or packet.dts < order, packet.dts
@@ -388,7 +369,7 @@ class _File:
                         start, end = min(start, last), max(end, last + length)
                     watch.beat(last)
             except av.FFmpegError as error:
-                raise _Bad(f"damaged at {last:.2f} s ({said(error)})") from None
+                raise Bad(f"damaged at {last:.2f} s ({said(error)})") from None
         return frames, end - start if start < end and not falls else frames * usual
 
     @contextlib.contextmanager
@@ -404,16 +385,16 @@ class _File:
         try:
             container = av.open(self.path, container_options=allowed, **lenient)
         except (av.FFmpegError, ValueError) as error:
-            raise _Bad(f"not a video that can be read ({said(error)})") from None
+            raise Bad(f"not a video that can be read ({said(error)})") from None
         with container:
             cover = Disposition.attached_pic
             streams = [s for s in container.streams.video if not s.disposition & cover]
             if not streams:
-                raise _Bad("no video in it" + (" (audio only)" if container.streams.audio else ""))
+                raise Bad("no video in it" + (" (audio only)" if container.streams.audio else ""))
             stream, context = streams[0], streams[0].codec_context
             # Decoding without a context is a crash (PyAV issue 2344).
             if context is None or not context.width or not context.height or not stream.time_base:
-                raise _Bad("damaged, or in a codec that is not known")
+                raise Bad("damaged, or in a codec that is not known")
             self._check_pixels(context.width, context.height)
             self._prepare(context)
             yield container, stream
@@ -466,85 +447,6 @@ def _deinterlaced(
     yield from end()
 
 
-def _treated(frame: Any) -> str:
-    """What a frame needs, as names of `TREATED`."""
-    needs = {
-        "hdr": frame.color_trc in HDR,
-        "wide": frame.color_trc not in HDR and _colours(frame),
-        "untagged": frame.color_trc not in HDR and _matrix(frame),
-        "interlaced": frame.interlaced_frame,
-    }
-    return " ".join(name for name, need in needs.items() if need)
-
-
-def _matrix(frame: Any) -> dict[str, int]:
-    """The reformatter's argument for a YUV frame that does not say by which matrix it is read."""
-    from av.video.reformatter import Colorspace
-
-    if frame.colorspace != UNKNOWN or frame.format.is_rgb or len(frame.format.components) < 3:
-        return {}
-    if frame.color_trc in HDR:
-        return {"src_colorspace": Colorspace.BT2020}
-    large = frame.width >= 1280 or frame.height > 576
-    return {"src_colorspace": Colorspace.ITU709} if large else {}
-
-
-@functools.cache
-def _light(transfer: int) -> np.ndarray:
-    """Linear light (1: SDR's white, which has 203 cd/m2 by BT.2408; of HLG that of the scene) of
-    every 16-bit value."""
-    values = np.linspace(0, 1, 2**16)
-    if transfer == PQ:  # SMPTE ST 2084
-        root = values ** (32 / 2523)
-        light = np.maximum(root - 107 / 128, 0) / (2413 / 128 - 2392 / 128 * root)
-        light = light ** (8192 / 1305) * 10000 / 203
-    elif transfer == HLG:  # BT.2100
-        light = (np.exp((values - 0.55991073) / 0.17883277) + 0.28466892) / 12
-        light = np.where(values <= 0.5, values**2 / 3, light)
-    else:
-        light = np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
-    return light.astype(np.float32)
-
-
-def _sdr(signal_HW3: np.ndarray, transfer: int, primaries: int) -> np.ndarray:
-    """Colours of a 16-bit signal as those of sRGB, uint8 (see `_colours`).
-
-    Up to nine tenths of SDR's white tones stay, and brighter ones approach it, with the ratios of
-    the channels kept; colours outside of BT.709 are clipped.
-    """
-    light_HW3 = _light(transfer if transfer in HDR else 0)[signal_HW3]
-    if transfer == HLG:  # shown with a peak of 1000 cd/m2 and its gamma of 1.2
-        luminance = light_HW3 @ np.array([0.2627, 0.678, 0.0593], np.float32)
-        light_HW3 = light_HW3 * luminance[..., None] ** 0.2 * (1000 / 203)
-    light_HW3 = light_HW3 @ np.array(TO_BT709.get(primaries, np.eye(3)), np.float32).T
-    if transfer in HDR:
-        peak = np.maximum(light_HW3.max(-1, keepdims=True), 1e-6)
-        rolled = 0.9 + 0.1 * -np.expm1(np.minimum(9 - 10 * peak, 0))
-        light_HW3 = light_HW3 * np.where(peak > 0.9, rolled / peak, 1)
-    light_HW3 = np.clip(light_HW3, 0, 1)
-    low = light_HW3 <= 0.0031308
-    shown = np.where(low, 12.92 * light_HW3, 1.055 * light_HW3 ** (1 / 2.4) - 0.055)
-    return (255 * shown + 0.5).astype(np.uint8)
-
-
-def _colours(frame: Any) -> tuple[int, int] | None:
-    """Transfer function and primaries of frames that `_sdr` maps."""
-    transfer, primaries = int(frame.color_trc), int(frame.color_primaries)
-    if transfer in HDR and primaries == UNKNOWN:
-        primaries = BT2020
-    return (transfer, primaries) if transfer in HDR or primaries in TO_BT709 else None
-
-
-def _is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is one of `PICTURES`. Refuses HEIC."""
-    brands = head[8 : int.from_bytes(head[:4], "big")] if head[4:8] == b"ftyp" else b""
-    if b"avif" in brands or b"avis" in brands:
-        return True
-    if brands[:4] in HEIF:
-        raise _Bad("a HEIC picture, which cannot be read whole: convert it to JPEG, PNG or AVIF")
-    return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or head[8:12] == b"WEBP"
-
-
 def _turn(frame: Any) -> tuple[bool, int]:
     """Whether a frame's display matrix mirrors it, and the degrees that it then rotates it by."""
     data = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), b"")
@@ -563,95 +465,16 @@ def _pixel_aspect(stream: Any) -> Fraction:
     return aspect if aspect and Fraction(1, 10) <= aspect <= 10 else Fraction(1)
 
 
-def _cut_short(file: BinaryIO, head: bytes, size: int) -> str:
-    """What is missing at the end of a Matroska/WebM or MP4/MOV file; "" if nothing.
-
-    FFmpeg plays truncated files without an error.
-    """
-    if head[:4] == b"\x1a\x45\xdf\xa3":  # EBML head, then a segment with its length
-        file.seek(4)
-        if (length := _ebml_size(file)) is None:
-            return ""
-        file.seek(length, os.SEEK_CUR)
-        if file.read(4) != b"\x18\x53\x80\x67" or (length := _ebml_size(file)) is None:
-            return ""  # a live recording, or invalid, which FFmpeg reports
-        end = file.tell() + length
-        return f"{size} bytes of {end}" if end > size else ""
-    at = 0
-    while at + 8 <= size:
-        file.seek(at)
-        length, kind = struct.unpack(">I4s", file.read(8))
-        if kind not in MP4_BOXES:
-            break
-        if length == 1:
-            length = int.from_bytes(file.read(8), "big")
-        if length < 8:  # 0: up to the end; else invalid, which FFmpeg reports
-            break
-        at += length
-    return f"{size} bytes of {at}" if at > size else ""
-
-
-def _gif_images(file: BinaryIO, size: int) -> int:
-    """The number of images in a GIF. It needs no end mark, and what follows its last block, another
-    GIF for example, is not part of it. Refuses one that ends inside a block."""
-
-    def skip_palette(flags: int) -> None:
-        file.seek(3 << (flags & 7) + 1 if flags & 0x80 else 0, os.SEEK_CUR)
-
-    images = 0
-    file.seek(10)
-    skip_palette(file.read(3)[0] if size > 13 else 0)
-    while (kind := file.read(1)) in (b"\x21", b"\x2c"):  # an extension, or an image
-        if kind == b"\x2c" and len(place := file.read(9)) == 9:
-            skip_palette(place[8])
-            images += 1
-        file.seek(1, os.SEEK_CUR)
-        while (length := file.read(1)) > b"\0":
-            file.seek(length[0], os.SEEK_CUR)
-        if not length:
-            raise _Bad("cut short: it ends inside a block")
-    if file.tell() > size:
-        raise _Bad("cut short: it ends inside a block")
-    return images
-
-
-def _ebml_size(file: BinaryIO) -> int | None:
-    """A Matroska length: the leading zeros of the first byte count the bytes that follow."""
-    first = file.read(1)
-    if not first or first == b"\0":
-        return None
-    extra = 8 - first[0].bit_length()
-    value = int.from_bytes(bytes([first[0] & (0x7F >> extra)]) + file.read(extra), "big")
-    return None if value == (1 << 7 * (extra + 1)) - 1 else value
-
-
 def _upright_rgb(image: Any) -> np.ndarray:
     """uint8 (H, W, 3): EXIF orientation and ICC profile applied, 16 bits to 8, over white."""
     from PIL import Image, ImageOps
 
     if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip
         image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
-    image = _in_srgb(ImageOps.exif_transpose(image))
+    image = in_srgb(ImageOps.exif_transpose(image))
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")))
     return np.asarray(image.convert("RGB"))
-
-
-def _in_srgb(image: Any) -> Any:
-    """A picture in sRGB's colours, if it has an ICC profile of others."""
-    from PIL import ImageCms
-
-    try:
-        profile = ImageCms.ImageCmsProfile(io.BytesIO(image.info.get("icc_profile") or b""))
-        if "sRGB" in ImageCms.getProfileDescription(profile):
-            return image
-        mode = "RGBA" if image.has_transparency_data else "RGB"
-        if image.mode not in ("L", "CMYK"):
-            image = image.convert(mode)
-        srgb = ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, profile, srgb, outputMode=mode) or image
-    except (ImageCms.PyCMSError, OSError):  # none, or one that fits no picture
-        return image
 
 
 def _over_white(rgba_HW4: np.ndarray) -> np.ndarray:
@@ -679,25 +502,25 @@ class _Fit:
         scale = max(h / high, w / wide)
         full_h, full_w = max(h, round(high * scale)), max(w, round(wide * scale))
         if max(full_h * full_w, full_h * frame.width) > self._limits.pixels:
-            raise _Bad(f"{wide}x{high} cannot be fitted to {w}x{h}: too long a shape")
-        colours, matrix = _colours(frame), _matrix(frame)
+            raise Bad(f"{wide}x{high} cannot be fitted to {w}x{h}: too long a shape")
+        colours, tagged = beyond_sdr(frame), matrix(frame)
         if any(c.is_alpha for c in frame.format.components) or frame.format.name == "pal8":
-            rgba_HW4 = frame.to_ndarray(format="rgba64le" if colours else "rgba", **matrix)
+            rgba_HW4 = frame.to_ndarray(format="rgba64le" if colours else "rgba", **tagged)
             if colours:
-                rgb_HW3 = _sdr(rgba_HW4[..., :3], *colours)
+                rgb_HW3 = to_sdr(rgba_HW4[..., :3], *colours)
                 rgba_HW4 = np.dstack([rgb_HW3, (rgba_HW4[..., 3] >> 8).astype(np.uint8)])
             frame = av.VideoFrame.from_ndarray(_over_white(rgba_HW4), format="rgb24")
-            colours, matrix = None, {}
+            colours, tagged = None, {}
         kind = Interpolation.AREA if scale <= 1 else Interpolation.BICUBIC
         # Without full chroma swscale is off by up to 3 levels: white becomes 253.
         exact = Interpolation.FULL_CHR_H_INT | Interpolation.ACCURATE_RND
         picture_HW3 = self._reformatter.reformat(
             frame, width=full_w, height=full_h, format="rgb48le" if colours else "rgb24",
-            interpolation=int(kind | exact), threads=1, **matrix,
+            interpolation=int(kind | exact), threads=1, **tagged,
         ).to_ndarray()  # fmt: skip
         top, left = (full_h - h) // 2, (full_w - w) // 2
         if colours:
-            picture_HW3 = _sdr(picture_HW3, *colours)
+            picture_HW3 = to_sdr(picture_HW3, *colours)
         cut_HW3 = picture_HW3[top : top + h, left : left + w]
         return np.rot90(cut_HW3[:, ::-1] if shown.mirrored else cut_HW3, shown.rotation // 90)
 
@@ -714,5 +537,5 @@ def fit(
     fitted = _Fit(size, limits or Limits())
     try:
         return np.stack([fitted(_still(picture_HW3)) for picture_HW3 in video_nHW3])
-    except _Bad as error:
+    except Bad as error:
         raise UserError(str(error)) from None
