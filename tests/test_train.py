@@ -13,6 +13,7 @@ from stopping import StopAt
 
 from vdit.config import default
 from vdit.data.loader import batches
+from vdit.errors import UserError
 from vdit.objectives.objective import Objective, sample_keys
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, read
@@ -155,3 +156,27 @@ def test_any_mesh_trains_the_same(tmp_path: Path, mesh: dict[str, int]) -> None:
         train(runtime(tmp_path / name, **axes), options(steps=4))
         rows.append([r["loss"] for r in read(tmp_path / name)])
     np.testing.assert_allclose(rows[0], rows[1], rtol=1e-5)
+
+
+def test_a_state_that_is_not_finite_is_never_saved(tmp_path: Path) -> None:
+    """The loss of a step is of the parameters before it; what is saved is what comes after."""
+    with pytest.raises(Diverged, match=r"not finite after step 1: \d+ arrays .*no checkpoint is"):
+        train(runtime(tmp_path), options(steps=1, warmup=0, learning_rate=np.inf))
+    assert not list((tmp_path / "checkpoints").rglob("digests.json"))
+    train(runtime(tmp_path), options(schedule="constant"))
+    with pytest.raises(
+        Diverged, match=r"step \d+.*; checkpoint 10 is good .before it 8.*a smaller config.toy"
+    ):
+        train(runtime(tmp_path), options(steps=20, schedule="constant", learning_rate=np.inf))
+    again = train(runtime(tmp_path), options(steps=12, schedule="constant"))
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(again))
+
+
+def test_a_step_that_is_not_finite_is_not_gone_on_from(tmp_path: Path, monkeypatch: Any) -> None:
+    """As versions before this one saved it."""
+    with monkeypatch.context() as before:
+        before.setattr("vdit.runtime.checkpoint.not_finite", lambda tree: [])
+        train(runtime(tmp_path), options(steps=1, warmup=0, learning_rate=np.inf))
+    step = tmp_path / "checkpoints" / "toy" / "1"
+    with pytest.raises(UserError, match=f"{step} holds numbers that are not finite.*delete its"):
+        train(runtime(tmp_path), options())

@@ -8,7 +8,7 @@ class UserError(ValueError):
 
 
 class Diverged(RuntimeError):
-    """The loss became NaN or infinite; the line names the last good checkpoint."""
+    """Loss or state became NaN or infinite; the line names the last good checkpoint."""
 
     status = 1
 

@@ -17,6 +17,7 @@ from vdit.config.identity import read_config, write_config
 from vdit.config.text import look_through_text
 from vdit.data import sources
 from vdit.errors import Interrupted, UserError
+from vdit.runtime.checkpoint import refuse_pattern
 from vdit.runtime.files import alone
 from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import make_mesh
@@ -32,6 +33,7 @@ Request = Mapping[str, Any]  # the flags of --mode=sample and --mode=features by
 
 def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """--mode=run: the stages in turn. A finished one is skipped, an interrupted one resumes."""
+    refuse_pattern(workdir)
     joined.check(config)
     look_through_text(config)
     mesh = make_mesh(dict(config.mesh))

@@ -1,6 +1,7 @@
 """The training stages: compress (vae), encode once (latents), denoise (dit); name (classify)."""
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -12,7 +13,9 @@ from ml_collections import ConfigDict
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import build_denoiser, targets, training_times
-from vdit.config.identity import DEPENDS, differences, digest, stage_fields, stored_fields
+from vdit.config.identity import (
+    DEPENDS, changed, differences, digest, stage_fields, stored_fields,
+)  # fmt: skip
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
 from vdit.data.clips import tell_skipped
@@ -48,16 +51,31 @@ def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
     return {"stage": stage, "fields": fields, "digest": digest(fields)}
 
 
-def refuse_other(config: ConfigDict, stage: str, runtime: Runtime) -> None:
-    """A workdir that holds another model's checkpoints is refused, naming the difference."""
+# Of a stage's training, what may change before its last step: the cure of one that diverged.
+CURES = r"\.train\.(\w+\.)?(learning_rate|adam_learning_rate|weight_decay|clip)"
+
+
+def refuse_other(config: ConfigDict, stage: str, runtime: Runtime, begins: bool = False) -> None:
+    """A workdir that holds another model's checkpoints is refused, naming the difference.
+
+    Where a stage `begins` that goes on with another learning rate, this is printed and recorded.
+    """
     stored_fields(runtime.workdir, lenient=True)  # refuses that of another version of vdit
-    meta = runtime.checkpoints(stage).newest_meta()
-    mine = stage_meta(config, stage)
-    if meta is not None and meta["digest"] != mine["digest"]:
+    checkpoints = runtime.checkpoints(stage)
+    meta, mine = checkpoints.newest_meta(), stage_meta(config, stage)
+    if meta is None or meta["digest"] == mine["digest"]:
+        return
+    said, step = differences(meta["fields"], mine["fields"]), checkpoints.latest() or 0
+    names = changed(meta["fields"], mine["fields"])
+    ended = step >= config[stage].train.steps
+    if ended or not all(re.fullmatch(stage + CURES, name) for name in names):
         raise UserError(
-            f"{runtime.workdir} holds stage {stage} of another run:"
-            f" {differences(meta['fields'], mine['fields'])}; choose another --workdir"
+            f"{runtime.workdir} holds stage {stage} of another run: {said};"
+            " choose another --workdir"
         )
+    if begins:
+        say(f"{stage}: goes on from step {step}: {said}")
+        runtime.metrics.write(stage, step, {"changed": said})
 
 
 def reads_clips(config: ConfigDict) -> bool:
@@ -129,7 +147,7 @@ def classification(
 
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder."""
-    refuse_other(config, "vae", runtime)
+    refuse_other(config, "vae", runtime, begins=True)
     options, seed, meta = config.vae.train, config.seed, stage_meta(config, "vae")
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
@@ -143,7 +161,7 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
 
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     """Stage dit: the EMA parameters of the denoiser (and of the learned text encoder)."""
-    refuse_other(config, "dit", runtime)
+    refuse_other(config, "dit", runtime, begins=True)
     tokenizer = build_tokenizer(config, runtime.workdir)
     encoder = build_text_encoder(config, tokenizer, runtime.mesh)
     text = "features" if "features" in latents[0] else "ids"
@@ -258,7 +276,7 @@ def accuracy(
 
 def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage classify: the EMA parameters of the ViViT; at every checkpoint a row of `accuracy`."""
-    refuse_other(config, "classify", runtime)
+    refuse_other(config, "classify", runtime, begins=True)
     refuse_foreign_head(config)
     options, seed, meta = config.classify.train, config.seed, stage_meta(config, "classify")
     questions, objective = answer_counts(config), classification(config, runtime.mesh)

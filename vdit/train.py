@@ -248,8 +248,7 @@ class _Log:
         (step, values), self._pending = self._pending, None
         loss = float(values["loss"])
         if not np.isfinite(loss):
-            good, directory = self._checkpoints.latest(), self._checkpoints.directory
-            kept = f"checkpoint {good} in {directory} is good" if good else "none saved"
+            kept = self._checkpoints.kept()
             raise Diverged(f"stage {self._stage}: the loss is {loss} at step {step}; {kept}")
         self._progress.update(step, loss=loss)
         if step % self._runtime.run.log_every == 0 or step == self._steps:
@@ -269,7 +268,8 @@ def fit(
 ) -> Params:  # fmt: skip
     """Trains a stage to its last step, from its newest good checkpoint, and returns the EMA.
 
-    Raises `Interrupted` after a signal (saved), `Diverged` at a loss that is not finite.
+    Raises `Interrupted` after a signal (saved), `Diverged` at a loss or a state that is not
+    finite: neither is saved.
     `preview(ema, step)`, if given, is called at every checkpoint.
     """
     mesh, run = runtime.mesh, runtime.run
@@ -282,7 +282,7 @@ def fit(
     frozen = replicate(mesh, frozen)
     step_fn = compiled_step(objective, options, run, mesh, abstract)
     active = jax.process_index() == 0
-    with Progress(stage, options.steps, start=start, active=active) as progress:
+    with checkpoints.closing(), Progress(stage, options.steps, start, active=active) as progress:
         log = _Log(stage, options.steps, runtime, checkpoints, progress, start)
         for step in range(start + 1, options.steps + 1):
             runtime.watch.step(stage, step, first=step == start + 1)
@@ -301,6 +301,5 @@ def fit(
             if stop:
                 checkpoints.close()
                 raise Interrupted(f"stage {stage}: stopped and saved at step {step}; run again")
-    checkpoints.close()
     runtime.watch.rest()
     return ema

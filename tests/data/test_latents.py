@@ -83,6 +83,16 @@ def test_a_failed_shard_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_latents_that_are_not_finite_are_no_shard(tmp_path: Path) -> None:
+    def overflown(indices: range) -> Iterator[dict[str, np.ndarray]]:
+        for element in encode(indices):
+            yield element | {"latent": element["latent"] * np.float16(np.inf)}
+
+    with pytest.raises(UserError, match="not finite; train stage vae anew, with a smaller"):
+        write_cache(tmp_path, "d" * 64, 4, 4, overflown)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_damaged_shard_is_named(tmp_path: Path) -> None:
     assert write_cache(tmp_path, "d" * 64, 10, 4, encode)
     cache = Latents(tmp_path)

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vdit.config import default
 from vdit.errors import UserError
+from vdit.run import run
 from vdit.runtime.checkpoint import (
     FORMAT,
     Checkpoints,
@@ -266,3 +268,35 @@ def test_signals_ask_once_and_insist_twice() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old
+
+
+@pytest.mark.parametrize("name", ["run [1]", "a\\b", "what?", "all*"])
+def test_a_path_that_orbax_takes_for_a_pattern_is_refused_at_once(
+    name: str, tmp_path: Path
+) -> None:
+    """It would end "done", with digests, and every array would be lost."""
+    with pytest.raises(UserError, match="cannot be kept under a path with"):
+        Checkpoints(tmp_path / name / "checkpoints" / "vae")
+    with pytest.raises(UserError, match="cannot be kept under a path with"):
+        run(default(), tmp_path / name)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["a b", "ünï 🎬", "50%20 #1", "{a,b}", "it's;", "x" * 255])
+def test_any_other_path_holds_checkpoints(name: str, tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / name)
+    checkpoints.save(3, {"w": jnp.ones(2)}, {"e": jnp.arange(2)}, None, {})
+    checkpoints.close()
+    equal(restore_ema(tmp_path / name, newest_good_step(tmp_path / name) or 0), {"e": [0, 1]})
+
+
+def test_what_cannot_be_read_back_is_no_finished_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Here orbax loses the arrays, as it would in a folder whose name is a pattern."""
+    monkeypatch.setattr("vdit.runtime.checkpoint.PATTERN", "")
+    checkpoints = Checkpoints(tmp_path / "run [1]")
+    checkpoints.save(1, {"w": jnp.ones(2)}, {"w": jnp.ones(2)}, None, {})
+    with pytest.raises(UserError, match=r"cannot save checkpoint .*1: it cannot be read back"):
+        checkpoints.close()
+    assert checkpoints.steps() == []

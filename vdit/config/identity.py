@@ -28,11 +28,11 @@ DEPENDS: dict[str, tuple[str, ...]] = {
 }
 
 
-def _flat(value: Any, prefix: str) -> dict[str, Any]:
+def flat(value: Any, prefix: str) -> dict[str, Any]:
     """A section as {"vae.width": 192, ...}, with values as JSON stores them."""
     if not isinstance(value, ConfigDict):
         return {prefix: json.loads(json.dumps(value))}
-    return {k: v for name in value for k, v in _flat(value[name], f"{prefix}.{name}").items()}
+    return {k: v for name in value for k, v in flat(value[name], f"{prefix}.{name}").items()}
 
 
 def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
@@ -43,11 +43,18 @@ def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name in DEPENDS[stage]:
         free = {f"{name}.{field}" for field in SECTIONS[name].free} if name in SECTIONS else ()
-        usual = _flat(first[name], name)
-        for field, value in _flat(config[name], name).items():
+        usual = flat(first[name], name)
+        for field, value in flat(config[name], name).items():
             if field not in free and value != usual[field]:
                 fields[field] = value
     return fields
+
+
+def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """The names of the fields in which two runs differ."""
+    usual = {k: v for name, part in default().items() for k, v in flat(part, name).items()}
+    old, new = usual | old, usual | new
+    return [name for name in sorted(old | new) if old.get(name) != new.get(name)]
 
 
 def digest(fields: dict[str, Any]) -> str:
@@ -57,15 +64,11 @@ def digest(fields: dict[str, Any]) -> str:
 
 def differences(old: dict[str, Any], new: dict[str, Any], most: int = 3) -> str:
     """The fields in which two runs differ, in one line; at most `most` of them."""
-    usual = {k: v for name, part in default().items() for k, v in _flat(part, name).items()}
+    usual = {k: v for name, part in default().items() for k, v in flat(part, name).items()}
     old, new = usual | old, usual | new
-    changed = [
-        f"{name} was {old.get(name)!r}, now {new.get(name)!r}"
-        for name in sorted(old | new)
-        if old.get(name) != new.get(name)
-    ]
-    more = f" and {len(changed) - most} more" if len(changed) > most else ""
-    return "; ".join(changed[:most]) + more
+    names = changed(old, new)
+    said = [f"{name} was {old.get(name)!r}, now {new.get(name)!r}" for name in names[:most]]
+    return "; ".join(said) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
 def write_config(config: ConfigDict, workdir: Path) -> None:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from vdit.config import STAGES, autoencoder, classifier, data, denoiser, run, sample, text
 from vdit.config.classes import check_classes
+from vdit.config.identity import flat
 from vdit.config.shared import Section, refusal
 from vdit.data import sources
 from vdit.diffusion import schedule
@@ -37,6 +38,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
+    _check_numbers(config)
     for section in SECTIONS.values():
         section.check(config)
     attention.check(config.run.attention, platform)
@@ -51,6 +53,15 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     _check_chunk(config)
     if "classify" in config.stages:
         _check_classify(config)
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuses what is not finite, and a seed that JAX or a world does not take."""
+    for name, value in flat(config, "config").items():
+        if any(isinstance(x, float) and not math.isfinite(x) for x in jax.tree.leaves(value)):
+            raise UserError(f"{name} is {value}: finite numbers are allowed")
+    if not 0 <= config.seed < 2**32 - 1:  # stage dit draws with the next one
+        raise UserError(f"config.seed is {config.seed}: 0 to {2**32 - 2} is allowed")
 
 
 def _check_clips(config: ConfigDict) -> None:

@@ -1,12 +1,14 @@
 """What sections share: their type, the fields of a training, and simple checks."""
 
 import functools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
 from vdit.config import default
+from vdit.config.identity import flat
 from vdit.errors import UserError
 from vdit.runtime.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -90,6 +92,10 @@ def training(steps: int, batch: int, learning_rate: float) -> ConfigDict:
     return train
 
 
+RANGES = {
+    "learning_rate": (0, 10), "adam_learning_rate": (0, 10), "weight_decay": (0, 10),
+    "warmup": (0, 1e9), "ema": (0, 1), "clip": (0, 1e9),
+}  # fmt: skip
 FREE_OF_TRAINING = ("train.steps", "train.warmup", "train.schedule")
 
 
@@ -99,3 +105,7 @@ def check_training(config: ConfigDict, section: str) -> None:
     tables: dict[str, Iterable[str]] = {optimizer: OPTIMIZERS, schedule: SCHEDULES}
     check_names(config, tables)
     check_positive(config, *(f"{section}.train.{n}" for n in ("batch", "steps", "accumulate")))
+    for name, value in flat(config[section].train, f"{section}.train").items():
+        low, high = RANGES.get(name.rsplit(".")[-1], (-math.inf, math.inf))
+        if isinstance(value, int | float) and not low <= value <= high:
+            raise refusal(config, name, f"{low:g} to {high:g} is allowed")

@@ -278,6 +278,11 @@ def _write_shard(folder: Path, name: str, indices: range, encode: Encode) -> Non
             text.append(int(places.sum()))
             longest = np.maximum(longest, [places[0], places[1:].max(initial=0)])
         writer.close()
+        if not np.isfinite(square).all():
+            raise UserError(
+                f"{folder}: the autoencoder's latents are not finite; train stage vae anew, with"
+                " a smaller config.vae.train.learning_rate and another --workdir"
+            )
         content = {"bytes": temporary.stat().st_size, "sha256": _sha256(temporary)}
     content |= {"sum": total.tolist(), "square": square.tolist(), "number": number}
     content |= {"noise": noise.tolist(), "shapes": shapes, "frames": frames, "text": text}

@@ -1,10 +1,10 @@
 """Checkpoints: orbax saves in the background, SHA-256 digests verify every file.
 
 A step is a folder named by its number, with one item each for the state (parameters, moments, step,
-key), the EMA, the data iterator and the metadata (JSON). After orbax has committed it,
-`digests.json`, the size and digest of every file, is written inside, last and atomically: a folder
-without it is an unfinished save. A damaged or unfinished step is named in a warning, and the step
-before it is used.
+key), the EMA, the data iterator and the metadata (JSON). After orbax has committed it, every array
+is opened and one read back; then `digests.json`, the size and digest of every file, is written
+inside, last and atomically: a folder without it is an unfinished save. A damaged or unfinished step
+is named in a warning, and the step before it is used. Arrays that are not finite are not saved.
 """
 
 import contextlib
@@ -18,18 +18,19 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import SingleDeviceSharding
 
-from vdit.errors import UserError
+from vdit.errors import Diverged, UserError
 from vdit.runtime.files import write_text
-from vdit.runtime.processes import agreed
+from vdit.runtime.processes import agreed, everywhere
 
 Folder = str | os.PathLike[str]  # of a stage; its steps are folders in it
 
@@ -38,6 +39,8 @@ DIGESTS = "digests.json"
 ITEMS = ("state", "ema", "iterator", "meta")
 TO_SAMPLE = ("ema", "meta")  # items that are enough to use a model
 TEMPORARY = "*.orbax-checkpoint-tmp*"  # what an interrupted save leaves
+PATTERN = "[*?\\"  # orbax takes them for a pattern's wherever they stand in a path
+PIECE = 2**20  # numbers looked through at a time, which caches hold
 log = logging.getLogger("vdit")
 
 
@@ -140,8 +143,8 @@ def load_meta(directory: Folder, step: int) -> dict[str, Any]:
 
 def saved_shapes(directory: Folder, step: int, item: str) -> dict[str, jax.ShapeDtypeStruct]:
     """Path ("a/b/c") -> shape and dtype of every array in the item "state" or "ema" of a step."""
-    leaves = jax.tree_util.tree_leaves_with_path(_saved_tree(directory, step, item))
-    return {_name(path): jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for path, leaf in leaves}
+    leaves = jax.tree_util.tree_leaves_with_path(_saved_shapes(directory, step, item))
+    return {_name(path): leaf for path, leaf in leaves}
 
 
 def restore_ema(directory: Folder, step: int, place: Callable[[Any], Any] | None = None) -> Any:
@@ -165,12 +168,13 @@ def _restore(
     directory: Folder, step: int, item: str, place: Callable[[Any], Any] | None = None
 ) -> Any:
     """One item of a step; see `restore_ema`."""
-    saved = _saved_tree(directory, step, item)
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
+    shapes = _saved_shapes(directory, step, item)
     if place is not None:
         shapes = jax.tree.map(lambda x, at: x.update(sharding=at), shapes, place(shapes))
     abstract = _placed(shapes)
-    return _read(directory, step, **{item: ocp.args.StandardRestore(abstract)})[item]
+    read = _read(directory, step, **{item: ocp.args.StandardRestore(abstract)})[item]
+    refuse_not_finite(directory, step, read)
+    return read
 
 
 def _read(directory: Folder, step: int, **items: Any) -> Any:
@@ -191,19 +195,85 @@ def _read(directory: Folder, step: int, **items: Any) -> Any:
     return read | {"meta": meta}
 
 
-def _reader() -> Any:
-    """Orbax's checkpointer for one process, which reads without waiting for others."""
+def not_finite(tree: Any) -> list[str]:
+    """The names of the arrays with a NaN or an infinity in this process's share of them."""
+
+    def bad(x: Any) -> bool:
+        if not jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
+            return False
+        shards = getattr(x, "addressable_shards", None)
+        parts = [s.data for s in shards if s.replica_id == 0] if shards is not None else [x]
+        flat = [np.asarray(part).reshape(-1) for part in parts]
+        return not all(
+            np.isfinite(part[i : i + PIECE]).all()
+            for part in flat
+            for i in range(0, len(part), PIECE)
+        )
+
+    return [_name(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if bad(x)]
+
+
+def refuse_not_finite(directory: Folder, step: int, tree: Any) -> None:
+    """Refuses (UserError) what an earlier version saved of a training that had diverged."""
+    if names := not_finite(tree):
+        raise UserError(
+            f"checkpoint {Path(directory) / str(step)} holds numbers that are not finite, in"
+            f" {len(names)} arrays ({names[0]}): delete its folder to go on from the step before"
+        )
+
+
+def refuse_pattern(path: Folder) -> None:
+    """Refuses (UserError) a path in which orbax would lose its files."""
+    whole = Path(path).absolute().as_posix()
+    if wrong := [c for c in PATTERN if c in whole]:
+        raise UserError(
+            f"{whole}: checkpoints cannot be kept under a path with {' or '.join(wrong)} in it;"
+            " choose another --workdir"
+        )
+
+
+def refuse_unreadable(folder: Path) -> None:
+    """Opens every array of a step and reads the smallest back, or raises `UserError`."""
+    try:
+        _read_back(folder)
+    except Exception as error:
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"cannot save checkpoint {folder}: it cannot be read back ({reason})"
+        ) from error
+
+
+def _read_back(folder: Path) -> None:
+    for item in ("state", "ema"):
+        saved = _placed(_saved_shapes(folder.parent, int(folder.name), item))
+        leaves = jax.tree.leaves(saved)
+        smallest = min(leaves, key=lambda leaf: math.prod(leaf.shape), default=None)
+        one = jax.tree.map(lambda x, it=smallest: x if x is it else ocp.PLACEHOLDER, saved)
+        arguments = ocp.checkpoint_utils.construct_restore_args(one)
+        read = ocp.PyTreeCheckpointHandler(multiprocessing_options=_alone())
+        read.restore(folder / item, args=ocp.args.PyTreeRestore(one, restore_args=arguments))
+
+
+def _alone() -> Any:
+    """Orbax's options for this process alone: it does not wait for others."""
     me = jax.process_index()
-    alone = ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+    return ocp.options.MultiprocessingOptions(primary_host=me, active_processes={me})
+
+
+def _reader() -> Any:
+    """Orbax's checkpointer for this process alone."""
+    alone = _alone()
     options = ocp.CompositeOptions(multiprocessing_options=alone)
     handler = ocp.CompositeCheckpointHandler(composite_options=options)
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _saved_tree(directory: Folder, step: int, item: str) -> Any:
+def _saved_shapes(directory: Folder, step: int, item: str) -> Any:
+    """The tree of an item's arrays; opens each of them."""
     folder = epath.Path(Path(directory).absolute()) / str(step) / item
     metadata = ocp.StandardCheckpointHandler().metadata(folder)
-    return getattr(metadata, "tree", metadata)
+    tree = getattr(metadata, "tree", metadata)
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
 def _check_shapes(directory: Folder, step: int, item: str, abstract: Any) -> None:
@@ -253,6 +323,7 @@ class Checkpoints:
     def __init__(self, directory: Folder, keep: int = 2, in_flight: int | None = None) -> None:
         if keep < 1:
             raise UserError(f"keep of {keep} checkpoints: at least 1 must stay")
+        refuse_pattern(directory)
         self.directory = Path(directory).absolute()
         self.keep = keep
         self._in_flight = in_flight
@@ -283,12 +354,18 @@ class Checkpoints:
         `state` and `ema` are trees of arrays, `iterator` is grain's or None, `meta` is JSON. Waits
         for the previous save and raises its error. A finished step is saved again only if `restore`
         found it damaged; damaged and unfinished folders of that name become STEP.bad. Raises
-        `UserError` if the folder cannot be written or lacks space.
+        `UserError` if the folder cannot be written or lacks space, `Diverged` for arrays that are
+        not finite.
         """
         self.wait()
         if step == self._last or (step in self.steps() and step not in self._bad):
             return
         self._make_way(step, (state, ema))
+        names = not_finite({"state": state, "ema": ema})
+        if not everywhere(not names):
+            shown = f"{len(names)} arrays ({', '.join(names[:1])})" if names else "another process"
+            stage = f"stage {self.directory.name}"
+            raise Diverged(f"{stage}: not finite after step {step}: {shown}; {self.kept()}")
         items = {
             "state": ocp.args.StandardSave(state),
             "ema": ocp.args.StandardSave(ema),
@@ -324,6 +401,27 @@ class Checkpoints:
         error, self._saving, self._error = self._error, None, None
         if error is not None:
             self._fail(step, error)
+
+    def kept(self) -> str:
+        """What a training that diverged can go on from, once the save in flight is finished."""
+        self.wait()
+        good = [step for step in reversed(self.steps()) if damage(self.directory, step) is None]
+        saved = f"checkpoint {good[0]} is good" if good else "no checkpoint is saved"
+        saved += f" (before it {good[1]})" if good[1:] else ""
+        rate = f"config.{self.directory.name}.train.learning_rate or .adam_learning_rate"
+        return f"{saved} in {self.directory}; run again with a smaller {rate}"
+
+    @contextlib.contextmanager
+    def closing(self) -> Iterator[None]:
+        """Closes at the end; after an error too, unless other processes may not have it."""
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, Diverged) or jax.process_count() == 1:
+                with contextlib.suppress(Exception):
+                    self.close()
+            raise
+        self.close()
 
     def close(self) -> None:
         """Waits for the save in the background, raises its error, and ends orbax's threads."""
@@ -374,6 +472,7 @@ class Checkpoints:
             if files:
                 iterator.set_state(json.loads(files[0].read_text(encoding="utf-8")))
         read = _read(self.directory, step, **items)
+        refuse_not_finite(self.directory, step, {item: read[item] for item in abstract})
         return Restored(step, read["state"], read["ema"], meta)
 
     def _make_way(self, step: int, trees: Any) -> None:
@@ -405,6 +504,7 @@ class Checkpoints:
         try:
             self._saver.wait_until_finished()
             if jax.process_index() == 0:
+                refuse_unreadable(self.directory / str(step))
                 write_digests(self.directory / str(step))
                 self._prune()
         except Exception as error:  # raised again by `wait`
