@@ -23,7 +23,7 @@ from vdit.errors import UserError
 from vdit.models.vivit import ViViT
 from vdit.nn.patch import to_float
 from vdit.objectives.classify import answers
-from vdit.runtime.checkpoint import newest_good_step, restore_ema
+from vdit.runtime.checkpoint import read_newest, restore_ema
 from vdit.runtime.files import atomic_path
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.progress import say
@@ -63,10 +63,7 @@ class Classifier:
 def load(workdir: str | Path) -> Classifier:
     """The classifier of a workdir: its newest good checkpoint."""
     config, directory = read_config(Path(workdir)), Path(workdir) / "checkpoints" / "classify"
-    step = newest_good_step(directory)
-    if step is None:
-        raise UserError(f"{directory} holds no checkpoint; train or import it first")
-    params = restore_ema(directory, step)["vivit"]
+    step, params = read_newest(directory, lambda step: restore_ema(directory, step)["vivit"])
     return Classifier(config, params, answer_names(config, Path(workdir)), step)
 
 

@@ -16,7 +16,7 @@ from vdit.config.identity import read_config
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
-from vdit.runtime.checkpoint import load_meta, newest_everywhere, restore_ema
+from vdit.runtime.checkpoint import load_meta, read_newest, restore_ema
 from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import param_sharding, spread
 
@@ -43,14 +43,14 @@ def read_parts(
     meta: dict[str, Any] = {}
     for stage in ("vae", "dit"):
         directory = workdir / "checkpoints" / stage
-        step = newest_everywhere(directory)
-        if step is None:
-            raise UserError(f"{directory} holds no checkpoint; train or import it first")
         split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
-        groups = restore_ema(directory, step, split)
+
+        def read(step: int, directory: Path = directory, split: Any = split) -> Any:
+            return restore_ema(directory, step, split), load_meta(directory, step)
+
+        _, (groups, meta) = read_newest(directory, read)
         # A discriminator and the heads of auxiliary losses serve training alone.
         params |= {name: groups[name] for name in ("vae", "dit", "text") if name in groups}
-        meta = load_meta(directory, step)
     content = text_content(config)
     if any(meta["fields"].get(name) != value for name, value in content.items()):
         raise UserError(

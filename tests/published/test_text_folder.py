@@ -413,12 +413,11 @@ def test_features_are_cached_and_the_encoder_is_known_again(
     assert differences(meta["fields"], changed["fields"]).startswith("text.content was ")
 
     # A finished workdir's text is that of its encoder, or there is no sample.
-    monkeypatch.setattr(loading, "newest_everywhere", lambda directory: 1)
-    monkeypatch.setattr(loading, "restore_ema", lambda directory, step, place: {})
     statistics = {"latents": {"mean": [0.0] * 8, "std": [1.0] * 8}}
-    monkeypatch.setattr(loading, "load_meta", lambda directory, step: changed | statistics)
+    found = [({}, changed | statistics)]
+    monkeypatch.setattr(loading, "read_newest", lambda directory, read: (1, found[-1]))
     _, features = sample.load(workdir, config).text([["a red ball"]])
     assert features.shape == (1, 1, config.text.length, 12)
-    monkeypatch.setattr(loading, "load_meta", lambda directory, step: meta | statistics)
+    found.append(({}, meta | statistics))
     with pytest.raises(UserError, match="moved holds another text encoder than that of"):
         sample.load(workdir, config)

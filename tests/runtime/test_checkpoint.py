@@ -25,6 +25,7 @@ from vdit.runtime.checkpoint import (
     damage,
     load_meta,
     newest_good_step,
+    read_newest,
     restore_ema,
     saved_shapes,
 )
@@ -300,3 +301,40 @@ def test_what_cannot_be_read_back_is_no_finished_save(
     with pytest.raises(UserError, match=r"cannot save checkpoint .*1: it cannot be read back"):
         checkpoints.close()
     assert checkpoints.steps() == []
+
+
+def test_a_reader_beside_a_writer_takes_the_step_that_has_replaced_its_own(copy: Path) -> None:
+    """The run keeps one step, and saves the next while the reader has just chosen one."""
+    checkpoints = Checkpoints(copy, keep=1)
+
+    def read(step: int) -> Any:
+        if step == 20:
+            checkpoints.save(30, *make_state(30), None, META)
+            checkpoints.wait()
+        return restore_ema(copy, step)
+
+    step, ema = read_newest(copy, read)
+    checkpoints.close()
+    assert step == 30
+    equal(ema, make_state(30)[1])
+    with pytest.raises(ZeroDivisionError):  # a fault of its own is not tried again
+        read_newest(copy, lambda step: 1 // 0)
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        read_newest(copy / "none", lambda step: step)
+
+
+def test_a_step_that_is_finished_while_others_are_looked_through_is_found(
+    copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digests = (copy / "20" / "digests.json").read_text()
+    (copy / "20" / "digests.json").unlink()
+
+    def finishing(directory: Path, step: int, items: Any) -> str | None:
+        said = damage(directory, step, items)
+        if step == 20:
+            (copy / "20" / "digests.json").write_text(digests)
+            shutil.rmtree(copy / "10", ignore_errors=True)
+        return said
+
+    monkeypatch.setattr("vdit.runtime.checkpoint.damage", finishing)
+    assert newest_good_step(copy) == 20

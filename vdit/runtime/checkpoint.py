@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -40,7 +40,9 @@ ITEMS = ("state", "ema", "iterator", "meta")
 TO_SAMPLE = ("ema", "meta")  # items that are enough to use a model
 TEMPORARY = "*.orbax-checkpoint-tmp*"  # what an interrupted save leaves
 PATTERN = "[*?\\"  # orbax takes them for a pattern's wherever they stand in a path
+ATTEMPTS = 10  # at a step that a run may prune while it is read
 PIECE = 2**20  # numbers looked through at a time, which caches hold
+T = TypeVar("T")
 log = logging.getLogger("vdit")
 
 
@@ -77,8 +79,11 @@ def damage(directory: Folder, step: int, items: tuple[str, ...] = ITEMS) -> str 
     Reads every byte of the files in the digests, and no others.
     """
     folder = Path(directory) / str(step)
-    if not folder.is_dir() or not any(folder.iterdir()):
-        return f"{folder.name}: the folder is {'empty' if folder.is_dir() else 'missing'}"
+    try:
+        if not any(folder.iterdir()):
+            return f"{folder.name}: the folder is empty"
+    except OSError:
+        return f"{folder.name}: the folder is missing"
     try:
         digests = json.loads((folder / DIGESTS).read_text(encoding="utf-8"))["files"]
         expected = [(name, int(size), str(sha)) for name, (size, sha) in digests.items()]
@@ -106,19 +111,41 @@ def damage(directory: Folder, step: int, items: tuple[str, ...] = ITEMS) -> str 
 def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
     """The newest step whose `items` are undamaged, None if there is no step at all.
 
-    Warns of each newer step that is damaged, naming the file. Raises `UserError` if all are.
+    Warns of each newer step that is damaged, naming the file. Raises `UserError` if all are. The
+    steps are listed again after each, since a run may save and prune meanwhile.
     """
-    reasons: list[str] = []
-    for step in reversed(all_steps(directory)):
+    tried: dict[tuple[int, bool], str] = {}
+    while True:
+        there = [(step, is_finished(directory, step)) for step in all_steps(directory)]
+        left = [step for step in there if step not in tried]
+        if not left:
+            break
+        step = left[-1][0]
         reason = damage(directory, step, items)
         if reason is None:
-            for line in reasons:
+            for line in tried.values():
                 log.warning("%s; taking step %d", line, step)
             return step
-        reasons.append(f"checkpoint {Path(directory) / str(step)} is damaged: {reason}")
-    if reasons:
-        raise UserError("; ".join(reasons) + "; no good step is left")
+        tried[left[-1]] = f"checkpoint {Path(directory) / str(step)} is damaged: {reason}"
+    if tried:
+        raise UserError("; ".join(tried.values()) + "; no good step is left")
     return None
+
+
+def read_newest(directory: Folder, read: Callable[[int], T]) -> tuple[int, T]:
+    """(step, read(step)) of the newest good step, or of a newer one that has replaced it
+    meanwhile. Raises `UserError` where there is none, and what `read` raises."""
+    for attempt in range(ATTEMPTS):
+        step = newest_everywhere(directory)
+        if step is None:
+            break
+        try:
+            return step, read(step)
+        except Exception:
+            replaced = jax.process_count() == 1 and not is_finished(directory, step)
+            if not replaced or attempt == ATTEMPTS - 1:
+                raise
+    raise UserError(f"{directory} holds no checkpoint; train or import it first")
 
 
 def newest_everywhere(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
@@ -515,8 +542,9 @@ class Checkpoints:
         for path in self.directory.iterdir():
             number = path.name.removesuffix(".bad")
             if number.isdecimal() and int(number) < oldest:
-                (path / DIGESTS).unlink(missing_ok=True)  # half deleted must not look finished
-                shutil.rmtree(path)
+                with contextlib.suppress(OSError):  # a reader may keep files: the next save's turn
+                    (path / DIGESTS).unlink(missing_ok=True)  # half deleted must not look finished
+                    shutil.rmtree(path)
 
     def _remove_temporary(self) -> None:
         for path in self.directory.glob(TEMPORARY):
