@@ -3,13 +3,12 @@
 import argparse
 import ast
 import difflib
-import runpy
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from jax.sharding import Mesh
 
+from vdit.config import command
 from vdit.data.decode import one_line
 from vdit.errors import UserError
 from vdit.runtime.mesh import AXES, make_mesh
@@ -45,10 +44,7 @@ def read_config(path: str, changes: Sequence[str] = ()) -> "ConfigDict":
     """get_config of experiments/X.py[:ARGUMENT], with changes "--config.field=value"."""
     from ml_collections import ConfigDict
 
-    file, _, argument = path.partition(":")
-    if not Path(file).is_file():
-        raise UserError(f"--config={path}: there is no such file")
-    config = runpy.run_path(file)["get_config"](argument)
+    config = command.load(path)
     for change in changes:
         name, equals, text = change.removeprefix("--config.").partition("=")
         if not change.startswith("--config.") or not equals:

@@ -4,8 +4,8 @@
 --mode=eval scores it, --mode=features writes a classifier's features of videos.
 
 Exit status: 2 for wrong input, which is one line; 143 for a run that a signal stopped, which the
-same command continues; 1 for a loss that is not finite, and for a run of several processes
-(docs/pods.md) of which one is lost or stuck.
+same command continues, 130 for Ctrl-C that nothing was saved at; 1 for a loss that is not finite,
+and for a run of several processes (docs/pods.md) of which one is lost or stuck.
 """
 
 import functools
@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from vdit.config import command
 from vdit.errors import EXPECTED, Diverged, Interrupted, UserError
 from vdit.runtime import processes
 from vdit.runtime.processes import Member, Watch
@@ -47,10 +48,10 @@ _PROCESS = flags.DEFINE_integer("process", None, "index of this process, from 0"
 
 def parse(argv: Sequence[str]) -> tuple[str | None, Path]:
     """Reads the flags: the config's path as given, and the workdir (runs/NAME[-ARGUMENT])."""
-    path = next((a.split("=", 1)[1] for a in argv if a.startswith("--config=")), None)
+    path = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), None)
     file, _, argument = (path or "").partition(":")
-    if path is not None and not Path(file).is_file():
-        raise UserError(f"--config={path}: there is no such file")
+    if path is not None:
+        command.load(path)  # what is wrong in it is said without ml_collections' traceback
     try:
         rest = FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
@@ -127,7 +128,7 @@ def child(path: str | None, workdir: Path) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The whole program; returns the exit status."""
-    argv = sys.argv if argv is None else argv
+    argv = sys.argv = command.plain(sys.argv if argv is None else argv)  # read by ml_collections
     if any(arg in ("--help", "-h", "--helpfull") for arg in argv):
         print(__doc__ + "\n" + FLAGS.module_help(sys.modules[__name__]))
         return 0
@@ -138,8 +139,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         work(path, workdir)
     except EXPECTED as error:
         return failed(error)
+    except KeyboardInterrupt:
+        return command.stopped()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command.leave(main())

@@ -8,6 +8,7 @@ text tokens of a caption, E text width, K shots.
 import dataclasses
 import functools
 import inspect
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -86,6 +87,9 @@ def settings_of(config: ConfigDict, **changes: Any) -> Settings:
     values = {name: config.sample[name] for name in (*fields, *options) if name in config.sample}
     values |= {name: value for name, value in changes.items() if value is not None}
     kept = tuple((name, values.pop(name)) for name in options if name in values)
+    for name, value in (*values.items(), *kept):
+        if not all(math.isfinite(x) for x in jax.tree.leaves(value) if isinstance(x, float)):
+            raise UserError(f"{name} {value}: a finite number is allowed")
     settings = Settings(options=kept, **values)
     settings.make()  # refuses unknown names and options at once
     joined.check_push(config, settings.push, settings.skip)

@@ -28,7 +28,7 @@ from vdit.runtime.progress import say
 from vdit.tokens import clip_frames, latent_times, shot_list
 
 Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
-MOST_SHOTS = 256
+MOST_SHOTS, MOST_VIDEOS = 256, 2**16
 
 
 @dataclass(frozen=True)
@@ -212,6 +212,12 @@ class Model:
         """The videos of a request, `num` of each prompt, validated (UserError)."""
         if num < 1 or not prompts:
             raise UserError(f"{len(prompts)} prompts, num {num}: at least one of each is needed")
+        last, most = seed + num * len(prompts) - 1, 2**32 - 1
+        if seed < 0 or last > most or num * len(prompts) > MOST_VIDEOS:
+            raise UserError(
+                f"seed {seed}, {num * len(prompts)} videos: seeds of 0 to {most} and at most"
+                f" {MOST_VIDEOS} videos are allowed"
+            )
         lists = _per_prompt(given, prompts, lambda value: isinstance(value, Given), "lists given")
         p = self.config.vae.patch[0]
         spans = [whole_spans(parts, clip.frames, p) for parts in lists]

@@ -1,8 +1,12 @@
 """--mode=sample and the stage sample: requests read from flags, videos written with settings."""
 
+import contextlib
+import itertools
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
+import unicodedata
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +14,14 @@ import numpy as np
 from vdit.data import sources
 from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
-from vdit.runtime.files import write_text
+from vdit.runtime.files import read_text, write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
 from vdit.runtime.video import contact_sheet, tile, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
 
+TASKS = ("text", "image", "extend")  # of the stage sample, whose files have these names
 PREVIEW = 240  # frames that the animated WebP beside a video has at most
 
 
@@ -26,7 +31,7 @@ def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tup
     Refuses a time outside the clip of `frames`; cuts frames behind its end.
     """
     name, at, seconds = text.rpartition("@")
-    if not at:
+    if not at or not _is_number(seconds) or (Path(text).exists() and not Path(name).exists()):
         name, seconds = text, "0"
     try:
         frame = round(float(seconds) * fps)
@@ -44,10 +49,18 @@ def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tup
     return Given(video, frame), said
 
 
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def read_shots(path: str) -> list[Shot]:
     """A shot list from a JSON file: [{"start": seconds, "caption": text}, ...]."""
     try:
-        listed = json.loads(Path(path).read_text(encoding="utf-8"))
+        listed = json.loads(read_text(path))
     except OSError as error:
         raise UserError(f"--shots={path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
@@ -98,23 +111,38 @@ def sample_request(
         prompts, frames / fps, fps=fps, size=(height, width), num=num, seed=seed, given=parts,
         shots=listed,
     )  # fmt: skip
-    paths = []
+    paths: list[Path] = []
     with zero_alone("samples") as zero:
         for result in results:
             if given:
                 result.settings["given"] = list(given)
-            path = folder / f"{slug(result.settings['prompt'])}-{result.settings['seed']}.mp4"
-            if zero:
-                write_result(path, result, model.config.sample.zoom)
+            if not zero:
+                continue
+            name = f"{slug(result.settings['prompt'])}-{result.settings['seed']}"
+            path = unused(folder, name, {path.stem for path in paths})
+            write_result(path, result, model.config.sample.zoom)
             say(str(path))
             paths.append(path)
     return paths
 
 
 def slug(text: str, most: int = 60) -> str:
-    """A prompt as a file name."""
-    name = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
-    return name[:most].strip("-") or "video"
+    """A prompt as a file name: its letters, marks and digits, of any script."""
+    text = unicodedata.normalize("NFC", text.lower())
+    name = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
+    try:
+        os.fsencode(name)
+    except UnicodeEncodeError:  # a file system of another encoding
+        name = re.sub(r"[^a-z0-9]", " ", name)
+    name = "-".join(name.split())[:most].strip("-") or "video"
+    return f"video-{name}" if name in TASKS else name
+
+
+def unused(folder: Path, name: str, taken: Collection[str] = ()) -> Path:
+    """FOLDER/NAME.mp4, or NAME-2 and so on: nothing there is written over."""
+    there = {path.stem for path in folder.glob("*.*")} | set(taken)
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return folder / f"{next(name for name in names if name not in there)}.mp4"
 
 
 def write_result(path: Path, result: Result, zoom: int) -> None:
@@ -129,12 +157,18 @@ def write_result(path: Path, result: Result, zoom: int) -> None:
                 preview.append(part[:room].copy())
             yield part
 
-    write_mp4(path, parts(), fps, scale=zoom)
-    shown = np.concatenate(preview)
-    write_webp(path.with_suffix(".webp"), shown, fps, scale=max(zoom // 2, 1))
-    if len(shown) == 1:
-        write_png(path.with_suffix(".png"), shown[0], zoom)
-    write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
+    try:
+        write_mp4(path, parts(), fps, scale=zoom)
+        shown = np.concatenate(preview)
+        write_webp(path.with_suffix(".webp"), shown, fps, scale=max(zoom // 2, 1))
+        if len(shown) == 1:
+            write_png(path.with_suffix(".png"), shown[0], zoom)
+        write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
+    except BaseException:  # a full disk, Ctrl-C: all of its files or none
+        for suffix in (".mp4", ".webp", ".png", ".json"):
+            with contextlib.suppress(OSError):
+                path.with_suffix(suffix).unlink(missing_ok=True)
+        raise
 
 
 def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:

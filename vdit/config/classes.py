@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from vdit.config import shared
 from vdit.errors import UserError
-from vdit.runtime.files import write_text
+from vdit.runtime.files import read_text, write_text
 
 CLASSES = "classes.json"
 
@@ -42,7 +42,7 @@ def read_names(count: int, path: Path) -> list[str]:
     if not count or not path.exists():
         return [str(i) for i in range(count)]
     try:
-        names = json.loads(path.read_text(encoding="utf-8"))
+        names = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise UserError(f"cannot read {path}: {error}") from error
     if not isinstance(names, list) or len(names) != count:

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vdit.config import default
 from vdit.errors import UserError
-from vdit.runtime.files import write_text
+from vdit.runtime.files import read_text, write_text
 
 # The version of config.json. It goes up when a field gets another meaning, name or default; a new
 # field needs no new version, since digests cover only fields that differ from their defaults.
@@ -85,7 +85,7 @@ def stored_fields(workdir: Path, lenient: bool = False) -> dict[str, Any]:
     """
     path = Path(workdir) / "config.json"
     try:
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = json.loads(read_text(path))
         if not isinstance(saved, dict):
             raise ValueError("an object is expected")
     except (OSError, ValueError) as error:

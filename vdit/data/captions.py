@@ -19,6 +19,7 @@ from typing import Any
 
 from vdit.data.decode import is_text, is_time, one_line
 from vdit.errors import UserError
+from vdit.runtime.files import read_text
 
 SUFFIXES = (".gif", ".mkv", ".mov", ".mp4", ".webm")
 TABLES = ("captions.jsonl", "captions.csv")
@@ -206,9 +207,7 @@ def _beside(root: Path, clip: str, text: str | None) -> Row:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{one_line(str(path))}: not UTF-8 (byte {error.start})") from None
+        return read_text(path)
     except OSError as error:
         raise UserError(f"cannot read {one_line(str(path))}: {error.strerror}") from None
 

@@ -58,6 +58,17 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
+def read_text(path: str | os.PathLike[str]) -> str:
+    """A text file that a user may have written: UTF-8, with or without a byte order mark.
+
+    Raises `OSError`, and `UserError` for other encodings.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
+
+
 def write_text(path: str | os.PathLike[str], text: str) -> None:
     """Writes a UTF-8 text file atomically."""
     with atomic_path(path) as temporary:

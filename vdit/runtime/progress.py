@@ -35,6 +35,7 @@ class Progress:
         self._task: Any = None
 
     def __enter__(self) -> "Progress":
+        tolerant()
         if self.active and sys.stdout.isatty():
             from rich import get_console, progress
 
@@ -117,7 +118,14 @@ def clock(seconds: float) -> str:
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
 
 
+def tolerant() -> None:
+    """Has stdout escape what its encoding lacks (cron, Windows, a pipe), instead of failing."""
+    if getattr(sys.stdout, "errors", "") == "strict" and hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
 def _print(text: str, style: str | None = None) -> None:
+    tolerant()
     if sys.stdout.isatty():
         from rich import get_console
 
