@@ -295,11 +295,15 @@ def _reader() -> Any:
     return ocp.Checkpointer(handler, multiprocessing_options=alone)
 
 
-def _saved_shapes(directory: Folder, step: int, item: str) -> Any:
-    """The tree of an item's arrays; opens each of them."""
+def _saved_tree(directory: Folder, step: int, item: str) -> Any:
+    """The metadata of an item's arrays; each of them is opened."""
     folder = epath.Path(Path(directory).absolute()) / str(step) / item
     metadata = ocp.StandardCheckpointHandler().metadata(folder)
-    tree = getattr(metadata, "tree", metadata)
+    return getattr(metadata, "tree", metadata)
+
+
+def _saved_shapes(directory: Folder, step: int, item: str) -> Any:
+    tree = _saved_tree(directory, step, item)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
 
