@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.source = "folder"
     config.data.path = ""  # set by --config.data.path=FOLDER
     config.data.stride = 0.1
+    config.text.length = 512  # 200 words; a training step reads as many as the longest caption has
     config.sample.clips = 4
     if not variant:
         config.data.size = (64, 64)

@@ -219,8 +219,11 @@ def test_figures_leave_matplotlib_as_it_was(workdir):
 
 def test_the_time_of_all_stages_leaves_out_the_row_of_the_whole_run(tmp_path):
     rows = [
-        {"stage": "vae", "step": 9, "seconds": 600.0},
+        {"stage": "vae", "step": 5, "seconds": 400.0},
+        {"stage": "vae", "step": 7, "seconds": 100.0},  # resumed
+        {"stage": "vae", "step": 9, "seconds": 200.0},
         {"stage": "dit", "step": 9, "seconds": 300.0},
+        {"stage": "eval", "step": 9, "task": "length", "seconds": 60.0},  # of a video
         {"stage": "run", "step": 0, "seconds": 907.0},
     ]
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))

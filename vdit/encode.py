@@ -4,6 +4,7 @@ Dimension key: B clips, T frames, H height, W width, Z latent channels.
 """
 
 import functools
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,19 +151,46 @@ def truth_of_latents(
     return truth.astype(np.float16)
 
 
+def _first_captions(clips: Any, shots: int) -> Iterator[str]:
+    """The captions that a tokenizer is learned from; a folder's are there without its videos."""
+    for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
+        if hasattr(clips, "caption"):
+            yield clips.caption(i)
+        else:
+            yield from shot_list(clips[i], shots)[0]
+
+
+def check_captions(config: ConfigDict, workdir: Path, clips: Any) -> None:
+    """Refuses (UserError) captions over text.length of both splits of a folder, whose training
+    clips are `clips`, before anything is trained; writes nothing."""
+    if not hasattr(clips, "caption"):
+        return
+    with tempfile.TemporaryDirectory() as place:
+        known = (workdir / "tokenizer.json").exists()
+        make = functools.partial(_first_captions, clips, 0)
+        tokenizer = build_tokenizer(config, workdir if known else Path(place), make)
+    rows = {row.caption: row for split in (sources.source(config, "heldout", workdir), clips)
+            for row in split.rows}  # fmt: skip
+    wrong = [row for row in rows.values() if tokenizer.count(row.caption) > tokenizer.length]
+    if wrong:
+        longest = max(wrong, key=lambda row: tokenizer.count(row.caption))
+        more = f" (one of {len(wrong)})" if wrong[1:] else ""
+        raise UserError(
+            f"{longest.where}: its caption is {tokenizer.count(longest.caption)} tokens long{more};"
+            f" config.text.length allows {config.text.length}"
+        )
+
+
 class CaptionEncoder:
     """Token ids of captions and, with `latents.features`, a frozen text encoder's features."""
 
     def __init__(self, config: ConfigDict, workdir: Path, clips: Any):
         self._shots = sources.most_shots(config)
 
-        def captions() -> Iterator[str]:
-            for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
-                yield from shot_list(clips[i], self._shots)[0]
-
         with zero_first("tokenizer"):
             if classes := getattr(clips, "classes", None):
                 write_classes(config, workdir, classes)
+            captions = functools.partial(_first_captions, clips, self._shots)
             self._tokenizer = build_tokenizer(config, workdir, captions)
         self._encoder = build_text_encoder(config, self._tokenizer)
         self._params: Any = None

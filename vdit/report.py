@@ -256,11 +256,25 @@ def _autoencoder(rows: Sequence[Row]) -> Row:
 
 
 def _stages(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
-    """The last value of each metric per stage, without "run", which covers all stages."""
+    """The last value of each metric per stage, without "run", which covers all stages.
+
+    The seconds of a stage that was resumed are those of all its parts: they begin again with each.
+    """
     stages: dict[str, dict[str, float]] = defaultdict(dict)
+    spent: dict[str, list[float]] = defaultdict(list)  # the last row of each part
     for row in rows:
-        if row["stage"] != "run":
-            stages[row["stage"]] |= {name: n for name, n in row.items() if _is_number(n)}
+        name, numbers = row["stage"], {key: n for key, n in row.items() if _is_number(n)}
+        if name == "run":
+            continue
+        if "task" in row:  # a score, whose seconds are a video's
+            numbers.pop("seconds", None)
+        if (seconds := numbers.get("seconds")) is not None:
+            parts = spent[name]
+            if parts and seconds >= parts[-1]:
+                parts.pop()
+            parts.append(seconds)
+            numbers["seconds"] = sum(parts)
+        stages[name] |= numbers
     return stages
 
 

@@ -16,6 +16,7 @@ from vdit.config import joined
 from vdit.config.identity import read_config, write_config
 from vdit.config.text import look_through_text
 from vdit.data import sources
+from vdit.encode import check_captions
 from vdit.errors import Interrupted, UserError
 from vdit.runtime.checkpoint import refuse_pattern
 from vdit.runtime.files import alone
@@ -69,7 +70,9 @@ def _claim(config: ConfigDict, runtime: Runtime) -> None:
         stages.refuse_other(config, stage, runtime)
     if stages.reads_clips(config):
         with zero_first("clips"):
-            sources.source(config, "train", workdir)
+            clips = sources.source(config, "train", workdir)
+            if not {"latents", "dit"}.isdisjoint(config.stages):
+                check_captions(config, workdir, clips)
     with zero_first("config"):
         if zero:
             write_config(config, workdir)

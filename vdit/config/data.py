@@ -33,6 +33,8 @@ def fields() -> ConfigDict:
     # folder: refuse it for a film that cannot be read, a wrong row or a missing caption, instead of
     # skipping these
     data.strict = False
+    # folder, tfds: share of the clips held out; 0 (folder): none, the training clips are scored
+    data.heldout = 0.1
     data.threads = 1  # reader threads
     # Clip shapes (frames, height, width, fps) for the denoiser, taken in turn and packed into rows
     # of equal length; empty: the shape above. Videos of a folder take those near their aspect.

@@ -111,6 +111,10 @@ class Folder(Clips):
                 self._skip_short(name, end - first)
         return spans
 
+    def caption(self, index: SupportsIndex) -> str:
+        """The caption of a clip, without its video."""
+        return self.rows[self._place(index)[0]].caption
+
     @property
     def captions(self) -> list[str]:
         """The split's distinct captions, in order."""
@@ -165,7 +169,8 @@ def _split_in_time(
     if have - tail < frames:
         raise UserError(
             f"{unit[0][0].file}: {have} frames are too few for a clip of {frames} to "
-            "train and one to hold out; give more clips, or heldout=0"
+            "train and one to hold out; give more clips, or --config.data.heldout=0 to train on "
+            "all of it, and be scored on the same"
         )
     cut, inside = last - tail, []
     for row, first, end in unit:

@@ -71,6 +71,8 @@ def clip_shape(config: ConfigDict) -> dict[str, Any]:
 def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
     from vdit.data.folder import Folder
 
+    heldout = config.data.heldout
+
     def clips(split: str) -> Folder:
         return Folder(
             config.data.path,
@@ -78,7 +80,8 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
             stride=config.data.stride,
             strict=config.data.strict,
             seed=config.seed,
-            split=split,
+            split=split if heldout else "train",
+            heldout=heldout,
             cache=workdir / "clips",
             skipped_path=workdir / "skipped.jsonl",
         )
@@ -134,6 +137,7 @@ def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Sour
         stride=config.data.stride,
         seed=config.seed,
         split=split,
+        heldout=config.data.heldout,
         checked=workdir / "tfds.json",
         skipped_path=workdir / "skipped.jsonl",
     )
@@ -159,7 +163,7 @@ def _check_tfds(config: ConfigDict) -> None:
 TEMPLATE = "a video of {label}"  # data.template where nobody has set it
 OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
 # The fields of config.data that not every source takes.
-OPTIONAL = ("detail", "shots", "strict", *OF_TFDS)
+OPTIONAL = ("detail", "shots", "strict", "heldout", *OF_TFDS)
 BODIES, SHOTS, PLAYGROUND = (f"vdit.worlds.{name}" for name in ("bodies", "shots", "playground"))
 SOURCES: dict[str, DataSource] = {
     "world": DataSource(
@@ -189,9 +193,11 @@ SOURCES: dict[str, DataSource] = {
         truth=f"{PLAYGROUND}.source:picture_truth",
     ),
     "folder": DataSource(
-        _folder, takes=("strict",), labels=("caption",), shapes=_folder_shapes
+        _folder, takes=("strict", "heldout"), labels=("caption",), shapes=_folder_shapes
     ),
-    "tfds": DataSource(_tfds, takes=OF_TFDS, labels=("caption",), check=_check_tfds),
+    "tfds": DataSource(
+        _tfds, takes=("heldout", *OF_TFDS), labels=("caption",), check=_check_tfds
+    ),
 }
 BUILT_IN = frozenset(SOURCES)
 

@@ -100,6 +100,15 @@ class Tokenizer:
             mask_NS[row] |= self.padding
         return ids_NS, mask_NS
 
+    def count(self, caption: str) -> int:
+        """The tokens of a caption, as `encode` counts them."""
+        text = _one_line(caption)
+        count = len(self._tokenizer.encode(text).ids)
+        if self.chunk is not None and self.chunk < count <= self.length:
+            chunks = self._chunks(text, "caption", self.chunk)
+            count = sum(map(len, chunks)) + len(chunks) - 1
+        return count
+
     def _chunks(self, text: str, name: str, most: int) -> list[list[int]]:
         """The ids of a text's chunks, of at most `most` tokens each."""
         chunks = []
