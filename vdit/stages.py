@@ -14,7 +14,12 @@ from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import build_denoiser, targets, training_times
 from vdit.config.identity import (
-    DEPENDS, changed, differences, digest, stage_fields, stored_fields,
+    DEPENDS,
+    changed,
+    differences,
+    digest,
+    stage_fields,
+    stored_fields,
 )  # fmt: skip
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources

@@ -256,10 +256,10 @@ def multistep(rng: np.random.Generator, steps: int = 8) -> dict[str, Any]:
         )
     for order in (1, 2, 3):
         for bh in ("bh1", "bh2"):
-            options = dict(solver_order=order, solver_type=bh, disable_corrector=[])
+            unipc = dict(solver_order=order, solver_type=bh, disable_corrector=[])
             flow = dict(use_flow_sigmas=True, flow_shift=3.0)
             for process, extra in (("ddpm", {}), ("flow", flow)):
-                scheduler = exact(diffusers.UniPCMultistepScheduler(**table, **options, **extra))
+                scheduler = exact(diffusers.UniPCMultistepScheduler(**table, **unipc, **extra))
                 scheduler.set_timesteps(steps)
                 out[f"multistep/{process}/sigmas"] = scheduler.sigmas.numpy()
                 # Their last step, to sigma 0, is of an order that it cannot have.
