@@ -256,7 +256,7 @@ def multistep(rng: np.random.Generator, steps: int = 8) -> dict[str, Any]:
         )
     for order in (1, 2, 3):
         for bh in ("bh1", "bh2"):
-            unipc = dict(solver_order=order, solver_type=bh, disable_corrector=[])
+            unipc: dict[str, Any] = dict(solver_order=order, solver_type=bh, disable_corrector=[])
             flow = dict(use_flow_sigmas=True, flow_shift=3.0)
             for process, extra in (("ddpm", {}), ("flow", flow)):
                 scheduler = exact(diffusers.UniPCMultistepScheduler(**table, **unipc, **extra))
