@@ -5,8 +5,9 @@
 --stage=dit (the default), vae or classify: FOLDER gets config.json and the weights for diffusers or
 transformers, if the network is of a family in `vdit/published/families.py`: for example
 DiTTransformer2DModel, LatteTransformer3DModel, UNet2DConditionModel (also denoisers trained here:
-choose the scheduler by dit.process), AutoencoderKL, AutoencoderKLWan, VivitForVideoClassification
-(of one frame: ViTForImageClassification). The frame size is that of training.
+choose the scheduler by dit.process), WanTransformer3DModel, AutoencoderKL, AutoencoderKLWan,
+VivitForVideoClassification (of one frame: ViTForImageClassification). The frame size is that of
+training.
 
 Other networks (vdit's DiT, the ViViT autoencoder, a learned text encoder) need --own: FOLDER gets
 everything that sampling needs, under vdit's names: config.json, STAGE.safetensors for each stage,

@@ -35,8 +35,9 @@ def text_width(params: Mapping[str, Any]) -> int:
 def architecture(fields: Config, sizes: Sizes) -> dict[str, Any]:
     """The fields that determine a denoiser's architecture, equal for equal networks."""
     names = ("dit.model", "dit.patch", "dit.axes", "dit.learned_variance")
-    groups = ("dit.paper.", "dit.unet.")
+    groups = ("dit.paper.", "dit.unet.", "dit.wan.")
     kept = {k: v for k, v in fields.items() if k in names or k.startswith(groups)}
+    kept.pop("dit.wan.token_times")  # a pipeline's
     if not kept["dit.paper.span"]:  # positions that count tokens
         kept["dit.paper.span"] = float(sizes.latent[1] // kept["dit.patch"][0])
     if kept["dit.model"] == "unet":  # its size is not in dit.preset
@@ -51,16 +52,17 @@ def to_layout(
 
     `fields` and `defaults` are a configuration's and the default one's, flat ("dit.patch").
     """
-    if sizes.latent[1] != sizes.latent[2] or fields["dit.patch"][0] != fields["dit.patch"][1]:
-        return None
+    square = sizes.latent[1] == sizes.latent[2] and len(set(fields["dit.patch"])) == 1
     for layout in LAYOUTS.values():
+        if not square and not layout.any_size:
+            continue
         try:
             config = layout.from_vdit(fields, sizes)
             theirs = {**defaults, **layout.to_vdit(config)}
         except UserError:
             continue
         same = architecture(theirs, sizes) == architecture(fields, sizes)
-        if same and theirs["data.frames"] == sizes.latent[0]:
+        if same and (layout.any_size or theirs["data.frames"] == sizes.latent[0]):
             fixed = {name: layout.fixed[name] for name in layout.written}
             return layout, {"_class_name": layout.classes[0], **fixed, **config}
     return None

@@ -14,8 +14,8 @@ FOLDER is one of
 - the output of `tools.export_weights --own`.
 
 Supported families are the rows of `vdit/published/families.py` (facebook/DiT-XL-2-256,
-maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2, stabilityai/sd-vae-ft-mse, the autoencoders
-of Wan 2.1 and 2.2, T5, CLIP, ViT, ViViT).
+maxin-cn/Latte-1, the U-Net of Stable Diffusion 1 and 2, stabilityai/sd-vae-ft-mse, transformers and
+autoencoders of Wan 2.1 and 2.2, T5, UMT5, CLIP, ViT, ViViT).
 
     python -m tools.import_weights --source=FOLDER --workdir=DIR [--start=central|inflate]
         --config=experiments/vivit.py --config.classify.preset=B/16x2 ...

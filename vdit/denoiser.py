@@ -46,6 +46,10 @@ class Network(Protocol):
         """One noise level for all tokens of a row, and one caption: nothing can be given."""
 
     @property
+    def from_start(self) -> bool:
+        """Positions count latent frames: what is given must be the beginning of a clip."""
+
+    @property
     def null_key(self) -> bool:
         """A dropped caption leaves a learned null key; otherwise, with a pretrained encoder, the
         features of the empty text take its place, as in published models."""

@@ -111,12 +111,19 @@ class Model:
         shape = (len(captions), len(captions[0]))
         return mask.reshape(*shape, -1), features.reshape(*shape, *features.shape[1:])
 
-    def check_parts(self) -> None:
-        """Refuses (UserError) given frames and shots for a model with one noise level a row."""
+    def check_parts(self, later: bool) -> None:
+        """Refuses (UserError) given frames and shots for a model with one noise level a row, and
+        shots and frames given `later` for one whose clips can only be continued."""
+        name = self.config.dit.model
         if self.dit.one_time:
             raise UserError(
-                f"dit.model={self.config.dit.model} knows one time for all tokens and one prompt:"
+                f"dit.model={name} knows one time for all tokens and one prompt:"
                 " neither given frames nor shots are allowed"
+            )
+        if self.dit.from_start and later:
+            raise UserError(
+                f"dit.model={name} continues a clip's beginning, by one prompt: neither frames"
+                " given later nor shots are allowed"
             )
 
     def label(self, prompt: str) -> int:
@@ -224,7 +231,8 @@ class Model:
         frames = [parts for parts, _ in spans]
         shot_lists = _per_prompt(shots, prompts, _is_shot, "shot lists")
         if any(frames) or any(shot_lists):
-            self.check_parts()
+            later = any(part.frame > 0 for parts in frames for part in parts)
+            self.check_parts(later or any(shot_lists))
         for text in dict.fromkeys(text for _, said in spans for text in said):
             say(text)
         labels = [self.label(prompt) if self.classes else -1 for prompt in prompts]

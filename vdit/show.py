@@ -96,7 +96,7 @@ def sample_request(
     """--mode=sample: generates videos, writes them and returns their paths. Of several processes
     all generate and process 0 writes."""
     if given or shots:
-        model.check_parts()
+        model.check_parts(bool(shots))
     frames, fps, height, width = model.clip(seconds, fps, parse_size(size))
     if seconds is not None and abs(frames / fps - seconds) > 1e-6:
         say(f"{seconds:g} s is rounded up to {frames} frames, {frames / fps:g} s")

@@ -57,18 +57,21 @@ class Condition:
     pooled: jax.Array  # (B, K, E) the caption as one vector, zero where dropped
     level: jax.Array  # (B, K) noise level of each slot, as the process's `network_time`
     label: jax.Array | None = None  # (B,) class, -1 where dropped; None: no model of classes
+    beside: jax.Array | None = None  # (B, L, ...) channels beside the noisy ones of a token
+    image: jax.Array | None = None  # (B, S', E') features of an image's tokens
 
 
 def one_level_grid(
-    model: str, reason: str, layout: Layout, condition: Condition
+    model: str, reason: str, layout: Layout, condition: Condition, most: int = 1
 ) -> tuple[int, int, int]:
-    """The grid of a dense batch with one noise level a sample; `UserError` for any other, from a
-    `model` that needs that for `reason`."""
+    """The grid of a dense batch with one noise level a sample, or at most two, of one caption;
+    `UserError` for any other, from a `model` that needs that for `reason`."""
     if layout.grid is None:
         raise UserError(f"dit.model={model} needs dense batches: {reason}")
-    if condition.level.shape[1] != 1:
+    if condition.level.shape[1] > most:
+        what = "time for all tokens: given frames" if most == 1 else "caption a clip: shots"
         raise UserError(
-            f"dit.model={model} knows one time for all tokens: given frames are not allowed"
+            f"dit.model={model} knows one {what} are not allowed"
             f" ({condition.level.shape[1]} levels)"
         )
     return layout.grid

@@ -130,10 +130,17 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
     changes |= layout.schedule(source / "scheduler" / "scheduler_config.json")
+    index = source / "model_index.json"
+    if index.exists():
+        try:
+            changes |= layout.pipeline(weights.read_json(index, TOKENIZER_BYTES))
+        except UserError as error:
+            raise UserError(f"{index}: {error}") from error
     plans: dict[str, tuple[Path, weights.Plan]] = {}
     statistics = layout.latents(changes["vae.channels"])
     if "vae" in found:
-        fields, plan = its_autoencoder(found["vae"], folder, layout, numbers)
+        channels, side = changes["vae.channels"], numbers.get("sample_size", 0)
+        fields, plan = its_autoencoder(found["vae"], folder, layout, channels, side)
         changes |= fields
         statistics = statistics_of(found["vae"])
         plans["vae"] = found["vae"], plan
@@ -161,19 +168,21 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
 
 
 def its_autoencoder(
-    vae: Path, folder: Path, layout: Denoiser, numbers: Mapping[str, Any]
+    vae: Path, folder: Path, layout: Denoiser, channels: int, side: int
 ) -> tuple[dict[str, Any], weights.Plan]:
-    """vdit's fields for a pipeline's autoencoder, and its plan; `UserError` if it does not fit."""
+    """vdit's fields for a pipeline's autoencoder, and its plan; `UserError` if it does not fit
+    latents of so many channels. `side`: rows and columns of latents, 0 for any."""
     weights.read_config(vae, layout.autoencoders, "_class_name")
     module, plan = vae_folder.read_module(vae)
-    if module.channels != numbers["in_channels"]:
+    if module.channels != channels:
         raise UserError(
-            f"{vae} has latents of {module.channels} channels; allowed by {folder}:"
-            f" {numbers['in_channels']}"
+            f"{vae} has latents of {module.channels} channels; allowed by {folder}: {channels}"
         )
-    pixels = numbers["sample_size"] * module.patch[1]
-    sizes = {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
-    return vae_fields(vae, module) | sizes, plan
+    fields = vae_fields(vae, module)
+    if side:
+        pixels = side * module.patch[1]
+        fields |= {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
+    return fields, plan
 
 
 def check_text(config: ConfigDict, folder: Path, width: int) -> None:

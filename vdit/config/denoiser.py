@@ -15,7 +15,7 @@ from vdit.config.run import machine
 from vdit.denoiser import Denoiser
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
-from vdit.models import dit_paper, unet
+from vdit.models import dit_paper, unet, wan
 from vdit.models.dit import AXES, TEXTS, DiT, preset
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import padded
@@ -26,7 +26,8 @@ from vdit.runtime.mesh import sequence_constraint
 def fields() -> ConfigDict:
     """config.dit."""
     dit = ConfigDict()
-    # vdit; or, with one noise level for all tokens, paper (DiT, Latte) or unet (latent diffusion)
+    # vdit; wan (Wan 2.1 and 2.2); or, with one noise level for all tokens, paper (DiT, Latte) or
+    # unet (latent diffusion)
     dit.model = "vdit"
     dit.preset = "nano"  # nano, micro, S, B, L, XL, 2B or 10B; or WIDTHxDEPTHxHEADS
     dit.patch = (1, 1)  # rows, columns of latents per token
@@ -159,10 +160,40 @@ def _build_unet(config: ConfigDict, **options: Any) -> unet.UNet:
     return unet.UNet(**config.dit.unet, **{name: options[name] for name in taken})
 
 
+def _wan_fields() -> ConfigDict:
+    """config.dit.wan."""
+    wan = ConfigDict()
+    wan.hidden = 8960  # width of the MLPs
+    wan.beside = 0  # image to video: channels of a mask and latents beside the noisy ones, or 20
+    wan.image = 0  # Wan 2.1's image to video: width of an image's features (CLIP: 1280)
+    wan.token_times = False  # a noise level for each token (TI2V): a video's beginning may be given
+    return wan
+
+
+def _check_wan(config: ConfigDict) -> None:
+    """Checks the sizes of Wan's transformer."""
+    size = preset(config.dit.preset)
+    wan.check(size["width"], size["heads"])
+    shared.check_positive(config, "dit.wan.hidden")
+    if min(config.dit.wan.beside, config.dit.wan.image) < 0:
+        fields = "dit.wan.beside dit.wan.image"
+        raise shared.refusal(config, fields, "numbers of at least 0 are allowed")
+    if config.dit.axes != "joint" or config.dit.learned_variance:
+        fields = "dit.axes dit.learned_variance dit.model"
+        raise shared.refusal(config, fields, "joint and False, the defaults, are allowed")
+
+
+def _build_wan(config: ConfigDict, **options: Any) -> wan.Wan:
+    taken = {name: x for name, x in options.items() if name not in ("axes", "learned_variance")}
+    patch, length = tuple(config.dit.patch), config.text.length
+    return wan.Wan(patch=patch, text_length=length, **config.dit.wan, **taken)
+
+
 DENOISERS = {
     "vdit": Row(_build_vdit),
     "paper": Row(_build_paper, _check_paper, _paper_fields),
     "unet": Row(_build_unet, _check_unet, _unet_fields, _unet_heads),
+    "wan": Row(_build_wan, _check_wan, _wan_fields),
 }
 
 

@@ -45,8 +45,9 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     _check_clips(config)
     _check_classes(config)
     _check_text(config)
-    if denoiser.build_dit(config).one_time:
-        _check_one_time(config)
+    network = denoiser.build_dit(config)
+    if network.from_start:
+        _check_given(config, ("text",) if network.one_time else ("text", "prefix"))
     if config.data.shapes:
         _check_shapes(config)
     _check_sampling(config)
@@ -137,14 +138,15 @@ def _check_classes(config: ConfigDict) -> None:
         check_classes(config, count)
 
 
-def _check_one_time(config: ConfigDict) -> None:
-    """Refuses tasks that need tokens with noise levels of their own."""
+def _check_given(config: ConfigDict, tasks: tuple[str, ...]) -> None:
+    """Refuses all tasks but these, and clips that such networks do not know."""
     given = config.dit.given
     if config.data.shapes or sources.most_shots(config):
         allowed = "clips of one shape, each with one caption or class, are allowed"
         raise refusal(config, "dit.model data.shapes data.shots", allowed)
-    if wrong := [name for name in given if name != "text" and given[name] > 0]:
-        allowed = "one time for all tokens: 0 is allowed for all but text"
+    if wrong := [name for name in given if name not in tasks and given[name] > 0]:
+        known = " and ".join(tasks)
+        allowed = f"one time for all tokens: 0 is allowed for all but {known}"
         raise refusal(config, f"dit.given.{wrong[0]} dit.model", allowed)
 
 

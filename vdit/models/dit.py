@@ -153,6 +153,7 @@ class DiT(nn.Module):
     learned_variance: bool = False
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     one_time = False
+    from_start = False
     null_key = True
     attend: Attend = dot_product.attend
     unroll: int = 1

@@ -24,6 +24,7 @@ from vdit.nn.axes import Grid, fold, unfold
 from vdit.nn.linear import MLP, LayerNorm, Linear, zeros
 from vdit.nn.modulation import Modulation, embed_level, modulate
 from vdit.nn.product import Matmul
+from vdit.nn.rotary import frequencies
 from vdit.nn.stack import Gather, stack
 from vdit.tokens import Condition, Layout, one_level_grid
 
@@ -35,14 +36,9 @@ CONDITIONINGS: dict[str, int] = {
 }  # fmt: skip
 
 
-def _frequencies(count: int, theta: float = 10_000.0) -> np.ndarray:
-    """theta^(-i / count), in float64: in float32 a time of 1000 loses four digits."""
-    return theta ** (-np.arange(count) / count)
-
-
 def _features(position_P: np.ndarray, dim: int) -> np.ndarray:
     """Sines, then cosines (P, dim) of positions, in float64."""
-    angle = np.outer(position_P, _frequencies(dim // 2))
+    angle = np.outer(position_P, frequencies(dim // 2))
     return np.concatenate([np.sin(angle), np.cos(angle)], axis=-1)
 
 
@@ -171,6 +167,7 @@ class DiTPaper(nn.Module):
     level_theta: float = 10_000.0
     epsilons: tuple[float, float] = (1e-6, 1e-6)
     one_time = True
+    from_start = True
     layers = 0
     attend: Attend = dot_product.attend
     unroll: int = 1
@@ -223,7 +220,7 @@ class DiTPaper(nn.Module):
     ) -> tuple[jax.Array, Conditioning]:
         """The embedding (B, 1, D) of time and class, and the conditioning of all blocks."""
         width = self.width
-        frequency = jnp.asarray(_frequencies(128, self.level_theta), jnp.float32)
+        frequency = jnp.asarray(frequencies(128, self.level_theta), jnp.float32)
         angle = condition.level[..., None] * frequency[None, None]
         features = jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)
         level = embed_level(features, self.width, self.matmul)

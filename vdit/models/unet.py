@@ -190,6 +190,7 @@ class UNet(nn.Module):
     temporal: bool = False
     learned_variance: bool = False
     one_time = True
+    from_start = True
     layers = 0
     null_key = False
     attend: Attend = dot_product.attend

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def split_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
@@ -16,6 +17,11 @@ def split_pairs(head_dim: int, axes: int) -> tuple[int, ...]:
     pairs = head_dim // 2
     share = pairs // axes
     return (pairs - share * (axes - 1),) + (share,) * (axes - 1)
+
+
+def frequencies(count: int, theta: float = 10_000.0) -> np.ndarray:
+    """theta^(-i / count), in float64: in float32 a time of 1000 loses four digits."""
+    return theta ** (-np.arange(count) / count)
 
 
 def rotary_angles(

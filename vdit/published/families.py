@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 
 from vdit.published import clip, dit, kl, t5, unet, vivit_folder
 from vdit.published.family import Autoencoder, Classifier, Denoiser, TextEncoder
+from vdit.published.wan import transformer as wan
 from vdit.published.wan import vae as wan_vae
 
 Family = Denoiser | Autoencoder | TextEncoder | Classifier
@@ -15,6 +16,7 @@ FAMILIES: dict[str, Family] = {
     "dit": dit.DIT,
     "latte": dit.LATTE,
     "unet": unet.FAMILY,
+    "wan": wan.FAMILY,
     "kl": kl.FAMILY,
     "wan_vae": wan_vae.FAMILY,
     "t5": t5.T5_FAMILY,

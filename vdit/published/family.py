@@ -41,6 +41,8 @@ class Denoiser:
     autoencoders: tuple[str, ...] = ("AutoencoderKL",)  # allowed classes in a pipeline
     text: str = ""  # field of config.json with the width of the text features
     text_kernel: str = ""  # suffix of a kernel's path whose axis -2 has that width
+    pipeline: Callable[[Config], dict[str, Any]] = lambda config: {}  # from a model_index.json
+    any_size: bool = False  # config.json does not say the size and the length of clips
 
     field: ClassVar[str] = "_class_name"
 
