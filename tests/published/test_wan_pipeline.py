@@ -1,18 +1,20 @@
 """A Wan pipeline's folder: imported, sampled from, continued and exported; what is refused."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from tools import export_weights, import_weights
 from vdit.config.identity import read_config
 from vdit.errors import UserError
 from vdit.published.layouts import STEM
+from vdit.published.wan.transformer import ROWS
 from vdit.sample import Given, load
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -73,6 +75,34 @@ def test_a_pipeline_both_ways(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours[key], value)
     said = [json.loads((f / "config.json").read_text()) for f in (out, source / "transformer")]
     assert {**said[1], **said[0], "_diffusers_version": ""} == {**said[1], "_diffusers_version": ""}
+
+
+def test_the_original_release(tmp_path: Path, capsys: Any) -> None:
+    """The original's names and config.json are the same network; a video's image is not known."""
+    theirs = load_file(GOLDEN / "wan" / "t2v" / f"{STEM}.safetensors")
+    names = {there[1]: row[1] for row, there in zip(ROWS[len(ROWS) // 2 :], ROWS, strict=False)}
+    renamed = {}
+    for name, value in theirs.items():
+        number = (re.findall(r"^blocks\.(\d+)\.", name) or [""])[0]
+        stem = re.sub(r"^blocks\.\d+\.", "blocks.{}.", name)
+        renamed[names[stem].format(number)] = value
+    assert {"blocks.1.norm3.bias", "blocks.0.self_attn.q.weight"} <= renamed.keys()
+    source, work, out = (tmp_path / name for name in ("source", "work", "out"))
+    source.mkdir()
+    save_file(renamed, source / f"{STEM}.safetensors")
+    config = {"_class_name": "WanModel", "dim": 16, "num_heads": 2, "in_dim": 3, "out_dim": 3}
+    config |= {"ffn_dim": 40, "num_layers": 2, "freq_dim": 256, "eps": 1e-6, "text_dim": 12}
+    for kind in ("vace", "t2v"):
+        text = json.dumps(config | {"model_type": kind, "text_len": 512})
+        (source / "config.json").write_text(text)
+        command = [f"--source={source}", f"--workdir={work}"]
+        if kind == "vace":
+            assert "model_type is" in refusal(command, capsys)
+    assert import_weights.main(command) == 0
+    assert export_weights.main([f"--workdir={work}", f"--out={out}"]) == 0
+    ours = load_file(out / f"{STEM}.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all((ours[name] == value).all() for name, value in theirs.items())
 
 
 def test_an_image_is_needed_where_weights_take_one(tmp_path: Path) -> None:

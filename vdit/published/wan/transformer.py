@@ -1,6 +1,6 @@
 """The transformer of Wan 2.1 and 2.2 as diffusers' WanTransformer3DModel.
 
-Folders of the original release (WanModel's tensors under diffusers' config.json) are read too.
+The original release's WanModel is read too, of text to video and TI2V.
 Source of the names: diffusers 0.42, and Wan2.1's wan/modules/model.py.
 """
 
@@ -11,7 +11,7 @@ from vdit.errors import UserError
 from vdit.models.dit import preset
 from vdit.published.family import CUBE, Config, Denoiser, Sizes, layer, layers
 from vdit.published.stable_diffusion import ONE_TIME
-from vdit.published.weights import CONFIG_BYTES, Row, check_fixed, fields, read_json
+from vdit.published.weights import CONFIG_BYTES, Row, check_fixed, check_heads, fields, read_json
 
 # Parameters by their names here, in diffusers and in the original release.
 _NAMES = (
@@ -71,6 +71,21 @@ SHIFTS: dict[str, tuple[str, dict[str, Any]]] = {
         "invert_sigmas": False,
     }),
 }  # fmt: skip
+
+
+_ORIGINAL = {
+    "dim": 2048, "num_heads": 16, "in_dim": 16, "out_dim": 16, "model_type": ("t2v", "ti2v"),
+}  # fmt: skip
+
+
+def _original(config: Config, folder: Path) -> dict[str, Any]:
+    """diffusers' fields from the original release's."""
+    if config["_class_name"] != "WanModel":
+        return {}
+    width, heads, channels, out, _ = fields(config, _ORIGINAL, folder).values()
+    check_heads(width, heads, folder)
+    size = {"num_attention_heads": heads, "attention_head_dim": width // heads}
+    return size | {"in_channels": channels, "out_channels": out}
 
 
 def _schedule(path: Path) -> dict[str, Any]:
@@ -141,7 +156,7 @@ def _from_vdit(fields: Config, sizes: Sizes) -> dict[str, Any]:
 
 
 FAMILY = Denoiser(
-    classes=("WanTransformer3DModel",),
+    classes=("WanTransformer3DModel", "WanModel"),
     rows=ROWS,
     fixed={
         "patch_size": [1, 2, 2], "freq_dim": 256, "cross_attn_norm": True, "eps": 1e-6,
@@ -156,6 +171,7 @@ FAMILY = Denoiser(
     from_vdit=_from_vdit,
     schedule=_schedule,
     pipeline=_pipeline,
+    more=_original,
     latents=lambda channels: {},
     others=(r"blocks\.\d+\.attn2\.norm_added_q\.weight",),
     written=(
