@@ -58,7 +58,7 @@ class Captioned:
         return self.rows[index].caption
 
 
-WORDS = " ".join(Path(__file__).parents[1].joinpath("docs", "data.md").read_text().split())
+WORDS = " ".join(Path(__file__).parents[1].joinpath("LICENSE").read_text().split())
 
 
 def test_captions_are_counted_before_anything_is_trained(
@@ -74,7 +74,7 @@ def test_captions_are_counted_before_anything_is_trained(
     with pytest.raises(UserError, match=r"^clips/0.txt: its caption is 6\d\d tokens.*ws 512"):
         check_captions(config, tmp_path, clips)
     config.text.length = 40
-    with pytest.raises(UserError, match=r"\d+ tokens long \(one of 5\); config.text.leng"):
+    with pytest.raises(UserError, match=r"\d+ tokens long \(one of 7\); config.text.leng"):
         check_captions(config, tmp_path, clips)
     assert not list(tmp_path.iterdir())
 

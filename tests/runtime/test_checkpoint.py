@@ -5,8 +5,10 @@ import os
 import re
 import shutil
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grain
@@ -18,6 +20,7 @@ import pytest
 from vdit.config import default
 from vdit.errors import UserError
 from vdit.run import run
+from vdit.runtime import checkpoint
 from vdit.runtime.checkpoint import (
     FORMAT,
     Checkpoints,
@@ -338,3 +341,15 @@ def test_a_step_that_is_finished_while_others_are_looked_through_is_found(
 
     monkeypatch.setattr("vdit.runtime.checkpoint.damage", finishing)
     assert newest_good_step(copy) == 20
+
+
+def test_a_failed_save_prints_no_traceback_beside_its_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Those of tensorstore's futures, dozens on a full disk; any other is shown."""
+    shown: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda raised: shown.append(str(raised.exc_value)))
+    checkpoint._quieten.__wrapped__()
+    for text in ("Event loop is closed", "another"):
+        sys.unraisablehook(SimpleNamespace(exc_value=RuntimeError(text)))
+    assert shown == ["another"]

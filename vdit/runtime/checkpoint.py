@@ -16,6 +16,7 @@ import math
 import os
 import re
 import shutil
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -407,7 +408,7 @@ class Checkpoints:
 
             items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
         if self._saver is None:
-            logging.getLogger("absl").addFilter(_no_orbax_traceback)
+            _quieten()
             handler = ocp.CompositeCheckpointHandler()
             if self._in_flight is not None:
                 most: Any = (1.01 * self._in_flight + 2**20) / 1e9
@@ -600,6 +601,20 @@ def write_digests(folder: Path) -> None:
         if path.is_file() and path != folder / DIGESTS
     }
     write_text(folder / DIGESTS, json.dumps({"format": FORMAT, "files": files}, indent=1))
+
+
+@functools.cache
+def _quieten() -> None:
+    """Leaves out the tracebacks that a failed save prints beside the error that it raises: orbax's
+    in its log, and tensorstore's for futures that end after orbax has closed their event loop."""
+    logging.getLogger("absl").addFilter(_no_orbax_traceback)
+    shown = sys.unraisablehook
+
+    def hook(raised: Any) -> None:
+        if "Event loop is closed" not in str(raised.exc_value):
+            shown(raised)
+
+    sys.unraisablehook = hook
 
 
 def _no_orbax_traceback(record: logging.LogRecord) -> bool:
