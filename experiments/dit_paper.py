@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments import base
 from vdit.errors import UserError
 from vdit.published.dit import THETA
-from vdit.worlds.bodies.questions import QUESTIONS
+from vdit.worlds.bodies.source import QUESTIONS
 
 
 def ask(config: ConfigDict, label: str) -> None:

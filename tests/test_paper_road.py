@@ -27,8 +27,7 @@ from vdit.runtime.metrics import read
 from vdit.sample import Given, Model
 from vdit.tokens import pattern_shares, patterns
 from vdit.worlds.bodies.physics import MOTIONS
-from vdit.worlds.bodies.questions import by_truth
-from vdit.worlds.bodies.source import World
+from vdit.worlds.bodies.source import World, by_truth
 from vdit.worlds.forms import COLOURS
 
 FROZEN = {"mean": jnp.array([0.5, -1.0]), "std": jnp.array([2.0, 1.0])}

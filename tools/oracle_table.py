@@ -18,7 +18,7 @@ from tools.table import markdown
 from vdit.errors import UserError
 from vdit.worlds.bodies import oracle
 from vdit.worlds.bodies.source import World
-from vdit.worlds.cuts import MAX_SHOTS
+from vdit.worlds.clips import MAX_SHOTS
 from vdit.worlds.playground import oracle as playground_oracle
 from vdit.worlds.playground.shots import PlaygroundShots
 from vdit.worlds.playground.source import Playground

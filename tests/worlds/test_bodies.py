@@ -18,7 +18,6 @@ from vdit.worlds.bodies.physics import (
     MAX_OBJECTS,
     MOTIONS,
     RADII,
-    REACH,
     RESERVED,
     View,
     form,
@@ -177,14 +176,14 @@ def test_objects_stay_inside_and_apart(clips: list[dict[str, Any]]) -> None:
         count = int(truth["count"])
         looks = [(int(truth["shape"][n]), int(truth["size"][n])) for n in range(count)]
         for n, look in enumerate(looks):
-            inner = REACH[look].floor - 0.15
+            inner = form(*look).floor - 0.15
             x, y = truth["position"][:, n].T
             assert x.min() > inner and x.max() < view.room_width - inner
             assert y.min() > inner and y.max() < view.top - inner
         if count == 2:
             gaps = np.hypot(*(truth["position"][:, 0] - truth["position"][:, 1]).T)
-            assert gaps.min() > REACH[looks[0]].floor + REACH[looks[1]].floor - 0.15
-            half = [REACH[look].half for look in looks]
+            assert gaps.min() > form(*looks[0]).floor + form(*looks[1]).floor - 0.15
+            half = [form(*look).half for look in looks]
             assert gaps[0] > min(half)
             assert truth["colour"][0] != truth["colour"][1]
 
@@ -294,7 +293,7 @@ def test_relations_are_true() -> None:
         position, velocity = truth["position"].astype(float), truth["velocity"].astype(float)
         dx, dy = position[0, two] - position[0, one]
         gap = np.hypot(*(position[:, one] - position[:, two]).T)
-        near = sum(REACH[kinds[n][0], kinds[n][2]].corner for n in order)
+        near = sum(form(kinds[n][0], kinds[n][2]).outer for n in order)
         both = truth["contact"][:, one] & truth["contact"][:, two]
         for name, phrases in grammar.RELATIONS.items():
             after = "$" if name in ("collide", "apart") else " (a|the) "
@@ -316,7 +315,7 @@ def test_relations_are_true() -> None:
                 "above": dy < 0,
                 "below": dy > 0,
                 "collide": met,
-                "apart": gap.min() > sum(REACH[kinds[n][0], kinds[n][2]].floor for n in order),
+                "apart": gap.min() > sum(form(kinds[n][0], kinds[n][2]).floor for n in order),
             }[name], (index, name, text)
             break
     assert seen == set(grammar.RELATIONS)

@@ -35,7 +35,7 @@ from vdit.worlds.playground.cast import (
     SETS,
     form,
 )
-from vdit.worlds.playground.oracle import physics
+from vdit.worlds.playground.oracle.judge import _bounce, judge_physics
 from vdit.worlds.playground.physics import Actor, Run, Scene, simulate
 from vdit.worlds.playground.render import Canvas, backdrop, lit
 from vdit.worlds.playground.source import Playground
@@ -368,12 +368,12 @@ def test_a_ball_s_bounce_tells_its_material() -> None:
             gravity = PLACES[place].gravity
             landing = events.landing(track, 12.0, gravity)
             free = np.ones(60, bool)
-            read = physics._bounce(track, radius, landing, free, 12.0, gravity)
+            read = _bounce(track, radius, landing, free, 12.0, gravity)
             assert read == pytest.approx(MATERIALS[material].elasticity, abs=0.06)
             free[landing] = False
-            assert math.isnan(physics._bounce(track, radius, landing, free, 12.0, gravity))
+            assert math.isnan(_bounce(track, radius, landing, free, 12.0, gravity))
             high = track + (0.0, 1.0)  # it turned before it reached the floor
-            assert math.isnan(physics._bounce(high, radius, landing, free | True, 12.0, gravity))
+            assert math.isnan(_bounce(high, radius, landing, free | True, 12.0, gravity))
 
 
 def test_a_bounce_is_told_by_its_first_step_up() -> None:
@@ -387,7 +387,7 @@ def test_a_bounce_is_told_by_its_first_step_up() -> None:
         track = np.stack([np.full(12, 3.2), np.where(time > 1 / fps, high[7], high)], axis=1)
         landing = events.landing(track, fps, gravity)
         assert landing == 7  # flight still explains the frame of the touch
-        read = physics._bounce(track, radius, landing, np.ones(12, bool), fps, gravity)
+        read = _bounce(track, radius, landing, np.ones(12, bool), fps, gravity)
         assert read == pytest.approx(elasticity, abs=0.02)
 
 
@@ -409,7 +409,7 @@ def lasting(gone: slice, pan: float = 0.0) -> tuple[list[int], float]:
              "material": [one.look[3] for one in actors],
              "motion": [MOTIONS.index(one.motion) for one in actors]}  # fmt: skip
     told = {name: np.asarray(value) for name, value in truth.items()}
-    score = physics.judge_physics(reading, told, list(enumerate(reading.bodies)), 12.0)
+    score = judge_physics(reading, told, list(enumerate(reading.bodies)), 12.0)
     return [body.look[1] for body in reading.bodies], score["permanence"]
 
 

@@ -14,7 +14,7 @@ from experiments.playground import get_config
 from vdit.config import joined
 from vdit.data import sources
 from vdit.errors import UserError
-from vdit.worlds.cuts import MAX_SHOTS
+from vdit.worlds.clips import MAX_SHOTS
 from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 from vdit.worlds.playground import oracle
 from vdit.worlds.playground.caption import parse

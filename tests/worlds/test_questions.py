@@ -5,8 +5,7 @@ import pytest
 
 from vdit.data.labels import Labelled
 from vdit.worlds.bodies.physics import MOTIONS
-from vdit.worlds.bodies.questions import QUESTIONS, impacts
-from vdit.worlds.bodies.source import World
+from vdit.worlds.bodies.source import QUESTIONS, World, impacts
 from vdit.worlds.forms import COLOURS
 
 WORLD = World(0, size=(8, 8), objects=(1, 1))

@@ -12,11 +12,8 @@ import pytest
 from experiments import base, playground, shots
 from vdit.data import sources
 from vdit.models.text import Tokenizer, learned_tokenizer
-from vdit.worlds.bodies.scores import OBJECTS
-from vdit.worlds.bodies.scores import score as bodies_score
-from vdit.worlds.playground import scores
 from vdit.worlds.reword import paraphrase
-from vdit.worlds.shots.scores import score as shots_score
+from vdit.worlds.scores import OBJECTS, score_bodies, score_playground, score_shots
 
 
 class Perfect:
@@ -57,7 +54,7 @@ def test_paraphrases_are_scored_beside_the_seen_wording(source: str, tmp_path: P
         held = sources.source(config, "heldout", tmp_path, objects=count)
         clips += [held[i] for i in range(8)]
     model: Any = Perfect(config, clips)
-    score = bodies_score if source == "world" else shots_score
+    score = score_bodies if source == "world" else score_shots
     rows = {row["split"]: row for row in score(model, tmp_path, 1) if row["objects"] == "all"}
     assert [row["clips"] for row in rows.values()] == [8, 8, 8, 4]
     assert model.asked == {"seen": 8, "unseen": 4} and model.lengths <= {160, 320}
@@ -84,10 +81,10 @@ def test_playgrounds_are_asked_for_with_their_shots(
             return [SimpleNamespace(video=np.zeros((1, 32, 32, 3), np.uint8)) for _ in prompts]
 
     monkeypatch.setattr(
-        "vdit.worlds.scores.score_rows", lambda *given: [{"aggregate": given[4].aggregate}]
+        "vdit.worlds.scores.score_rows", lambda *given: [{"aggregate": given[1].aggregate}]
     )
     clips = [held[i] for i in range(3)]
-    (row,) = scores.score(Asked(config, clips), tmp_path, 1)
+    (row,) = score_playground(Asked(config, clips), tmp_path, 1)
     told = [(clip["caption"], clip.get("shots", ())) for clip in clips]
     told += [(clip["paraphrase"], clip.get("paraphrased_shots", ())) for clip in clips[:2]]
     assert asked == told

@@ -16,9 +16,9 @@ import pytest
 
 from vdit.errors import UserError
 from vdit.worlds.bodies import caption as grammar
-from vdit.worlds.bodies.physics import FREE, REACH, RESERVED, View
+from vdit.worlds.bodies.physics import FREE, RESERVED, View, form
 from vdit.worlds.bodies.render import BACKDROPS, FRAMINGS, framed, render
-from vdit.worlds.cuts import MAX_SHOTS, shot_blocks
+from vdit.worlds.clips import MAX_SHOTS, shot_blocks
 from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 from vdit.worlds.shots import caption as words
 from vdit.worlds.shots.oracle import SCORES, aggregate_shots, scenes, score_shots
@@ -190,7 +190,7 @@ def test_takes_move_on_and_cuts_change_the_picture() -> None:
 def test_pictures_match_the_truth() -> None:
     for clip in clips("train")[:20]:
         truth, count = clip["truth"], int(clip["truth"]["count"])
-        reach = np.array([REACH[kind[0], kind[2]].corner for kind in kinds(clip)])
+        reach = np.array([form(kind[0], kind[2]).outer for kind in kinds(clip)])
         for begin, end in zip(bounds(clip)[:-1], bounds(clip)[1:], strict=True):
             camera = CAMERAS[truth["framing"][begin]]
             view, backdrop = framed(VIEW, camera), BACKGROUNDS[truth["background"][begin]]

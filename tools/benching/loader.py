@@ -22,7 +22,7 @@ from vdit.data.latents import Latents, write_cache
 from vdit.data.loader import batches
 from vdit.runtime.video import write_mp4
 from vdit.worlds.bodies.source import World
-from vdit.worlds.cuts import MAX_SHOTS
+from vdit.worlds.clips import MAX_SHOTS
 from vdit.worlds.playground.shots import PlaygroundShots
 from vdit.worlds.playground.source import Playground
 from vdit.worlds.shots.source import Shots

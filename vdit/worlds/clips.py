@@ -1,7 +1,9 @@
 """The base class of all simulated sources: checked options, random access, random streams."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, SupportsIndex, TypeVar
 
 import numpy as np
@@ -11,7 +13,11 @@ from ml_collections import ConfigDict
 from vdit.data.sources import SPLITS, clip_shape
 from vdit.errors import UserError
 
+MAX_SHOTS = 4
+GOES_ON = 0.4  # share of cuts after which the take goes on, if another camera sees it
+
 Item = TypeVar("Item")
+Look = tuple[int, int, int, int]  # indices: the shape's, the colour's, the size's, and another
 
 
 def versions(name: str, version: int) -> str:
@@ -24,19 +30,20 @@ def clip_options(config: ConfigDict, options: Mapping[str, Any]) -> dict[str, An
     return {**clip_shape(config), "objects": tuple(config.data.objects), **options}
 
 
-def check(good: bool, where: str, name: str, given: object, allowed: str) -> None:
-    """Raises `UserError` unless `good`."""
-    if not good:
-        raise UserError(f"{where}: {name} is {given!r}; allowed: {allowed}")
+def padded(values: Any, count: int, most: int, fill: float, dtype: type) -> np.ndarray:
+    """An array of `count` objects, (T, N, ...) or (N,), with N = `most`."""
+    array: np.ndarray = np.asarray(values, dtype)
+    pads = [(0, 0)] * array.ndim
+    pads[min(array.ndim - 1, 1)] = (0, most - count)
+    return np.pad(array, pads, constant_values=fill)
 
 
 @dataclasses.dataclass(eq=False)
 class Clips:
-    """Clip i of a seed and split: always the same bytes, in any order, thread or process.
+    """Clip i of a seed and split: always the same bytes (`digest`), in any order, thread, process.
 
-    A `grain.sources.RandomAccessDataSource`; subclasses implement `clip`. `digest` names the
-    versions that the bytes depend on. Impossible options raise a `UserError`.
-    """
+    A `grain.sources.RandomAccessDataSource`; subclasses implement `clip`. Impossible options raise
+    a `UserError`."""
 
     seed: int
     split: str = "train"
@@ -65,14 +72,18 @@ class Clips:
 
     def check(self, good: bool, name: str, allowed: str) -> None:
         """Raises `UserError` for the option `name` unless `good`."""
-        check(good, self.where, name, getattr(self, name), allowed)
+        if not good:
+            raise UserError(f"{self.where}: {name} is {getattr(self, name)!r}; allowed: {allowed}")
 
     def __len__(self) -> int:
         return self.length
 
     def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         """The clip at `index` (negative counts from the end); IndexError outside the source."""
-        return self.clip(clip_index(index, self.length))
+        index = int(index)
+        if not -self.length <= index < self.length:
+            raise IndexError(f"clip {index} of a world of {self.length}")
+        return self.clip(index % self.length)
 
     def clip(self, index: int) -> dict[str, Any]:
         """Clip `index` of at least 0."""
@@ -82,13 +93,10 @@ class Clips:
         """The random stream of a clip."""
         return Draws(self.seed, SPLITS.index(self.split), stream)
 
-
-def clip_index(index: SupportsIndex, length: int) -> int:
-    """`index` as a number of at least 0; IndexError outside the source."""
-    index = int(index)
-    if not -length <= index < length:
-        raise IndexError(f"clip {index} of a world of {length}")
-    return index % length
+    def count(self, draws: "Draws") -> int:
+        """Draws the number of a clip's objects."""
+        low, high = self.objects
+        return low + draws.below(high - low + 1)
 
 
 class Draws:
@@ -114,3 +122,65 @@ class Draws:
 
     def pick(self, items: Sequence[Item]) -> Item:
         return items[int(len(items) * next(self._values))]
+
+
+def draw_looks(
+    draws: Draws, count: int, held_out: bool, reserved: Sequence[Look], drawn: Callable[[], Look]
+) -> list[Look]:
+    """`count` looks, no colour twice: one of a held-out clip is reserved, none of another."""
+    looks: list[Look] = []
+    while len(looks) < count:
+        look = draws.pick(reserved) if held_out and not looks else drawn()
+        if (held_out or look not in reserved) and all(look[1] != other[1] for other in looks):
+            looks.append(look)
+    return looks
+
+
+def shot_blocks(fps: float, align: int, seconds: float) -> tuple[int, int]:
+    """The least length of a clip's first shot (and one frame more) and of a later one, in `align`
+    frames: `seconds`, and at least one latent frame beyond its first."""
+    need = math.ceil(seconds * fps - 1e-9)
+    return max(1, math.ceil((need - 1) / align)), max(2, math.ceil(need / align))
+
+
+def check_shots(source: Any) -> None:
+    """Checks and converts the `shots` = (least, most) of a source's clips and the `align` of cuts.
+
+    Cuts stand at frames 1 + k·`align`, so that no latent frame of an autoencoder with that temporal
+    patch covers two shots; each shot lasts `source.shortest` seconds at least.
+    """
+    shots, align = source.shots, source.align
+    good = len(shots) == 2 and 1 <= shots[0] <= shots[1] <= MAX_SHOTS
+    source.check(good, "shots", f"(1, 1) to (1, {MAX_SHOTS})")
+    source.check(align >= 1, "align", "1 or more")
+    most, (first, later) = shots[1], shot_blocks(source.fps, align, source.shortest)
+    least = 1 + align * (first + (most - 1) * later) if most > 1 else 1
+    allowed = f"{least} or more for shots={shots} at {source.fps:g} fps, align={align}"
+    source.check(source.frames >= least, "frames", allowed)
+    source.shots, source.align = (int(shots[0]), int(most)), int(align)
+
+
+def draw_takes(draws: Draws, source: Any) -> list[list[int]]:
+    """Draws a clip's cuts: of each take the first frames of its shots, and its end."""
+    low, high = source.shots
+    count, bounds = low + draws.below(high - low + 1), [0, source.frames]
+    if count > 1:
+        first, later = shot_blocks(source.fps, source.align, source.shortest)
+        spare = (source.frames - 1) // source.align - first - (count - 1) * later
+        more = sorted(draws.below(spare + 1) for _ in range(count - 1))
+        blocks = [first + later * index + extra for index, extra in enumerate(more)]
+        bounds[1:1] = [1 + source.align * block for block in blocks]
+    begun = [0, *(at for at in bounds[1:-1] if not draws.chance(GOES_ON)), source.frames]
+    return [
+        [bound for bound in bounds if begin <= bound <= end]
+        for begin, end in itertools.pairwise(begun)
+    ]
+
+
+def truth_of_cuts(shots: Sequence[Any]) -> dict[str, np.ndarray]:
+    """The truth's shot, take and cuts (T,), of shots that have `begin`, `end` and `take`."""
+    number = np.repeat(
+        np.arange(len(shots), dtype=np.int32), [shot.end - shot.begin for shot in shots]
+    )
+    take = np.array([shot.take for shot in shots], np.int32)[number]
+    return {"shot": number, "cuts": np.diff(number, prepend=0) > 0, "take": take}

@@ -1,61 +1,49 @@
-"""Held-out paraphrases of captions, to measure robustness to wording.
-
-`paraphrase` replaces phrases of the grammar by synonyms that no caption of training has.
-"""
+"""Tables of words, and captions in synonyms that training never shows."""
 
 import functools
 import re
 
-# Phrase of the grammar -> held-out synonym; the longest match wins.
-UNSEEN = {
-    # shapes, sizes
-    "ball": "sphere", "disc": "sphere", "box": "crate", "square": "crate",
-    "triangle": "pyramid", "small": "tiny", "little": "tiny", "large": "huge", "big": "huge",
-    # motions
-    "falls from above": "plummets", "drops from above": "plummets", "falls down": "plummets",
-    "drops down": "plummets", "falls": "plummets", "drops": "plummets",
-    "falling from above": "plummeting", "falling down": "plummeting",
-    "dropping down": "plummeting", "falling": "plummeting", "dropping": "plummeting",
-    "is thrown": "is flung", "is tossed": "is flung", "flies": "sails",
-    "thrown": "flung", "tossed": "flung", "flying": "sailing",
-    "rolls": "tumbles", "rolling": "tumbling", "slides": "skids", "sliding": "skidding",
-    "rests on the floor": "is at rest", "lies on the floor": "is at rest",
-    "sits on the floor": "is at rest", "stands on the floor": "is at rest",
-    "resting on the floor": "at rest", "lying on the floor": "at rest",
-    "sitting on the floor": "at rest", "standing on the floor": "at rest",
-    "through the air": "airborne", "along the floor": "on the ground",
-    "across the floor": "on the ground",
-    # what happens between two
-    "onto": "upon", "on top of": "upon", "and lands on": "and settles on",
-    "and comes down on": "and settles on", "and bumps into": "and meets",
-    "and hits the": "and meets the", "and hits": "and meets", "and collides with": "and meets",
-    "and they collide": "and they crash", "and the two collide": "and they crash",
-    "and they bump into each other": "and they crash",
-    "and they do not touch": "and stay apart",
-    "without touching each other": "staying apart",
-    "and the two never touch": "and stay apart",
-    "next to": "close by", "beside": "close by",
-    "and bounces on the floor": "and rebounds", "and bounces back up": "and rebounds",
-    "and bounces": "and rebounds",
-    # openings
-    "a video of": "footage of", "a clip of": "footage of", "we see": "behold",
-    "there is": "behold",
-    # shots: framings, places, what goes on
-    "a wide shot": "a panorama", "wide shot": "a panorama", "seen from afar": "a panorama",
-    "in full view": "a panorama", "a close-up": "a detail", "close-up": "a detail",
-    "seen up close": "a detail", "a close shot": "a detail",
-    "by day": "under a bright sky", "in daylight": "under a bright sky",
-    "on a meadow by day": "under a bright sky", "at night": "under the stars",
-    "by night": "under the stars", "in the dark of night": "under the stars",
-    "indoors on a wooden floor": "within a living room", "inside a house": "within a living room",
-    "indoors": "within a living room", "in the desert": "among dunes",
-    "on desert sand": "among dunes", "in a plain grey room": "in an empty hall",
-    "in a grey room": "in an empty hall", "in the studio": "in an empty hall",
-    "lies still": "remains motionless", "does not move": "remains motionless",
-    "stays where it is": "remains motionless", "bounces up again": "rebounds",
-    "comes down and bounces": "rebounds", "bounces": "rebounds",
-    "moves on": "travels further", "keeps moving": "travels further", "goes on": "travels further",
-}  # fmt: skip
+
+def read_words(table: str) -> dict[str, tuple[tuple[str, ...], ...]]:
+    """Names with their wordings: "name: wording | wording / wordings of another kind". Entries end
+    at a semicolon, and with a line, but for one that goes on indented by 4."""
+    lines = table.strip("\n").replace("\n    ", " ")
+    rows = (row.partition(":") for row in re.split(r";|\n", lines))
+    return {
+        name.strip(): tuple(tuple(map(str.strip, kind.split("|"))) for kind in wordings.split("/"))
+        for name, _, wordings in rows
+    }
+
+
+# "held-out synonym: phrase | phrase" of the grammar; the longest match wins.
+_TABLE = """
+sphere: ball | disc; crate: box | square; pyramid: triangle; tiny: small | little; huge: large | big
+plummets: falls from above | drops from above | falls down | drops down | falls | drops
+plummeting: falling from above | falling down | dropping down | falling | dropping
+is flung: is thrown | is tossed; sails: flies; flung: thrown | tossed; sailing: flying
+tumbles: rolls; tumbling: rolling; skids: slides; skidding: sliding
+is at rest: rests on the floor | lies on the floor | sits on the floor | stands on the floor
+at rest: resting on the floor | lying on the floor | sitting on the floor | standing on the floor
+airborne: through the air; on the ground: along the floor | across the floor; upon: onto | on top of
+and settles on: and lands on | and comes down on
+and meets: and bumps into | and hits | and collides with; and meets the: and hits the
+and they crash: and they collide | and the two collide | and they bump into each other
+and stay apart: and they do not touch | and the two never touch
+staying apart: without touching each other; close by: next to | beside
+and rebounds: and bounces on the floor | and bounces back up | and bounces
+footage of: a video of | a clip of; behold: we see | there is
+a panorama: a wide shot | wide shot | seen from afar | in full view
+a detail: a close-up | close-up | seen up close | a close shot
+under a bright sky: by day | in daylight | on a meadow by day
+under the stars: at night | by night | in the dark of night
+within a living room: indoors on a wooden floor | inside a house | indoors
+among dunes: in the desert | on desert sand
+in an empty hall: in a plain grey room | in a grey room | in the studio
+remains motionless: lies still | does not move | stays where it is
+rebounds: bounces up again | comes down and bounces | bounces
+travels further: moves on | keeps moving | goes on
+"""
+UNSEEN = {phrase: unseen for unseen, (phrases,) in read_words(_TABLE).items() for phrase in phrases}
 
 
 @functools.cache

@@ -3,10 +3,9 @@
 Dimension key: N clips, T frames, H height, W width.
 """
 
-import contextlib
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,35 +16,35 @@ from vdit.errors import UserError
 from vdit.evaluate import heldout, quality, reconstruct, write_reconstructions
 from vdit.runtime.progress import say
 from vdit.sample import Model
+from vdit.worlds.bodies import oracle as bodies
+from vdit.worlds.playground import oracle as playground
+from vdit.worlds.playground.oracle.shots import SCORES as SCORES_OF_SHOTS
+from vdit.worlds.reword import paraphrase
+from vdit.worlds.shots import oracle as shots
 from vdit.worlds.statistics import wilson
 
+OBJECTS = {"one": (1, 1), "two": (2, 2)}  # groups of the world's clips
+# Fields of a row that hold for any clip of a class, beside the scores of the class itself.
+OF_CLASS = ("split", "objects", "clips", "captions", "gravity_clips", "permanence", "count")
 
-@contextlib.contextmanager
-def longer_texts(model: Model, texts: Sequence[str]) -> Iterator[None]:
-    """Doubles the token budget inside the context if a text needs it: unseen words split into more
-    tokens. Encoders take any length, except where padding is part of the text."""
+
+def reworded(
+    model: Model, prompts: Sequence[str], seed: int,
+    shots: Sequence[Sequence[tuple[float, str]]] = (),
+) -> np.ndarray:  # fmt: skip
+    """Videos of prompts (and shot lists) in wordings that training never shows. If a text needs it,
+    the token budget is doubled: encoders take any length, but where padding is part of the text."""
     tokenizer = model.tokenizer
     try:
-        tokenizer.encode(texts)
+        tokenizer.encode([*prompts, *(text for listed in shots for _, text in listed)])
     except UserError:
         if not tokenizer.padding:
             model.tokenizer = copy.copy(tokenizer)
             model.tokenizer.length = 2 * tokenizer.length
     try:
-        yield
+        return np.stack([r.video for r in model.generate(prompts, seed=seed, shots=shots)])
     finally:
         model.tokenizer = tokenizer
-
-
-def reworded(
-    model: Model,
-    prompts: Sequence[str],
-    seed: int,
-    shots: Sequence[Sequence[tuple[float, str]]] = (),
-) -> np.ndarray:
-    """Videos of prompts (and shot lists) in wordings that training never shows."""
-    with longer_texts(model, [*prompts, *(text for listed in shots for _, text in listed)]):
-        return np.stack([r.video for r in model.generate(prompts, seed=seed, shots=shots)])
 
 
 class Oracle(NamedTuple):
@@ -53,57 +52,117 @@ class Oracle(NamedTuple):
 
     score: Callable[[np.ndarray, Mapping[str, Any]], dict[str, float]]  # video, clip
     aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
-    names: Sequence[str]  # of the scores: all are fractions
+    names: Sequence[str] = ()  # of scores that are fractions, for their intervals
 
 
 def score_captions(
-    model: Model,
-    workdir: Path,
-    seed: int,
-    oracle: Oracle,
-    paraphrase: Callable[[dict[str, Any]], tuple[str, Sequence[tuple[float, str]]]],
-) -> list[dict[str, Any]]:
-    """Scores of held-out clips and of videos generated from their captions, with 95% intervals.
+    model: Model, workdir: Path, seed: int, oracle: Oracle,
+    reword: Callable[[dict[str, Any]], tuple[str, Sequence[tuple[float, str]]]] | None,
+    objects: Mapping[str, tuple[int, int]] | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Scores of held-out clips, reconstructions, and what is generated from their captions.
 
-    The split "paraphrased" repeats the first eval.paraphrases in held-out wordings:
-    `paraphrase(clip)` gives the caption and the shots.
+    The split "paraphrased" repeats the first eval.paraphrases in held-out wordings: `reword(clip)`
+    gives the caption and the shots. `objects` groups the clips by numbers of objects.
     """
-    clips = heldout(model, workdir, model.config.eval.captions)
-    say(f"eval: {len(clips)} held-out captions, in seen and in unseen wordings")
+    evaluation = model.config.eval
+    groups: Mapping[str, tuple[int, int] | None] = objects or {"all": None}
     several = most_shots(model.config) > 0
-    shots = [clip["shots"] for clip in clips] if several else ()
-    results = model.generate([clip["caption"] for clip in clips], seed=seed, shots=shots)
-    videos = {"generated": np.stack([result.video for result in results])}
-    if some := clips[: model.config.eval.paraphrases]:
-        prompts, lists = zip(*map(paraphrase, some), strict=True)
-        videos["paraphrased"] = reworded(model, prompts, seed, lists if several else ())
-    return score_rows(model, workdir, clips, videos, oracle)
+    made: list[tuple[list[dict[str, Any]], dict[str, np.ndarray]]] = []
+    for name, count in groups.items():
+        options: dict[str, Any] = {} if count is None else {"objects": count}
+        number = max(evaluation.captions // len(groups), 1)
+        clips = heldout(model, workdir, number, **options)
+        say(f"eval: {len(clips)} held-out captions, objects: {name}")
+        real = np.stack([clip["video"] for clip in clips])
+        videos = {"real": real, "reconstructed": reconstruct(model, real)}
+        told = [clip["shots"] for clip in clips] if several else ()
+        results = model.generate([clip["caption"] for clip in clips], seed=seed, shots=told)
+        videos["generated"] = np.stack([result.video for result in results])
+        if reword and (some := clips[: evaluation.paraphrases // len(groups)]):
+            prompts, lists = zip(*map(reword, some), strict=True)
+            videos["paraphrased"] = reworded(model, prompts, seed, lists if several else ())
+        made.append((clips, videos))
+    shown = [np.stack([v["real"][:8], v["reconstructed"][:8]], 1) for _, v in made]
+    pairs = np.concatenate([part.reshape(-1, *part.shape[2:]) for part in shown])
+    write_reconstructions(workdir, pairs, model.config)
+    return score_rows(dict(zip(groups, made, strict=True)), oracle)
 
 
 def score_rows(
-    model: Model,
-    workdir: Path,
-    clips: Sequence[dict[str, Any]],
-    generated: Mapping[str, np.ndarray],
-    oracle: Oracle,
+    groups: Mapping[str, tuple[list[dict[str, Any]], dict[str, np.ndarray]]], oracle: Oracle
 ) -> list[dict[str, Any]]:
-    """Rows of the clips, of their reconstructions, and of videos generated from their captions."""
-    real = np.stack([clip["video"] for clip in clips])
-    again = reconstruct(model, real)
-    shown = np.stack([real[:8], again[:8]], 1).reshape(-1, *real.shape[1:])
-    write_reconstructions(workdir, shown, model.config)
-    captions = len({clip["caption"] for clip in clips})
-    rows = []
-    for split, videos in {"real": real, "reconstructed": again, **generated}.items():
-        scores = [oracle.score(video, clip) for video, clip in zip(videos, clips, strict=False)]
-        row: dict[str, Any] = {
-            "split": split, "objects": "all", "captions": min(captions, len(scores))
-        } | oracle.aggregate(scores)  # fmt: skip
-        for name in oracle.names:
-            count = sum(not math.isnan(one[name]) for one in scores)
-            # An upper bound where scores are fractions of a clip.
-            row[f"{name}_low"], row[f"{name}_high"] = wilson(row[name], count)
-        if split == "reconstructed":
-            row |= quality(again, real)
-        rows.append(row)
+    """The rows of each split and group of (clips, videos by split), and of all groups together."""
+    rows, splits = [], list(next(iter(groups.values()))[1])
+    for split in splits:
+        read = {
+            name: [oracle.score(v, c) for v, c in zip(videos[split], clips, strict=False)]
+            for name, (clips, videos) in groups.items()
+        }
+        for name in dict.fromkeys((*groups, "all")):
+            chosen = list(groups) if name == "all" else [name]
+            scores = [one for part in chosen for one in read[part]]
+            captions = sum(len({clip["caption"] for clip in groups[part][0]}) for part in chosen)
+            row: dict[str, Any] = {
+                "split": split, "objects": name, "captions": min(captions, len(scores))
+            } | oracle.aggregate(scores)  # fmt: skip
+            for score in oracle.names:
+                count = sum(not math.isnan(one[score]) for one in scores)
+                # An upper bound where scores are fractions of a clip.
+                row[f"{score}_low"], row[f"{score}_high"] = wilson(row[score], count)
+            if split == "reconstructed":
+                again, real = (
+                    np.concatenate([groups[part][1][which] for part in chosen])
+                    for which in ("reconstructed", "real")
+                )
+                row |= quality(again, real)
+            rows.append(row)
     return rows
+
+
+def score_bodies(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of the stage eval of the world, by number of objects.
+
+    With classes for captions nothing is paraphrased, and what is generated has the scores of its
+    class alone.
+    """
+    label, fps = model.config.data.label, model.config.data.fps
+
+    def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        # The oracle's share of clips with the right number of objects is "count" here.
+        read = bodies.aggregate(scores, intervals=True)
+        return {name.replace("objects", "count"): value for name, value in read.items()}
+
+    known = Oracle(lambda video, clip: bodies.score(video, clip["truth"], fps), aggregate)
+    counts = {"one": (1, 1)} if label else OBJECTS
+    rows = score_captions(model, workdir, seed, known, None if label else _in_synonyms, counts)
+    if not label:
+        return rows
+    applies = {*OF_CLASS, label}
+    return [
+        {name: value for name, value in row.items() if row["split"] != "generated"
+         or name.removesuffix("_low").removesuffix("_high") in applies}
+        for row in rows
+    ]  # fmt: skip
+
+
+def score_shots(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of the stage eval of clips of several shots."""
+    oracle = Oracle(shots.score_shots, shots.aggregate_shots, shots.SCORES)
+    return score_captions(model, workdir, seed, oracle, _in_synonyms)
+
+
+def _in_synonyms(clip: dict[str, Any]) -> Any:
+    told = [(at, paraphrase(text)) for at, text in clip.get("shots", ())]
+    return paraphrase(clip["caption"]), told
+
+
+def score_playground(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
+    """The rows of the stage eval of playgrounds, of one shot or of several."""
+    oracle = Oracle(playground.score, playground.aggregate, playground.SCORES)
+    if most_shots(model.config):
+        oracle = Oracle(playground.score_shots, playground.aggregate_shots, SCORES_OF_SHOTS)
+    return score_captions(
+        model, workdir, seed, oracle,
+        lambda clip: (clip["paraphrase"], clip.get("paraphrased_shots", ())),
+    )  # fmt: skip

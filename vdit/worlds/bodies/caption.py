@@ -1,15 +1,15 @@
 """The world's grammar: sentences about every object's looks and motion, and true relations.
 
-Word tables first; a caption is a composition of them. In every caption each object is introduced
-once as "a SIZE COLOUR SHAPE" and its motion follows before the next object is introduced; a
-relation is only said where it is true of the clip.
+Each object is introduced once as "a SIZE COLOUR SHAPE", and its motion follows before the next is
+introduced; a relation is only said where it is true of the clip.
 """
 
 from collections.abc import Sequence
 
-from vdit.worlds.bodies.physics import Kind, Meeting, Run, Start, View
+from vdit.worlds.bodies.physics import Kind, Run, Start, View
 from vdit.worlds.clips import Draws
 from vdit.worlds.forms import COLOURS, SHAPES, SIZES
+from vdit.worlds.reword import read_words
 
 SHAPE_WORDS = {"ball": ("ball", "disc"), "box": ("box", "square"), "triangle": ("triangle",)}
 SIZE_WORDS = {"small": ("small", "little"), "large": ("large", "big")}
@@ -17,32 +17,21 @@ COLOUR_WORDS = {colour: (colour,) for colour in COLOURS}
 
 # Motion -> (finite forms, forms after "that" is dropped). {side} is left or right; balls roll,
 # boxes and triangles slide.
-MOTION_WORDS = {
-    "falls": (
-        ("falls", "drops", "falls down", "drops down", "falls from above", "drops from above"),
-        ("falling", "dropping", "falling down", "dropping down", "falling from above"),
-    ),
-    "thrown": (
-        ("is thrown to the {side}", "flies to the {side}", "is tossed to the {side}",
-         "flies {side}wards through the air", "is thrown {side}wards"),
-        ("thrown to the {side}", "flying to the {side}", "tossed to the {side}"),
-    ),
-    "rolls": (
-        ("rolls to the {side}", "rolls {side}wards along the floor",
-         "rolls {side}wards across the floor", "rolls {side}wards"),
-        ("rolling to the {side}", "rolling {side}wards", "rolling {side}wards along the floor"),
-    ),
-    "slides": (
-        ("slides to the {side}", "slides {side}wards along the floor",
-         "slides {side}wards across the floor", "slides {side}wards"),
-        ("sliding to the {side}", "sliding {side}wards", "sliding {side}wards along the floor"),
-    ),
-    "rests": (
-        ("rests on the floor", "lies on the floor", "sits on the floor", "stands on the floor"),
-        ("resting on the floor", "lying on the floor", "sitting on the floor",
-         "standing on the floor"),
-    ),
-}  # fmt: skip
+MOTION_WORDS = read_words("""
+falls: falls | drops | falls down | drops down | falls from above | drops from above
+    / falling | dropping | falling down | dropping down | falling from above
+thrown: is thrown to the {side} | flies to the {side} | is tossed to the {side}
+    | flies {side}wards through the air | is thrown {side}wards
+    / thrown to the {side} | flying to the {side} | tossed to the {side}
+rolls: rolls to the {side} | rolls {side}wards along the floor | rolls {side}wards across the floor
+    | rolls {side}wards
+    / rolling to the {side} | rolling {side}wards | rolling {side}wards along the floor
+slides: slides to the {side} | slides {side}wards along the floor
+    | slides {side}wards across the floor | slides {side}wards
+    / sliding to the {side} | sliding {side}wards | sliding {side}wards along the floor
+rests: rests on the floor | lies on the floor | sits on the floor | stands on the floor
+    / resting on the floor | lying on the floor | sitting on the floor | standing on the floor
+""")
 
 # Relation of one object to another, or of both -> phrases. `relations` says when each is true.
 RELATIONS = {
@@ -90,7 +79,7 @@ def relations(starts: Sequence[Start], run: Run, one: int, two: int) -> set[str]
                 true.add("beside")
     else:
         true.add("collide")
-        if meeting.above and b.motion == "rests" and _flies(run, one, meeting):
+        if meeting.above and b.motion == "rests" and not run.contact[: meeting.frame, one].any():
             true |= {"lands", "onto"} if a.motion == "falls" else {"lands"}
         elif moves and side * dx > 0.6 and not meeting.above:
             # Still on its way: neither a bounce nor a wall has turned it round.
@@ -103,11 +92,6 @@ def relations(starts: Sequence[Start], run: Run, one: int, two: int) -> set[str]
     if abs(dy) > 1.2 and abs(dy) > abs(dx):
         true.add("below" if dy > 0 else "above")
     return true
-
-
-def _flies(run: Run, one: int, meeting: Meeting) -> bool:
-    """Whether `one` has touched nothing before the meeting."""
-    return not run.contact[: meeting.frame, one].any()
 
 
 def look(draws: Draws, kind: Kind) -> str:
@@ -128,10 +112,8 @@ def _motion(draws: Draws, start: Start, form: int) -> str:
 
 
 def _after(draws: Draws, start: Start, then: str = "") -> str:
-    """The motion as an attribute of a noun: "falling", "that falls", "which is thrown ...".
-
-    Where `then` goes on with another verb ("and hits"), only a finite form fits.
-    """
+    """The motion as an attribute of a noun: "falling", "that falls", "which is thrown ..."; before
+    another verb (`then`: "and hits") only in a finite form."""
     turn = 2 + draws.below(2) if then.startswith("and") else draws.below(4)
     if turn < 2:
         return _motion(draws, start, 1)
@@ -168,15 +150,14 @@ def _bounces(run: Run) -> bool:
 
 
 def _wall(start: Start, run: Run, view: View) -> str:
-    """The wall that the only object of a clip bounces off first: left, right, or "" for none.
+    """The wall that the only object of a clip surely bounces off first: left, right, or "".
 
-    Sure signs: it turned round between two frames, and straight on it would have been nearer to
-    the wall than its inscribed circle allows.
+    It turned round between two frames, and straight on its inscribed circle would cross the wall.
     """
     before, after = run.velocity[:-1, 0, 0], run.velocity[1:, 0, 0]
     straight = run.position[:-1, 0, 0] + before * run.step
-    left = (before < 0) & (after > 0) & (straight < start.reach.floor)
-    right = (before > 0) & (after < 0) & (straight > view.room_width - start.reach.floor)
+    left = (before < 0) & (after > 0) & (straight < start.form.floor)
+    right = (before > 0) & (after < 0) & (straight > view.room_width - start.form.floor)
     hits = left | right
     if not hits.any():
         return ""
@@ -233,10 +214,8 @@ def _both(draws: Draws, a: Start, b: Start, look_a: str, look_b: str, opening: s
 def caption(
     draws: Draws, starts: Sequence[Start], run: Run, view: View, places: bool = True
 ) -> str:
-    """One English sentence about the clip, in lower case and without a full stop.
-
-    Without `places` it does not say where in the room an object starts.
-    """
+    """One English sentence about the clip, in lower case and without a full stop; `places`: it may
+    say where in the room an object starts."""
     if len(starts) == 1:
         return _alone(draws, starts[0], run, view, places)
     text = _pair(draws, starts, run)

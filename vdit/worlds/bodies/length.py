@@ -21,8 +21,7 @@ from vdit.worlds.bodies import oracle
 def in_chunks(
     model: Model, prompts: Sequence[str], frames: int, seconds: float, seed: int
 ) -> np.ndarray:
-    """Videos (N, frames, H, W, 3) generated `seconds` at a time, each chunk conditioned on the
-    second half of the previous one."""
+    """Videos (N, frames, H, W, 3), each chunk of `seconds` given the second half of the last."""
     p, fps = model.config.vae.patch[0], model.config.data.fps
     count = clip_frames(seconds, fps, p)
     tail = 1 + (count // 2) // p * p
@@ -44,9 +43,8 @@ def there(video: np.ndarray, count: int, fps: float) -> np.ndarray:
 
 
 def drifts(video: np.ndarray, fps: float) -> dict[str, float]:
-    """Drift of the picture in 1/s, by least squares over all frames: of colour (channel means, of
-    full scale), and relative to their mean of contrast (standard deviation) and of sharpness (mean
-    absolute gradient)."""
+    """Drift of the picture in 1/s, by least squares: of colour (channel means, of full scale), and,
+    relative to its mean, of contrast (deviation) and of sharpness (mean absolute gradient)."""
     x = video.astype(np.float64) / 255.0
     steps = [np.abs(np.diff(x, axis=axis)).mean((1, 2, 3)) for axis in (1, 2)]
     levels = {
@@ -64,8 +62,7 @@ def drifts(video: np.ndarray, fps: float) -> dict[str, float]:
 
 
 def score(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
-    """Object permanence and picture drift of clips of training length, generated in one pass and
-    `eval.chunk` seconds at a time.
+    """Permanence and drift of clips generated in one pass and `eval.chunk` seconds at a time.
 
     permanence: share of clips with all bodies intact in every frame; frames_whole: share of frames,
     also of the first and the last tenth alone; drift in percent a second.
@@ -106,7 +103,6 @@ def score(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
                 workdir / "length.png",
                 [videos[i] for i in range(few) for videos in ways.values()],
                 [f"{way}: {prompts[i]}" for i in range(few) for way in ways],
-                every=max(frames // 20, 1),
-                scale=max(config.sample.zoom // 4, 1),
-            )
+                every=max(frames // 20, 1), scale=max(config.sample.zoom // 4, 1),
+            )  # fmt: skip
     return rows

@@ -1,11 +1,10 @@
 """The oracle of the world: reads bodies from pixels and scores them against the truth.
 
-`read` relies on the renderer (palette, room, shapes) alone. It unmixes every pixel into the
-room and the colours that the clip shows, which gives each body a soft coverage; its first moments
-are the centre, its area the size, and the shape is the one that makes it most likely: drawn at any
-turn in each frame, and as soft as suits all of them (`_shape`). Soft edges and grain cost a sample
-nothing, wrong outlines do. The motion comes from the first frames of the track. `score` compares a
-reading with the truth, `aggregate` sums up.
+`read` relies on the renderer alone. It unmixes every pixel into the room and the colours that the
+clip shows, which gives each body a soft coverage: its first moments are the centre, its area the
+size, and the shape is the most likely one, at any turn in each frame and with one blur for all
+(`_shape`), so that soft edges and grain cost nothing and wrong outlines do. The motion comes from
+the first frames of the track.
 
 Dimension key: T frames, H height, W width, C colours in play, N bodies, P pixels (H * W), K side of
 the window that shows one body.
@@ -15,12 +14,12 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from scipy import ndimage, special
 
-from vdit.worlds.bodies.physics import FREE, MOTIONS, REACH, View
+from vdit.worlds.bodies.physics import FREE, MOTIONS, View, form
 from vdit.worlds.bodies.render import BACKDROPS, outline, render
 from vdit.worlds.forms import PALETTE, SHAPES, SIZES
 from vdit.worlds.statistics import means, wilson
@@ -113,9 +112,9 @@ def _moments(cover: np.ndarray, view: View) -> tuple[np.ndarray, ...]:
 @functools.lru_cache(maxsize=32)
 def _areas(view: View) -> dict[tuple[int, int], float]:
     """The area in pixels of each (shape, size)."""
-    sides = 2 * math.ceil(max(reach.corner for reach in REACH.values()) * view.scale) + 3
+    kinds = list(itertools.product(range(len(SHAPES)), range(len(SIZES))))
+    sides = 2 * math.ceil(max(form(*kind).outer for kind in kinds) * view.scale) + 3
     at = np.arange(sides, dtype=np.float32)[None] - sides // 2
-    kinds = itertools.product(range(len(SHAPES)), range(len(SIZES)))
     return {kind: float(outline(*kind, view, at, -at, np.zeros(1)).sum()) for kind in kinds}
 
 
@@ -124,10 +123,9 @@ def _pictures(view: View, size: int) -> tuple[np.ndarray, np.ndarray, int]:
     """What each shape of a size looks like in a window of K x K pixels around its centre.
 
     Coverages (S * S, M, K * K) of norm 1, for centres that lie at (i + .5) / S of the middle pixel,
-    rows first; their kinds (M, 2), shape and index into `SOFT`; and S, which is less where pixels
-    are smaller.
+    rows first; their kinds (M, 2), shape and index into `SOFT`; and S.
     """
-    reach = max(REACH[shape, size].corner for shape in range(len(SHAPES)))
+    reach = max(form(shape, size).outer for shape in range(len(SHAPES)))
     half, margin = math.ceil(reach * view.scale + 2.5), math.ceil(4 * SOFT[-1] * view.scale)
     parts = max(1, math.ceil(25 / view.scale))  # .04 metres
     at = np.arange(-half - margin, half + margin + 1, dtype=np.float32)
@@ -152,9 +150,8 @@ def _pictures(view: View, size: int) -> tuple[np.ndarray, np.ndarray, int]:
 def _shape(cover: np.ndarray, centre: np.ndarray, size: int, view: View) -> int:
     """The shape under which coverages (T, P) around centres (T,) of a body are most likely.
 
-    Each is a picture of the shape at a turn of its own, of any brightness, all as soft, and white
-    noise as large as the best of them leaves. The likelihood is averaged over turns and not their
-    best, for a shape that has more of them fits noise better.
+    Each is a picture of the shape at its own turn and brightness, all as soft, and white noise as
+    large as the best leaves. Likelihoods are averaged over turns: more of them fit noise better.
     """
     pictures, kinds, parts = _pictures(view, size)
     side = math.isqrt(pictures.shape[2])
@@ -236,9 +233,8 @@ def _part(
 ) -> list[np.ndarray]:
     """Parts one colour's coverage (T, P) into that of `count` bodies, each the same all along.
 
-    Pieces that lie apart show the bodies. Where these touch, a pixel goes to the nearest (in the
-    sense of a power diagram: squared distance less squared radius), by fixed-point iteration from
-    places extrapolated from the last two frames.
+    Pieces that lie apart show the bodies. Where these touch, a pixel goes to the nearest by a power
+    diagram (squared distance less squared radius), iterated from extrapolated places.
     """
     z = _basis(view)[:, 0] + 1j * _basis(view)[:, 1]
     turns = np.array(list(itertools.permutations(range(count))))
@@ -290,10 +286,7 @@ def _parabola(track: np.ndarray, fps: float) -> tuple[float, float]:
 
 def _flight(track: np.ndarray, reach: float, gaps: np.ndarray, fps: float) -> int:
     """Frames of a track (T, 2) before the first touch: near the floor, a wall or a body, or off its
-    path.
-
-    `gaps` (T,): metres to the nearest wall and other body's circle.
-    """
+    path. `gaps` (T,): metres to the nearest wall and other body's circle."""
     free = (track[:, 1] > reach) & ~(gaps < 0)  # a NaN, not seen, is not free
     turn = np.diff(track, 2, axis=0) * fps  # m/s
     free[2:] &= (np.abs(turn[:, 0]) < KINK) & (turn[:, 1] < KINK)
@@ -320,10 +313,7 @@ def _motion(track: np.ndarray, rest: float, flight: int, fps: float) -> int:
 def read(
     video: np.ndarray, fps: float, view: View | None = None, backdrop: str = "studio"
 ) -> Reading:
-    """Reads a clip `video` (T, H, W, 3) uint8 of the world at `fps` frames a second.
-
-    `view` is how the camera sees the room, by default all of it.
-    """
+    """Reads a clip (T, H, W, 3) uint8; `view`: how the camera sees the room, by default all."""
     frames, view = len(video), view or View(*video.shape[1:3])
     empty_room = room(view, backdrop)
     least = SPECK * min(_areas(view).values())
@@ -377,7 +367,8 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
         off = np.abs([math.log(typical[index] / table[shape, i]) for i in range(len(SIZES))])
         size = int(np.argmin(off))
         kinds.append((shape, size, size if off[size] < SIZE_FIT else -1))
-    circle, _, inner = np.array([REACH[shape, size] for shape, size, _ in kinds]).T
+    forms = [form(shape, size) for shape, size, _ in kinds]
+    circle, inner = np.array([(one.outer, one.floor) for one in forms]).T
     apart = np.linalg.norm(tracks[:, None] - tracks[None], axis=3)
     apart[np.arange(len(parts)), np.arange(len(parts))] = np.inf
     whole &= ~(apart < OVERLAP * (inner[:, None] + inner)[..., None]).any(1)
@@ -393,37 +384,44 @@ def _bodies(parts: Sequence[tuple[int, np.ndarray]], view: View, fps: float) -> 
     return tuple(bodies)
 
 
-def best_order(hit: np.ndarray) -> list[int]:
-    """Of each object the body (row) that fits it best: by the first of what is right in `hit`
-    (bodies, objects, attributes), colour, then by all."""
-    objects = range(hit.shape[1])
+def match(
+    bodies: Sequence[Body], count: int, right: Callable[[Body, int], list[bool]]
+) -> tuple[list[int], np.ndarray]:
+    """Of each of `count` objects the body that fits it best, and what is right of it (N, A).
+
+    `right(body, n)`: what is right of a body as object n, its colour first. Bodies are matched by
+    that, then by all; an object without one has an index beyond them and nothing right.
+    """
+    hit: np.ndarray = np.zeros((max(len(bodies), count), count, len(ATTRIBUTES)), bool)
+    for row, body in zip(hit, bodies, strict=False):
+        row[:] = [right(body, n) for n in range(count)]
 
     def rank(order: list[int]) -> tuple[int, int]:
-        return hit[order, objects, 0].sum(), hit[order, objects].sum()
+        return hit[order, range(count), 0].sum(), hit[order, range(count)].sum()
 
-    return max(map(list, itertools.permutations(range(len(hit)), len(objects))), key=rank)
+    order = max(map(list, itertools.permutations(range(len(hit)), count)), key=rank)
+    return order, hit[order, range(count)]
 
 
 def score(video: np.ndarray, truth: Mapping[str, np.ndarray], fps: float) -> dict[str, float]:
     """Scores a clip (T, H, W, 3) uint8 against the `truth` of its caption.
 
-    Of the truth only count, shape, colour, size, motion and gravity are read, so it may belong to
-    another clip with the same caption. Bodies are matched by colour, then by the other attributes.
-
-    Returns 1.0 or 0.0 for `colour` (the same colours, each as often), `shape`, `size`, `motion`
-    (right for every object), `every_attribute` (these four), `objects` (as many) and `permanence`
-    (in every frame that many whole bodies, each of its own colour, and nothing else); and
+    Of the truth only what a caption says is read, and gravity. Bodies are matched by colour, then
+    by the other attributes. Returns 1.0 or 0.0 for `colour` (the same colours, each as often),
+    `shape`, `size`, `motion` (right for every object), `every_attribute` (these four), `objects`
+    (as many) and `permanence` (that many whole bodies and nothing else in every frame); and
     `gravity_error`: the relative error of g, the mean of the objects that fall or are thrown and
     are free for at least `FLIGHT_FRAMES` frames, NaN without any.
     """
     reading = read(video, fps)
     bodies, objects = reading.bodies, range(int(truth["count"]))
-    hit = np.zeros((max(len(bodies), len(objects)), len(objects), len(ATTRIBUTES)), bool)
-    for index, body in enumerate(bodies):
-        hit[index] = [[getattr(body, a) == truth[a][k] for a in ATTRIBUTES] for k in objects]
-    order = best_order(hit)
+
+    def compare(body: Body, n: int) -> list[bool]:
+        return [getattr(body, name) == truth[name][n] for name in ATTRIBUTES]
+
+    order, hit = match(bodies, len(objects), compare)
     same = len(bodies) == len(objects)
-    right: np.ndarray = np.all(hit[order, objects], axis=0)
+    right: np.ndarray = np.all(hit, axis=0)
     right[0] &= same
     whole = reading.clean.all() and all(body.present.all() for body in bodies)
     errors = []
@@ -441,11 +439,8 @@ def score(video: np.ndarray, truth: Mapping[str, np.ndarray], fps: float) -> dic
 
 
 def aggregate(scores: Sequence[Mapping[str, float]], intervals: bool = False) -> dict[str, float]:
-    """Means of `score`'s fractions over clips, the median gravity error, and both numbers of clips.
-
-    With `intervals` also NAME_low and NAME_high, 95%: Wilson's for fractions, by order statistics
-    for the median. NaN where there is nothing to sum up.
-    """
+    """Means of `score`'s fractions over clips, the median gravity error, and both numbers of clips;
+    with `intervals` 95% ones, Wilson's and by order statistics. NaN where there is nothing."""
     errors = sorted(one["gravity_error"] for one in scores if not math.isnan(one["gravity_error"]))
     many = len(errors)
     result = {"clips": len(scores), "gravity_clips": many} | means(scores, FRACTIONS)

@@ -15,8 +15,17 @@ from typing import Any, NamedTuple
 import numpy as np
 import pymunk
 
-from vdit.worlds.clips import Draws
-from vdit.worlds.forms import COLOURS, SHAPES, SIZES, Form, solid
+from vdit.worlds.clips import Draws, draw_looks
+from vdit.worlds.forms import (
+    COLOURS,
+    SHAPES,
+    Form,
+    add_bodies,
+    enclose,
+    new_body,
+    solid,
+    substeps,
+)
 
 MOTIONS = ("falls", "thrown_left", "thrown_right", "rolls_left", "rolls_right", "rests")
 VERBS = tuple(  # of each motion: the verb and the direction
@@ -44,18 +53,13 @@ GAP = 0.05  # metres between objects at the start, at least
 Kind = tuple[int, int, int, int]  # indices of shape, colour, size, motion
 
 
-def _reserved() -> frozenset[Kind]:
-    """24 of the 216 kinds: 4 of each colour and motion, 8 of each shape, 12 of each size."""
-    kinds = set()
-    for colour in range(len(COLOURS)):
-        for turn, offset in enumerate((0, 1, 3, 4)):
-            pair = (2 * colour + turn) % 6
-            kinds.add((pair % 3, colour, pair // 3, (colour + offset) % 6))
-    return frozenset(kinds)
-
-
-# Held-out kinds: training never shows them, every held-out clip has one.
-RESERVED = _reserved()
+# Held-out kinds: training never shows them, every held-out clip has one. 24 of the 216: 4 of each
+# colour and motion, 8 of each shape, 12 of each size.
+RESERVED: frozenset[Kind] = frozenset(
+    ((2 * colour + turn) % 6 % 3, colour, (2 * colour + turn) % 6 // 3, (colour + offset) % 6)
+    for colour in range(len(COLOURS))
+    for turn, offset in enumerate((0, 1, 3, 4))
+)
 RESERVED_KINDS = tuple(sorted(RESERVED))
 
 
@@ -63,10 +67,9 @@ RESERVED_KINDS = tuple(sorted(RESERVED))
 class View:
     """How the room lies in a picture of `height` x `width` pixels.
 
-    At zoom 1 the shorter side shows `ROOM` metres, and the picture's other edges than the lower one
-    are walls and ceiling. The floor is seen to the same depth at every zoom. A pixel (row, column)
-    has its middle at (row + .5, column + .5); a point (x, y) lies at row (top - y) * scale, column
-    (x - left) * scale.
+    At zoom 1 the shorter side shows `ROOM` metres, and the edges but the lower one are walls and
+    ceiling. The floor is seen to the same depth at every zoom. A pixel's middle is at (row + .5,
+    column + .5); a point (x, y) lies at row (top - y) * scale, column (x - left) * scale.
     """
 
     height: int
@@ -106,27 +109,6 @@ def form(shape: int, size: int) -> Form:
     return solid(SHAPES[shape], RADII[size], TRIANGLE)
 
 
-class Reach(NamedTuple):
-    """How far a shape goes from its centroid, in metres."""
-
-    corner: float  # to its farthest corner
-    half: float  # sideways, when it stands on the floor
-    floor: float  # down to the floor that it stands on (and the inscribed circle's radius)
-
-
-def _reach(shape: int, size: int) -> Reach:
-    outline = form(shape, size)
-    if outline.radius:
-        return Reach(outline.radius, outline.radius, outline.radius)
-    half, floor = max(x for x, _ in outline.corners), -min(y for _, y in outline.corners)
-    return Reach(outline.outer, half, floor)
-
-
-REACH = {
-    (shape, size): _reach(shape, size) for shape in range(len(SHAPES)) for size in range(len(SIZES))
-}
-
-
 class State(NamedTuple):
     """Where an object is and how it moves: metres, m/s, radians."""
 
@@ -141,7 +123,6 @@ class Start(NamedTuple):
     """One object at time 0: its kind, position, velocity, angle and spin (rad/s)."""
 
     kind: Kind
-    reach: Reach
     grounded: bool  # stands on the floor
     x: float
     y: float
@@ -152,11 +133,15 @@ class Start(NamedTuple):
     slowing: float = 0.0  # m/s^2, by friction
 
     @property
+    def form(self) -> Form:
+        return form(self.kind[0], self.kind[2])
+
+    @property
     def motion(self) -> str:
         return MOTIONS[self.kind[3]]
 
     def at(self, time: float) -> State:
-        """Its closed form after `time` seconds, alone in an endless room without bounces."""
+        """After `time` seconds, alone in an endless room without bounces."""
         angle = self.angle + self.spin * time
         if self.slowing:
             time = min(time, abs(self.vx) / self.slowing)
@@ -166,58 +151,53 @@ class Start(NamedTuple):
         if self.grounded:
             return State(x, self.y, self.vx, 0.0, angle)
         y = self.y + (self.vy - GRAVITY / 2 * time) * time
-        return State(x, max(self.reach.floor, y), self.vx, self.vy - GRAVITY * time, angle)
+        return State(x, max(self.form.floor, y), self.vx, self.vy - GRAVITY * time, angle)
 
 
 def place(draws: Draws, kind: Kind, view: View) -> Start:
     """Draws a start at which `kind` does its motion, alone, for `FREE` seconds."""
     shape, _, size, motion = kind
-    reach = REACH[shape, size]
+    outline = form(shape, size)
     verb, side = VERBS[motion]
     width = view.room_width
     if verb == "rests":
-        x = draws.uniform(reach.half + GAP, width - reach.half - GAP)
-        return Start(kind, reach, True, x, reach.floor)
-    margin = reach.corner + GAP
+        x = draws.uniform(outline.half + GAP, width - outline.half - GAP)
+        return Start(kind, True, x, outline.floor)
+    margin = outline.outer + GAP
     turns = SHAPES[shape] != "ball"
     if verb == "rolls":
         speed = draws.uniform(1.8, 3.2) if turns else draws.uniform(1.5, 3.0)
         x = draws.uniform(margin, width - margin - speed * FREE)
         x = x if side > 0 else width - x
-        spin, slowing = (0.0, SLIDING) if turns else (-side * speed / reach.floor, 0.0)
-        return Start(kind, reach, True, x, reach.floor, side * speed, 0.0, 0.0, spin, slowing)
+        spin, slowing = (0.0, SLIDING) if turns else (-side * speed / outline.floor, 0.0)
+        return Start(kind, True, x, outline.floor, side * speed, 0.0, 0.0, spin, slowing)
     vx, vy = 0.0, 0.0
     if verb == "thrown":
         vx, vy = draws.uniform(1.4, 2.8), draws.uniform(0.0, 2.5)
     low = margin + max(0.0, GRAVITY / 2 * FREE * FREE - vy * FREE)
-    high = view.top - reach.corner - vy * vy / (2 * GRAVITY)
+    high = view.top - outline.outer - vy * vy / (2 * GRAVITY)
     x = draws.uniform(margin, width - margin - vx * FREE)
     x, y = x if side > 0 else width - x, draws.uniform(low, high)
     angle, spin = (draws.uniform(-0.3, 0.3), draws.uniform(-1, 1)) if turns else (0.0, 0.0)
-    return Start(kind, reach, False, x, y, side * vx, vy, angle, spin)
+    return Start(kind, False, x, y, side * vx, vy, angle, spin)
 
 
-def _near(one: Start, two: Start, times: Sequence[float], need: float) -> bool:
-    """Whether two centroids come nearer than `need` at one of `times`, each on its own path."""
-    for time in times:
-        a, b = one.at(time), two.at(time)
-        if (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < need * need:
-            return True
-    return False
+def _apart(one: Start, two: Start, times: Sequence[float], need: float) -> bool:
+    """Whether two centroids stay `need` metres apart at all `times`, each on its own path."""
+    pairs = ((one.at(time), two.at(time)) for time in times)
+    return all((a.x - b.x) ** 2 + (a.y - b.y) ** 2 >= need * need for a, b in pairs)
 
 
 def _clear(one: Start, two: Start) -> bool:
     """Whether two objects surely stay clear of each other for the first `FREE` seconds."""
-    if one.grounded and two.grounded:
-        need = one.reach.half + two.reach.half
-    else:
-        need = one.reach.corner + two.reach.corner
-    return not _near(one, two, EARLY, need + GAP)
+    width = "half" if one.grounded and two.grounded else "outer"
+    need = getattr(one.form, width) + getattr(two.form, width)
+    return _apart(one, two, EARLY, need + GAP)
 
 
 def _meet(one: Start, two: Start) -> bool:
     """Whether two objects are going to touch within `HORIZON`."""
-    return _near(one, two, LATER, RADII[one.kind[2]] + RADII[two.kind[2]])
+    return not _apart(one, two, LATER, RADII[one.kind[2]] + RADII[two.kind[2]])
 
 
 EARLY = tuple(FREE * part / 3 for part in range(4))
@@ -226,17 +206,12 @@ LATER = tuple(FREE + (HORIZON - FREE) * part / 7 for part in range(1, 8))
 
 def draw_kinds(draws: Draws, count: int, held_out: bool) -> list[Kind]:
     """Kinds of `count` objects, no colour twice, not all at rest; held out: one is reserved."""
+
+    def kind() -> Kind:
+        return draws.below(3), draws.below(6), draws.below(2), draws.below(6)
+
     while True:
-        kinds: list[Kind] = []
-        while len(kinds) < count:
-            if held_out and not kinds:
-                kind = draws.pick(RESERVED_KINDS)
-            else:
-                kind = (draws.below(3), draws.below(6), draws.below(2), draws.below(6))
-                if not held_out and kind in RESERVED:
-                    continue
-            if all(kind[1] != other[1] for other in kinds):
-                kinds.append(kind)
+        kinds = draw_looks(draws, count, held_out, RESERVED_KINDS, kind)
         if count == 1 or any(MOTIONS[kind[3]] != "rests" for kind in kinds):
             if draws.chance(0.5):
                 kinds.reverse()
@@ -261,7 +236,7 @@ def draw_places(draws: Draws, kinds: Sequence[Kind], view: View) -> list[Start]:
             if found is None:
                 break
             starts.append(found)
-        if len(starts) == len(kinds):
+        else:
             return starts
     return []
 
@@ -290,10 +265,7 @@ class Meeting(NamedTuple):
 
 
 class Run(NamedTuple):
-    """What happened: the state at each frame (float64) and who met whom, in order.
-
-    Each meeting is there twice, once from either side.
-    """
+    """The state at each frame (float64) and who met whom, in order and from either side."""
 
     position: np.ndarray  # (T, N, 2)
     velocity: np.ndarray  # (T, N, 2)
@@ -303,55 +275,30 @@ class Run(NamedTuple):
     meetings: list[Meeting]
 
 
-def _borders(space: pymunk.Space, view: View) -> list[pymunk.Segment]:
-    """Floor, walls and ceiling of a room: thick, so that nothing tunnels out."""
-    width, top, far = view.room_width, view.top, 1.0
-    body = space.static_body
-    floor = pymunk.Segment(body, (-far, -far), (width + far, -far), far)
-    left = pymunk.Segment(body, (-far, -far), (-far, top + far), far)
-    right = pymunk.Segment(body, (width + far, -far), (width + far, top + far), far)
-    ceiling = pymunk.Segment(body, (-far, top + far), (width + far, top + far), far)
-    for line in (floor, left, right):
-        line.elasticity, line.friction = FLOOR_ELASTICITY, FLOOR_FRICTION
-    return [floor, left, right, ceiling]
-
-
-@functools.cache
-def _moment(shape: int, size: int) -> float:
-    """The moment of inertia at density 1."""
-    outline = form(shape, size)
-    if outline.radius:
-        return pymunk.moment_for_circle(outline.area, 0, outline.radius)
-    return pymunk.moment_for_poly(outline.area, outline.corners)
-
-
-def _object(start: Start, time: float, kick: float) -> tuple[pymunk.Body, pymunk.Shape]:
-    """One object of density 1 as it is at `time`; what flies falls faster by `kick`."""
-    shape, _, size, _ = start.kind
-    state, outline = start.at(time), form(shape, size)
-    body = pymunk.Body(outline.area, _moment(shape, size))
-    part: pymunk.Shape = (
-        pymunk.Circle(body, outline.radius)
-        if outline.radius
-        else pymunk.Poly(body, outline.corners)
-    )
-    part.elasticity, part.friction, part.collision_type = ELASTICITY, FRICTION, 1
-    body.position = state.x, state.y
-    body.velocity = state.vx, state.vy - (0.0 if start.grounded else kick)
-    body.angle, body.angular_velocity = state.angle, start.spin
-    return body, part
+def _bodies(
+    space: pymunk.Space, starts: Sequence[Start], time: float, kick: float
+) -> list[pymunk.Body]:
+    """Adds the objects, of density 1, as they are at `time`; what flies falls faster by `kick`."""
+    bodies = []
+    for start in starts:
+        state = start.at(time)
+        body = new_body(start.form, start.form.area, ELASTICITY, FRICTION, 1)
+        body.position = state.x, state.y
+        body.velocity = state.vx, state.vy - (0.0 if start.grounded else kick)
+        body.angle, body.angular_velocity = state.angle, start.spin
+        bodies.append(body)
+    add_bodies(space, bodies)
+    return bodies
 
 
 def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Run:
     """Moves the scene for `frames` frames: by closed form while nothing meets, then by pymunk.
 
-    pymunk's steps move first and accelerate then, half a step behind the closed form: velocities
-    start half a step ahead, and free flight is exact at every step. Whatever departs from free
-    flight between two frames has touched something.
+    pymunk's steps move first and accelerate then: velocities start half a step ahead, so free
+    flight is exact at every step, and whatever departs from it has touched something.
     """
     count = len(starts)
-    substeps = max(1, math.ceil(1 / fps / STEP - 1e-9))
-    step = 1 / fps / substeps
+    steps, step = substeps(fps, STEP)
     kick = GRAVITY * step / 2
     states: list[float] = []
     free = min(frames, int(FREE * fps + 1e-9) + 1)
@@ -363,9 +310,9 @@ def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Ru
     space = pymunk.Space()
     space.gravity = (0.0, -GRAVITY)
     space.collision_slop = 0.005
-    objects = [_object(start, (free - 1) / fps, kick) for start in starts]
-    bodies = [body for body, _ in objects]
-    space.add(*_borders(space, view), *(part for pair in objects for part in pair))
+    ceiling = enclose(space, view.room_width, view.top, FLOOR_ELASTICITY, FLOOR_FRICTION)
+    ceiling.elasticity = ceiling.friction = 0.0
+    bodies = _bodies(space, starts, (free - 1) / fps, kick)
     meetings: list[Meeting] = []
     frame = 0
 
@@ -379,7 +326,7 @@ def simulate(starts: Sequence[Start], frames: int, fps: float, view: View) -> Ru
     if count > 1:
         space.on_collision(1, 1, begin=begin)
     for frame in range(free, frames):  # noqa: B007 (begin reads it)
-        for _ in range(substeps):
+        for _ in range(steps):
             space.step(step)
         for body in bodies:
             states += (*body.position, *body.velocity, body.angle)

@@ -8,24 +8,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdit.data.labels import Classed
+from vdit.data.labels import Classed, Question, Truth
+from vdit.data.loader import Source
 from vdit.errors import UserError
+from vdit.worlds.bodies import physics
 from vdit.worlds.bodies.caption import caption
-from vdit.worlds.bodies.physics import (
-    GRAVITY,
-    MAX_OBJECTS,
-    ROOM,
-    Kind,
-    Run,
-    View,
-    draw_scene,
-    form,
-    simulate,
-)
-from vdit.worlds.bodies.questions import by_truth
+from vdit.worlds.bodies.physics import GRAVITY, MAX_OBJECTS, MOTIONS, Kind, Run, View
 from vdit.worlds.bodies.render import render
-from vdit.worlds.clips import Clips, clip_options, versions
-from vdit.worlds.forms import LOOKS
+from vdit.worlds.clips import Clips, clip_options, padded, versions
+from vdit.worlds.forms import COLOURS, LOOKS, SHAPES, SIZES
 from vdit.worlds.truth import in_picture
 
 VERSION = 1  # of the clips: another one, other bytes
@@ -51,10 +42,9 @@ class World(Clips):
     digest = versions("world", VERSION)
 
     def clip(self, index: int) -> dict[str, Any]:
-        draws, view, (low, high) = self.draws(index), View(*self.size), self.objects
-        count = low + draws.below(high - low + 1)
-        starts = draw_scene(draws, count, view, self.split == "heldout")
-        run = simulate(starts, self.frames, self.fps, view)
+        draws, view = self.draws(index), View(*self.size)
+        starts = physics.draw_scene(draws, self.count(draws), view, self.split == "heldout")
+        run = physics.simulate(starts, self.frames, self.fps, view)
         kinds = [start.kind for start in starts]
         return {
             "video": render(kinds, run.position, run.angle, view),
@@ -65,25 +55,17 @@ class World(Clips):
 
 def truth_of(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
     """The truth's arrays, padded to MAX_OBJECTS."""
-    frames, count = run.angle.shape
-    index = np.full((4, MAX_OBJECTS), -1, np.int32)
-    index[:, :count] = np.array(kinds).T
-    states = np.zeros((2, frames, MAX_OBJECTS, 2), np.float32)
-    states[0, :, :count], states[1, :, :count] = run.position, run.velocity
-    angle = np.zeros((frames, MAX_OBJECTS), np.float32)
-    angle[:, :count] = run.angle
-    contact = np.zeros((frames, MAX_OBJECTS), bool)
-    contact[:, :count] = run.contact
+    count, looks = len(kinds), np.array(kinds).T
+    names, moving = ("shape", "colour", "size", "motion"), ("position", "velocity", "angle")
+
+    def each(values: np.ndarray, fill: int, dtype: type) -> np.ndarray:
+        return padded(values, count, MAX_OBJECTS, fill, dtype)
+
     return {
         "count": np.array(count, np.int32),
-        "shape": index[0],
-        "colour": index[1],
-        "size": index[2],
-        "motion": index[3],
-        "position": states[0],
-        "velocity": states[1],
-        "angle": angle,
-        "contact": contact,
+        **{name: each(row, -1, np.int32) for name, row in zip(names, looks, strict=True)},
+        **{name: each(getattr(run, name), 0, np.float32) for name in moving},
+        "contact": each(run.contact, 0, np.bool_),
         "gravity": np.array(GRAVITY, np.float32),
     }
 
@@ -91,7 +73,29 @@ def truth_of(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
 def picture_truth(clip: Mapping[str, Any]) -> np.ndarray:
     """What a clip of `World` or `Shots` shows of its bodies: see `DataSource.truth`."""
     rest = None if "camera" in clip["truth"] else View(*clip["video"].shape[1:3]).camera
-    return in_picture(clip, ROOM, form, LOOKS, rest)
+    return in_picture(clip, physics.ROOM, physics.form, LOOKS, rest)
+
+
+def impacts(truth: Truth) -> int:
+    """The number of frames in which a contact begins; 3 stands for 3 and more."""
+    contact_T = truth["contact"][:, 0]
+    return min(int((contact_T[1:] & ~contact_T[:-1]).sum()), 3)
+
+
+# Classification questions about clips of one body, answered by their truth.
+QUESTIONS: dict[str, Question] = {
+    "motion": Question(MOTIONS, lambda truth: int(truth["motion"][0])),
+    "impacts": Question(("none", "one", "two", "more"), impacts),
+    "shape": Question(SHAPES, lambda truth: int(truth["shape"][0])),
+    "colour": Question(COLOURS, lambda truth: int(truth["colour"][0])),
+    "size": Question(SIZES, lambda truth: int(truth["size"][0])),
+}
+
+
+def by_truth(source: Source, question: str) -> Classed:
+    """Clips with truth, whose class is the answer to a question."""
+    asked = QUESTIONS[question]
+    return Classed(source, asked.classes, lambda clip: asked.answer(clip["truth"]))
 
 
 def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World | Classed:
@@ -104,12 +108,7 @@ def make(config: ConfigDict, split: str, workdir: Path, **options: Any) -> World
 def check(config: ConfigDict) -> None:
     """Refuses classes and questions where a clip may have two bodies."""
     objects = tuple(config.data.objects)
-    if objects != (1, 1) and config.data.label:
-        raise UserError(
-            f"data.objects is {objects}: (1, 1) is allowed with data.label, which is of one body"
-        )
-    if objects != (1, 1) and "classify" in config.stages:
-        raise UserError(
-            f"data.objects is {objects}: (1, 1) is allowed with the stage classify, whose labels"
-            " are of one body"
-        )
+    asks = "data.label" if config.data.label else "the stage classify"
+    if objects != (1, 1) and (config.data.label or "classify" in config.stages):
+        allowed = f"(1, 1) is allowed with {asks}, whose classes are of one body"
+        raise UserError(f"data.objects is {objects}: {allowed}")

@@ -1,7 +1,8 @@
 """The grammar of playgrounds: captions of five to several hundred words, and their parser.
 
-Wordings come from `lexicon`, seen or held-out. Colours are unique within a clip, so every mention
-of a character names its colour, and what follows a mention describes it.
+Colours are unique within a clip, so every mention of a character names its colour, and what follows
+a mention describes it. A shot that begins a take is described like a clip of one shot; one that
+continues a take by its framing and by the course of each visible character.
 """
 
 import functools
@@ -15,18 +16,9 @@ from vdit.worlds.clips import Draws
 from vdit.worlds.forms import COLOURS, SHAPES, SIZES
 from vdit.worlds.playground.cast import EXPRESSIONS, MATERIAL_NAMES
 from vdit.worlds.playground.events import Event
-from vdit.worlds.playground.lexicon import (
-    LAST,
-    LEXICON,
-    LOOKS,
-    MADE,
-    OPENINGS,
-    SAME,
-    STARTS,
-    THEN,
-    THERE,
-)
+from vdit.worlds.playground.lexicon import LEXICON, LINKS
 from vdit.worlds.playground.physics import Actor, Run, Scene
+from vdit.worlds.shots.caption import COURSES
 
 PARTS = ((0.0, 0.36, "left"), (0.36, 0.64, "middle"), (0.64, 1.01, "right"))  # of the width
 DETAIL = 3  # the highest level: 0 a clause, 1 a sentence, 2 with events and camera, 3 a text
@@ -47,11 +39,11 @@ class Voice:
     def __init__(self, draws: Draws, unseen: bool) -> None:
         self.draws, self.unseen = draws, unseen
 
-    def one(self, wordings: tuple[Sequence[str], Sequence[str]]) -> str:
-        return self.draws.pick(wordings[self.unseen])
-
     def say(self, kind: str, name: str) -> str:
-        return self.one(LEXICON[kind][name])
+        return self.draws.pick(LEXICON[kind][name][self.unseen])
+
+    def link(self, name: str) -> str:
+        return self.draws.pick(LINKS[name][self.unseen])
 
     def colour(self, actor: Actor) -> str:
         return self.say("colour", COLOURS[actor.look[1]])
@@ -74,6 +66,12 @@ class Voice:
         """A character that was named before."""
         return f"the {self.colour(actor)} {self.say('shape', SHAPES[actor.look[0]])}"
 
+    def stuff(self, actor: Actor) -> str:
+        return self.say("material", MATERIAL_NAMES[actor.look[3]])
+
+    def place(self, x: float, scene: Scene) -> str:
+        return self.say("spot", spot(x, scene.width))
+
     def motion(self, actor: Actor) -> str:
         name = actor.motion
         if SHAPES[actor.look[0]] != "ball":
@@ -87,15 +85,9 @@ def spot(x: float, width: float) -> str:
 
 
 def caption(
-    draws: Draws,
-    scene: Scene,
-    run: Run,
-    camera: str,
-    faces: np.ndarray,
-    events: Sequence[Event],
-    unseen: bool = False,
-    detail: int = DETAIL,
-) -> str:
+    draws: Draws, scene: Scene, run: Run, camera: str, faces: np.ndarray, events: Sequence[Event],
+    unseen: bool = False, detail: int = DETAIL
+) -> str:  # fmt: skip
     """An English caption in lower case, of a level of detail up to `detail`, by chance."""
     voice = Voice(draws, unseen)
     level = draws.below(detail + 1)
@@ -115,8 +107,8 @@ def caption(
             f"{voice.name(actor, 'a', draws.chance(0.7), face)} {voice.motion(actor)}"
             for actor, face in zip(actors, first, strict=True)
         ]
-        parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}: {listed(cast)}"]
-        parts += [f"{voice.one(THERE)} {voice.say('built', name)}" for name in _built(scene)]
+        parts = [f"{voice.link('opening')} this {voice.say('place', scene.place)}: {listed(cast)}"]
+        parts += [f"{voice.link('there')} {voice.say('built', name)}" for name in _built(scene)]
         parts.append(filmed(voice, camera, actors[0]))
         if events:
             parts.append(story(voice, scene, run, faces, events, False))
@@ -130,31 +122,21 @@ def _text(
     """A text about everything, of up to several hundred words."""
     actors, first = scene.actors, faces[0].tolist()
     gravity = "moon" if scene.place == "moon" else "earth"
-    parts = [f"{voice.one(OPENINGS)} this {voice.say('place', scene.place)}",
+    parts = [f"{voice.link('opening')} this {voice.say('place', scene.place)}",
              voice.say("gravity", gravity)]  # fmt: skip
-    parts += [f"{voice.one(THERE)} {voice.say('built', name)}" for name in _built(scene)]
+    parts += [f"{voice.link('there')} {voice.say('built', name)}" for name in _built(scene)]
     for number, actor in enumerate(actors):
-        parts.append(
-            f"{voice.one(THERE)} {voice.name(actor, 'a')}, and {voice.one(MADE)}"
-            f" {voice.say('material', MATERIAL_NAMES[actor.look[3]])}"
-        )
+        there = f"{voice.link('there')} {voice.name(actor, 'a')}"
+        parts.append(f"{there}, and {voice.link('made')} {voice.stuff(actor)}")
         if first[number] >= 0:
-            parts.append(
-                f"{voice.again(actor)}: {voice.one(LOOKS)}"
-                f" {voice.say('expression', EXPRESSIONS[first[number]])}"
-            )
-        parts.append(
-            f"{voice.again(actor)}: {voice.one(STARTS)}"
-            f" {voice.say('spot', spot(actor.x, scene.width))}, and it {voice.motion(actor)}"
-        )
+            looks = f"{voice.again(actor)}: {voice.link('looks')}"
+            parts.append(f"{looks} {voice.say('expression', EXPRESSIONS[first[number]])}")
+        starts = f"{voice.again(actor)}: {voice.link('starts')} {voice.place(actor.x, scene)}"
+        parts.append(f"{starts}, and it {voice.motion(actor)}")
     if events:
         parts.append(story(voice, scene, run, faces, events, True))
-    for number, actor in enumerate(actors):
-        last = float(run.position[-1, number, 0])
-        parts.append(
-            f"{voice.again(actor)} {voice.say('end', '')}"
-            f" {voice.say('spot', spot(last, scene.width))}"
-        )
+    for actor, x in zip(actors, run.position[-1, :, 0].tolist(), strict=True):
+        parts.append(f"{voice.again(actor)} {voice.say('end', '')} {voice.place(x, scene)}")
     parts.append(filmed(voice, camera, actors[0]))
     return ". ".join(parts)
 
@@ -184,13 +166,8 @@ def story(
     text = ""
     for number, event in enumerate(events):
         if number:
-            if event.frame == events[number - 1].frame:
-                link = voice.one(SAME)
-            elif number == len(events) - 1:
-                link = voice.one(LAST)
-            else:
-                link = voice.one(THEN)
-            text += f", {link} "
+            same, last = event.frame == events[number - 1].frame, number == len(events) - 1
+            text += f", {voice.link('same' if same else 'last' if last else 'then')} "
         clause = _clause(voice, scene, run, faces, event)
         if times and event.frame:
             clause += f" after about {event.frame / len(faces):.0%} of the time"
@@ -216,7 +193,83 @@ def _clause(voice: Voice, scene: Scene, run: Run, faces: np.ndarray, event: Even
     return f"{name} {voice.say('event', kind)}"
 
 
-# ---- reading --------------------------------------------------------------------------------
+NUMBERS = tuple(LEXICON["shots"])
+
+
+class Shot(NamedTuple):
+    """One shot of a clip: frames `begin` to `end`, and what its caption describes."""
+
+    begin: int
+    end: int
+    take: int
+    goes_on: bool  # its take has begun in an earlier shot
+    framing: str
+    kind: str  # of CAMERAS
+    camera: np.ndarray  # (T, 3), of this shot's frames only, as those below
+    scene: Scene
+    run: Run
+    faces: np.ndarray  # (T, N)
+    events: list[Event]
+    shown: np.ndarray  # (N,): fully in the picture throughout
+    courses: list[int]  # indices into COURSES
+
+
+def shot_caption(draws: Draws, shot: Shot, unseen: bool, detail: int) -> str:
+    """A caption of one shot, of a level of detail up to `detail`, by chance."""
+    voice = Voice(draws, unseen)
+    framing = voice.say("framing", shot.framing)
+    if not shot.goes_on:
+        described = (draws, shot.scene, shot.run, shot.kind, shot.faces, shot.events)
+        text = caption(*described, unseen=unseen, detail=detail)
+        return text if shot.framing == "whole" else f"{framing}: {text}"
+    level = draws.below(detail + 1)
+    seen = [n for n in range(len(shot.shown)) if shot.shown[n]] or list(range(len(shot.shown)))
+    actors, place = shot.scene.actors, voice.say("place", shot.scene.place)
+
+    def does(number: int) -> str:
+        return voice.say("course", COURSES[shot.courses[number]])
+
+    if level == 0:
+        chosen = draws.pick(seen)
+        return f"{framing}: {voice.again(actors[chosen])} {does(chosen)}"
+    if level == 1:
+        cast = [f"{voice.name(actors[n], 'the')} {does(n)}" for n in seen]
+        return f"{framing} {place}: {listed(cast)}"
+    faces = shot.faces[0].tolist()
+    if level == 2:
+        cast = [
+            f"{voice.name(actors[n], 'the', draws.chance(0.7), faces[n])} {does(n)}" for n in seen
+        ]
+        parts = [f"{framing} {place}: {listed(cast)}", filmed(voice, shot.kind, actors[0])]
+    else:
+        parts = [f"{framing} {place}", filmed(voice, shot.kind, actors[0])]
+        for n in seen:
+            stuff = voice.stuff(actors[n])
+            who = voice.name(actors[n], "the", face=faces[n])
+            parts.append(f"{voice.link('there')} {who}, and {voice.link('made')} {stuff}")
+            parts.append(f"{voice.again(actors[n])} {does(n)}")
+    if shot.events:
+        parts.append(story(voice, shot.scene, shot.run, shot.faces, shot.events, level > 2))
+    return ("; " if level == 2 else ". ").join(parts)
+
+
+def clip_caption(draws: Draws, shots: Sequence[Shot], unseen: bool) -> str:
+    """The clip's caption: number of shots and characters, perhaps materials and places."""
+    voice = Voice(draws, unseen)
+    style = draws.below(3)
+    cast = [voice.name(actor, "a", style > 0 and draws.chance(0.5))
+            for actor in shots[0].scene.actors]  # fmt: skip
+    text = f"{voice.say('shots', NUMBERS[len(shots) - 1])} of {listed(cast)}"
+    if style == 0:
+        return text
+    where = [voice.say("place", shot.scene.place) for shot in shots]
+    if style == 2:
+        where = [f"{voice.say('framing', shot.framing)} {place}"
+                 for shot, place in zip(shots, where, strict=True)]  # fmt: skip
+    words = [voice.link("first"), *(voice.link("then") for _ in where[2:]), voice.link("last")]
+    if len(shots) == 1:
+        return f"{text}, {where[0]}"
+    return f"{text}: " + "; ".join(f"{w} {at}" for w, at in zip(words, where, strict=True))
 
 
 @functools.cache

@@ -35,8 +35,7 @@ EXPRESSIONS = ("happy", "sad", "surprised", "angry", "asleep")
 
 
 class Place(NamedTuple):
-    """Gravity (m/s^2); RGB of the sky or wall, of what stands far behind, and of the floor; and
-    the share of each of a character's colours that the light shows."""
+    """Gravity (m/s^2), RGB of sky or wall, skyline and floor, and the light on characters."""
 
     gravity: float
     sky: tuple[int, int, int]
@@ -69,17 +68,13 @@ EVENTS = (
 Look = tuple[int, int, int, int]  # indices of shape, colour, size, material
 
 
-def _reserved() -> frozenset[Look]:
-    """24 of the 144 looks: 4 of each colour, each material once, 8 of each shape, 12 of a size."""
-    looks = set()
-    for colour in range(len(COLOURS)):
-        for material in range(len(MATERIALS)):
-            shape, size = (colour + material) % len(SHAPES), (colour // 3 + material) % len(SIZES)
-            looks.add((shape, colour, size, material))
-    return frozenset(looks)
-
-
-RESERVED = _reserved()  # looks that training never shows; every held-out clip has one of them
+# Looks that training never shows; every held-out clip has one of them. They are 24 of the 144: 4 of
+# each colour, each material once, 8 of each shape, 12 of a size.
+RESERVED: frozenset[Look] = frozenset(
+    ((colour + material) % len(SHAPES), colour, (colour // 3 + material) % len(SIZES), material)
+    for colour in range(len(COLOURS))
+    for material in range(len(MATERIALS))
+)
 RESERVED_LOOKS = tuple(sorted(RESERVED))
 
 

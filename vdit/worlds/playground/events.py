@@ -1,6 +1,4 @@
-"""Events of a clip, as a pure function of tracks and a few measures.
-
-The source applies it to simulated states, the oracle to what it reads from pixels.
+"""Events of a clip, as a pure function of simulated states, or of what the oracle reads.
 
 Dimension key: T frames, N characters.
 """
@@ -44,8 +42,7 @@ class Sight(NamedTuple):
 
 
 def landing(track: np.ndarray, fps: float, gravity: float) -> int:
-    """The first frame of a track (T, 2) that free flight from the two before does not explain; its
-    length if there is none."""
+    """The first frame of a track (T, 2) that the two before do not lead to in free flight, or T."""
     if len(track) < 3:
         return len(track)
     ahead = 2 * track[1:-1] - track[:-2]

@@ -1,8 +1,8 @@
 """Playgrounds: sampling of a scene, and its simulation by pymunk.
 
-A scene is a place, a structure (or none), perhaps a tower of blocks, and one to six
-characters of different colours. The first is the actor: it rolls down the ramp, off the platform,
-swings, or falls on the spring.
+A scene is a place, a structure (or none), perhaps a tower, and one to six characters of different
+colours. The first is the actor: it rolls down the ramp, off the platform, swings, or falls on the
+spring.
 
 Dimension key: T frames, N characters, B blocks of the tower, G grains.
 """
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pymunk
 
-from vdit.worlds.clips import Draws
-from vdit.worlds.forms import Form, block, disc
+from vdit.worlds.clips import Draws, draw_looks
+from vdit.worlds.forms import Form, add_bodies, add_still, block, disc, enclose, new_body, substeps
 from vdit.worlds.playground import cast
 from vdit.worlds.playground.cast import Look, form
 
@@ -77,47 +77,28 @@ class Run(NamedTuple):
     depth: float  # metres that a character was ever inside something at a frame, at most
 
 
-def draw_looks(draws: Draws, count: int, held_out: bool) -> list[Look]:
-    """Looks of `count` characters, no colour twice; held out: one of them is reserved."""
-    looks: list[Look] = []
-    large = 0.5 if count <= 2 else 0.2
-    while len(looks) < count:
-        if held_out and not looks:
-            look = draws.pick(cast.RESERVED_LOOKS)
-        else:
-            look = (
-                draws.below(len(cast.SHAPES)), draws.below(len(cast.COLOURS)),
-                int(draws.chance(large)), draws.below(len(cast.MATERIALS)),
-            )  # fmt: skip
-            if not held_out and look in cast.RESERVED:
-                continue
-        if all(look[1] != other[1] for other in looks):
-            looks.append(look)
-    return looks
-
-
 def glides(look: Look) -> bool:
     """Whether it rolls or slides far: a ball, or slippery."""
     return cast.SHAPES[look[0]] == "ball" or cast.MATERIAL_NAMES[look[3]] == "slippery"
 
 
 def draw_scene(
-    draws: Draws,
-    count: int,
-    width: float,
-    top: float,
-    held_out: bool,
-    built: Sequence[str] = cast.SETS,
-    places: Sequence[str] = cast.PLACE_NAMES,
-    characters: Sequence[Look] = (),
-) -> Scene:
-    """Draws a scene of `count` characters with one of the structures `built` in one of the
-    `places`; `characters` fixes their looks."""
+    draws: Draws, count: int, width: float, top: float, held_out: bool,
+    built: Sequence[str] = cast.SETS, places: Sequence[str] = cast.PLACE_NAMES,
+    characters: Sequence[Look] = ()
+) -> Scene:  # fmt: skip
+    """Draws a scene of `count` characters; `characters` fixes their looks."""
+    large = 0.5 if count <= 2 else 0.2
+
+    def look() -> Look:
+        shape, colour = draws.below(len(cast.SHAPES)), draws.below(len(cast.COLOURS))
+        return shape, colour, int(draws.chance(large)), draws.below(len(cast.MATERIALS))
+
     while True:
         place = draws.pick(places)
         plain = count > CROWD or draws.chance(0.35)
         what = "none" if plain and "none" in built else draws.pick(built)
-        looks = list(characters) or draw_looks(draws, count, held_out)
+        looks = list(characters) or draw_looks(draws, count, held_out, cast.RESERVED_LOOKS, look)
         if draws.chance(0.5):
             looks.reverse()
         tower = count <= CROWD and what in ("none", "ramp", "pendulum") and draws.chance(0.5)
@@ -145,13 +126,11 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
         return x if side > 0 else width - x
 
     target = at(min(4.4, width - 1.2))
-    if scene.built == "spring":
+    if scene.built in ("spring", "pour"):
         scene = scene._replace(spot=draws.pick((0.35, 0.5, 0.65)) * width)
     if scene.built == "pour":
-        scene = scene._replace(
-            spot=draws.pick((0.35, 0.5, 0.65)) * width,
-            grains=tuple(draws.uniform(-0.5, 0.5) for _ in range(cast.GRAINS)),
-        )
+        speeds = tuple(draws.uniform(-0.5, 0.5) for _ in range(cast.GRAINS))
+        scene = scene._replace(grains=speeds)
     opening = _opening(draws, scene, looks[0], at, tower)
     if opening is not None:
         actors.append(opening)
@@ -167,7 +146,6 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
         taken.append((target, cast.BLOCK / 2 + 0.35))
     struck = opening is not None and not tower and scene.built in ("ramp", "pendulum", "none")
     for number, look in enumerate(looks[len(actors) :]):
-        found = None
         for _ in range(TRIES):
             if struck and number == 0:
                 # What swings meets it where it is lowest.
@@ -182,11 +160,10 @@ def _fill(draws: Draws, scene: Scene, looks: Sequence[Look], tower: bool) -> Sce
                 new = _flies(draws, scene, look, "falls", GAP)
             spare = [] if struck and number == 0 else taken
             if _clear(scene, new, actors, spare):
-                found = new
                 break
-        if found is None:
+        else:
             return None
-        actors.append(found)
+        actors.append(new)
     if all(actor.motion == "rests" for actor in actors) and not scene.grains:
         return None
     return scene._replace(actors=tuple(actors))
@@ -299,47 +276,18 @@ def _path(scene: Scene, actor: Actor, time: float) -> tuple[float, float]:
     return x, y
 
 
-# ---- moving ---------------------------------------------------------------------------------
-
-
-def _body(
-    space: pymunk.Space, shape: Form, mass: float, elasticity: float, friction: float, kind: int
-) -> pymunk.Body:
-    """A free body of one shape in the space."""
-    if shape.radius:
-        body = pymunk.Body(mass, pymunk.moment_for_circle(mass, 0, shape.radius))
-        part: pymunk.Shape = pymunk.Circle(body, shape.radius)
-    else:
-        body = pymunk.Body(mass, pymunk.moment_for_poly(mass, shape.corners))
-        part = pymunk.Poly(body, shape.corners)
-    part.elasticity, part.friction, part.collision_type = elasticity, friction, kind
-    space.add(body, part)
-    return body
-
-
-def _still(space: pymunk.Space, shape: pymunk.Shape) -> None:
-    shape.elasticity = shape.friction = 1.0
-    space.add(shape)
-
-
 def _build(space: pymunk.Space, scene: Scene) -> None:
-    """Floor, walls and ceiling (thick, so that nothing tunnels out), ramp or platform."""
-    width, top, far, still = scene.width, scene.top, 1.0, space.static_body
-    for a, b in (
-        ((-far, -far), (width + far, -far)),
-        ((-far, -far), (-far, top + far)),
-        ((width + far, -far), (width + far, top + far)),
-        ((-far, top + far), (width + far, top + far)),
-    ):
-        _still(space, pymunk.Segment(still, a, b, far))
+    """Floor, walls and ceiling, ramp or platform."""
+    width, still = scene.width, space.static_body
+    enclose(space, width, scene.top)
     wall, side = (0.0, 1) if scene.side > 0 else (width, -1)
     if scene.built == "ramp":
         corners = [(wall, 0.0), (wall, cast.RAMP_HEIGHT), (wall + side * cast.RAMP_LENGTH, 0.0)]
-        _still(space, pymunk.Poly(still, corners))
+        add_still(space, pymunk.Poly(still, corners), 1.0, 1.0)
     if scene.built == "platform":
         low, edge = cast.PLATFORM_TOP - cast.PLATFORM_DEPTH, wall + side * cast.PLATFORM_LENGTH
         corners = [(wall, low), (wall, cast.PLATFORM_TOP), (edge, cast.PLATFORM_TOP), (edge, low)]
-        _still(space, pymunk.Poly(still, corners))
+        add_still(space, pymunk.Poly(still, corners), 1.0, 1.0)
 
 
 class _Contacts:
@@ -387,7 +335,9 @@ def _characters(space: pymunk.Space, scene: Scene, kick: float) -> list[pymunk.B
     bodies = []
     for actor in scene.actors:
         shape, stuff = actor.form, cast.MATERIALS[cast.MATERIAL_NAMES[actor.look[3]]]
-        body = _body(space, shape, stuff.density * shape.area, stuff.elasticity, stuff.friction, 1)
+        mass = stuff.density * shape.area
+        body = new_body(shape, mass, stuff.elasticity, stuff.friction, 1)
+        add_bodies(space, [body])
         flies = actor.motion == "falls" or actor.motion.startswith("thrown")
         body.position = actor.x, actor.y
         body.velocity = actor.vx, actor.vy - (kick if flies else 0.0)
@@ -401,7 +351,8 @@ def _tower(space: pymunk.Space, scene: Scene) -> list[pymunk.Body]:
     blocks = []
     for level in range(cast.BLOCKS if scene.tower else 0):
         mass = cast.BLOCK_DENSITY * cast.BLOCK**2
-        body = _body(space, block(cast.BLOCK, cast.BLOCK), mass, 0.2, 0.7, 2)
+        body = new_body(block(cast.BLOCK, cast.BLOCK), mass, 0.2, 0.7, 2)
+        add_bodies(space, [body])
         body.position = scene.tower, cast.BLOCK * (level + 0.5)
         blocks.append(body)
     return blocks
@@ -411,7 +362,8 @@ def _pour(space: pymunk.Space, scene: Scene, grains: list[pymunk.Body], time: fl
     """Adds the grains that have come out of the spout at `time`."""
     while len(grains) < len(scene.grains) and len(grains) * cast.GRAIN_EVERY <= time:
         mass = cast.GRAIN_DENSITY * math.pi * cast.GRAIN**2
-        body = _body(space, disc(cast.GRAIN), mass, 0.2, 0.4, 3)
+        body = new_body(disc(cast.GRAIN), mass, 0.2, 0.4, 3)
+        add_bodies(space, [body])
         body.position = scene.spot, scene.top - 0.5
         body.velocity = scene.grains[len(grains)], -2.0
         grains.append(body)
@@ -425,13 +377,9 @@ def _energy(body: pymunk.Body, vy: float, gravity: float) -> float:
 
 
 def simulate(scene: Scene, frames: int, fps: float) -> Run:
-    """Moves the scene for `frames` frames.
-
-    pymunk's steps move first and accelerate then: what flies starts half a step's fall faster, so
-    that its places are exact, and has that taken from the velocities that are returned.
-    """
-    substeps = max(1, math.ceil(1 / fps / STEP - 1e-9))
-    step = 1 / fps / substeps
+    """Moves the scene. pymunk's steps move first and accelerate then: what flies starts half a step
+    ahead, so that its places are exact, and has that taken from its velocities afterwards."""
+    steps, step = substeps(fps, STEP)
     kick = scene.gravity * step / 2
     space = pymunk.Space()
     space.gravity, space.collision_slop, space.iterations = (0.0, -scene.gravity), 0.003, 20
@@ -449,7 +397,7 @@ def simulate(scene: Scene, frames: int, fps: float) -> Run:
     energy = np.zeros(frames)
     for frame in range(frames):
         contacts.frame = frame
-        for number in range(substeps if frame else 0):
+        for number in range(steps if frame else 0):
             _pour(space, scene, grains, (frame - 1) / fps + number * step)
             space.step(step)
         joules = []

@@ -4,8 +4,7 @@ A camera is (x, y, zoom): the picture's middle in metres, and the zoom. A charac
 material by its rim (white all round: bouncy; grey: heavy; white on the upper left: slippery; none:
 soft), and in pictures of `FACE_PIXELS` and more a face that stays upright.
 
-Dimension key: M pictures (frames, or candidates), K window side in pixels, H height, W width,
-E sides of a polygon.
+Dimension key: T frames, M pictures (frames, or candidates), K window side, H height, W width.
 """
 
 import functools
@@ -14,7 +13,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vdit.worlds.forms import PALETTE, Form, block, disc, polygon
+from vdit.worlds.clips import Draws
+from vdit.worlds.forms import PALETTE, Form, block, cover, disc, outside, polygon
 from vdit.worlds.playground import cast
 from vdit.worlds.playground.cast import Look, form
 from vdit.worlds.playground.physics import Run, Scene
@@ -59,6 +59,72 @@ def home(height: int, width: int) -> tuple[float, float]:
     return width / scale / 2, height / scale / 2 - cast.FLOOR_DEPTH
 
 
+ZOOM = {"pan": 0.85, "tilt": 0.85, "follow": 0.85, "shake": 0.9, "static": 1.0}
+ZOOMS = (0.78, 1.0)  # the ends of a camera that zooms
+SWAY = 0.55  # metres that a pan or tilt goes to either side of the middle
+SHAKE = 0.11  # metres
+HERTZ = (2.2, 3.4)  # of a camera that shakes
+FRAMED = {"whole": 1.0, "wide": 0.78, "close_left": 1.4, "close": 1.4, "close_right": 1.4}  # zooms
+BESIDE = 0.4  # metres beyond a wall that a close-up of that side sees
+FOLLOWED = (1.0, 2.6)  # metres sideways that a character covers for a camera to follow it
+
+
+def ease(frames: int) -> np.ndarray:
+    """(T,) from 0 to 1: slow, fast, slow."""
+    part = np.arange(frames) / max(frames - 1, 1)
+    return part * part * (3 - 2 * part)
+
+
+def path(
+    draws: Draws, camera: str, frames: int, fps: float, size: tuple[int, int], x: np.ndarray
+) -> np.ndarray:
+    """Cameras (T, 3); `x` (T,) is the track of the character that `follow` keeps in its place."""
+    kind, _, way = camera.partition("_")
+    camera_T3 = np.tile((*home(*size), ZOOM.get(kind, 1.0)), (frames, 1))
+    sway = SWAY * (2 * ease(frames) - 1) * (-1 if way in ("left", "down") else 1)
+    if kind == "pan":
+        camera_T3[:, 0] += sway
+    if kind == "tilt":
+        camera_T3[:, 1] += sway
+    if kind == "zoom":
+        low, high = ZOOMS if way == "in" else ZOOMS[::-1]
+        camera_T3[:, 2] = low + (high - low) * ease(frames)
+    if kind == "follow":
+        camera_T3[:, 0] += x - x[0]
+    if kind == "shake":
+        for axis in (0, 1):
+            for hertz in HERTZ:
+                phase = draws.uniform(0, 2 * math.pi)
+                wave = [math.sin(2 * math.pi * hertz * t / fps + phase) for t in range(frames)]
+                camera_T3[:, axis] += SHAKE / 2 * np.array(wave)
+    return camera_T3
+
+
+def framed(framing: str, frames: int, size: tuple[int, int]) -> np.ndarray:
+    """Static cameras (T, 3); close-ups have the floor at the same height as the whole scene."""
+    (x, y), zoom, scale = home(*size), FRAMED[framing], min(size) / cast.ROOM
+    up, across = size[0] / scale / zoom / 2, size[1] / scale / zoom / 2
+    if framing.startswith("close"):
+        y = up - cast.FLOOR_DEPTH
+        x = {"close_left": across - BESIDE, "close": x}.get(framing, 2 * x + BESIDE - across)
+    return np.tile((x, y, zoom), (frames, 1))
+
+
+def draw_camera(draws: Draws, x: np.ndarray) -> str:
+    """One of CAMERAS; `follow` only where the character on track `x` (T,) goes far enough."""
+    names = [name for name in cast.CAMERAS if name != "follow"]
+    reach = np.abs(x - x[0]).max()
+    if FOLLOWED[0] <= reach <= FOLLOWED[1]:
+        names += ["follow"] * 3
+    return draws.pick(names)
+
+
+def room_of(size: tuple[int, int]) -> tuple[float, float]:
+    """Metres from wall to wall, and from floor to ceiling."""
+    scale = min(size) / cast.ROOM
+    return size[1] / scale, size[0] / scale - cast.FLOOR_DEPTH
+
+
 @functools.cache
 def _skyline(place: str) -> tuple[np.ndarray, np.ndarray]:
     """Right edges of the pieces over one period, and their tops."""
@@ -67,8 +133,7 @@ def _skyline(place: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def backdrop(place: str, camera: np.ndarray, height: int, width: int, room: float) -> np.ndarray:
-    """The empty place (M, H, W, 3) float32 as cameras (M, 3) see it; `room`: metres from wall to
-    wall."""
+    """The empty place (M, H, W, 3) float32 as cameras (M, 3) see it; `room`: its metres across."""
     if len(camera) > 1 and (camera == camera[0]).all():
         still = backdrop(place, camera[:1], height, width, room)
         return np.repeat(still, len(camera), axis=0)
@@ -104,32 +169,6 @@ def lit(rgb: Sequence[int], place: str) -> np.ndarray:
     return np.array(rgb, np.float32) * np.array(cast.PLACES[place].light, np.float32)
 
 
-def turns(angle: np.ndarray) -> np.ndarray:
-    """Cosine and sine (M, 2) of angles: math's, not numpy's, for the same bits everywhere."""
-    return np.array([(math.cos(value), math.sin(value)) for value in angle.tolist()]).reshape(-1, 2)
-
-
-def outside(
-    shape: Form, x: np.ndarray, y: np.ndarray, angle: np.ndarray, scale: np.ndarray
-) -> np.ndarray:
-    """Pixels (M, K, K) outside a form's outline, negative inside; x, y (M, K) from its centroid."""
-    if shape.radius:
-        distance = np.sqrt((x * x)[:, None, :] + (y * y)[:, :, None])
-        distance -= (scale * shape.radius).astype(np.float32)[:, None, None]
-        return distance
-    cos, sin = turns(angle).T[..., None]
-    nx, ny = np.array(shape.normals).T[:, None]
-    across = (cos * nx - sin * ny).astype(np.float32)[..., None] * x[:, None]
-    across -= (scale[:, None] * np.array(shape.distances)).astype(np.float32)[..., None]
-    along = (sin * nx + cos * ny).astype(np.float32)[..., None] * y[:, None]
-    return (across[:, :, None, :] + along[..., None]).max(axis=1)
-
-
-def cover(distance: np.ndarray) -> np.ndarray:
-    """The share of a pixel that lies inside, by its middle's distance outside."""
-    return np.clip(np.float32(0.5) - distance, 0, 1)
-
-
 def _face(expression: str, x: np.ndarray, y: np.ndarray, unit: np.ndarray) -> np.ndarray:
     """Cover (M, K, K) by the ink of a face whose unit is (M,) pixels."""
     size = unit.astype(np.float32)[:, None]
@@ -145,11 +184,21 @@ def _face(expression: str, x: np.ndarray, y: np.ndarray, unit: np.ndarray) -> np
     return cover(best * size[..., None])
 
 
+def pixels(place: np.ndarray, camera: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Column and row (M, 2) of points (M, 2) in metres, as cameras (M, 3) see them."""
+    scale = min(size) / cast.ROOM * camera[:, 2]
+    off = (place - camera[:, :2]) * scale[:, None]
+    return np.stack([off[:, 0] + size[1] / 2, size[0] / 2 - off[:, 1]], axis=1)
+
+
 def windows(
-    middle: np.ndarray, side: int, height: int, width: int
+    place: np.ndarray, camera: np.ndarray, outer: float, size: tuple[int, int]
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Windows of a side about `middle` (M, 2), column and row: their left and upper edges (M,),
-    kept inside the picture, and x and y (M, K) of their pixels from the middle."""
+    """Windows, inside the picture, that hold what reaches `outer` metres from places (M, 2): their
+    left and upper edges (M,), and x and y (M, K) of their pixels from the places."""
+    (height, width), middle = size, pixels(place, camera, size)
+    reach = outer * float((min(size) / cast.ROOM * camera[:, 2]).max())
+    side = 2 * math.ceil(reach + 1) + 1
     left = np.clip(np.floor(middle[:, 0] - side / 2 + 0.5), 0, width - min(side, width))
     upper = np.clip(np.floor(middle[:, 1] - side / 2 + 0.5), 0, height - min(side, height))
     across, down = np.arange(min(side, width)) + 0.5, np.arange(min(side, height)) + 0.5
@@ -159,14 +208,9 @@ def windows(
 
 
 def character(
-    look: Look,
-    expression: str,
-    place: str,
-    x: np.ndarray,
-    y: np.ndarray,
-    angle: np.ndarray,
-    scale: np.ndarray,
-) -> tuple[np.ndarray, np.ndarray]:
+    look: Look, expression: str, place: str, x: np.ndarray, y: np.ndarray, angle: np.ndarray,
+    scale: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Cover (M, K, K) and colour (M, K, K, 3) of one character; no face where expression is ""."""
     shape, material = form(look[0], look[2]), cast.MATERIAL_NAMES[look[3]]
     distance = outside(shape, x, y, angle, scale)
@@ -187,25 +231,18 @@ class Canvas:
 
     def __init__(self, pictures: np.ndarray, camera: np.ndarray) -> None:
         self.pictures, self.camera = pictures, camera
-        self.height, self.width = pictures.shape[1:3]
-        self.scale = min(self.height, self.width) / cast.ROOM * camera[:, 2]
-
-    def pixels(self, place: np.ndarray) -> np.ndarray:
-        """Column and row (M, 2) of points (M, 2) in metres."""
-        off = (place - self.camera[:, :2]) * self.scale[:, None]
-        return np.stack([off[:, 0] + self.width / 2, self.height / 2 - off[:, 1]], axis=1)
-
-    def side(self, outer: float) -> int:
-        """Of a window that holds what reaches `outer` metres from its middle."""
-        return 2 * math.ceil(outer * float(self.scale.max()) + 1) + 1
+        self.size = (int(pictures.shape[1]), int(pictures.shape[2]))
+        self.scale = min(self.size) / cast.ROOM * camera[:, 2]
 
     def stamp(
-        self, covers: np.ndarray, paint: np.ndarray, left: np.ndarray, upper: np.ndarray
-    ) -> None:
-        """Lays windows of cover (M, K, K) and paint (3,) or (M, K, K, 3) on the pictures."""
+        self, covers: np.ndarray, paint: np.ndarray, left: np.ndarray, upper: np.ndarray,
+        at: np.ndarray,
+    ) -> None:  # fmt: skip
+        """Lays windows of cover (M, K, K) and paint (3,) or (M, K, K, 3) on some pictures."""
         rows, columns = covers.shape[1:]
-        for number, (x, y) in enumerate(zip(left.tolist(), upper.tolist(), strict=True)):
-            window = self.pictures[number, y : y + rows, x : x + columns]
+        corners = zip(at.tolist(), left.tolist(), upper.tolist(), strict=True)
+        for number, (picture, x, y) in enumerate(corners):
+            window = self.pictures[picture, y : y + rows, x : x + columns]
             rgb = paint[number] if paint.ndim == 4 else paint
             window += covers[number][..., None] * (rgb - window)
 
@@ -213,39 +250,27 @@ class Canvas:
         self, shape: Form, rgb: np.ndarray, place: np.ndarray, angle: np.ndarray | None = None
     ) -> None:
         """Paints one thing at places (M, 2) in metres; none where they are NaN."""
-        there = ~np.isnan(place[:, 0])
-        if not there.all():
-            if there.any():
-                part = Canvas(self.pictures[there], self.camera[there])
-                part.thing(shape, rgb, place[there], None if angle is None else angle[there])
-                self.pictures[there] = part.pictures
+        at = np.flatnonzero(~np.isnan(place[:, 0]))
+        if not at.size:
             return
-        turn = np.zeros(len(place)) if angle is None else angle
-        left, upper, x, y = windows(
-            self.pixels(place), self.side(shape.outer), self.height, self.width
-        )
-        self.stamp(cover(outside(shape, x, y, turn, self.scale)), rgb, left, upper)
+        turn = np.zeros(len(at)) if angle is None else angle[at]
+        left, upper, x, y = windows(place[at], self.camera[at], shape.outer, self.size)
+        self.stamp(cover(outside(shape, x, y, turn, self.scale[at])), rgb, left, upper, at)
 
     def character(
         self, look: Look, expressions: np.ndarray, where: str, place: np.ndarray, angle: np.ndarray
     ) -> None:
         """Paints one character; expressions (M,) are indices, -1 for no face. NaN as in `thing`."""
-        there = ~np.isnan(place[:, 0])
-        if not there.all():
-            if there.any():
-                part = Canvas(self.pictures[there], self.camera[there])
-                part.character(look, expressions[there], where, place[there], angle[there])
-                self.pictures[there] = part.pictures
+        at = np.flatnonzero(~np.isnan(place[:, 0]))
+        if not at.size:
             return
-        side = self.side(form(look[0], look[2]).outer)
-        left, upper, x, y = windows(self.pixels(place), side, self.height, self.width)
-        for one in sorted(set(expressions.tolist())):
-            at = np.flatnonzero(expressions == one)
-            name = cast.EXPRESSIONS[one] if one >= 0 else ""
-            covers, paint = character(look, name, where, x[at], y[at], angle[at], self.scale[at])
-            on = Canvas(self.pictures[at], self.camera[at])
-            on.stamp(covers, paint, left[at], upper[at])
-            self.pictures[at] = on.pictures
+        outer = form(look[0], look[2]).outer
+        left, upper, x, y = windows(place[at], self.camera[at], outer, self.size)
+        for one in sorted(set(expressions[at].tolist())):
+            on = np.flatnonzero(expressions[at] == one)
+            name, to = cast.EXPRESSIONS[one] if one >= 0 else "", at[on]
+            covers, paint = character(look, name, where, x[on], y[on], angle[to], self.scale[to])
+            self.stamp(covers, paint, left[on], upper[on], to)
 
 
 def built_parts(scene: Scene) -> list[tuple[Form, tuple[float, float]]]:
@@ -310,11 +335,8 @@ def render(
 def _coil(canvas: Canvas, x: float, width: float, top: np.ndarray, rgb: np.ndarray) -> None:
     """A strut of the spring from the floor to `top` (M,)."""
     for height in sorted(set(np.round(top, 3).tolist())):
-        at = np.flatnonzero(np.round(top, 3) == height)
-        part = Canvas(canvas.pictures[at], canvas.camera[at])
-        place = np.tile((x, height / 2), (len(at), 1))
-        part.thing(block(width, max(height, 0.05)), rgb, place)
-        canvas.pictures[at] = part.pictures
+        place = np.where((np.round(top, 3) == height)[:, None], (x, height / 2), np.nan)
+        canvas.thing(block(width, max(height, 0.05)), rgb, place)
 
 
 def has_faces(size: tuple[int, int]) -> bool:

@@ -6,18 +6,18 @@ from typing import Any
 
 import numpy as np
 
-from vdit.worlds.clips import Clips, Draws, versions
+from vdit.worlds.clips import Clips, Draws, padded, versions
 from vdit.worlds.forms import LOOKS
 from vdit.worlds.playground import cast
 from vdit.worlds.playground import events as what
-from vdit.worlds.playground.camera import draw_camera, path
 from vdit.worlds.playground.caption import DETAIL, caption
 from vdit.worlds.playground.physics import CROWD, Run, Scene, draw_scene, simulate
-from vdit.worlds.playground.render import has_faces, render
+from vdit.worlds.playground.render import draw_camera, has_faces, path, render, room_of
 from vdit.worlds.truth import in_picture as seen_in_picture
 
 VERSION = 1  # of the clips: another one, other bytes
 MAX_EVENTS = 24
+MOVING = ("position", "velocity", "angle")
 CHANGE = 0.4  # share of characters whose expression changes
 SECONDS = 60  # of a clip, at most
 
@@ -73,9 +73,7 @@ class Playground(Clips):
     def clip(self, index: int) -> dict[str, Any]:
         # World's streams have indices below 2**63, those of shots from there on.
         draws = self.draws(2**64 - 1 - index)
-        low, high = self.objects
-        count = low + draws.below(high - low + 1)
-        held_out = self.split == "heldout"
+        count, held_out = self.count(draws), self.split == "heldout"
         scene = draw_scene(draws, count, *room_of(self.size), held_out, self.built)
         run = simulate(scene, self.frames, self.fps)
         followed = run.position[:, 0, 0]
@@ -97,12 +95,6 @@ class Playground(Clips):
         return item
 
 
-def room_of(size: tuple[int, int]) -> tuple[float, float]:
-    """Metres from wall to wall, and from floor to ceiling."""
-    scale = min(size) / cast.ROOM
-    return size[1] / scale, size[0] / scale - cast.FLOOR_DEPTH
-
-
 def draw_faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray:
     """Expressions (T, N): of some characters it changes once."""
     faces = np.full((frames, count), -1, np.int32)
@@ -117,25 +109,19 @@ def draw_faces(draws: Draws, count: int, frames: int, shown: bool) -> np.ndarray
 
 def sight_of(scene: Scene, run: Run, faces: np.ndarray, fps: float) -> what.Sight:
     """The simulated states as the input of `events.find`."""
-    frames = len(run.angle)
-    tower = np.zeros(frames)
-    if scene.tower:
-        tower = run.blocks[:, :, 1].max(1) + cast.BLOCK / 2
+    high = run.blocks[:, :, 1].max(1) + cast.BLOCK / 2 if scene.tower else np.zeros(len(run.angle))
     poured = (~np.isnan(run.grains[..., 0])).sum(1)
     return what.Sight(
         run.position, tuple(actor.form for actor in scene.actors), faces,
         tuple(actor.motion for actor in scene.actors), scene.built, scene.side, scene.spot,
-        scene.width, scene.gravity, fps, tower, poured,
+        scene.width, scene.gravity, fps, high, poured,
     )  # fmt: skip
 
 
 def in_picture(
-    scene: Scene,
-    run: Run,
-    camera: np.ndarray,
-    size: tuple[int, int],
-    reach: np.ndarray | None = None,
-) -> np.ndarray:
+    scene: Scene, run: Run, camera: np.ndarray, size: tuple[int, int],
+    reach: np.ndarray | None = None
+) -> np.ndarray:  # fmt: skip
     """(T, N): a character is fully in the picture, or what is within `reach` (N,) metres."""
     half = np.array(size[::-1]) / 2 / (min(size) / cast.ROOM * camera[:, 2:3])  # (T, 2) metres
     outer = np.array([actor.form.outer for actor in scene.actors]) if reach is None else reach
@@ -152,23 +138,14 @@ def seen_of(happened: Sequence[what.Event], inside: np.ndarray) -> np.ndarray:
 
 
 def truth_of(
-    scene: Scene,
-    run: Run,
-    camera: np.ndarray,
-    kind: str,
-    faces: np.ndarray,
-    happened: Sequence[what.Event],
-    fps: float,
-) -> dict[str, np.ndarray]:
+    scene: Scene, run: Run, camera: np.ndarray, kind: str, faces: np.ndarray,
+    happened: Sequence[what.Event], fps: float
+) -> dict[str, np.ndarray]:  # fmt: skip
     """The truth's arrays."""
-    count, most = len(scene.actors), cast.MAX_CHARACTERS
+    count = len(scene.actors)
 
-    def padded(values: Any, fill: float, dtype: type) -> np.ndarray:
-        """Arrays (T, N, ...) or (N,) with N = MAX_CHARACTERS."""
-        array: np.ndarray = np.asarray(values, dtype)
-        axis = min(array.ndim - 1, 1)
-        pads = [(0, most - count if k == axis else 0) for k in range(array.ndim)]
-        return np.pad(array, pads, constant_values=fill)
+    def each(values: Any, fill: float, dtype: type) -> np.ndarray:
+        return padded(values, count, cast.MAX_CHARACTERS, fill, dtype)
 
     looks = np.array([actor.look for actor in scene.actors]).T
     described = np.full((MAX_EVENTS, 3), -1, np.int32)
@@ -188,14 +165,12 @@ def truth_of(
     names = ("shape", "colour", "size", "material")
     return {
         **{name: np.array(value, np.int32) for name, value in whole.items()},
-        **{n: padded(row, -1, np.int32) for n, row in zip(names, looks, strict=True)},
-        "motion": padded([cast.MOTIONS.index(a.motion) for a in scene.actors], -1, np.int32),
+        **{n: each(row, -1, np.int32) for n, row in zip(names, looks, strict=True)},
+        "motion": each([cast.MOTIONS.index(a.motion) for a in scene.actors], -1, np.int32),
         "tower": np.array(scene.tower > 0),
-        "position": padded(run.position, 0, np.float32),
-        "velocity": padded(run.velocity, 0, np.float32),
-        "angle": padded(run.angle, 0, np.float32),
-        "contact": padded(run.contact, 0, np.bool_),
-        "expression": padded(faces, -1, np.int32),
+        **{name: each(getattr(run, name), 0, np.float32) for name in MOVING},
+        "contact": each(run.contact, 0, np.bool_),
+        "expression": each(faces, -1, np.int32),
         "event": described,
         **{name: np.array(value, np.float32) for name, value in real.items()},
     }

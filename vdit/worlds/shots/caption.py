@@ -1,9 +1,8 @@
 """Captions of shots, and of clips of several shots.
 
-A shot's caption is a sentence with the framing and the place about it: that of `caption` where the
-shot begins a take, and where a take goes on one about each object's course. The clip's caption
-counts the shots and names the characters; it may also go through places and framings, or tell each
-shot, in order. Everything in lower case, as `caption` writes it.
+A shot's caption has framing and place, and the world's `caption` where the shot begins a take, else
+each object's course. The clip's caption counts the shots and names the characters; it may also list
+places and framings, or all shots' captions, in order.
 """
 
 import re
@@ -86,21 +85,15 @@ def course(track: np.ndarray, fps: float) -> int:
     return COURSES.index("moves")
 
 
-def _goes_on(draws: Draws, shot: Shot, fps: float) -> str:
-    parts = []
-    for index, start in enumerate(shot.starts):
-        words = COURSE_WORDS[COURSES[course(shot.run.position[:, index], fps)]]
-        parts.append(f"the {look(draws, start.kind)} {draws.pick(words)}")
-    return draws.pick((" and ", ", and ", " while ")).join(parts)
-
-
 def shot_caption(draws: Draws, shot: Shot, view: View) -> str:
-    """One line about a shot: framing, place, and each object's looks and motion.
-
-    `view` is the whole room; where an object starts in it is only said of a wide shot.
-    """
+    """One line about a shot: framing, place, and each object's looks and motion; where an object
+    starts in the room `view` is only said of a wide shot."""
     if shot.goes_on:
-        text = _goes_on(draws, shot, 1 / shot.run.step)
+        parts = []
+        for start, track in zip(shot.starts, shot.run.position.swapaxes(0, 1), strict=True):
+            words = COURSE_WORDS[COURSES[course(track, 1 / shot.run.step)]]
+            parts.append(f"the {look(draws, start.kind)} {draws.pick(words)}")
+        text = draws.pick((" and ", ", and ", " while ")).join(parts)
     else:
         text = caption(draws, shot.starts, shot.run, view, shot.framing == "wide")
         if shot.begin:

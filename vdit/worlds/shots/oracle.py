@@ -1,7 +1,6 @@
 """The oracle of shots: detects cuts, reads every shot, and scores it against the truth.
 
-Each frame is matched with the empty rooms of every backdrop and camera; a change of the nearest one
-is a cut. It relies on the renderer alone.
+A cut is a change of the empty room, of all backdrops and cameras, that is nearest to a frame.
 
 Dimension key: T frames, H height, W width, S shots, N objects.
 """
@@ -12,18 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdit.worlds.bodies.oracle import Body, best_order, read, room
+from vdit.worlds.bodies.oracle import Body, match, read, room
 from vdit.worlds.bodies.physics import View
 from vdit.worlds.bodies.render import framed
-from vdit.worlds.cuts import judge_cuts
 from vdit.worlds.shots.caption import course
 from vdit.worlds.shots.source import BACKGROUNDS, CAMERAS
-from vdit.worlds.statistics import means
+from vdit.worlds.statistics import judge_cuts, means, nearest
 
 ROOMS = tuple(itertools.product(range(len(BACKGROUNDS)), range(len(CAMERAS))))
 FAR = 60.0  # RGB distance, the largest of the channels, that counts as wholly different
 KNOWN = 0.6  # mean distance of a frame from its room, in FAR: more is no room of the world
 LOOKS = ("colour", "shape", "size")
+OF_SHOTS = ("background", "framing", *LOOKS, "permanence", "motion")
 SCORES = (
     "cut_precision", "cut_recall", "shots", "background", "framing", *LOOKS, "identity",
     "permanence", "motion", "every_attribute",
@@ -78,15 +77,11 @@ def score_shots(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
     result = judge_cuts([scene.begin for scene in shown], begins)
     rows = []
     for index, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        parts = [
-            scene._replace(begin=max(begin, scene.begin), end=min(end, scene.end))
-            for scene in shown
-            if scene.begin < end and scene.end > begin
-        ]
-        best = max(parts, key=lambda part: part.end - part.begin, default=None)
+        best = nearest(shown, begin, end)
+        if best is not None:
+            best = best._replace(begin=max(begin, best.begin), end=min(end, best.end))
         rows.append(_score_shot(video, truth, index, begin, end, best))
-    names = ("background", "framing", *LOOKS, "permanence", "motion")
-    result |= {name: float(np.mean([row[name] for row in rows])) for name in names}
+    result |= {name: float(np.mean([row[name] for row in rows])) for name in OF_SHOTS}
     result["identity"] = float(all(result[name] == 1 for name in LOOKS))
     every = [value for name, value in result.items() if name != "permanence"]
     result["every_attribute"] = float(all(value == 1 for value in every))
@@ -94,56 +89,35 @@ def score_shots(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _score_shot(
-    video: np.ndarray,
-    truth: Mapping[str, np.ndarray],
-    index: int,
-    begin: int,
-    end: int,
-    scene: Scene | None,
-) -> dict[str, bool]:
+    video: np.ndarray, truth: Mapping[str, np.ndarray], index: int, begin: int, end: int,
+    scene: Scene | None
+) -> dict[str, bool]:  # fmt: skip
     """The scores of shot `index`, frames `begin` to `end`, of which `scene` was detected."""
-    names = ("background", "framing", *LOOKS, "permanence", "motion")
     if scene is None:
-        return dict.fromkeys(names, False)
+        return dict.fromkeys(OF_SHOTS, False)
     fps, count = float(truth["fps"]), int(truth["count"])
     view = framed(View(*video.shape[1:3]), CAMERAS[scene.framing])
     clip = video[scene.begin : scene.end]
     reading = read(clip, fps, view, BACKGROUNDS[scene.background])
     bodies, same = reading.bodies, len(reading.bodies) == count
-    right = _match(bodies, truth, index, fps)
+
+    def compare(body: Body, n: int) -> list[bool]:
+        looks = [getattr(body, name) == truth[name][n] for name in LOOKS]
+        begins = int(truth["motion"][index, n])
+        if begins >= 0:
+            return [*looks, body.motion == begins]
+        seen = not np.isnan(body.track).any()
+        return [*looks, seen and course(body.track, fps) == truth["course"][index, n]]
+
+    right: np.ndarray = np.all(match(bodies, count, compare)[1], axis=0)
     whole = reading.clean.all() and all(body.present.all() for body in bodies)
     return {
         "background": scene.background == truth["background"][begin],
         "framing": scene.framing == truth["framing"][begin],
-        **{name: same and all(row[k] for row in right) for k, name in enumerate(LOOKS)},
+        **{name: same and right[k] for k, name in enumerate(LOOKS)},
         "permanence": same and bool(whole) and (scene.begin, scene.end) == (begin, end),
-        "motion": same and all(row[-1] for row in right),
+        "motion": same and right[-1],
     }
-
-
-def _match(
-    bodies: Sequence[Body], truth: Mapping[str, np.ndarray], index: int, fps: float
-) -> list[tuple[bool, ...]]:
-    """Of each character: whether its body's looks and motion in shot `index` are right.
-
-    Bodies are matched by colour, then by the rest; a character without one has nothing right.
-    """
-    objects = range(int(truth["count"]))
-    hit = np.zeros((max(len(bodies), len(objects)), len(objects), len(LOOKS) + 1), bool)
-    for row, body in zip(hit, bodies, strict=False):
-        for n in objects:
-            looks = [getattr(body, name) == truth[name][n] for name in LOOKS]
-            row[n] = [*looks, _moves(body, truth, index, n, fps)]
-    order = best_order(hit)
-    return [tuple(hit[row, n].tolist()) for row, n in zip(order, objects, strict=True)]
-
-
-def _moves(body: Body, truth: Mapping[str, np.ndarray], index: int, n: int, fps: float) -> bool:
-    """Whether a body's motion in shot `index` is that of object n."""
-    begins = int(truth["motion"][index, n])
-    if begins >= 0:
-        return body.motion == begins
-    return not np.isnan(body.track).any() and course(body.track, fps) == truth["course"][index, n]
 
 
 def aggregate_shots(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -1,7 +1,6 @@
 """`Shots`: clips of several shots of the same characters, with their captions and their truth.
 
-A cut begins another take (a new simulation of the same characters, other motions, another place)
-or goes on with the running one from another camera.
+A cut begins another take (a new simulation, another place) or another camera of the running one.
 """
 
 import dataclasses
@@ -12,23 +11,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from vdit.worlds.bodies.physics import (
-    FREE,
-    MAX_OBJECTS,
-    MOTIONS,
-    RESERVED,
-    Kind,
-    Run,
-    Start,
-    View,
-    draw_places,
-    draw_scene,
-    simulate,
-)
+from vdit.worlds.bodies import physics
+from vdit.worlds.bodies.physics import FREE, MAX_OBJECTS, MOTIONS, Kind, Run, Start, View
 from vdit.worlds.bodies.render import BACKDROPS, FRAMINGS, framed, render
 from vdit.worlds.bodies.source import truth_of
-from vdit.worlds.clips import Clips, Draws, clip_options, versions
-from vdit.worlds.cuts import GOES_ON, MAX_SHOTS, check_shots, draw_bounds
+from vdit.worlds.clips import (
+    MAX_SHOTS,
+    Clips,
+    Draws,
+    check_shots,
+    clip_options,
+    draw_takes,
+    truth_of_cuts,
+    versions,
+)
 from vdit.worlds.shots.caption import Shot, clip_caption, course, shot_caption
 
 VERSION = 1  # of the clips: another one, other bytes
@@ -51,9 +47,8 @@ class Shots(Clips):
     """Clips of several shots: {"video": uint8 (T, H, W, 3), "caption": str of the whole clip,
     "shots": [(start in seconds, caption), ...], "truth": dict}.
 
-    A clip has `shots` = (least, most) shots; cuts stand at frames 1 + k·`align` only, so that no
-    latent frame of an autoencoder with that temporal patch covers two shots. The same characters
-    (shape, colour, size) are in all of them, each fully in the picture in every frame.
+    A clip has `shots` = (least, most) shots; cuts stand at frames 1 + k·`align` (`check_shots`).
+    The same characters (shape, colour, size) are in all shots, fully in the picture throughout.
 
     The truth is that of `World` (positions in metres in the room, whatever the camera), but
     `motion` is int32 (S, N), S = MAX_SHOTS: how a take that begins with the shot begins, -1 where
@@ -66,7 +61,7 @@ class Shots(Clips):
     - fps float32 ()
 
     "heldout" clips each hold an object of a `RESERVED` kind in one of their takes, "train" clips
-    never do. Too few frames for the shots raise a `UserError`.
+    never do.
     """
 
     frames: int = 33
@@ -75,11 +70,12 @@ class Shots(Clips):
 
     digest = versions("shots", VERSION)
     where = "Shots"
+    shortest = FREE
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.shots = check_shots("Shots", self.shots, self.align, self.frames, self.fps, FREE)
-        self.align, self._view = int(self.align), View(*self.size)
+        check_shots(self)
+        self._view = View(*self.size)
 
     def clip(self, index: int) -> dict[str, Any]:
         draws = self.draws(2**63 + index)  # World's streams have indices below 2**63
@@ -95,47 +91,37 @@ class Shots(Clips):
         return {
             "video": np.concatenate(video),
             "caption": clip_caption(draws, kinds, shots, captions),
-            "shots": [
-                (shot.begin / self.fps, text) for shot, text in zip(shots, captions, strict=True)
-            ],
+            "shots": list(zip([shot.begin / self.fps for shot in shots], captions, strict=True)),
             "truth": _truth(shots, view, self.fps),
         }
 
     def _shots(self, draws: Draws) -> list[Shot]:
         """A clip's shots, take after take."""
-        bounds = draw_bounds(draws, self.shots, self.align, self.frames, self.fps, FREE)
-        count = len(bounds) - 1
-        begins = [index == 0 or not draws.chance(GOES_ON) for index in range(count)]
-        low, high = self.objects
-        number = low + draws.below(high - low + 1)
-        held_out = self.split == "heldout"
-        kinds = [start.kind for start in draw_scene(draws, number, self._view, held_out)]
+        takes = draw_takes(draws, self)
+        number, held_out = self.count(draws), self.split == "heldout"
+        kinds = [start.kind for start in physics.draw_scene(draws, number, self._view, held_out)]
         # The take with the kinds just drawn: of a held-out clip one is reserved.
-        chosen = draws.pick([index for index in range(count) if begins[index]])
+        chosen = draws.pick(takes)[0]
         shots: list[Shot] = []
-        while len(shots) < count:
-            index = len(shots)
-            end = next((i for i in range(index + 1, count) if begins[i]), count)
+        serial = 0
+        while takes:
+            bounds = takes.pop(0)
             last = [start.kind for start in shots[-1].starts] if shots else kinds
-            these = kinds if index == chosen else []
-            take = self._take(draws, bounds[index : end + 1], kinds, these, last)
-            places = [name for name in BACKGROUNDS if not shots or name != shots[-1].backdrop]
-            backdrop = draws.pick(places)
-            serial = shots[-1].take + 1 if shots else 0
+            take = self._take(draws, bounds, kinds, kinds if bounds[0] == chosen else [], last)
+            backdrop = draws.pick([x for x in BACKGROUNDS if not shots or x != shots[-1].backdrop])
             for turn, camera in enumerate(take.cameras):
-                begin, end = bounds[index + turn : index + turn + 2]
-                run = _part(take.run, begin - bounds[index], end - bounds[index])
+                begin, end = bounds[turn : turn + 2]
+                run = _part(take.run, begin - bounds[0], end - bounds[0])
                 shots.append(Shot(begin, end, serial, backdrop, camera, run, take.starts, turn > 0))
+            if rest := bounds[len(take.cameras) : -1]:  # no other camera sees them: another take
+                takes.insert(0, [*rest, bounds[-1]])
+            serial += 1
         return shots
 
     def _take(
-        self,
-        draws: Draws,
-        bounds: Sequence[int],
-        looks: Sequence[Kind],
-        kinds: Sequence[Kind],
-        last: Sequence[Kind],
-    ) -> Take:
+        self, draws: Draws, bounds: Sequence[int], looks: Sequence[Kind], kinds: Sequence[Kind],
+        last: Sequence[Kind]
+    ) -> Take:  # fmt: skip
         """A take of `kinds`, or of `looks` with new motions, for one or more of the shots."""
         best = None
         wanted = draws.pick(CAMERAS)
@@ -145,8 +131,8 @@ class Shots(Clips):
             while not starts:
                 tries += 1
                 these = kinds or self._moved(draws, looks, last, tries <= FRESH)
-                starts = draw_places(draws, these, self._view)
-            run = simulate(starts, bounds[-1] - bounds[0], self.fps, self._view)
+                starts = physics.draw_places(draws, these, self._view)
+            run = physics.simulate(starts, bounds[-1] - bounds[0], self.fps, self._view)
             cameras: list[str] = []
             for begin, end in zip(bounds[:-1], bounds[1:], strict=True):
                 part = run.position[begin - bounds[0] : end - bounds[0]]
@@ -173,7 +159,7 @@ class Shots(Clips):
         """These looks with motions; `fresh`: none that one has in `looks` or `last`."""
         while True:
             kinds = [(*kind[:3], draws.below(len(MOTIONS))) for kind in looks]
-            if self.split == "train" and any(kind in RESERVED for kind in kinds):
+            if self.split == "train" and any(kind in physics.RESERVED for kind in kinds):
                 continue
             if len(kinds) > 1 and all(MOTIONS[kind[3]] == "rests" for kind in kinds):
                 continue
@@ -187,7 +173,7 @@ def _sees(view: View, camera: str, starts: Sequence[Start], position: np.ndarray
     if camera == "wide":
         return True
     seen = framed(view, camera)
-    reach = np.array([start.reach.corner for start in starts])
+    reach = np.array([start.form.outer for start in starts])
     x, y = np.moveaxis(position, -1, 0)
     return bool(
         ((x - reach >= seen.left) & (x + reach <= seen.right) & (y + reach <= seen.top)).all()
@@ -197,23 +183,16 @@ def _sees(view: View, camera: str, starts: Sequence[Start], position: np.ndarray
 def _part(run: Run, begin: int, end: int) -> Run:
     """Frames `begin` to `end` of a run, as a run."""
     met = [m._replace(frame=m.frame - begin) for m in run.meetings if begin <= m.frame < end]
-    at = slice(begin, end)
-    return Run(run.position[at], run.velocity[at], run.angle[at], run.contact[at], run.step, met)
+    position, velocity, angle, contact = (states[begin:end] for states in run[:4])
+    return Run(position, velocity, angle, contact, run.step, met)
 
 
 def _truth(shots: Sequence[Shot], view: View, fps: float) -> dict[str, np.ndarray]:
     """The truth's arrays, padded to MAX_OBJECTS and MAX_SHOTS."""
     kinds = [start.kind for start in shots[0].starts]
-    runs = [shot.run for shot in shots]
-    whole = Run(
-        np.concatenate([run.position for run in runs]),
-        np.concatenate([run.velocity for run in runs]),
-        np.concatenate([run.angle for run in runs]),
-        np.concatenate([run.contact for run in runs]),
-        1 / fps,
-        [],
-    )
-    length = [shot.end - shot.begin for shot in shots]
+    states = zip(*(shot.run[:4] for shot in shots), strict=True)
+    position, velocity, angle, contact = map(np.concatenate, states)
+    whole = Run(position, velocity, angle, contact, 1 / fps, [])
     motion, doing = np.full((2, MAX_SHOTS, MAX_OBJECTS), -1, np.int32)
     for index, shot in enumerate(shots):
         for n, start in enumerate(shot.starts):
@@ -222,21 +201,18 @@ def _truth(shots: Sequence[Shot], view: View, fps: float) -> dict[str, np.ndarra
             else:
                 motion[index, n] = start.kind[3]
 
-    def by_frame(values: Sequence[Any], dtype: type) -> np.ndarray:
-        return np.repeat(np.array(values, dtype), length, axis=0)
-
-    number = by_frame(range(len(shots)), np.int32)
-    seen = [framed(view, shot.framing) for shot in shots]
+    cuts, seen = truth_of_cuts(shots), [framed(view, shot.framing) for shot in shots]
+    of_shots = {
+        "background": np.array([BACKGROUNDS.index(shot.backdrop) for shot in shots], np.int32),
+        "framing": np.array([CAMERAS.index(shot.framing) for shot in shots], np.int32),
+        "camera": np.array([room.camera for room in seen], np.float32),
+    }
     return {
         **truth_of(kinds, whole),
         "motion": motion,
         "course": doing,
-        "shot": number,
-        "cuts": np.diff(number, prepend=0) > 0,
-        "take": by_frame([shot.take for shot in shots], np.int32),
-        "background": by_frame([BACKGROUNDS.index(shot.backdrop) for shot in shots], np.int32),
-        "framing": by_frame([CAMERAS.index(shot.framing) for shot in shots], np.int32),
-        "camera": by_frame([room.camera for room in seen], np.float32),
+        **cuts,
+        **{name: values[cuts["shot"]] for name, values in of_shots.items()},
         "fps": np.array(fps, np.float32),
     }
 

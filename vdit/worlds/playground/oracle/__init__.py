@@ -1,10 +1,6 @@
-"""The oracle of playgrounds: reads cameras, places, characters and events, and scores them.
-
-Analysis by synthesis: the empty place is aligned with each frame (`camera`), and each character,
-detected by its colour, is fitted with the renderer (`bodies`). `built` detects structures,
-`reading` collects a clip's reading, `physics` and `judge` score it, `shots` does all that for clips
-of several shots. It relies on the renderer alone.
-"""
+"""The oracle of playgrounds, by analysis by synthesis with the renderer alone: the empty place is
+aligned with each frame (`camera`), each character, detected by its colour, is fitted (`bodies`);
+`reading` reads structures and the rest, `judge` scores a clip, `shots` those of several shots."""
 
 from vdit.worlds.playground.oracle.bodies import Body
 from vdit.worlds.playground.oracle.judge import SCORES, aggregate, judge, score

@@ -15,7 +15,7 @@ from vdit.worlds.forms import PALETTE
 from vdit.worlds.playground import cast
 from vdit.worlds.playground.cast import Look, form
 from vdit.worlds.playground.oracle.camera import BUILT_CODE, FAR, Eye, codes_of, largest
-from vdit.worlds.playground.render import backdrop, character, has_faces, windows
+from vdit.worlds.playground.render import backdrop, character, has_faces, pixels, windows
 
 BACK = 30.0  # RGB distance from the empty place, at least, of a pixel that shows something else
 CORE = 5  # pixels of its colour that a character shows, at least
@@ -26,7 +26,10 @@ BRIEFLY = 0.12  # or in this one, if it looks as it should whenever all of it is
 CLEARLY = 4  # which it is in so many frames
 PROBES = 4  # frames in which the look is judged
 TURNS = 8  # angles tried
+PERIODS = (0.0, math.pi / 2, 2 * math.pi / 3)  # of each shape: the turn after which it looks alike
 LARGEST = 1.4  # metres: windows that hold any character reach this far
+
+Pair = tuple[np.ndarray, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,17 +108,10 @@ class Figures:
         y = (self.eye.size[0] / 2 - row) / self.scale + self.camera[:, 1]
         return np.where((core >= CORE)[:, None], np.stack([x, y], axis=1), np.nan)
 
-    def pixels(self, place: np.ndarray, frames: np.ndarray) -> np.ndarray:
-        """Column and row (M, 2) of points in the pictures of some frames."""
-        off = (place - self.camera[frames, :2]) * self.scale[frames][:, None]
-        height, width = self.eye.size
-        return np.stack([off[:, 0] + width / 2, height / 2 - off[:, 1]], axis=1)
-
     def inside(self, place: np.ndarray, frames: np.ndarray, outer: float) -> np.ndarray:
-        """Whether (M,) all that reaches `outer` metres about the places (M, 2) is in the pictures
-        of some frames."""
+        """Whether (M,) what reaches `outer` metres from places (M, 2) is in some frames."""
         (height, width), reach = self.eye.size, outer * self.scale[frames]
-        column, row = self.pixels(place, frames).T
+        column, row = pixels(place, self.camera[frames], self.eye.size).T
         return ((column > reach) & (column < width - reach)
                 & (row > reach) & (row < height - reach))  # fmt: skip
 
@@ -126,36 +122,27 @@ class _Windows:
     def __init__(
         self, figures: Figures, colour: int, frames: np.ndarray, middle: np.ndarray, outer: float
     ) -> None:
-        height, width = figures.eye.size
-        self.figures, self.colour, self.frames = figures, colour, frames
-        self.scale = figures.scale[frames]
-        side = 2 * math.ceil(outer * float(self.scale.max()) + 1) + 1
-        self.base = figures.pixels(middle, frames)
-        self.left, self.upper, _, _ = windows(self.base, side, height, width)
-        self.rows, self.columns = min(side, height), min(side, width)
-        cut = [
-            (frame, slice(y, y + self.rows), slice(x, x + self.columns))
-            for frame, x, y in zip(
-                frames.tolist(), self.left.tolist(), self.upper.tolist(), strict=True
-            )
-        ]
-        self.picture = np.stack([figures.video[at] for at in cut])
-        self.behind = np.stack([figures.empty[at] for at in cut])
-        owner = np.stack([figures.owner[at] for at in cut])
-        code = np.stack([figures.codes[at] for at in cut])
-        close = np.stack([figures.close[at] for at in cut])
+        self.figures, self.scale = figures, figures.scale[frames]
+        self.camera = figures.camera[frames]
+        self.left, self.upper, x, y = windows(middle, self.camera, outer, figures.eye.size)
+        self.rows, self.columns = y.shape[1], x.shape[1]
+        corners = zip(frames.tolist(), self.left.tolist(), self.upper.tolist(), strict=True)
+        cut = [(frame, slice(y, y + self.rows), slice(x, x + self.columns))
+               for frame, x, y in corners]  # fmt: skip
+        every = (figures.video, figures.empty, figures.owner, figures.codes, figures.close)
+        self.picture, self.behind, owner, code, close = (
+            np.stack([values[at] for at in cut]) for values in every
+        )
         self.mine = (owner == colour) & close & ((code == colour) | (code < 0))
 
-    def local(self, place: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def local(self, place: np.ndarray) -> Pair:
         """x and y (M, K) of the pixels from places (M, 2) in metres."""
-        at = self.figures.pixels(place, self.frames)
+        at = pixels(place, self.camera, self.figures.eye.size)
         x = np.arange(self.columns) + 0.5 + (self.left - at[:, 0])[:, None]
         y = (at[:, 1] - self.upper)[:, None] - (np.arange(self.rows) + 0.5)
         return x.astype(np.float32), y.astype(np.float32)
 
-    def off(
-        self, look: Look, expression: str, place: np.ndarray, angle: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def off(self, look: Look, expression: str, place: np.ndarray, angle: np.ndarray) -> Pair:
         """Differences (M, K, K, 3) from the renderer's picture, and the cover (M, K, K)."""
         x, y = self.local(place)
         cover, paint = character(look, expression, self.figures.place, x, y, angle, self.scale)
@@ -171,18 +158,17 @@ class _Windows:
 
     def turned(self, look: Look, place: np.ndarray) -> np.ndarray:
         """The best (M,) of `TURNS` angles."""
-        if cast.SHAPES[look[0]] == "ball":
+        if not (period := PERIODS[look[0]]):
             return np.zeros(len(place))
-        period = math.pi / 2 if cast.SHAPES[look[0]] == "box" else 2 * math.pi / 3
         angles = np.arange(TURNS) * period / TURNS
         costs = [self.cost(look, place, np.full(len(place), angle)) for angle in angles]
         return angles[np.argmin(costs, axis=0)]
 
     def fit(
         self, look: Look, place: np.ndarray, angle: np.ndarray, steps: int, expression: str = ""
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Pair:
         """Places and angles by Gauss and Newton, each window for itself."""
-        free = 2 if cast.SHAPES[look[0]] == "ball" else 3
+        free = 3 if PERIODS[look[0]] else 2
         probe = np.array((0.02, 0.02, 0.04))[:free]
         for _ in range(steps):
             off, _ = self.off(look, expression, place, angle)
@@ -265,14 +251,13 @@ def find_bodies(figures: Figures) -> list[Body]:
         briefly = len(frames) < OFTEN * len(figures.video)
         if briefly and (inside.sum() < CLEARLY or not whole[inside].all()):
             continue
-        frames_all = len(figures.video)
-        track, turn = np.full((frames_all, 2), np.nan), np.zeros(frames_all)
+        every = np.arange(len(figures.video))
+        track, turn = np.full((len(every), 2), np.nan), np.zeros(len(every))
         track[frames], turn[frames] = place, angle
-        rows = [np.zeros(frames_all, bool) for _ in range(2)]
-        for row, values in zip(rows, (whole, inside), strict=True):
-            row[frames] = values
-        rows[1][_missed(figures, track, frames, shape.outer)] = True
-        last = np.searchsorted(frames, np.arange(frames_all), side="right") - 1
+        rows = np.zeros((2, len(every)), bool)
+        rows[:, frames] = whole, inside
+        rows[1, _missed(figures, track, frames, shape.outer)] = True
+        last = np.searchsorted(frames, every, side="right") - 1
         made.append(Body(look, -1, track, turn, rows[0], rows[1], faces[np.maximum(last, 0)]))
     return made
 
@@ -292,13 +277,11 @@ def _missed(figures: Figures, track: np.ndarray, frames: np.ndarray, outer: floa
     return np.concatenate(missed)
 
 
-def _refit(
-    at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _refit(at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray) -> Pair:
     """Places and angles (M,) from many starts around, each with the face that suits it best."""
     names = cast.EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
     around = [np.array(move) for move in itertools.product((-0.1, 0.0, 0.1), repeat=2)]
-    period = {"ball": 0.0, "box": math.pi / 2, "triangle": 2 * math.pi / 3}[cast.SHAPES[look[0]]]
+    period = PERIODS[look[0]]
     turns = np.arange(2 * TURNS if period else 1) * period / (2 * TURNS)
     starts = list(itertools.product(around, turns))
     costs = np.array([at.cost(look, place + move, angle + turn) for move, turn in starts])
@@ -311,21 +294,15 @@ def _refit(
     return _best(at, look, tries)
 
 
-def _best(
-    at: _Windows, look: Look, tries: list[tuple[str, np.ndarray, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
+def _best(at: _Windows, look: Look, tries: list[tuple[str, np.ndarray, np.ndarray]]) -> Pair:
     """Of (expression, places, angles), of each window the one that costs least."""
     least = np.argmin([at.cost(look, place, angle, name) for name, place, angle in tries], axis=0)
     rows = np.arange(len(least))
-    return (
-        np.stack([place for _, place, _ in tries])[least, rows],
-        np.stack([angle for _, _, angle in tries])[least, rows],
-    )
+    _, places, angles = (np.array(values) for values in zip(*tries, strict=True))
+    return places[least, rows], angles[least, rows]
 
 
-def _faces(
-    at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def _faces(at: _Windows, look: Look, place: np.ndarray, angle: np.ndarray) -> Pair:
     """Expressions (M,), median-filtered over three frames, and where the body looks right (M,)."""
     names = cast.EXPRESSIONS if has_faces(at.figures.eye.size) else ("",)
     costs = np.array([at.cost(look, place, angle, name) for name in names])

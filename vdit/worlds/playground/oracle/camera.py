@@ -11,9 +11,18 @@ import numpy as np
 from scipy import ndimage
 
 from vdit.worlds.forms import PALETTE
-from vdit.worlds.playground.camera import SWAY, ZOOM, ZOOMS, ease
-from vdit.worlds.playground.cast import CAMERAS, PLACE_NAMES, ROOM
-from vdit.worlds.playground.render import BUILT, backdrop, home, lit
+from vdit.worlds.playground.cast import CAMERAS, PLACE_NAMES
+from vdit.worlds.playground.render import (
+    BUILT,
+    SWAY,
+    ZOOM,
+    ZOOMS,
+    backdrop,
+    ease,
+    home,
+    lit,
+    room_of,
+)
 
 FAR = 60.0  # RGB distance, the largest of the channels, that counts as wholly different
 NEAR = 40.0  # RGB distance from a colour, at most, of a pixel that shows it
@@ -45,8 +54,7 @@ class Eye:
     def __init__(self, video: np.ndarray) -> None:
         self.video = video.astype(np.float32)
         self.size = (int(video.shape[1]), int(video.shape[2]))
-        self.room = self.size[1] / (min(self.size) / ROOM)
-
+        self.room, self.top = room_of(self.size)
         self.known: dict[tuple[str, int], np.ndarray] = {}
 
     def free(self, place: str, frame: int) -> np.ndarray:
@@ -101,8 +109,7 @@ def first_look(eye: Eye, frame: int, begins: np.ndarray) -> tuple[int, np.ndarra
 def follow(
     eye: Eye, place: str, frame: int, cameras: Sequence[np.ndarray], cost: float
 ) -> tuple[np.ndarray, float]:
-    """The camera (3,) of a frame and its cost, after the `cameras` of the take so far, whose least
-    cost is `cost`."""
+    """The camera (3,) of a frame and its cost, after a take's `cameras`, of least cost `cost`."""
     steps = (-0.14, -0.07, 0, 0.07, 0.14)
     ahead = 2 * cameras[-1] - cameras[-2] if len(cameras) > 1 else cameras[-1]
     made = eye.align(place, frame, ahead)

@@ -1,6 +1,6 @@
-"""Scores of a reading against a clip's truth.
+"""Scores of a reading against a clip's truth, and of its physical plausibility.
 
-Dimension key: T frames, H height, W width, N characters.
+Dimension key: T frames, N characters.
 """
 
 import itertools
@@ -10,18 +10,22 @@ from typing import Any
 
 import numpy as np
 
-from vdit.worlds.playground.cast import EVENTS
-from vdit.worlds.playground.oracle.bodies import Body
-from vdit.worlds.playground.oracle.physics import PHYSICS, judge_physics
-from vdit.worlds.playground.oracle.reading import Reading, read
+from vdit.worlds.playground import events as what
+from vdit.worlds.playground.cast import EVENTS, MATERIAL_NAMES, MATERIALS, MOTIONS, SETS, form
+from vdit.worlds.playground.oracle.bodies import Body, filled
+from vdit.worlds.playground.oracle.reading import SLACK, Reading, read
 from vdit.worlds.statistics import means
 
 LOOKS = ("colour", "shape", "size", "material")
+PHYSICS = ("gravity", "restitution", "energy", "penetration", "permanence")
 CAST_SCORES = ("count", *LOOKS, "expression", "motion")
 DRIFT = ("steady_colour", "steady_contrast", "steady_sharpness")
 SCORES = ("place", "camera", "built", *CAST_SCORES, "events", "order", *PHYSICS, *DRIFT,
           "every_attribute")  # fmt: skip
 EVERY = ("place", "camera", "built", *CAST_SCORES, "events")  # all 1: every attribute
+CALM = ("none", "ramp", "platform")  # structures that store no energy
+STRANGE = 0.02  # of the pixels, at most, that nothing explains
+BOUNCE = 0.12  # largest error of restitution
 DRIFTS = (0.03, 0.04, 0.06)  # shares of colour, contrast and sharpness a second, at most
 
 
@@ -33,11 +37,9 @@ def score(video: np.ndarray, item: Mapping[str, Any]) -> dict[str, float]:
 def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
     """Scores a reading against the truth of `item`.
 
-    Of the truth no positions and no camera path are read, only what a caption can describe: fps,
-    count, looks, motions, place, kind of camera, structures, expressions, events. Events outside
-    the picture count neither as misses nor as false positives.
-
-    Returns 1.0 or 0.0, or a share, or NaN where a clip has nothing of the kind:
+    Of the truth only what a caption can describe is read, no positions and no camera path. Events
+    outside the picture count neither as misses nor as false positives. Returns 1.0 or 0.0, or a
+    share, or NaN where a clip has nothing of the kind:
 
     - place, camera, built (with the tower); count; colour, shape, size, material, motion (right for
       every character); expression (share of frames and characters)
@@ -70,9 +72,7 @@ def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
         "count": float(len(bodies) == count),
         "colour": float(same),
     }
-    for index, name in ((0, "shape"), (2, "size"), (3, "material")):
-        right = [body.look[index] == truth[name][n] for n, body in pairs]
-        result[name] = float(len(pairs) == count and all(right))
+    result |= judge_looks(truth, pairs, count)
     right = [body.motion == truth["motion"][n] for n, body in pairs]
     result["motion"] = float(len(pairs) == count and all(right))
     result["expression"] = judge_faces(truth["expression"][:, :count], pairs)
@@ -83,6 +83,17 @@ def judge(reading: Reading, item: Mapping[str, Any]) -> dict[str, float]:
     every = [result[name] for name in EVERY if not math.isnan(result[name])]
     result["every_attribute"] = float(all(value > 0.9 for value in every))
     return {name: result[name] for name in SCORES}
+
+
+def judge_looks(
+    truth: Mapping[str, np.ndarray], pairs: Sequence[tuple[int, Body]], count: int
+) -> dict[str, float]:
+    """Whether shape, size and material are right of all `count` characters."""
+    right = {
+        name: all(body.look[index] == truth[name][n] for n, body in pairs)
+        for index, name in ((0, "shape"), (2, "size"), (3, "material"))
+    }
+    return {name: float(len(pairs) == count and good) for name, good in right.items()}
 
 
 def judge_faces(faces: np.ndarray, pairs: Sequence[tuple[int, Body]]) -> float:
@@ -125,6 +136,92 @@ def judge_events(
         if b - a >= near
     )
     return f1, float(ordered)
+
+
+def judge_physics(
+    reading: Reading, truth: Mapping[str, np.ndarray], pairs: list[tuple[int, Body]], fps: float
+) -> dict[str, float]:
+    """The scores PHYSICS of a clip whose characters are the right ones."""
+    gravity, built = float(truth["gravity"]), SETS[int(truth["built"])]
+    room = float(truth["room"])
+    bodies = [body for _, body in pairs]
+    tracks = [filled(body.track) for body in bodies]
+    forms = [form(body.look[0], body.look[2]) for body in bodies]
+    stuff = [MATERIALS[MATERIAL_NAMES[int(truth["material"][n])]] for n, _ in pairs]
+    seen = [body.inside for body in bodies]
+    gaps = np.full((len(bodies), len(bodies), len(reading.camera)), np.inf)
+    for one, two in itertools.permutations(range(len(bodies)), 2):
+        apart = np.sqrt(np.square(tracks[one] - tracks[two]).sum(1))
+        gaps[one, two] = np.where(
+            seen[one] & seen[two], apart - forms[one].inner - forms[two].inner, np.inf
+        )
+    falls, bounces = [], []
+    for number, (n, body) in enumerate(pairs):
+        motion = MOTIONS[int(truth["motion"][n])]
+        if motion != "falls" and not motion.startswith("thrown"):
+            continue
+        flight = what.landing(tracks[number], fps, gravity)
+        if flight >= 5 and flight / fps >= 0.4 and body.whole[:flight].all():
+            time = np.arange(flight) / fps
+            falls.append(-2 * np.polyfit(time, tracks[number][:flight, 1], 2)[0] / gravity - 1)
+        if built == "none" and not truth["tower"] and forms[number].radius:
+            inner, x = forms[number].inner, tracks[number][:, 0]
+            apart = np.minimum(gaps[number].min(0) / 2, np.minimum(x, room - x) - inner)
+            free = body.whole & (apart > SLACK)
+            bounce = _bounce(tracks[number], inner, flight, free, fps, gravity)
+            bounces.append(bounce - stuff[number].elasticity)
+    off = [abs(one) for one in bounces if not math.isnan(one)]
+    deep = [
+        bool((inside & ((track[:, 1] < shape.inner - SLACK) | (track[:, 0] < shape.inner - SLACK)
+                        | (track[:, 0] > room - shape.inner + SLACK))).any())
+        for track, shape, inside in zip(tracks, forms, seen, strict=True)
+    ]  # fmt: skip
+    whole = all((body.whole | ~body.inside).all() for body in bodies)
+    return {
+        "gravity": float(np.median(np.abs(falls)) < 0.15) if falls else math.nan,
+        "restitution": float(max(off) < BOUNCE) if off else math.nan,
+        "energy": _energy(tracks, forms, stuff, gravity, fps) if built in CALM else math.nan,
+        "penetration": float(gaps.min() > -SLACK and not any(deep)),
+        "permanence": float(whole and reading.strange.max() < STRANGE),
+    }
+
+
+def _bounce(
+    track: np.ndarray, floor: float, landing: int, free: np.ndarray, fps: float, gravity: float
+) -> float:
+    """Restitution of a ball on track (T, 2), by its energy before and after its first landing; NaN
+    where it comes down on something else or is not `free` (T,) then, or the clip ends too soon."""
+    high, fall = track[:, 1] - floor, gravity / fps**2
+    if not 3 <= landing < len(high) - 2 or not free[landing - 3 : landing + 3].all():
+        return math.nan
+    if 2 * high[landing - 1] - high[landing - 2] - fall > SLACK / 2:
+        return math.nan  # the floor was not reached yet
+    speed = np.diff(high) * fps
+    energy = np.square(speed) / 2 + gravity * ((high[1:] + high[:-1]) / 2 + fall / 8)
+    # Two steps, for a low bounce may end within the first. A landing that is hardly seen at its own
+    # frame is found at the next: the step before is sure to be flight. A fall that ends right at
+    # a frame is found at the next as well: then the first step up is the one between the two.
+    first = landing - (high[landing - 1] < SLACK / 2 and speed[landing - 1] > 0)
+    after = max(float(energy[first : first + 2].max()), 0.0)
+    return math.sqrt(after / float(energy[landing - 3]))
+
+
+def _energy(
+    tracks: Sequence[np.ndarray], forms: Sequence[Any], stuff: Sequence[Any], gravity: float,
+    fps: float
+) -> float:  # fmt: skip
+    """1 if all characters together never have much more energy than at first; NaN of few frames."""
+    frames = len(tracks[0])
+    if frames < 8:
+        return math.nan
+    total, mass = np.zeros(frames - 2), 0.0
+    for track, shape, material in zip(tracks, forms, stuff, strict=True):
+        weight = material.density * shape.area
+        velocity = (track[2:] - track[:-2]) * fps / 2
+        total += weight * (np.square(velocity).sum(1) / 2 + gravity * track[1:-1, 1])
+        mass += weight
+    # A ball's spin may become speed: at most half of what it has.
+    return float(total.max() <= 1.15 * total[:2].mean() + 0.25 * mass)
 
 
 def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -4,6 +4,7 @@ Dimension key: T frames, H height, W width, N characters.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -11,20 +12,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import ndimage
 
+from vdit.worlds.forms import Form, block
+from vdit.worlds.playground import cast
 from vdit.worlds.playground import events as what
-from vdit.worlds.playground.cast import MOTIONS, PLACE_NAMES, PLACES, PLATFORM_TOP, SETS, form
+from vdit.worlds.playground.cast import MOTIONS, PLACE_NAMES, PLACES, SETS, form
+from vdit.worlds.playground.oracle import camera as seen
 from vdit.worlds.playground.oracle.bodies import Body, Figures, filled, find_bodies
-from vdit.worlds.playground.oracle.built import actor_first, find_built, loose_pixels, tower_heights
-from vdit.worlds.playground.oracle.camera import (
-    BUILT_CODE,
-    FAR,
-    Eye,
-    camera_kind,
-    find_cameras,
-    largest,
-)
-from vdit.worlds.playground.render import Canvas
+from vdit.worlds.playground.oracle.camera import BUILT_CODE, FAR, NEAR, Eye, largest
+from vdit.worlds.playground.physics import Scene
+from vdit.worlds.playground.render import BUILT, Canvas, backdrop, built_parts, lit
 
+WHITE = np.ones(3, np.float32)
 SLACK = 0.12  # metres: tolerance of positions
 
 
@@ -47,17 +45,15 @@ class Reading(NamedTuple):
 def read(video: np.ndarray, fps: float) -> Reading:
     """Reads a clip `video` (T, H, W, 3) uint8 of a playground at `fps` frames a second."""
     eye = Eye(video)
-    figures = Figures(eye, *find_cameras(eye))
+    figures = Figures(eye, *seen.find_cameras(eye))
     return put_together(figures, find_bodies(figures), fps)
 
 
 def put_together(
     figures: Figures, bodies: list[Body], fps: float, near: np.ndarray | None = None
 ) -> Reading:
-    """The reading of a take with these `bodies`.
-
-    In frames that are `near` (T,) a body is trusted only where all of it is in the picture.
-    """
+    """The reading of a take with these `bodies`, each trusted in frames that are `near` (T,) only
+    where all of it is in the picture."""
     eye, place, camera = figures.eye, figures.index, figures.camera
     built, side, spot = find_built(figures)
     bodies = actor_first(bodies, built, side, spot, eye.room)
@@ -89,11 +85,88 @@ def put_together(
         spot, eye.room, gravity, fps, tower, poured / figures.scale**2,
     )  # fmt: skip
     strange, drift = unexplained(figures, moved, hidden, fps)
-    kind = camera_kind(camera, [body.track for body in moved])
+    kind = seen.camera_kind(camera, [body.track for body in moved])
     return Reading(
         place, camera, kind, SETS.index(built), side, tower, poured, tuple(moved), strange, drift,
         what.find(sight),
     )  # fmt: skip
+
+
+def _stencil(
+    parts: Sequence[tuple[Form, tuple[float, float]]], camera: np.ndarray, size: tuple[int, int]
+) -> Canvas:
+    """Things that stand still, white on black."""
+    canvas = Canvas(np.zeros((len(camera), *size, 3), np.float32), camera)
+    for shape, place in parts:
+        canvas.thing(shape, WHITE, np.tile(place, (len(camera), 1)))
+    return canvas
+
+
+def find_built(figures: Figures) -> tuple[str, int, float]:
+    """The structure in the first frame, its side and its x."""
+    (height, width), room, camera = figures.eye.size, figures.eye.room, figures.camera[:1]
+    bare = backdrop(figures.place, camera, height, width, room)[0]
+    paint = lit(BUILT, figures.place)
+    best = (0.6, "none", 1, room / 2)
+    for name, side, part in itertools.product(SETS[1:], (1, -1), (0.35, 0.5, 0.65)):
+        turned = name in ("ramp", "platform")
+        if (turned and part != 0.5) or (not turned and side < 0):
+            continue
+        if name == "pendulum" and part != 0.5:
+            continue
+        scene = Scene(figures.place, name, side, part * room, 0.0, (), room, figures.eye.top)
+        parts = built_parts(scene)
+        if name == "spring":
+            parts = [(block(*cast.PLATE), (scene.spot, cast.SPRING_TOP - cast.PLATE[1] / 2))]
+        cover = _stencil(parts, camera, figures.eye.size).pictures[0, ..., :1]
+        shown = largest(figures.video[0] - bare - cover * (paint - bare)) < NEAR
+        there = cover[..., 0] > 0.7  # less could be the empty place as well
+        if there.any():
+            best = max(best, (float(shown[there].mean()), name, side, scene.spot))
+    return best[1:]
+
+
+def loose_pixels(
+    figures: Figures, built: str, side: int, spot: float, actor: Body | None
+) -> np.ndarray:
+    """(T, H, W): pixels in the colour of structures that no static part explains."""
+    still = Scene(figures.place, built, side, spot, 0.0, (), figures.eye.room, figures.eye.top)
+    canvas = _stencil(built_parts(still), figures.camera, figures.eye.size)
+    if built == "pendulum" and actor is not None:
+        ends = np.nan_to_num(actor.track, nan=0.0) - (spot, cast.PIVOT)
+        length = float(np.median(np.sqrt(np.square(ends).sum(1))))
+        angle = np.arctan2(ends[:, 1], ends[:, 0])
+        canvas.thing(block(length, 0.2), WHITE, ends / 2 + (spot, cast.PIVOT), angle)
+    known = ndimage.binary_dilation(canvas.pictures[..., 0] > 0.05, np.ones((1, 3, 3)))
+    return (figures.codes == BUILT_CODE) & ~known
+
+
+def tower_heights(figures: Figures, loose: np.ndarray, built: str) -> np.ndarray:
+    """Its height (T,) in metres, 0 throughout where none stands at the start."""
+    frames = len(loose)
+    area = loose[0].sum() / figures.scale[0] ** 2
+    if built not in ("none", "ramp", "pendulum") or area < 0.45 * cast.BLOCKS * cast.BLOCK**2:
+        return np.zeros(frames)
+    rows = (figures.eye.size[0] / 2 - np.arange(figures.eye.size[0])[None]) / figures.scale[:, None]
+    high = np.where(loose.sum(2) >= 2, rows + figures.camera[:, 1:2], -np.inf).max(1)
+    return np.where(np.isfinite(high), high, 0.0)
+
+
+def actor_first(bodies: list[Body], built: str, side: int, spot: float, room: float) -> list[Body]:
+    """The characters, the one that uses the structure first."""
+
+    def far(body: Body) -> float:
+        x, y = filled(body.track)[0]
+        along = x if side > 0 else room - x
+        if built == "pendulum":
+            return -float(np.ptp(filled(body.track)[: max(2, len(body.track) // 3), 0]))
+        if built == "spring":
+            return abs(x - spot)
+        if built in ("ramp", "platform"):
+            return along + 2 * (y < 1.6)
+        return 0.0
+
+    return sorted(bodies, key=far)
 
 
 def motion_of(
@@ -112,7 +185,7 @@ def motion_of(
     speed = (x[-1] - x[0]) / max(time[-1], 1e-9) if span > 1 else 0.0
     stands = bool(y[0] < shape.inner + SLACK)
     if first and built == "platform":
-        stands = stands or abs(y[0] - PLATFORM_TOP - shape.inner) < SLACK
+        stands = stands or abs(y[0] - cast.PLATFORM_TOP - shape.inner) < SLACK
     if first and built == "ramp":
         stands = True
         few = track[: 2 + int(fps * 0.5)]
@@ -140,8 +213,7 @@ def _speed(x: np.ndarray, fps: float) -> float:
 def unexplained(
     figures: Figures, bodies: Sequence[Body], hidden: np.ndarray, fps: float
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """The share (T,) of pixels that nothing explains, and the drift of those that are explained;
-    pixels that are `hidden` (T, H, W) do not count."""
+    """The share (T,) of pixels that nothing explains, and the others' drift; none are `hidden`."""
     frames = len(figures.video)
     canvas = Canvas(figures.empty.copy(), figures.camera)
     for body in bodies:

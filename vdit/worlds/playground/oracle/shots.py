@@ -11,14 +11,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdit.worlds.cuts import judge_cuts
-from vdit.worlds.playground.camera import framed
 from vdit.worlds.playground.cast import CAMERAS, FRAMINGS, PLACE_NAMES
 from vdit.worlds.playground.oracle.bodies import Body, Figures, filled, find_bodies
 from vdit.worlds.playground.oracle.camera import Eye, camera_kind, first_look, follow, starts
-from vdit.worlds.playground.oracle.judge import LOOKS, judge
+from vdit.worlds.playground.oracle.judge import LOOKS, judge, judge_looks
 from vdit.worlds.playground.oracle.reading import Reading, put_together
+from vdit.worlds.playground.render import framed
 from vdit.worlds.shots.caption import course
+from vdit.worlds.statistics import judge_cuts, means, nearest
 
 JUMP = 0.07  # of zoom from one frame to the next: more is a cut
 DOUBT = 0.02  # mean difference from the empty place, in FAR, that a frame adds which may be a cut
@@ -45,16 +45,10 @@ class Seen(NamedTuple):
 class Take(NamedTuple):
     """Shots of one place that follow each other, read as one."""
 
+    begin: int
+    end: int
     reading: Reading
     shots: list[Seen]
-
-    @property
-    def begin(self) -> int:
-        return self.shots[0].begin
-
-    @property
-    def end(self) -> int:
-        return self.shots[-1].end
 
 
 def find_shots(eye: Eye) -> list[tuple[int, int, np.ndarray]]:
@@ -122,19 +116,16 @@ def _joined(parts: Sequence[tuple[slice, list[Body]]], frames: int) -> list[Body
 
 def read_shots(video: np.ndarray, fps: float) -> list[Take]:
     """Reads a clip `video` (T, H, W, 3) uint8 of several shots at `fps` frames a second."""
-    found = find_shots(Eye(video))
-    ends = [begin for begin, *_ in found[1:]] + [len(video)]
-    whole = zip(found, ends, strict=True)
     takes = []
-    for place, group in itertools.groupby(whole, key=lambda one: one[0][1]):
-        shots = list(group)
+    for place, group in itertools.groupby(find_shots(Eye(video)), key=lambda shot: shot[1]):
         if place < 0:
             continue
-        first, last = shots[0][0][0], shots[-1][1]
-        camera = np.concatenate([cameras for (_, _, cameras), _ in shots])
+        shots = [(begin, begin + len(cameras), cameras) for begin, _, cameras in group]
+        first, last = shots[0][0], shots[-1][1]
+        camera = np.concatenate([cameras for *_, cameras in shots])
         figures = Figures(Eye(video[first:last]), place, camera)
         parts, seen, near = [], [], np.zeros(last - first, bool)
-        for (begin, _, cameras), end in shots:
+        for begin, end, cameras in shots:
             at = slice(begin - first, end - first)
             bodies = find_bodies(figures.part(at))
             kind = camera_kind(cameras, [body.track for body in bodies])
@@ -143,7 +134,7 @@ def read_shots(video: np.ndarray, fps: float) -> list[Take]:
             parts.append((at, bodies))
             seen.append(Seen(begin, end, kind, framing, bodies))
         bodies = _joined(parts, last - first)
-        takes.append(Take(put_together(figures, bodies, fps, near), seen))
+        takes.append(Take(first, last, put_together(figures, bodies, fps, near), seen))
     return takes
 
 
@@ -170,21 +161,21 @@ def judge_shots(takes: Sequence[Take], item: Mapping[str, Any]) -> dict[str, flo
     result = judge_cuts([shot.begin for shot in shots], begins)
     rows: list[dict[str, float]] = []
     for index, (begin, end) in enumerate(itertools.pairwise(bounds)):
-        shot = _nearest(shots, begin, end)
+        shot = nearest(shots, begin, end)
         take = next((take for take in takes if shot in take.shots), None)
         rows.append(_judge_shot(shot, take, truth, index))
-    result |= {name: _mean([row[name] for row in rows]) for name in OF_SHOTS}
+    result |= means(rows, OF_SHOTS)
     result["identity"] = float(all(result[name] == 1 for name in ("count", *LOOKS)))
     scores: list[dict[str, float]] = []
     for number in range(int(serial[-1]) + 1):
         mine = np.flatnonzero(serial == number)
-        found = _nearest(takes, bounds[mine[0]], bounds[mine[-1] + 1])
+        found = nearest(takes, bounds[mine[0]], bounds[mine[-1] + 1])
         if found is None:
             scores.append(dict.fromkeys(OF_TAKES, 0.0))
         else:
             told = take_truth(truth, mine.tolist(), found.begin, found.end)
             scores.append(judge(found.reading, {"truth": told}))
-    result |= {name: _mean([row[name] for row in scores]) for name in OF_TAKES}
+    result |= means(scores, OF_TAKES)
     every = [result[name] for name in EVERY if not math.isnan(result[name])]
     result["every_attribute"] = float(all(value > 0.9 for value in every))
     return {name: result[name] for name in SCORES}
@@ -193,8 +184,7 @@ def judge_shots(takes: Sequence[Take], item: Mapping[str, Any]) -> dict[str, flo
 def take_truth(
     truth: Mapping[str, np.ndarray], shots: Sequence[int], begin: int, end: int
 ) -> dict[str, np.ndarray]:
-    """What the truth says of one take, of these `shots`, as `Playground` says it of a clip; by the
-    frame, of frames `begin` to `end` alone."""
+    """The truth of one take, of these `shots`, as `Playground` has it of a clip."""
     of_shot = ("place", "camera_kind", "built", "tower", "gravity", "motion")
     event, seen = (np.concatenate(truth[name][list(shots)]) for name in ("event", "seen"))
     there = event[:, 0] >= 0
@@ -204,19 +194,6 @@ def take_truth(
         **{name: truth[name][shots[0]] for name in of_shot},
         "expression": truth["expression"][begin:end], "event": event, "seen": seen[there],
     }  # fmt: skip
-
-
-def _nearest(spans: Sequence[Any], begin: int, end: int) -> Any:
-    """Of shots or takes the one with most of the frames `begin` to `end`; None if none has any."""
-    shared = {n: min(end, span.end) - max(begin, span.begin) for n, span in enumerate(spans)}
-    best = max(shared, key=lambda n: shared[n], default=-1)
-    return spans[best] if shared.get(best, 0) > 0 else None
-
-
-def _mean(values: Sequence[float]) -> float:
-    """The mean of those that are not NaN; NaN without any."""
-    some = [value for value in values if not math.isnan(value)]
-    return float(np.mean(some)) if some else math.nan
 
 
 def _judge_shot(
@@ -241,21 +218,15 @@ def _judge_shot(
         "colour": float(there),
         "course": math.nan,
     }
-    for look, name in ((0, "shape"), (2, "size"), (3, "material")):
-        right = [mine[colours[n]].look[look] == truth[name][n] for n in asked if colours[n] in mine]
-        row[name] = float(len(right) == len(asked) and all(right))
+    pairs = [(n, mine[colours[n]]) for n in asked if colours[n] in mine]
+    row |= judge_looks(truth, pairs, len(asked))
     if goes_on and shown:
-        does = [colours[n] in mine and _does(mine[colours[n]], fps) == truth["course"][index, n]
-                for n in shown]  # fmt: skip
-        row["course"] = float(np.mean(does))
+        tracks = [filled(mine[colours[n]].track) if colours[n] in mine else None for n in shown]
+        does = [-1 if track is None else course(track, fps) for track in tracks]
+        row["course"] = float(np.mean(does == truth["course"][index, shown]))
     return row
-
-
-def _does(body: Body, fps: float) -> int:
-    """Index into COURSES."""
-    return course(filled(body.track), fps)
 
 
 def aggregate_shots(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Means of `score_shots` over the clips where they are not NaN, and the number of clips."""
-    return {"clips": len(scores), **{name: _mean([one[name] for one in scores]) for name in SCORES}}
+    return means(scores, SCORES)
