@@ -1,16 +1,22 @@
 """Settings of sampling: a sampler's options are its function's parameters."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from contributing import run
 
-from vdit.config import default
+from experiments import base
+from tools.planning.step import sampling, text_encoder
+from vdit.config import default, joined
 from vdit.diffusion.sampler import SAMPLERS, sample
 from vdit.diffusion.schedule import process, timesteps
 from vdit.errors import UserError
-from vdit.model import settings_of
+from vdit.model import Scan, settings_of
+from vdit.sample import Model
 
 
 def test_the_sampler_of_contributing_has_its_options() -> None:
@@ -44,3 +50,63 @@ def test_options_come_from_the_fields_of_the_same_names() -> None:
     with pytest.raises(UserError, match="dpmpp_2m"):
         settings_of(config, sampler="rk4")
     np.testing.assert_equal(hash(settings), hash(settings_of(config, steps=7)))
+
+
+def test_a_negative_caption_takes_the_null_rows_place() -> None:
+    """As good as none without words; the prompt itself leaves nothing to guide."""
+    config = base.get_config("smoke")
+    config.run.dtype, config.sample.batch, config.sample.steps = "float32", 1, 2
+    config.sample.guidance, config.sample.push = 3.0, 0.0
+    params, inputs = sampling(config).arguments
+    rng = np.random.default_rng(0)
+    params, inputs = jax.tree.map(
+        lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype), (params, inputs)
+    )
+    words = np.ones(inputs.mask_BJS.shape, bool)
+    inputs = inputs._replace(mask_BJS=words, given_Bn=np.zeros(inputs.given_Bn.shape, bool))
+    scan = Scan(config, text_encoder(config, None, None), params)
+
+    def video(guidance: float, negative: tuple | None) -> np.ndarray:
+        settings = settings_of(config, guidance=guidance)
+        return np.asarray(scan(inputs._replace(negative=negative), settings))
+
+    none, features = video(3.0, None), inputs.features_BJSE
+    np.testing.assert_allclose(video(3.0, (~words, features)), none, atol=1e-5)
+    itself = video(3.0, (words, features))
+    np.testing.assert_allclose(itself, video(1.0, None), atol=1e-5)
+    assert np.abs(itself - none).max() > 1e-3
+
+
+def test_what_guidance_refuses() -> None:
+    for changes, words in (
+        ({"guidance_levels": (0.5, 0.2)}, "guidance_levels was (0.5, 0.2)"),
+        ({"guidance_parallel": 2.0}, "guidance_parallel was 2.0"),
+        ({"guidance_radius": -1.0}, "guidance_radius -1.0"),
+        ({"order": 0, "sampler": "unipc"}, "order was 0"),
+        ({"steps": 0}, "steps was 0"),
+    ):
+        with pytest.raises(UserError) as error:
+            settings_of(default(), **changes)
+        assert words in str(error.value) and "\n" not in str(error.value)
+    config = default()
+    config.sample.update({"sampler": "unipc", "order": 4})
+    with pytest.raises(UserError, match="order was 4"):
+        joined.check(config)
+
+
+def test_negative_prompts_are_checked() -> None:
+    def lists(negative: Any, guidance: float = 2.0, classes: tuple = ()) -> list:
+        tokenizer = SimpleNamespace(encode=lambda texts, where: None)
+        model: Any = SimpleNamespace(classes=classes, tokenizer=tokenizer)
+        settings = settings_of(default(), guidance=guidance)
+        return Model._negatives(model, negative, ["a", "b"], settings)
+
+    assert lists(None) == [None, None] and lists("c") == ["c", "c"]
+    assert lists(["c", ""]) == ["c", ""]
+    for arguments, words in (
+        (("c", 1.0), "negative with guidance 1"),
+        (("c", 2.0, ("cat",)), "negative with classes"),
+        ((["c"],), "1 negative for 2 prompts"),
+    ):
+        with pytest.raises(UserError, match=words):
+            lists(*arguments)

@@ -30,6 +30,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written (ru
 _MODE = flags.DEFINE_string("mode", "run", f"one of {', '.join(MODES)}")
 _REQUEST = (
     flags.DEFINE_multi_string("prompt", [], "sample: a caption; may be given again"),
+    flags.DEFINE_string("negative", None, "sample: a caption that guidance leads away from"),
     flags.DEFINE_float("seconds", None, "sample: length of the video"),
     flags.DEFINE_float("fps", None, "sample: frames a second"),
     flags.DEFINE_string("size", None, "sample: HEIGHTxWIDTH in pixels"),

@@ -24,7 +24,7 @@ from vdit.config import joined
 from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import build_denoiser, token_pixels
 from vdit.denoiser import Denoiser
-from vdit.diffusion.guidance import guided, pushed
+from vdit.diffusion.guidance import guided, projected, pushed, within
 from vdit.diffusion.sampler import (
     SAMPLERS,
     Denoise,
@@ -58,6 +58,9 @@ class Settings:
     push: float
     push_above: float
     skip: tuple[float, float]
+    guidance_levels: tuple[float, float]
+    guidance_parallel: float
+    guidance_radius: float
 
     def make(self) -> Sampler:
         """The sampler, with those options that it has."""
@@ -92,7 +95,7 @@ def settings_of(config: ConfigDict, **changes: Any) -> Settings:
             raise UserError(f"{name} {value}: a finite number is allowed")
     settings = Settings(options=kept, **values)
     settings.make()  # refuses unknown names and options at once
-    joined.check_push(config, settings.push, settings.skip)
+    joined.check_steering(config, settings)
     joined.times_of(config, settings)
     return settings
 
@@ -152,6 +155,7 @@ class Inputs(NamedTuple):
     times_Bn: Any  # seconds
     seeds_B: Any
     label_B: Any  # class numbers, -1 for none; None unless the model is class-conditional
+    negative: Any = None  # mask (B, J, S) and features (B, J, S, E) for the null rows of guidance
 
 
 class Scan:
@@ -218,12 +222,13 @@ class Scan:
         assert grid is not None
         layout = filled(layout, denoiser.multiple)
         known = layout.given()[:, :length, None]
-        rows = clean, known, layout, inputs.features_BJSE, inputs.mask_BJS, inputs.label_B
+        rows = clean, known, layout, inputs.mask_BJS, inputs.features_BJSE, inputs.label_B
         if settings.guidance != 1.0:
-            rows = jax.tree.map(lambda x: jnp.concatenate([x, x]), rows)
-        all_clean, all_known, all_layout, features, mask, label = rows
+            null = clean, known, layout, *(inputs.negative or rows[3:5]), inputs.label_B
+            rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, null)
+        all_clean, all_known, all_layout, mask, features, label = rows
         all_layout = jax.tree.map(denoiser.constrain, all_layout)
-        drop = jnp.arange(len(all_clean)) >= batch
+        drop = (jnp.arange(len(all_clean)) >= batch) & (inputs.negative is None)
         conditions = denoiser.condition(features, mask, drop, label, params.get("empty"))
 
         def denoise(params: Any, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
@@ -253,16 +258,23 @@ def steered(
 ) -> Denoise:
     """The denoiser with these parameters, classifier-free guidance and autoguidance."""
     plain: Denoise = functools.partial(denoise, params)
-    if not settings.push:
-        return guided(plain, settings.guidance) if settings.guidance != 1.0 else plain
-    weak: Denoise = functools.partial(denoise, without_attention(params, settings.skip))
+    weak: Denoise | None = None
+    project: Callable[..., jax.Array] | None = None
 
     def push(t: jax.Array) -> jax.Array:
         return jnp.where(process.sigma(t) > settings.push_above, settings.push, 0.0)
 
-    if settings.guidance != 1.0:
-        return guided(plain, settings.guidance, weak, push)
-    return pushed(plain, weak, push)
+    if settings.push:
+        weak = functools.partial(denoise, without_attention(params, settings.skip))
+    alone = pushed(plain, weak, push) if weak else plain
+    if settings.guidance == 1.0:
+        return alone
+    parallel, radius = settings.guidance_parallel, settings.guidance_radius
+    if (parallel, radius) != (1.0, 0.0):
+        project = functools.partial(projected, parallel=parallel, radius=radius)
+    both = guided(plain, settings.guidance, weak, push, project)
+    levels = settings.guidance_levels
+    return both if levels == (0.0, 1.0) else within(process, levels, both, alone)
 
 
 def everywhere(mesh: Mesh | None) -> Any:

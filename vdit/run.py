@@ -150,7 +150,7 @@ def sample(given: ConfigDict | None, workdir: Path, watch: Watch, request: Reque
     """--mode=sample."""
     if not request["prompt"] and not request["shots"]:
         raise UserError('--mode=sample needs --prompt="what to show", or --shots=FILE')
-    names = ("seconds", "fps", "size", "num", "seed", "given", "shots")
+    names = ("seconds", "fps", "size", "num", "seed", "given", "shots", "negative")
     show.sample_request(
         _trained(given, workdir, watch),
         Path(request["out"]) if request["out"] else workdir / "samples",

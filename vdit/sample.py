@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from vdit.config.denoiser import build_dit, latent_shape
 from vdit.errors import UserError
 from vdit.loading import read_parts
-from vdit.model import Codec, Inputs, Scan, everywhere, settings_of
+from vdit.model import Codec, Inputs, Scan, Settings, everywhere, settings_of
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.runtime.mesh import replicate, spread
 from vdit.runtime.processes import Watch
@@ -59,6 +59,7 @@ class Ask(NamedTuple):
     seed: int
     given: list[Given]  # of 1 + k·p frames, inside the clip
     label: int  # number of its class, -1 for none
+    negative: str | None  # the caption that guidance leads away from
 
 
 @dataclass
@@ -163,6 +164,7 @@ class Model:
         steps: int | None = None,
         guidance: float | None = None,
         push: float | None = None,
+        negative: str | Sequence[str] | None = None,
         sampler: str | None = None,
         **options: Any,
     ) -> list[Result]:
@@ -173,7 +175,8 @@ class Model:
         fps: frames a second. size: (height, width) in pixels. given: frames that every video must
         contain, or one list for each prompt (all of the same shapes and times). shots: start in
         seconds and caption of each shot, beside the prompt, which is the whole video's caption; or
-        one list for each prompt. The others, and `options` of samplers (`eta`, `variance`, ...),
+        one list for each prompt. negative: the caption that guidance leads away from, or one for
+        each prompt. The others, and `options` of samplers (`eta`, `variance`, ...),
         are as in the config's `sample`. Raises UserError.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -181,7 +184,8 @@ class Model:
             self.config, sampler=sampler, steps=steps, guidance=guidance, push=push, **options
         )
         clip = self.clip(seconds, fps, size)
-        rows = self._asks(prompts, clip, num, seed, given, shots)
+        negatives = self._negatives(negative, prompts, settings)
+        rows = self._asks(prompts, clip, num, seed, given, shots, negatives)
         results: list[Result] = []
         batch = min(self.config.sample.batch, len(rows))
         for start in range(0, len(rows), batch):
@@ -214,8 +218,9 @@ class Model:
         return Clip(frames, fps, height, width)
 
     def _asks(
-        self, prompts: Sequence[str], clip: Clip, num: int, seed: int, given: Any, shots: Any
-    ) -> list[Ask]:
+        self, prompts: Sequence[str], clip: Clip, num: int, seed: int, given: Any, shots: Any,
+        negatives: Sequence[str | None] = (),
+    ) -> list[Ask]:  # fmt: skip
         """The videos of a request, `num` of each prompt, validated (UserError)."""
         if num < 1 or not prompts:
             raise UserError(f"{len(prompts)} prompts, num {num}: at least one of each is needed")
@@ -225,6 +230,7 @@ class Model:
                 f"seed {seed}, {num * len(prompts)} videos: seeds of 0 to {most} and at most"
                 f" {MOST_VIDEOS} videos are allowed"
             )
+        negatives = negatives or [None] * len(prompts)
         lists = _per_prompt(given, prompts, lambda value: isinstance(value, Given), "lists given")
         p = self.config.vae.patch[0]
         spans = [whole_spans(parts, clip.frames, p) for parts in lists]
@@ -247,10 +253,25 @@ class Model:
         for listed in shot_lists:
             self.tokenizer.encode([caption for _, caption in listed], "shot")
         return [
-            Ask(*texts[i], seed + i * num + k, frames[i], labels[i])
+            Ask(*texts[i], seed + i * num + k, frames[i], labels[i], negatives[i])
             for i in range(len(prompts))
             for k in range(num)
         ]
+
+    def _negatives(
+        self, negative: str | Sequence[str] | None, prompts: Sequence[str], settings: Settings
+    ) -> list[str | None]:
+        """One negative caption, or none, for each prompt, validated (UserError)."""
+        if negative is None:
+            return [None] * len(prompts)
+        if settings.guidance == 1.0 or self.classes:
+            what = "classes" if self.classes else "guidance 1"
+            raise UserError(f"negative with {what}: text and another scale of guidance are needed")
+        texts = [negative] * len(prompts) if isinstance(negative, str) else list(negative)
+        if len(texts) != len(prompts):
+            raise UserError(f"{len(texts)} negative for {len(prompts)} prompts: one each is needed")
+        self.tokenizer.encode(texts, "negative")
+        return [*texts]
 
     def _inputs(self, rows: Sequence[Ask], clip: Clip) -> tuple[Inputs, int]:
         """The scan's inputs for these videos, and how many of the latent frames are the clip's:
@@ -281,7 +302,11 @@ class Model:
         # the scan would be compiled for each.
         frames = jnp.asarray(clean), jnp.asarray(all_given), jnp.asarray(all_times, jnp.float32)
         shots = starts if starts.size else None
-        return Inputs(mask, features, shots, *frames, seeds, labels), count
+        negative = None
+        if rows[0].negative is not None:  # shots have no negative captions of their own
+            rest = [""] * (len(rows[0].captions) - 1)
+            negative = self.text([[row.negative or "", *rest] for row in rows])
+        return Inputs(mask, features, shots, *frames, seeds, labels, negative), count
 
     def _result(
         self, ask: Ask, latent_nhwZ: np.ndarray, clip: Clip, settings: dict[str, Any]
@@ -290,6 +315,8 @@ class Model:
             "prompt": ask.captions[0], "seed": ask.seed, "frames": clip.frames, "fps": clip.fps,
             "size": [clip.height, clip.width], **settings,
         }  # fmt: skip
+        if ask.negative is not None:
+            settings["negative"] = ask.negative
         if ask.label >= 0:
             settings["class"] = ask.label
         if begun := int(np.isfinite(ask.starts).sum()):

@@ -91,7 +91,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
 def sample_request(
     model: Model, folder: Path, *, prompts: Sequence[str], seconds: float | None,
     fps: float | None, size: str | None, num: int, seed: int, given: Sequence[str],
-    shots: str | None = None,
+    shots: str | None = None, negative: str | None = None,
 ) -> list[Path]:  # fmt: skip
     """--mode=sample: generates videos, writes them and returns their paths. Of several processes
     all generate and process 0 writes."""
@@ -109,7 +109,7 @@ def sample_request(
         say(f"given {said}")
     results = model.generate(
         prompts, frames / fps, fps=fps, size=(height, width), num=num, seed=seed, given=parts,
-        shots=listed,
+        shots=listed, negative=negative,
     )  # fmt: skip
     paths: list[Path] = []
     with zero_alone("samples") as zero:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vdit.diffusion.guidance import guided, pushed
+from vdit.diffusion.guidance import guided, projected, pushed, within
 from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import sample, sampler
 from vdit.diffusion.schedule import process, timesteps
@@ -73,3 +73,45 @@ def test_pushes_away_from_a_weaker_answer() -> None:
     cond = conditioned(jnp.concatenate([x, x]), t)[0][:2]
     both, _ = guided(conditioned, 2.5, weak, lambda t: 2 * t)(x, t)
     np.testing.assert_allclose(both, mixed + 0.5 * (cond - truth - 2 * error), atol=1e-6)
+
+
+def test_projected_is_apgs_direction() -> None:
+    """In NumPy: limited first, then split along the conditional x0 of each sample."""
+    rng = np.random.default_rng(0)
+    difference, cond = rng.normal(size=(2, 3, 5, 4)).astype(np.float32)
+    difference[1] *= 0.1
+    made = projected(jnp.asarray(difference), jnp.asarray(cond), parallel=0.25, radius=0.5)
+    for ours, d, c in zip(made, difference.reshape(3, -1), cond.reshape(3, -1), strict=True):
+        d = d * min(1.0, 0.5 / np.sqrt(np.mean(d**2)))
+        unit = c / np.linalg.norm(c)
+        along = (d @ unit) * unit
+        np.testing.assert_allclose(ours.ravel(), d - along + 0.25 * along, atol=1e-6)
+    same = projected(jnp.asarray(difference), jnp.zeros_like(cond), parallel=0.0, radius=0.0)
+    np.testing.assert_array_equal(same, difference)
+
+
+def test_guided_by_a_projected_difference() -> None:
+    x, t = jnp.array([[0.5, 1.0], [2.0, -1.0]]), jnp.float32(0.25)
+    half, _ = guided(conditioned, 3.0, project=lambda difference, cond: 0.5 * difference)(x, t)
+    np.testing.assert_allclose(half, guided(conditioned, 2.0)(x, t)[0], atol=1e-6)
+
+
+def test_guidance_applies_within_its_levels() -> None:
+    """And the other denoiser alone elsewhere: in all, the calls that are needed."""
+    p, keys = process("flow"), jax.random.split(jax.random.key(0), 2)
+    calls = []
+
+    def counted(name: str, value: float):  # noqa: ANN202
+        def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+            jax.debug.callback(lambda t: calls.append((name, round(float(t), 3))), t)
+            return jnp.full_like(x, value), x
+
+        return denoise
+
+    denoise = within(p, (0.25, 0.75), counted("inside", 1.0), counted("outside", 0.0))
+    _, made = jax.jit(
+        lambda x: sample(denoise, x, timesteps(p, 4), p, sampler("euler"), keys, every_step=True)
+    )(jnp.zeros((2, 3)))
+    np.testing.assert_array_equal(made.x0[:, 0, 0], [0.0, 1.0, 1.0, 0.0])
+    jax.effects_barrier()
+    assert sorted(calls) == [("inside", 0.5), ("inside", 0.75), ("outside", 0.25), ("outside", 1.0)]

@@ -218,7 +218,7 @@ def test_one_object_for_the_same_arguments() -> None:
         (lambda: timesteps(process("flow"), 2, spacing="0.5,1"), "falling times from at most 1"),
         (lambda: timesteps(process("flow"), 2, spacing="1,nan"), "falling times from at most 1"),
         (lambda: timesteps(process("ddpm"), 2, spacing="0.5,0.4999"), "on 1000 points"),
-        (lambda: timesteps(process("flow"), 5, spacing="1,0.5"), "lists 2 times: steps 2 is"),
+        (lambda: timesteps(process("flow"), 5, spacing="1,0.5"), "lists 2 times for 5 steps"),
         (lambda: sample_times(process("ddpm"), jnp.zeros(1), (0.0, 1.0)), "continuous"),
         (lambda: sample_times(process("flow"), jnp.zeros(1), (0.0, 0.0)), "deviation was 0.0"),
     ],

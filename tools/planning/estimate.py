@@ -19,6 +19,7 @@ from tools.planning.chips import Chip
 from tools.planning.products import flops, widest
 from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import latent_shape
+from vdit.diffusion.sampler import configured
 from vdit.models.dit import preset
 from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
@@ -278,7 +279,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
         moved=moved,
         layers=layers,
         layer_params=layer_params,
-        passes=config.sample.steps,
+        passes=config.sample.steps * configured(config.sample.sampler, config.sample).evaluations,
         inputs=nbytes(made.arguments[1:]) / config.sample.batch,
         stream=calls * stream,
         heads=heads,

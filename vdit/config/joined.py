@@ -1,7 +1,7 @@
 """All sections, and the checks that read several of them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from vdit.config.identity import flat
 from vdit.config.shared import Section, refusal
 from vdit.data import sources
 from vdit.diffusion import schedule
+from vdit.diffusion.guidance import check_guidance
 from vdit.diffusion.sampler import configured
 from vdit.errors import UserError
 from vdit.models.dit import AXES, preset, skipped
@@ -158,21 +159,27 @@ def _check_sampling(config: ConfigDict) -> None:
         raise refusal(config, "sample.variance dit.learned_variance", "True is allowed")
     configured(sample.sampler, sample)  # refuses what the sampler does not take
     jax.eval_shape(lambda: times_of(config, sample))  # refuses what the process does not
-    check_push(config, sample.push, sample.skip)
+    check_steering(config, sample)
 
 
 def times_of(config: ConfigDict, settings: Any) -> jax.Array:
     """The grid of times t_0 > .. > t_n with the steps, shift and spacing of `settings`.
 
-    dit.shift stands for a shift of 0 where the spacing can be shifted.
+    dit.shift stands for a shift of 0; grids that set noise levels themselves are not shifted.
     """
-    shift = settings.shift or (config.dit.shift if settings.spacing == "trailing" else 1.0)
+    shift = settings.shift or config.dit.shift
+    if settings.spacing not in ("trailing", "leading"):
+        shift = 1.0
     process = denoiser.build_process(config)
     return schedule.timesteps(process, settings.steps, shift, settings.spacing)
 
 
-def check_push(config: ConfigDict, push: float, skip: Sequence[float]) -> None:
-    """Checks that the denoiser can be degraded for autoguidance (sample.push, sample.skip)."""
+def check_steering(config: ConfigDict, settings: Any) -> None:
+    """Checks the options of guidance, and that the denoiser can be degraded for autoguidance."""
+    check_guidance(
+        settings.guidance_levels, settings.guidance_parallel, settings.guidance_radius
+    )
+    push, skip = settings.push, settings.skip
     if not push:
         return
     if config.dit.model != "vdit":

@@ -11,7 +11,7 @@ def fields() -> ConfigDict:
     sample = ConfigDict()
     sample.sampler = "ddim"  # a row of SAMPLERS in vdit/diffusion/sampler.py
     sample.steps = 25
-    sample.shift = 0.0  # timestep shift of sampling alone; 0: dit.shift
+    sample.shift = 0.0  # timestep shift of sampling alone, with spacing trailing; 0: dit.shift
     # trailing, karras, exponential; on a beta table (trailing: from the last point) leading (to the
     # first); or times from 1 down, as 1,0.75,0.5, as many as steps
     sample.spacing = "trailing"
@@ -23,6 +23,9 @@ def fields() -> ConfigDict:
     sample.churn_levels = (0.05, 50.0)  # edm: sigma / alpha between which there is churn
     sample.churn_noise = 1.003  # edm: factor of that noise
     sample.guidance = 2.5  # classifier-free guidance scale; 1: off
+    sample.guidance_levels = (0.0, 1.0)  # noise levels (sigma) between which guidance applies
+    sample.guidance_parallel = 1.0  # share of its part along the conditional x0; 0: APG, 1: all
+    sample.guidance_radius = 0.0  # most root mean square of cond - null; 0: no limit
     # vdit: autoguidance scale minus 1; the degraded network skips attention. 0: off
     sample.push = 0.0
     sample.push_above = 0.5  # noise level (sigma) above which autoguidance applies

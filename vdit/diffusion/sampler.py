@@ -39,6 +39,7 @@ class Sampler(NamedTuple):
 
     init: Callable[[jax.Array], Any]
     step: Callable[..., tuple[Made, Any]]
+    evaluations: int = 1  # of the denoiser in a step
 
 
 def _one_step(eta: float, variance: str = "posterior") -> Sampler:
@@ -165,7 +166,7 @@ def _heun(
         second = (s > 0.0) & (straight | (process.alpha(t) > 0.0))
         return Made(jax.lax.cond(second, corrected, lambda: euler), x0, aux), None
 
-    return Sampler(lambda x: None, advance)
+    return Sampler(lambda x: None, advance, evaluations=2)
 
 
 def heun() -> Sampler:

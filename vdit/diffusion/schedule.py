@@ -231,7 +231,7 @@ def _listed(process: Process, steps: int, spacing: str) -> np.ndarray:
         on = "" if process.points is None else f", on {process.points} points,"
         raise UserError(f"spacing was {spacing!r}: falling times from at most 1{on} to above 0")
     if len(times) != steps:
-        raise UserError(f"spacing lists {len(times)} times: steps {len(times)} is allowed, {steps}")
+        raise UserError(f"spacing lists {len(times)} times for {steps} steps: as many are needed")
     return times
 
 
