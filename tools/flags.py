@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from jax.sharding import Mesh
 
-from vdit.config import command
 from vdit.data.decode import one_line
 from vdit.errors import UserError
 from vdit.runtime.mesh import AXES, make_mesh
@@ -43,6 +42,8 @@ def mesh_of(text: str) -> Mesh | None:
 def read_config(path: str, changes: Sequence[str] = ()) -> "ConfigDict":
     """get_config of experiments/X.py[:ARGUMENT], with changes "--config.field=value"."""
     from ml_collections import ConfigDict
+
+    from vdit.config import command
 
     config = command.load(path)
     for change in changes:

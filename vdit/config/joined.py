@@ -60,7 +60,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
 def _check_numbers(config: ConfigDict) -> None:
     """Refuses what is not finite, and a seed that JAX or a world does not take."""
     for name, value in flat(config, "config").items():
-        if any(isinstance(x, float) and not math.isfinite(x) for x in jax.tree.leaves(value)):
+        numbers = value if isinstance(value, (list, tuple)) else [value]
+        if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
             raise UserError(f"{name} is {value}: finite numbers are allowed")
     if not 0 <= config.seed < 2**32 - 1:  # stage dit draws with the next one
         raise UserError(f"config.seed is {config.seed}: 0 to {2**32 - 2} is allowed")
