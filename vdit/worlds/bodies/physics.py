@@ -184,8 +184,11 @@ def place(draws: Draws, kind: Kind, view: View) -> Start:
 
 def _apart(one: Start, two: Start, times: Sequence[float], need: float) -> bool:
     """Whether two centroids stay `need` metres apart at all `times`, each on its own path."""
-    pairs = ((one.at(time), two.at(time)) for time in times)
-    return all((a.x - b.x) ** 2 + (a.y - b.y) ** 2 >= need * need for a, b in pairs)
+    for time in times:
+        a, b = one.at(time), two.at(time)
+        if (a.x - b.x) ** 2 + (a.y - b.y) ** 2 < need * need:
+            return False
+    return True
 
 
 def _clear(one: Start, two: Start) -> bool:
