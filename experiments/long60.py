@@ -25,9 +25,7 @@ from vdit.errors import UserError
 def get_config(variant: str = "") -> ConfigDict:
     """The two-billion experiment on one-minute clips."""
     if variant not in ("", "fine", "smoke"):
-        raise UserError(
-            f"experiments/long60.py:{variant}: known variants are ['fine', 'smoke']"
-        )
+        raise UserError(f"experiments/long60.py:{variant}: known variants are ['fine', 'smoke']")
     if variant == "smoke":
         return smoke()
     config = two_b.get_config()

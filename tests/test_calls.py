@@ -75,5 +75,3 @@ def test_from_generate_to_the_denoiser(monkeypatch: pytest.MonkeyPatch) -> None:
     found = calls(caught.value, "diffusion")
     assert found[0] == "generate"
     assert len(found) <= 5, found  # and the denoiser
-
-

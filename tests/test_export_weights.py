@@ -147,9 +147,7 @@ def image_unet() -> Any:
         (image_unet, "UNet2DConditionModel"),
     ],
 )
-def test_a_denoiser_trained_here_is_one_of_diffusers(
-    make: Any, name: str, tmp_path: Path
-) -> None:
+def test_a_denoiser_trained_here_is_one_of_diffusers(make: Any, name: str, tmp_path: Path) -> None:
     """What is written reads as that layout, and is the same network with the same parameters."""
     config, work, out, again = make(), tmp_path / "work", tmp_path / "out", tmp_path / "again"
     made = trained(config, work, "dit")

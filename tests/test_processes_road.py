@@ -34,9 +34,7 @@ def roads(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Ran]:
     flags = ["--config=experiments/base.py:smoke"]
     flags += [f"--config.{name}={value}" for name, value in TINY.items()]
     started = {
-        count: start(
-            ["-m", "vdit.main"], count, *flags, f"--workdir={folder / str(count)}", *more
-        )
+        count: start(["-m", "vdit.main"], count, *flags, f"--workdir={folder / str(count)}", *more)
         for count, more in ((2, ()), (1, ALONE))
     }
     ended = finish([process for made in started.values() for process in made])

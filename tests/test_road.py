@@ -144,17 +144,13 @@ def test_a_run_that_was_stopped_in_every_stage_ends_with_the_same_bits(
     status, out, err = run(*args)
     assert status == 0, out + err
     for stage in ("vae", "dit"):
-        whole, cut = (
-            restore_ema(folder / "checkpoints" / stage, 12) for folder in (road, workdir)
-        )
+        whole, cut = (restore_ema(folder / "checkpoints" / stage, 12) for folder in (road, workdir))
         jax.tree.map(np.testing.assert_array_equal, whole, cut)
 
 
 def test_the_same_seed_gives_the_same_video_and_another_one_another(model: Model) -> None:
     prompt = "a small red ball falls"
-    first, again, other = (
-        model.generate(prompt, seed=seed)[0].video for seed in (5, 5, 6)
-    )
+    first, again, other = (model.generate(prompt, seed=seed)[0].video for seed in (5, 5, 6))
     assert first.shape == (17, 32, 32, 3) and first.dtype == np.uint8
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()

@@ -75,8 +75,12 @@ def test_layers(path: Path) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    [("ruff", "check", "."), ("mypy", "vdit", "experiments", "tools")],
-    ids=["ruff", "mypy"],
+    [
+        ("ruff", "check", "."),
+        ("ruff", "format", "--check", "vdit", "experiments", "tools", "tests"),
+        ("mypy", "vdit", "experiments", "tools"),
+    ],
+    ids=["ruff", "format", "mypy"],
 )
 def test_lint_and_types(command: tuple[str, ...]) -> None:
     done = subprocess.run(

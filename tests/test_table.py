@@ -24,9 +24,7 @@ def workdir(path: Path, colour: float) -> Path:
     return path
 
 
-def test_runs_stand_beside_their_mean(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_runs_stand_beside_their_mean(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made = [workdir(tmp_path / name, value) for name, value in (("a", 0.5), ("b", 0.75))]
     assert main([str(path) for path in made]) == 0
     out = capsys.readouterr().out

@@ -126,9 +126,7 @@ def timed(call: Callable[[], Any], repeats: int) -> float:
 
 def model(name: str, attention: str, remat: str = "none") -> DiT:
     """A preset with bfloat16 operands and scanned layers."""
-    return DiT(
-        **preset(name), attend=KERNELS[attention], remat=remat, matmul=matmul("bfloat16")
-    )
+    return DiT(**preset(name), attend=KERNELS[attention], remat=remat, matmul=matmul("bfloat16"))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

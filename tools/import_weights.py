@@ -97,9 +97,7 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     return params
 
 
-def write(
-    imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None
-) -> None:
+def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None) -> None:
     """Writes the workdir, completely or not at all."""
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} already exists; choose another --workdir")

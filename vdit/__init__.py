@@ -1,8 +1,8 @@
 """vdit: video diffusion transformers in JAX.
 
-    import vdit
-    model = vdit.load("runs/base")
-    videos = model.generate("a large red ball falls next to a small blue box", num=4)
+import vdit
+model = vdit.load("runs/base")
+videos = model.generate("a large red ball falls next to a small blue box", num=4)
 """
 
 from typing import Any

@@ -209,8 +209,8 @@ class Denoiser:
         return condition if empty is not None else drop_text(condition, drop_B)
 
     def empty_text(self, tokenizer: Tokenizer, params: Any = None) -> dict[str, np.ndarray]:
-        """"features" (S, E) and "mask" (S,) of the text without words, where it stands for no text
-        (see `Network.null_key`), else nothing. `params` are the encoder's, read if not given."""
+        """The "features" (S, E) and "mask" (S,) of the text without words where it stands for no
+        text (see `Network.null_key`), else nothing. `params`: the encoder's, read if not given."""
         if self.network.null_key or not self.encoder.frozen:
             return {}
         ids, mask = tokenizer.empty()

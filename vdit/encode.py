@@ -139,9 +139,7 @@ class ClipEncoder:
             yield element
 
 
-def truth_of_latents(
-    truth_TNF: np.ndarray, count: int, patch: tuple[int, int, int]
-) -> np.ndarray:
+def truth_of_latents(truth_TNF: np.ndarray, count: int, patch: tuple[int, int, int]) -> np.ndarray:
     """The truth at the middle of each latent frame of a clip of `count`, extra spans included:
     float16 (stored, N, F), its places in rows and columns of latents."""
     at = patterns(count, patch[0], 1.0).times  # in frames
@@ -199,7 +197,7 @@ class CaptionEncoder:
             self._params = self._encoder.init(jax.random.key(0), empty, empty > 0)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
-        """"ids", "mask" and, if they are cached, "features" of each clip's caption.
+        """The "ids", "mask" and, if they are cached, "features" of each clip's caption.
 
         With shots the arrays have a row for the clip and one for each shot; "starts" are theirs.
         """

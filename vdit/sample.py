@@ -200,9 +200,7 @@ class Model:
             ]
         return results
 
-    def clip(
-        self, seconds: float | None, fps: float | None, size: tuple[int, int] | None
-    ) -> Clip:
+    def clip(self, seconds: float | None, fps: float | None, size: tuple[int, int] | None) -> Clip:
         """The clip of this length, rate and size; None means that of training."""
         fps = self.config.data.fps if fps is None else fps
         height, width = size or tuple(self.config.data.size)

@@ -127,9 +127,7 @@ def make_step(
         grads = jax.tree.map(lambda g: g / weight, grads)
         new_params, new_opt = {}, {}
         for group, made in optimizers(options, params, how).items():
-            updates, new_opt[group] = made.update(
-                grads[group], state["opt"][group], params[group]
-            )
+            updates, new_opt[group] = made.update(grads[group], state["opt"][group], params[group])
             new_params[group] = optax.apply_updates(params[group], updates)
         metrics = {name: value / weight for name, value in sums.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)

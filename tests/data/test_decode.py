@@ -234,9 +234,7 @@ def test_odd_sizes_and_down_scaling_by_area(tmp_path: Path, decoder: Decoder) ->
     path = encode(tmp_path / "a.mkv", video, codec="libx264rgb", pix_fmt="rgb24", qp="0")
     assert np.array_equal(decoder.frames(path, [0.0, 0.1]), video)
     small = decoder.frames(path, [0.0], (9, 11))[0].astype(float)
-    exact = np.asarray(
-        Image.fromarray(video[0]).resize((12, 9), Image.Resampling.BOX), dtype=float
-    )
+    exact = np.asarray(Image.fromarray(video[0]).resize((12, 9), Image.Resampling.BOX), dtype=float)
     assert np.abs(small - exact[:, :11]).mean() < 3  # full of noise, so any other filter is far
 
 

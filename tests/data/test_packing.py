@@ -112,9 +112,10 @@ def test_a_row_holds_its_samples_and_nothing_else() -> None:
     assert pack([sample(3, 0), sample(1, 0)], budget, (1, 2))["text"].tolist() == [1, 0, 1, 2, 0, 0]
     counts = [2 * 4 * 1, 3 * 2 * 1, 3 * 2 * 3]
     assert row["segment"].tolist() == np.repeat([1, 2, 3, 0], [*counts, 4]).tolist()
-    assert row["given"][: sum(counts)].tolist() == np.repeat(
-        [True, False, True, False, True, False], [4, 4, 2, 4, 6, 12]
-    ).tolist()
+    assert (
+        row["given"][: sum(counts)].tolist()
+        == np.repeat([True, False, True, False, True, False], [4, 4, 2, 4, 6, 12]).tolist()
+    )
     assert row["ordinal"].tolist() == [71, 72, 78, 0]
     assert row["ids"].tolist() == [2, 3, 3, 0, 0, 0]
     assert row["text"].tolist() == [1, 2, 2, 0, 0, 0]

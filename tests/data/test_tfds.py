@@ -238,9 +238,7 @@ def test_records_are_read_once_while_they_stay(
     first = make(tmp_path, checked=checked)
     measured: list[int] = []
     measure = VideoSet._measure
-    monkeypatch.setattr(
-        VideoSet, "_measure", lambda *given: measured.append(1) or measure(*given)
-    )
+    monkeypatch.setattr(VideoSet, "_measure", lambda *given: measured.append(1) or measure(*given))
     assert make(tmp_path, checked=checked).digest == first.digest and not measured
     shutil.rmtree(folder)
     write(tmp_path, plain(), {"train": rows(7)})
@@ -330,8 +328,10 @@ def test_foreign_classes_are_never_imported(tmp_path: Path) -> None:
     sys.path.insert(0, os.fspath(tmp_path))
     try:
         for feature in (evil, inner, hidden):
+
             def put(told: Any, feature: Any = feature) -> None:
                 told["featuresDict"]["features"]["extra"] = feature
+
             changed(folder, "features.json", put)
             refused(tmp_path / "set", "extra in features.json is of the class")
             (folder / "features.json").write_text(kept[0])
@@ -356,7 +356,7 @@ def test_other_wrong_files(tmp_path: Path) -> None:
         refused(tmp_path, words)
         (folder / "dataset_info.json").write_text(info)
 
-    told(lambda t: t.update(fileFormat="tfrecord"), 'kept as tfrecord: prepare it with file_format')
+    told(lambda t: t.update(fileFormat="tfrecord"), "kept as tfrecord: prepare it with file_format")
     told(lambda t: t.update(name="../../x"), "dataset_info.json has the name '../../x'")
     told(lambda t: t["splits"][0].update(name="../t"), "has the name '../t'")
     told(lambda t: t["splits"][0].update(filepathTemplate="../{SPLIT}"), "has the file name '../")

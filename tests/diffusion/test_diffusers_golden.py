@@ -90,9 +90,7 @@ def toy(x: jax.Array, t: jax.Array) -> tuple[jax.Array, None]:
     return 0.8 * jnp.tanh(2.0 * x), None
 
 
-def chain_of(
-    one: Sampler, p: Process, x: np.ndarray, times: jax.Array, z: np.ndarray
-) -> jax.Array:
+def chain_of(one: Sampler, p: Process, x: np.ndarray, times: jax.Array, z: np.ndarray) -> jax.Array:
     """x after each step, with this noise."""
 
     def body(carry: tuple, inputs: tuple) -> tuple[tuple, jax.Array]:

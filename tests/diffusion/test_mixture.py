@@ -117,7 +117,12 @@ def side_by_side(samplers: list[Sampler]) -> Sampler:
             one.step(
                 # Methods of one evaluation share it.
                 lambda at, t, x=x, x0=x0: (x0, None) if at is x else denoise(at, t),
-                process, old, x, t, s, z,
+                process,
+                old,
+                x,
+                t,
+                s,
+                z,
             )
             for one, old, x, x0, z in zip(
                 samplers, state, parts(x), parts(x0), parts(z), strict=True
@@ -136,9 +141,7 @@ def drawn(run: str) -> dict[tuple[str, str], np.ndarray]:
 
     def denoise(x: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
         x0, eps = to_x0_eps("x0", p, t, x, exact_x0(p, x, t))
-        groups = [
-            array.reshape(-1, len(predictions), CLOUDS * 2, POINTS) for array in (x, x0, eps)
-        ]
+        groups = [array.reshape(-1, len(predictions), CLOUDS * 2, POINTS) for array in (x, x0, eps)]
         made = []
         for i, prediction in enumerate(predictions):
             x_t, x0, eps = (array[:, i] for array in groups)

@@ -308,9 +308,7 @@ def test_the_skipped_part_is_of_any_depth() -> None:
     assert skipped(4, (0.4, 0.5)) == []
 
 
-@pytest.mark.parametrize(
-    "preset, millions", [("S", 33), ("B", 130), ("L", 458), ("XL", 675)]
-)
+@pytest.mark.parametrize("preset, millions", [("S", 33), ("B", 130), ("L", 458), ("XL", 675)])
 def test_presets_have_about_the_paper_s_parameters(preset: str, millions: float) -> None:
     """Table 1 of the DiT paper, whose blocks have no cross-attention: that is left out here."""
     model = DiT(**PRESETS[preset])

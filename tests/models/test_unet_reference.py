@@ -24,9 +24,7 @@ SHAPES = ((2, 16, 11, 77), (1, 9, 16, 300))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_a_medium_model_is_diffusers(
-    shape: tuple[int, ...], tmp_path: Path, near: Any
-) -> None:
+def test_a_medium_model_is_diffusers(shape: tuple[int, ...], tmp_path: Path, near: Any) -> None:
     import torch
 
     from tools.golden import unet as golden

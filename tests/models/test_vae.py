@@ -124,9 +124,12 @@ def test_detail_reaches_more_directions_than_the_width(made) -> None:
 def test_no_detail_is_no_layer() -> None:
     config = default()
     config.vae.detail = 0
-    assert "detail_pixels" not in jax.eval_shape(
-        lambda key: build_vae(config).init(
-            key, jnp.zeros((1, 5, 8, 8, 3)), jnp.zeros((1, 2, 1, 1, 24))
-        ),
-        jax.random.key(0),
-    )["params"]
+    assert (
+        "detail_pixels"
+        not in jax.eval_shape(
+            lambda key: build_vae(config).init(
+                key, jnp.zeros((1, 5, 8, 8, 3)), jnp.zeros((1, 2, 1, 1, 24))
+            ),
+            jax.random.key(0),
+        )["params"]
+    )

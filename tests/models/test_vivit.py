@@ -18,7 +18,6 @@ GOLDEN = np.load(Path(__file__).parents[1] / "golden" / "vivit.npz")
 CASES = sorted({name.split("/")[0] for name in GOLDEN.files})
 
 
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def run(model: ViViT, method: str, params: Any, video: jax.Array) -> Any:
     return model.apply({"params": params}, video, method=method)

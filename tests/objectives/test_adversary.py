@@ -120,9 +120,9 @@ def test_each_loss_reaches_its_own_group_alone_and_the_weight_is_its_definition(
         out = make(params["vae"])[0]
         return hinge(*(judge.apply({"params": discriminator}, x) for x in (video, out))).sum()
 
-    apart, wrong, far = jax.jit(
-        lambda vae: [jax.grad(loss)(vae) for loss in (error, fooled, kl)]
-    )(params["vae"])
+    apart, wrong, far = jax.jit(lambda vae: [jax.grad(loss)(vae) for loss in (error, fooled, kl)])(
+        params["vae"]
+    )
     norms = (np.linalg.norm(tree["pixels"]["kernel"]) for tree in (apart, wrong))
     adaptive = next(norms) / (next(norms) + 1e-4)
     np.testing.assert_allclose(metrics["adaptive"], 2 * adaptive, rtol=1e-4)

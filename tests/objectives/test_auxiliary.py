@@ -114,9 +114,7 @@ def test_the_sum_is_of_both_losses_and_weight_0_is_none() -> None:
     params = perturbed(jax.jit(half.init)(jax.random.key(0), data))
     alone = {name: params[name] for name in ("dit", "text")}
     start = jax.jit(plain.init)(jax.random.key(0), data)
-    jax.tree.map(
-        np.testing.assert_array_equal, start, jax.jit(none.init)(jax.random.key(0), data)
-    )
+    jax.tree.map(np.testing.assert_array_equal, start, jax.jit(none.init)(jax.random.key(0), data))
     (loss, _), gradient = value_and_grad(plain)(alone, data)
     (same, metrics), again = value_and_grad(none)(alone, data)
     assert loss == same and not metrics
@@ -219,5 +217,3 @@ def test_a_network_without_layers_to_read_is_refused() -> None:
     unet: Any = UNet(widths=(8,), blocks=1, heads=(1,), depths=(0,), middle=0, groups=2)
     with pytest.raises(UserError, match="those of 0 layers"):
         auxiliary((("early", 1.0),), unet)
-
-

@@ -34,9 +34,7 @@ def test_the_loss_and_the_metrics_are_their_definitions(smoothing: float) -> Non
     video = batch["video"].astype(np.float32) / 127.5 - 1
     logits: Any = jax.jit(model.apply)({"params": params["vivit"]}, video)
     total = 0.0
-    for i, (name, part) in enumerate(
-        (("motion", logits[:, :3]), ("impacts", logits[:, 3:]))
-    ):
+    for i, (name, part) in enumerate((("motion", logits[:, :3]), ("impacts", logits[:, 3:]))):
         x = np.asarray(part, np.float64)
         share = np.exp(x) / np.exp(x).sum(-1, keepdims=True)
         classes = x.shape[1]
@@ -60,4 +58,3 @@ def test_answers_cut_the_head_in_order() -> None:
     parts = answers(jnp.arange(10.0).reshape(2, 5), QUESTIONS)
     np.testing.assert_array_equal(parts["motion"], [[0, 1, 2], [5, 6, 7]])
     np.testing.assert_array_equal(parts["impacts"], [[3, 4], [8, 9]])
-

@@ -166,9 +166,7 @@ def test_padding_has_no_influence(made: Any, content: float) -> None:
     data["ids"][data["text"] == 0] = 299
     (loss, weight), gradient = value(params, data)
     assert np.isfinite(loss) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
-    jax.tree.map(
-        np.testing.assert_array_equal, ((loss, weight), gradient), value(params, clean)
-    )
+    jax.tree.map(np.testing.assert_array_equal, ((loss, weight), gradient), value(params, clean))
 
 
 def test_one_compilation_serves_all_shapes(made: Any) -> None:

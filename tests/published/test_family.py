@@ -9,7 +9,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from tests.config.test_contributing import add, python
 
-USE = '''
+USE = """
 import sys
 from pathlib import Path
 
@@ -40,7 +40,7 @@ rows = text_folder.FAMILIES["bert"].rows
 back = dict(weights.unload(params, rows[len(rows) // 2 :]))
 for name, make in back.items():
     np.testing.assert_array_equal(make(), theirs[name])
-'''
+"""
 
 
 def synthetic(folder: Path) -> None:

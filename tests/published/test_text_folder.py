@@ -164,7 +164,7 @@ def test_buckets_are_one_distance_each_and_then_wider() -> None:
     assert (np.diff(after) >= 0).all() and after[126] == after[-1] == 31
     # Bucket 8 + k of 16 begins at 8 · 16^(k / 8); where that is whole, the edge is exact.
     assert [int(after[d - 1]) - 16 for d in (16, 31, 32, 63, 64, 127)] == [10, 11, 12, 13, 14, 15]
-    np.testing.assert_array_equal(row[300:, 300], row[: 300, 0])
+    np.testing.assert_array_equal(row[300:, 300], row[:300, 0])
 
 
 def test_an_end_token_in_a_prompt_of_clip_is_only_text() -> None:

@@ -100,9 +100,7 @@ def test_narrow_tensors_stay_as_they_are(tmp_path: Path, dtype: Any) -> None:
     save(tmp_path, made)
     found = read(tmp_path)
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {np.dtype(dtype)}
-    np.testing.assert_array_equal(
-        found["blocks"]["up"]["kernel"][1], made["layer.1.up.weight"].T
-    )
+    np.testing.assert_array_equal(found["blocks"]["up"]["kernel"][1], made["layer.1.up.weight"].T)
 
 
 def test_layers_of_different_dtypes_are_stacked_without_loss(tmp_path: Path) -> None:
@@ -121,9 +119,7 @@ def test_the_host_holds_about_one_tensor_at_a_time(tmp_path: Path) -> None:
     """And nothing of a tensor that the model does without."""
     layers, side = 24, 128
     size = side * side * 4
-    made = {
-        f"layer.{i}.up.weight": np.ones((side, side), np.float32) for i in range(layers)
-    }
+    made = {f"layer.{i}.up.weight": np.ones((side, side), np.float32) for i in range(layers)}
     save(tmp_path, made | {"vision.large": np.ones(layers * side * side, np.float32)})
     shapes = {"blocks": {"up": {"kernel": np.zeros((layers, side, side))}}}
     plan = weights.plan(weights.read_headers(tmp_path), shapes, ROWS, OTHERS, tmp_path)

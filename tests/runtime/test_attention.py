@@ -197,9 +197,7 @@ def test_a_device_s_memory_falls_with_the_shards(how: str) -> None:
         ("splash", "auto", {"tensor": 1, "sequence": 16}, "takes auto or chunked; or run"),
     ],
 )
-def test_wrong_shards_are_one_line(
-    name: str, how: str, sizes: dict[str, int], line: str
-) -> None:
+def test_wrong_shards_are_one_line(name: str, how: str, sizes: dict[str, int], line: str) -> None:
     with pytest.raises(UserError, match=line) as caught:
         attention.check_mesh(name, how, 8, sizes)
     assert "\n" not in str(caught.value)

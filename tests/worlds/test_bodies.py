@@ -191,8 +191,11 @@ def test_objects_stay_inside_and_apart(clips: list[dict[str, Any]]) -> None:
 def test_many_pairs_meet() -> None:
     world = World(6, objects=(2, 2))
     captions = [world[index]["caption"] for index in range(100)]
-    events = [phrase for name in ("onto", "lands", "into", "collide") for phrase in
-              grammar.RELATIONS[name]]
+    events = [
+        phrase
+        for name in ("onto", "lands", "into", "collide")
+        for phrase in grammar.RELATIONS[name]
+    ]
     assert sum(any(f" {event}" in text for event in events) for text in captions) > 30
 
 
@@ -208,8 +211,11 @@ def test_splits_share_no_kind(clips: list[dict[str, Any]]) -> None:
     world = World(3, "heldout")
     for index in range(40):
         assert any(kind in RESERVED for kind in kinds_of(world[index]))
-    assert all(kind in RESERVED for i in range(20) for kind in
-               kinds_of(World(3, "heldout", objects=(1, 1))[i]))
+    assert all(
+        kind in RESERVED
+        for i in range(20)
+        for kind in kinds_of(World(3, "heldout", objects=(1, 1))[i])
+    )
     # Balanced: every value of every attribute is reserved equally often, and never wholly.
     for place, names in enumerate((SHAPES, COLOURS, SIZES, MOTIONS)):
         counts = np.bincount([kind[place] for kind in RESERVED], minlength=len(names))
@@ -235,9 +241,7 @@ def words(table: dict[str, tuple[str, ...]]) -> dict[str, str]:
 
 SHAPE_OF, SIZE_OF = words(grammar.SHAPE_WORDS), words(grammar.SIZE_WORDS)
 COLOUR_OF = words(grammar.COLOUR_WORDS)
-OBJECT = re.compile(
-    rf"\ba ({'|'.join(SIZE_OF)}) ({'|'.join(COLOUR_OF)}) ({'|'.join(SHAPE_OF)})\b"
-)
+OBJECT = re.compile(rf"\ba ({'|'.join(SIZE_OF)}) ({'|'.join(COLOUR_OF)}) ({'|'.join(SHAPE_OF)})\b")
 
 
 def parse(text: str) -> list[tuple[int, int, int, int]]:
@@ -246,10 +250,14 @@ def parse(text: str) -> list[tuple[int, int, int, int]]:
     kinds = []
     for n, match in enumerate(found):
         end = found[n + 1].start() if n + 1 < len(found) else len(text)
-        rest = re.sub(r"(to|on) the (left|right) of|(left|right) wall|(on|near) the (left|right)\b",
-                      "", text[match.end() : end])
-        verb = re.search(r"fall|drop|thrown|flies|flying|tossed|roll|slid|rest|lie|lying|sit|stand",
-                         rest)
+        rest = re.sub(
+            r"(to|on) the (left|right) of|(left|right) wall|(on|near) the (left|right)\b",
+            "",
+            text[match.end() : end],
+        )
+        verb = re.search(
+            r"fall|drop|thrown|flies|flying|tossed|roll|slid|rest|lie|lying|sit|stand", rest
+        )
         assert verb, text
         side = re.search(r"left|right", rest)
         motion = {"fall": "falls", "drop": "falls"}.get(verb[0])
@@ -262,12 +270,14 @@ def parse(text: str) -> list[tuple[int, int, int, int]]:
         if motion in ("rolls", "thrown"):
             assert side, text
             motion += "_" + side[0]
-        kinds.append((
-            SHAPES.index(SHAPE_OF[match[3]]),
-            COLOURS.index(COLOUR_OF[match[2]]),
-            SIZES.index(SIZE_OF[match[1]]),
-            MOTIONS.index(motion),
-        ))
+        kinds.append(
+            (
+                SHAPES.index(SHAPE_OF[match[3]]),
+                COLOURS.index(COLOUR_OF[match[2]]),
+                SIZES.index(SIZE_OF[match[1]]),
+                MOTIONS.index(motion),
+            )
+        )
     return kinds
 
 
@@ -287,8 +297,9 @@ def test_relations_are_true() -> None:
         kinds = kinds_of(clip)
         order = [kinds.index(kind) for kind in parse(text)]
         one, two = order
-        if text.startswith(tuple(grammar.RELATIONS[name][k] for name in grammar.PLACES
-                                 for k in (0, 1))):
+        if text.startswith(
+            tuple(grammar.RELATIONS[name][k] for name in grammar.PLACES for k in (0, 1))
+        ):
             one, two = two, one
         position, velocity = truth["position"].astype(float), truth["velocity"].astype(float)
         dx, dy = position[0, two] - position[0, one]
@@ -334,8 +345,9 @@ def test_captions_vary(clips: list[dict[str, Any]]) -> None:
 # ---- pictures -------------------------------------------------------------------------------
 
 
-def alone(shape: int, colour: int, size: int, at: tuple[float, float], turn: float,
-          view: View) -> np.ndarray:
+def alone(
+    shape: int, colour: int, size: int, at: tuple[float, float], turn: float, view: View
+) -> np.ndarray:
     position = np.array([[at]], float)
     return render([(shape, colour, size, 0)], position, np.array([[turn]]), view)[0]
 
@@ -396,8 +408,10 @@ def test_truth_is_where_the_picture_shows_it(clips: list[dict[str, Any]]) -> Non
                 assert abs(column - x) < 0.12 and abs(view.top - row - y) < 0.12
 
 
-@pytest.mark.parametrize("frames,fps,size", [(1, 10.0, (32, 32)), (5, 24.0, (20, 36)),
-                                             (60, 30.0, (16, 16)), (3, 1.0, (8, 4))])
+@pytest.mark.parametrize(
+    "frames,fps,size",
+    [(1, 10.0, (32, 32)), (5, 24.0, (20, 36)), (60, 30.0, (16, 16)), (3, 1.0, (8, 4))],
+)
 def test_any_length_rate_and_size(frames: int, fps: float, size: tuple[int, int]) -> None:
     world = World(1, frames=frames, fps=fps, size=size)
     for index in range(6):

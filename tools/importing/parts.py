@@ -40,9 +40,7 @@ class Import:
     files: dict[str, str]  # further files: name, content
 
 
-def part_of(
-    config: ConfigDict, stage: str, folder: Path, plan: weights.Plan, **more: Any
-) -> Part:
+def part_of(config: ConfigDict, stage: str, folder: Path, plan: weights.Plan, **more: Any) -> Part:
     """A part with the metadata of a checkpoint that was trained here."""
     return Part(folder, plan, stages.stage_meta(config, stage), **more)
 

@@ -83,8 +83,8 @@ def convolutions(jaxpr: Any, times: int = 1) -> int:
         if equation.primitive.name == "conv_general_dilated":
             kernel, (result,) = equation.invars[1].aval.shape, equation.outvars
             out_axis = equation.params["dimension_numbers"].rhs_spec[0]
-            total += times * 2 * math.prod(result.aval.shape) * (
-                math.prod(kernel) // kernel[out_axis]
+            total += (
+                times * 2 * math.prod(result.aval.shape) * (math.prod(kernel) // kernel[out_axis])
             )
         length = equation.params["length"] if equation.primitive.name == "scan" else 1
         for part in parts(equation):

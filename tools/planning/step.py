@@ -164,9 +164,7 @@ def truth_batch(config: ConfigDict) -> Shapes:
 
 def placed(tree: Any, sharding: NamedSharding) -> Any:
     """The shapes with shardings on a mesh."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
 def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Lowered:
@@ -187,15 +185,11 @@ class Sampling(NamedTuple):
     settings: Any
 
 
-def sampling(
-    config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None
-) -> Sampling:
+def sampling(config: ConfigDict, mesh: Mesh | None = None, platform: str | None = None) -> Sampling:
     """The denoising scan of a batch of videos of the training shape."""
     encoder = text_encoder(config, mesh, platform)
     made = training(config, "dit", mesh, platform)
-    params = jax.eval_shape(
-        lambda batch: made.objective.init(jax.random.key(0), batch), made.batch
-    )
+    params = jax.eval_shape(lambda batch: made.objective.init(jax.random.key(0), batch), made.batch)
     rows, shots = config.sample.batch, sources.most_shots(config)
     captions = (rows, 1 + shots, config.text.length)
     count, h, w, channels = latent_shape(config, config.data.frames, *config.data.size)
@@ -228,6 +222,4 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
             params,
             param_sharding(mesh, params),
         )
-        return made.denoise.lower(
-            params, placed(inputs, replicated(mesh)), settings=made.settings
-        )
+        return made.denoise.lower(params, placed(inputs, replicated(mesh)), settings=made.settings)

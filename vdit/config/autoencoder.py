@@ -186,9 +186,7 @@ def _check_losses(config: ConfigDict) -> None:
             raise shared.refusal(config, f"vae.{name}", "0 or more is allowed")
     width, levels = vae.adversarial_width, vae.adversarial_levels
     if width < GROUPS or width % GROUPS:
-        raise shared.refusal(
-            config, "vae.adversarial_width", f"a multiple of {GROUPS} is allowed"
-        )
+        raise shared.refusal(config, "vae.adversarial_width", f"a multiple of {GROUPS} is allowed")
     if levels < 1 or (vae.adversarial_weight and min(size) < 2**levels):
         allowed = "1 to the number of times that the frame can be halved is allowed"
         raise shared.refusal(config, "vae.adversarial_levels data.size", allowed)

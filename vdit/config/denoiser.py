@@ -92,7 +92,8 @@ class Row(NamedTuple):
     fields: Callable[[], ConfigDict] | None = None  # its section dit.NAME
     # The field that sets its attention heads, and their numbers, each divisible by mesh.tensor
     heads: Callable[[ConfigDict], tuple[str, tuple[int, ...]]] = lambda config: (
-        f"dit.preset={config.dit.preset}", (preset(config.dit.preset)["heads"],)
+        f"dit.preset={config.dit.preset}",
+        (preset(config.dit.preset)["heads"],),
     )
 
 

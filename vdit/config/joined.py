@@ -177,9 +177,7 @@ def times_of(config: ConfigDict, settings: Any) -> jax.Array:
 
 def check_steering(config: ConfigDict, settings: Any) -> None:
     """Checks the options of guidance, and that the denoiser can be degraded for autoguidance."""
-    check_guidance(
-        settings.guidance_levels, settings.guidance_parallel, settings.guidance_radius
-    )
+    check_guidance(settings.guidance_levels, settings.guidance_parallel, settings.guidance_radius)
     push, skip = settings.push, settings.skip
     if not push:
         return

@@ -82,9 +82,7 @@ class Folder(Clips):
         bounds = {number: (first, end) for number, (_, first, end) in enumerate(spans)}
         self._cut(bounds, (content, self.frames))
 
-    def _spans(
-        self, rows: Sequence[Row], films: Mapping[str, Film], strict: bool
-    ) -> list[Span]:
+    def _spans(self, rows: Sequence[Row], films: Mapping[str, Film], strict: bool) -> list[Span]:
         """The decoded rows at least as long as a clip, by file and time; skips the others."""
         spans = []
         for row in sorted(rows, key=lambda row: (row.file, row.start, row.end or math.inf)):

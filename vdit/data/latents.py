@@ -102,7 +102,7 @@ class Latents:
         return clip, shot
 
     def statistics(self) -> dict[str, np.ndarray]:
-        """"mean" and "std" (Z,), with which latents are normalised."""
+        """The "mean" and "std" (Z,) with which latents are normalised."""
         return {name: np.asarray(self.manifest[name], np.float32) for name in ("mean", "std")}
 
 

@@ -152,9 +152,7 @@ class _Shown:
         return max(1, round(self.frame.width * self.aspect)), self.frame.height
 
 
-def _still(
-    rgb_HW3: np.ndarray, start: float = 0.0, end: float = 0.0, treated: str = ""
-) -> _Shown:
+def _still(rgb_HW3: np.ndarray, start: float = 0.0, end: float = 0.0, treated: str = "") -> _Shown:
     import av
 
     frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(rgb_HW3), "rgb24")
@@ -525,9 +523,7 @@ class _Fit:
         return np.rot90(cut_HW3[:, ::-1] if shown.mirrored else cut_HW3, shown.rotation // 90)
 
 
-def fit(
-    video_nHW3: np.ndarray, size: tuple[int, int], limits: Limits | None = None
-) -> np.ndarray:
+def fit(video_nHW3: np.ndarray, size: tuple[int, int], limits: Limits | None = None) -> np.ndarray:
     """Frames, uint8 (n, H, W, 3), scaled and cropped to `size` (H, W) as those of files are.
 
     Raises `UserError` for an aspect ratio too extreme for that.

@@ -195,9 +195,7 @@ SOURCES: dict[str, DataSource] = {
     "folder": DataSource(
         _folder, takes=("strict", "heldout"), labels=("caption",), shapes=_folder_shapes
     ),
-    "tfds": DataSource(
-        _tfds, takes=("heldout", *OF_TFDS), labels=("caption",), check=_check_tfds
-    ),
+    "tfds": DataSource(_tfds, takes=("heldout", *OF_TFDS), labels=("caption",), check=_check_tfds),
 }
 BUILT_IN = frozenset(SOURCES)
 

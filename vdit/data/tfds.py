@@ -273,7 +273,7 @@ def _info(folder: Path, where: str) -> Any:
     info = _parsed(folder / "dataset_info.json", dataset_info_pb2.DatasetInfo())
     if info.file_format != "array_record":
         raise UserError(
-            f'{where} is kept as {one_line(info.file_format or "tfrecord", 40)}: prepare it with'
+            f"{where} is kept as {one_line(info.file_format or 'tfrecord', 40)}: prepare it with"
             ' file_format="array_record"'
         )
     names = [("name", PLAIN, text) for text in (info.name, *(s.name for s in info.splits))]

@@ -52,9 +52,7 @@ def guided(
     return denoise
 
 
-def projected(
-    difference: jax.Array, cond: jax.Array, parallel: float, radius: float
-) -> jax.Array:
+def projected(difference: jax.Array, cond: jax.Array, parallel: float, radius: float) -> jax.Array:
     """The guidance direction of APG (Sadat et al. 2024, section 4) without momentum.
 
     Of cond - null (B, ...), limited to root mean square `radius` in each sample (0: no limit), the

@@ -230,9 +230,7 @@ class Wan(nn.Module):
         if not self.image:
             return None
         image = self._given(condition.image, (condition.text.shape[0], 1, self.image))
-        mlp = MLP(
-            self.image, "gelu_erf", matmul=self.matmul, features=self.width, name="image_mlp"
-        )
+        mlp = MLP(self.image, "gelu_erf", matmul=self.matmul, features=self.width, name="image_mlp")
         image = mlp(LayerNorm(1e-5, name="image_in")(image))
         return LayerNorm(1e-5, name="image_out")(image)
 

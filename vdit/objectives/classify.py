@@ -42,6 +42,7 @@ def classify_objective(
     `questions`; the model has as many classes as all questions together. Metrics: accuracy_NAME.
     Nothing is random: `key` and the samples' ordinals are not used.
     """
+
     def init(key: jax.Array, batch: Batch) -> Params:
         return {"vivit": model.init(key, to_float(batch["video"][:1]))["params"]}
 

@@ -24,7 +24,7 @@ class Rows(Protocol):
     """Dense or packed rows: how a batch becomes `Drawn`."""
 
     def captions(self, batch: Batch) -> dict[str, jax.Array]:
-        """"mask" (..., S) and "ids" (..., S) or "features" (..., S, E), each caption by itself."""
+        """The "mask" (..., S) and "ids" (..., S) or "features" (..., S, E) of each caption."""
 
     def draw(
         self, denoiser: Denoiser, params: Any, frozen: Any, batch: Batch, key: jax.Array,

@@ -118,6 +118,4 @@ def scaling(mean: list[float], std: list[float]) -> dict[str, Any]:
     return {"latents_mean": mean, "latents_std": std}
 
 
-FAMILY = Autoencoder(
-    ("AutoencoderKLWan",), from_config, to_config, rows, statistics, scaling
-)
+FAMILY = Autoencoder(("AutoencoderKLWan",), from_config, to_config, rows, statistics, scaling)

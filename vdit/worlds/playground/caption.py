@@ -147,7 +147,7 @@ def _built(scene: Scene) -> list[str]:
 
 
 def listed(parts: Sequence[str]) -> str:
-    """ "a, b and c"."""
+    """As "a, b and c"."""
     if len(parts) == 1:
         return parts[0]
     return ", ".join(parts[:-1]) + " and " + parts[-1]
