@@ -90,7 +90,9 @@ class ClipEncoder:
         self._clips, self._data, self._batch = clips, config.data, config.latents.batch
         self._kind = getattr(clips, "kind", lambda index: 0)
         self._patch = tuple(config.vae.patch)
-        self._truth = sources.truth(config) if "truth" in targets(config) else None
+        self._truth = (
+            sources.known(config, "truth", "dit.auxiliary") if "truth" in targets(config) else None
+        )
         self._captions = CaptionEncoder(config, runtime.workdir, clips)
         self._videos = VideoEncoder(config, runtime, vae_params)
 

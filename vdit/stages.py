@@ -24,7 +24,7 @@ from vdit.config.identity import (
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
 from vdit.data.clips import tell_skipped
-from vdit.data.labels import Labelled
+from vdit.data.labels import Labelled, Masked
 from vdit.data.latents import Latents
 from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
@@ -104,7 +104,8 @@ def compression(
         start = vae.adversarial_start * vae.train.batch
         adversary = Adversary(judge, vae.adversarial_weight, start)
     model = build_vae(config, mesh, platform)
-    return vae_objective(model, vae.kl_weight, vae.l1_weight, perceptual, adversary)
+    weights, others = (vae.kl_weight, vae.l1_weight), (perceptual, adversary)
+    return vae_objective(model, *weights, *others, body_weight=vae.body_weight)
 
 
 def _denoising(config: ConfigDict, denoiser: Denoiser, rows: Rows) -> Objective:
@@ -158,8 +159,12 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     with zero_first("clips"):
         clips = sources.source(config, "train", runtime.workdir)
     tell_skipped(clips)
+    named: tuple[str, ...] = ("video",)
+    if config.vae.body_weight:
+        named += ("bodies",)
+        clips = Masked(clips, sources.known(config, "bodies", "vae.body_weight"))
     share = data_process(runtime.mesh)
-    stream = batches(clips, options.batch, seed, ("video",), config.data.threads, process=share)
+    stream = batches(clips, options.batch, seed, named, config.data.threads, process=share)
     frozen = {"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {}
     return fit("vae", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta)
 

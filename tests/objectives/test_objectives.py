@@ -248,6 +248,31 @@ def test_the_autoencoder_s_loss_is_its_definition() -> None:
     np.testing.assert_allclose(sums["kl"], closed.mean((1, 2, 3, 4)).sum(), rtol=1e-5)
 
 
+def test_bodies_weigh_more_in_the_autoencoder_s_loss() -> None:
+    model = VAE((2, 4, 4), channels=3, width=16, encoder_depth=1, decoder_depth=1, heads=2)
+    plain = vae_objective(model, 0.1, 0.5)
+    weighted = vae_objective(model, 0.1, 0.5, body_weight=3.0)
+    random = np.random.default_rng(0)
+    video = random.integers(0, 255, (2, 3, 8, 8, 3)).astype(np.uint8)
+    data = {"video": video, "ordinal": np.arange(2, dtype=np.uint32)}
+    masks = {"none": np.zeros((2, 3, 8, 8), bool), "some": random.random((2, 3, 8, 8)) < 0.3}
+    params, key = jax.jit(plain.init)(jax.random.key(0), data), jax.random.key(1)
+    lost, _, sums = jax.jit(plain.loss)(params, {}, data, key)
+    loss = {
+        name: jax.jit(weighted.loss)(params, {}, data | {"bodies": mask}, key)
+        for name, mask in masks.items()
+    }
+    np.testing.assert_allclose(loss["none"][0], lost, rtol=1e-6)
+    noise = jax.vmap(lambda k: jax.random.normal(k, model.latent_shape(3, 8, 8)))(
+        sample_keys(key, data["ordinal"])
+    )
+    out, *_ = model.apply({"params": params["vae"]}, to_float(jnp.asarray(video)), noise)
+    squared = np.square(np.asarray(out) - np.asarray(to_float(jnp.asarray(video))))
+    more = (squared * masks["some"][..., None]).mean((1, 2, 3, 4)).sum()
+    np.testing.assert_allclose(loss["some"][0], lost + 3.0 * more, rtol=1e-5)
+    np.testing.assert_allclose(loss["some"][2]["mse"], sums["mse"], rtol=1e-6)
+
+
 def test_pixels_round_trip() -> None:
     every = jnp.arange(256, dtype=jnp.uint8)
     np.testing.assert_array_equal(to_uint8(to_float(every)), every)

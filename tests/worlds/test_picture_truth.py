@@ -65,6 +65,28 @@ def test_the_pixel_at_a_bodys_place_has_its_colour(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", SOURCES)
+def test_bodies_are_where_the_mask_says(name: str) -> None:
+    source, _ = SOURCES[name]
+    bodies = sources.SOURCES[name.split()[0]].part("bodies")
+    shares = []
+    for clip in (source[i] for i in range(CLIPS)):
+        truth, video, mask = clip["truth"], clip["video"].astype(int), bodies(clip)
+        assert mask.shape == video.shape[:3] and mask.dtype == bool
+        kinds, shot = truth["colour"][: int(truth["count"])], truth.get("shot")
+        where = np.broadcast_to(truth["place"] if "place" in truth else -1, (4,))
+        at = where[shot if shot is not None else np.zeros(len(video), int)]
+        lights = {
+            place: [lit(PALETTE[k], cast.PLACE_NAMES[place]) if place >= 0 else PALETTE[k]
+                    for k in kinds] for place in set(at.tolist())
+        }  # fmt: skip
+        for frame, place in enumerate(at.tolist()):
+            painted = np.abs(video[frame, :, :, None] - lights[place]).max(-1).min(-1) < 3
+            assert not (painted & ~mask[frame]).any()
+            shares.append(painted.sum() / max(mask[frame].sum(), 1))
+    assert 0.2 < np.mean(shares) < 0.9  # bodies fill much of their circles
+
+
+@pytest.mark.parametrize("name", SOURCES)
 def test_velocities_are_how_places_change_and_cuts_part_them(name: str) -> None:
     source, room = SOURCES[name]
     apart, within = [], []

@@ -78,6 +78,8 @@ def training(
     video = (options.batch, config.data.frames, height, width, 3)
     if stage == "vae":
         batch["video"] = shape(video, jnp.uint8)
+        if config.vae.body_weight:
+            batch["bodies"] = shape(video[:-1], bool)
         objective = stages.compression(config, mesh, platform)
         if config.vae.lpips_weight:
             frame = shape((1, height, width, 3), jnp.float32)
@@ -157,7 +159,7 @@ def truth_batch(config: ConfigDict) -> Shapes:
         return {}
     rows = config.dit.train.batch
     clip = sources.training_clips(config, Path())[0]
-    each = sources.truth(config)(clip).shape[1:]
+    each = sources.known(config, "truth", "dit.auxiliary")(clip).shape[1:]
     count = config.dit.pack[0] if config.data.shapes else len(stages.pattern_table(config).times)
     return {"truth": shape((rows, count, *each), jnp.float16)}
 

@@ -43,6 +43,8 @@ def fields() -> ConfigDict:
     vae.tile = 512  # side in pixels of the blended tiles that decode larger frames; 0: no tiles
     vae.kl_weight = 1e-3  # weight of the KL divergence, averaged over latent elements
     vae.l1_weight = 0.0  # weight of the L1 error, added to the squared error
+    # Further weight of the squared error where bodies are; for simulated clips
+    vae.body_weight = 0.0
     vae.lpips_weight = 0.0  # weight of the perceptual loss; needs pip install 'vdit[lpips]'
     vae.lpips_net = "alex"  # network of the perceptual loss: alex or vgg
     # Weight of the adversarial loss, times the ratio of the other losses' gradient norm to its own
@@ -181,7 +183,7 @@ def _check_losses(config: ConfigDict) -> None:
     """Checks the losses; the perceptual loss needs its weights installed."""
     vae, size = config.vae, tuple(config.data.size)
     shared.check_names(config, {"vae.lpips_net": lpips.NETS})
-    for name in ("lpips_weight", "adversarial_weight", "adversarial_start"):
+    for name in ("body_weight", "lpips_weight", "adversarial_weight", "adversarial_start"):
         if vae[name] < 0:
             raise shared.refusal(config, f"vae.{name}", "0 or more is allowed")
     width, levels = vae.adversarial_width, vae.adversarial_levels

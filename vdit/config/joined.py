@@ -75,7 +75,9 @@ def _check_clips(config: ConfigDict) -> None:
     if not config.data.shapes:
         sources.check_limits(config)
     if "truth" in denoiser.targets(config):
-        sources.truth(config)
+        sources.known(config, "truth", "dit.auxiliary")
+    if config.vae.body_weight:
+        sources.known(config, "bodies", "vae.body_weight")
     if config.dit.caption_drop and not sources.most_shots(config):
         fields = "dit.caption_drop data.source data.shots"
         raise refusal(config, fields, "clips of several captions are allowed")

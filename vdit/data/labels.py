@@ -32,6 +32,20 @@ class Labelled:
         return {"video": clip["video"], "label": np.array(label, np.int32)}
 
 
+class Masked:
+    """Clips as {"video": uint8 (T, H, W, 3), "bodies": bool (T, H, W)}, by `bodies(clip)`."""
+
+    def __init__(self, source: Source, bodies: Callable[[Mapping[str, Any]], np.ndarray]) -> None:
+        self.source, self._bodies = source, bodies
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        clip = self.source[index]
+        return {"video": clip["video"], "bodies": self._bodies(clip)}
+
+
 class Classed:
     """Clips with a class: "label" (int32) is `answer(clip)`, and the caption is its name."""
 

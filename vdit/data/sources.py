@@ -52,6 +52,8 @@ class DataSource:
     # picture (0 or 1), row and column in pixels, velocity down and right, and any other numbers;
     # all but the places scaled to deviations of about 1.
     truth: Callable[[Mapping[str, Any]], np.ndarray] | str | None = None
+    # A clip -> bool (T, H, W), for vae.body_weight: the pixels in which bodies are.
+    bodies: Callable[[Mapping[str, Any]], np.ndarray] | str | None = None
 
     def part(self, name: str) -> Any:
         """The field `name`, imported where a string names it."""
@@ -175,6 +177,7 @@ SOURCES: dict[str, DataSource] = {
         score="vdit.worlds.scores:score_bodies",
         score_chunks=f"{BODIES}.length:score",
         truth=f"{BODIES}.source:picture_truth",
+        bodies=f"{BODIES}.source:picture_bodies",
     ),
     "shots": DataSource(
         f"{SHOTS}.source:make",
@@ -183,6 +186,7 @@ SOURCES: dict[str, DataSource] = {
         shots_from=1,
         score="vdit.worlds.scores:score_shots",
         truth=f"{BODIES}.source:picture_truth",
+        bodies=f"{BODIES}.source:picture_bodies",
     ),
     "playground": DataSource(
         f"{PLAYGROUND}.shots:make",
@@ -191,6 +195,7 @@ SOURCES: dict[str, DataSource] = {
         shots_from=2,
         score="vdit.worlds.scores:score_playground",
         truth=f"{PLAYGROUND}.source:picture_truth",
+        bodies=f"{PLAYGROUND}.source:picture_bodies",
     ),
     "folder": DataSource(
         _folder, takes=("strict", "heldout"), labels=("caption",), shapes=_folder_shapes
@@ -273,16 +278,17 @@ def questions(config: ConfigDict) -> Mapping[str, Question]:
     return row.part("questions")
 
 
-def truth(config: ConfigDict) -> Callable[[Mapping[str, Any]], np.ndarray]:
-    """What clips show of their bodies; `UserError` if the source does not know."""
+def known(config: ConfigDict, name: str, field: str) -> Callable[[Mapping[str, Any]], np.ndarray]:
+    """What the source tells of a clip: `DataSource.truth` or `bodies`, which `field` needs;
+    `UserError` if it does not know."""
     row = chosen(config)
-    if row.truth is None:
-        known = named(lambda other: other.truth is not None)
+    if getattr(row, name) is None:
+        has = named(lambda other: getattr(other, name) is not None)
         raise UserError(
-            f"dit.auxiliary needs the truth of clips, and data.source is {config.data.source}: only"
-            f" {known} have it"
+            f"{field} needs the {name} of clips, and data.source is {config.data.source}: only"
+            f" {has} have it"
         )
-    return row.part("truth")
+    return row.part(name)
 
 
 def most_shots(config: ConfigDict) -> int:

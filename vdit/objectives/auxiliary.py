@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from vdit.denoiser import Denoised, Denoiser, Network
 from vdit.diffusion.bound import bound
 from vdit.errors import UserError
-from vdit.nn.linear import MLP, zeros
+from vdit.nn.linear import MLP, layer_norm
 from vdit.tokens import Condition, Layout
 
 
@@ -89,13 +89,14 @@ def truth(layer: int) -> Auxiliary:
 
     def head(denoised: Denoised, drawn: Drawn) -> MLP:
         width, features = denoised.hidden[layer].shape[-1], drawn.targets["truth"].shape[-1]
-        return MLP(2 * width, "relu2", down_init=zeros, features=features)
+        return MLP(2 * width, "gelu", features=features)
 
     def init(key: jax.Array, denoised: Denoised, drawn: Drawn) -> Any:
-        return head(denoised, drawn).init(key, denoised.hidden[layer])["params"]
+        return head(denoised, drawn).init(key, layer_norm(denoised.hidden[layer]))["params"]
 
     def loss(params: Any, denoised: Denoised, drawn: Drawn) -> jax.Array:
-        guess: Any = head(denoised, drawn).apply({"params": params}, denoised.hidden[layer])
+        tokens = layer_norm(denoised.hidden[layer])
+        guess: Any = head(denoised, drawn).apply({"params": params}, tokens)
         error = jnp.square(guess - target(denoised, drawn))
         return error.mean(-1, keepdims=True)
 

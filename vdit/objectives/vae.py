@@ -67,11 +67,16 @@ def adaptive_weight(to_last: Callable[[jax.Array], Any], *to_out: jax.Array) -> 
 
 
 def distance(
-    out: jax.Array, video: jax.Array, l1_weight: float, perceptual: Perceptual | None, frozen: Any
-) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The reconstruction loss (B,) in pixels and features, and its parts."""
-    parts = {"mse": jnp.square(out - video).mean(AXES)}
+    out: jax.Array, video: jax.Array, l1_weight: float, bodies: jax.Array | None,
+    perceptual: Perceptual | None, frozen: Any,
+) -> tuple[jax.Array, dict[str, jax.Array]]:  # fmt: skip
+    """The reconstruction loss (B,) in pixels and features, and its parts; `bodies` (B, T, H, W):
+    further weights of the squared errors."""
+    squared = jnp.square(out - video)
+    parts = {"mse": squared.mean(AXES)}
     total_B = parts["mse"] + l1_weight * jnp.abs(out - video).mean(AXES)
+    if bodies is not None:
+        total_B += (squared.mean(-1) * bodies).mean((1, 2, 3))
     if perceptual is not None:
         frames = (x.reshape(-1, *x.shape[2:]) for x in (out, video))
         apart: Any = perceptual.model.apply({"params": frozen["lpips"]}, *frames)
@@ -103,9 +108,12 @@ def adversarial(
 
 def vae_objective(
     model: Autoencoder, kl_weight: float, l1_weight: float, perceptual: Perceptual | None = None,
-    adversary: Adversary | None = None,
+    adversary: Adversary | None = None, body_weight: float = 0.0,
 ) -> Objective:  # fmt: skip
     """Mean squared (and, by its weight, absolute) error of pixels plus weighted KL to N(0, 1).
+
+    With `body_weight` the squared error of pixels of batch["bodies"] (B, T, H, W) counts 1 +
+    `body_weight` times.
 
     The KL is a mean over latent elements (Kingma and Welling 2014, Appendix B), so its weight
     does not depend on the patch. LPIPS is a mean over frames. With an adversary the sum is of both
@@ -138,9 +146,11 @@ def vae_objective(
             out, (mean, log_variance) = run(last)
         else:  # from the output's gradient to the last layer's is a cheap step
             out, to_last, (mean, log_variance) = jax.vjp(run, last, has_aux=True)
+        bodies = body_weight * batch["bodies"] if body_weight else None
         apart = functools.partial(
-            distance, video=video, l1_weight=l1_weight, perceptual=perceptual, frozen=frozen
-        )
+            distance, video=video, l1_weight=l1_weight, bodies=bodies, perceptual=perceptual,
+            frozen=frozen,
+        )  # fmt: skip
         total_B, parts = apart(out)
         kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
         parts["kl"] = kl.mean(AXES)

@@ -17,7 +17,7 @@ from vdit.worlds.bodies.physics import GRAVITY, MAX_OBJECTS, MOTIONS, Kind, Run,
 from vdit.worlds.bodies.render import render
 from vdit.worlds.clips import Clips, clip_options, padded, versions
 from vdit.worlds.forms import COLOURS, LOOKS, SHAPES, SIZES
-from vdit.worlds.truth import in_picture
+from vdit.worlds.truth import Camera, covered, in_picture
 
 VERSION = 1  # of the clips: another one, other bytes
 
@@ -72,8 +72,17 @@ def truth_of(kinds: Sequence[Kind], run: Run) -> dict[str, np.ndarray]:
 
 def picture_truth(clip: Mapping[str, Any]) -> np.ndarray:
     """What a clip of `World` or `Shots` shows of its bodies: see `DataSource.truth`."""
-    rest = None if "camera" in clip["truth"] else View(*clip["video"].shape[1:3]).camera
-    return in_picture(clip, physics.ROOM, physics.form, LOOKS, rest)
+    return in_picture(clip, physics.ROOM, physics.form, LOOKS, _rest(clip))
+
+
+def picture_bodies(clip: Mapping[str, Any]) -> np.ndarray:
+    """Where a clip of `World` or `Shots` shows bodies: see `DataSource.bodies`."""
+    return covered(clip, physics.ROOM, physics.form, _rest(clip))
+
+
+def _rest(clip: Mapping[str, Any]) -> Camera | None:
+    """The camera of a world whose truth has none."""
+    return None if "camera" in clip["truth"] else View(*clip["video"].shape[1:3]).camera
 
 
 def impacts(truth: Truth) -> int:

@@ -13,6 +13,7 @@ from vdit.worlds.playground import events as what
 from vdit.worlds.playground.caption import DETAIL, caption
 from vdit.worlds.playground.physics import CROWD, Run, Scene, draw_scene, simulate
 from vdit.worlds.playground.render import draw_camera, has_faces, path, render, room_of
+from vdit.worlds.truth import covered
 from vdit.worlds.truth import in_picture as seen_in_picture
 
 VERSION = 1  # of the clips: another one, other bytes
@@ -180,3 +181,8 @@ def picture_truth(clip: Mapping[str, Any]) -> np.ndarray:
     """What a clip shows of its characters: see `DataSource.truth`."""
     more = {"material": len(cast.MATERIALS), "expression": len(cast.EXPRESSIONS)}
     return seen_in_picture(clip, cast.ROOM, cast.form, LOOKS | more)
+
+
+def picture_bodies(clip: Mapping[str, Any]) -> np.ndarray:
+    """Where a clip shows characters: see `DataSource.bodies`."""
+    return covered(clip, cast.ROOM, cast.form)

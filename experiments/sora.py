@@ -1,0 +1,32 @@
+"""Six abilities in one model: characters with faces in several shots, by long captions, on a CPU.
+
+python -m vdit.main --config=experiments/sora.py
+python -m vdit.main --config=experiments/sora.py:smoke    all stages in a minute, no quality
+
+Clips of four seconds at 64x64 pixels: one to four characters of four materials in four places, one
+to three shots, five cameras; captions of five to some two hundred words, one for each shot and one
+for the clip.
+"""
+
+from ml_collections import ConfigDict
+
+from experiments import playground
+from vdit.errors import UserError
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The playground with shots, latents of 96 numbers for 4x16x16 pixels, and the simulator's
+    truth in the objectives of both stages."""
+    if variant not in ("", "smoke"):
+        raise UserError(f"experiments/sora.py:{variant}: the known variant is smoke")
+    config = playground.get_config("shots_smoke" if variant else "shots")
+    config.data.objects = (1, 4)
+    config.vae.body_weight = 8.0
+    config.dit.auxiliary = (("truth", 0.7),)
+    if not variant:
+        config.vae.width = 192
+        config.vae.heads = 6
+        config.vae.encoder_depth, config.vae.decoder_depth = 2, 4
+        config.vae.detail = 768
+        config.vae.train.batch = 4
+    return config
