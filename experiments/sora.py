@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
     if not variant:
         config.vae.width = 192
         config.vae.heads = 6
-        config.vae.encoder_depth, config.vae.decoder_depth = 2, 4
+        config.vae.encoder_depth, config.vae.decoder_depth = 2, 3
         config.vae.detail = 768
-        config.vae.train.batch = 4
+        config.vae.train.batch = 2
     return config

@@ -19,7 +19,7 @@ import shutil
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TypeVar
 
@@ -31,7 +31,7 @@ from jax.sharding import SingleDeviceSharding
 
 from vdit.errors import Diverged, UserError
 from vdit.runtime.files import write_text
-from vdit.runtime.processes import agreed, everywhere
+from vdit.runtime.processes import agreed
 
 Folder = str | os.PathLike[str]  # of a stage; its steps are folders in it
 
@@ -223,22 +223,26 @@ def _read(directory: Folder, step: int, **items: Any) -> Any:
     return read | {"meta": meta}
 
 
+@jax.jit
+def _finite(arrays: Sequence[jax.Array]) -> list[jax.Array]:
+    return [jax.numpy.isfinite(x).all() for x in arrays]
+
+
 def not_finite(tree: Any) -> list[str]:
-    """The names of the arrays with a NaN or an infinity in this process's share of them."""
+    """The names of the arrays with a NaN or an infinity in them, wherever they are: JAX's are
+    looked at on their devices, by all processes together."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    named = [(p, x) for p, x in leaves if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
+    device = [x for _, x in named if isinstance(x, jax.Array)]
+    found = iter(jax.device_get(_finite(device)) if device else ())
 
-    def bad(x: Any) -> bool:
-        if not jax.numpy.issubdtype(x.dtype, jax.numpy.inexact):
-            return False
-        shards = getattr(x, "addressable_shards", None)
-        parts = [s.data for s in shards if s.replica_id == 0] if shards is not None else [x]
-        flat = [np.asarray(part).reshape(-1) for part in parts]
-        return not all(
-            np.isfinite(part[i : i + PIECE]).all()
-            for part in flat
-            for i in range(0, len(part), PIECE)
-        )
+    def good(x: Any) -> bool:
+        if isinstance(x, jax.Array):
+            return bool(next(found))
+        flat = np.asarray(x).reshape(-1)
+        return all(np.isfinite(flat[i : i + PIECE]).all() for i in range(0, len(flat), PIECE))
 
-    return [_name(path) for path, x in jax.tree_util.tree_leaves_with_path(tree) if bad(x)]
+    return [_name(path) for path, x in named if not good(x)]
 
 
 def refuse_not_finite(directory: Folder, step: int, tree: Any) -> None:
@@ -393,11 +397,9 @@ class Checkpoints:
         if step == self._last or (step in self.steps() and step not in self._bad):
             return
         self._make_way(step, (state, ema))
-        names = not_finite({"state": state, "ema": ema})
-        if not everywhere(not names):
-            shown = f"{len(names)} arrays ({', '.join(names[:1])})" if names else "another process"
-            stage = f"stage {self.directory.name}"
-            raise Diverged(f"{stage}: not finite after step {step}: {shown}; {self.kept()}")
+        if names := not_finite({"state": state, "ema": ema}):
+            shown = f"stage {self.directory.name}: not finite after step {step}: {len(names)}"
+            raise Diverged(f"{shown} arrays ({names[0]}); {self.kept()}")
         items = {
             "state": ocp.args.StandardSave(state),
             "ema": ocp.args.StandardSave(ema),

@@ -162,17 +162,6 @@ def agreed(value: int) -> int:
     return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def everywhere(good: bool) -> bool:
-    """Whether it is so in every process."""
-    import jax
-    import numpy as np
-    from jax.experimental import multihost_utils
-
-    if jax.process_count() == 1:
-        return good
-    return bool(multihost_utils.process_allgather(np.int32(good)).all())
-
-
 def refuse_unshared(file: Path) -> None:
     """In all processes, refuses a workdir in which one of them does not see process 0's `file`."""
     seen = multihost_utils.process_allgather(np.int32(appears(file)))

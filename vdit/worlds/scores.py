@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from vdit.data.sources import most_shots
 from vdit.errors import UserError
@@ -53,6 +54,27 @@ class Oracle(NamedTuple):
     score: Callable[[np.ndarray, Mapping[str, Any]], dict[str, float]]  # video, clip
     aggregate: Callable[[Sequence[Mapping[str, float]]], dict[str, float]]
     names: Sequence[str] = ()  # of scores that are fractions, for their intervals
+
+
+def oracle_of(config: ConfigDict) -> Oracle:
+    """The oracle of a simulated source's clips."""
+    kind, several = config.data.source, most_shots(config) > 0
+    if kind == "playground" and several:
+        return Oracle(playground.score_shots, playground.aggregate_shots, SCORES_OF_SHOTS)
+    if kind == "playground":
+        return Oracle(playground.score, playground.aggregate, playground.SCORES)
+    if kind == "shots":
+        return Oracle(shots.score_shots, shots.aggregate_shots, shots.SCORES)
+    if kind != "world":
+        raise UserError(f"data.source={kind}: world, shots and playground have an oracle")
+
+    def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
+        # The oracle's share of clips with the right number of objects is "count" here.
+        read = bodies.aggregate(scores, intervals=True)
+        return {name.replace("objects", "count"): value for name, value in read.items()}
+
+    fps = config.data.fps
+    return Oracle(lambda video, clip: bodies.score(video, clip["truth"], fps), aggregate)
 
 
 def score_captions(
@@ -126,14 +148,7 @@ def score_bodies(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]
     With classes for captions nothing is paraphrased, and what is generated has the scores of its
     class alone.
     """
-    label, fps = model.config.data.label, model.config.data.fps
-
-    def aggregate(scores: Sequence[Mapping[str, float]]) -> dict[str, float]:
-        # The oracle's share of clips with the right number of objects is "count" here.
-        read = bodies.aggregate(scores, intervals=True)
-        return {name.replace("objects", "count"): value for name, value in read.items()}
-
-    known = Oracle(lambda video, clip: bodies.score(video, clip["truth"], fps), aggregate)
+    label, known = model.config.data.label, oracle_of(model.config)
     counts = {"one": (1, 1)} if label else OBJECTS
     rows = score_captions(model, workdir, seed, known, None if label else _in_synonyms, counts)
     if not label:
@@ -148,8 +163,7 @@ def score_bodies(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]
 
 def score_shots(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     """The rows of the stage eval of clips of several shots."""
-    oracle = Oracle(shots.score_shots, shots.aggregate_shots, shots.SCORES)
-    return score_captions(model, workdir, seed, oracle, _in_synonyms)
+    return score_captions(model, workdir, seed, oracle_of(model.config), _in_synonyms)
 
 
 def _in_synonyms(clip: dict[str, Any]) -> Any:
@@ -159,10 +173,7 @@ def _in_synonyms(clip: dict[str, Any]) -> Any:
 
 def score_playground(model: Model, workdir: Path, seed: int) -> list[dict[str, Any]]:
     """The rows of the stage eval of playgrounds, of one shot or of several."""
-    oracle = Oracle(playground.score, playground.aggregate, playground.SCORES)
-    if most_shots(model.config):
-        oracle = Oracle(playground.score_shots, playground.aggregate_shots, SCORES_OF_SHOTS)
     return score_captions(
-        model, workdir, seed, oracle,
+        model, workdir, seed, oracle_of(model.config),
         lambda clip: (clip["paraphrase"], clip.get("paraphrased_shots", ())),
     )  # fmt: skip
