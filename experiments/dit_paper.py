@@ -79,6 +79,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config("smoke" if "smoke" in names else "")
     base.ddpm(config)
     config.dit.model = "paper"
+    config.dit.auxiliary = ()
     config.dit.axes = "factorised"
     config.dit.learned_variance = True
     config.dit.train.accumulate = 1

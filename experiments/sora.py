@@ -22,7 +22,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = playground.get_config("shots_smoke" if variant else "shots")
     config.data.objects = (1, 4)
     config.vae.body_weight = 8.0
-    config.dit.auxiliary = (("truth", 0.7),)
     if not variant:
         config.vae.width = 192
         config.vae.heads = 6

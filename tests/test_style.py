@@ -117,8 +117,8 @@ def lines(paths: Iterable[Path]) -> int:
 def test_the_package_stays_small() -> None:
     worlds = [path for path in FILES if "worlds" in path.parts]
     core = [path for path in FILES if path not in worlds]
-    assert lines(core) <= 19_300
-    assert lines(FILES) <= 24_850
+    assert lines(core) <= 19_400
+    assert lines(FILES) <= 25_100
     assert lines([ROOT / "vdit" / "main.py"]) <= 150
     assert lines([ROOT / "README.md"]) <= 200
 

@@ -3,9 +3,9 @@
 python -m tools.solvers --workdir=runs/base
 python -m tools.solvers --workdir=runs/base --samplers='ddim;unipc' --plot=solvers.png
 
-The same held-out captions, seeds, guidance and times for all; an evaluation is a call of the
-denoiser, guidance's passes included in it. Seconds are of denoising and decoding a clip, without
-compilation.
+With --ema also for averages of the weights of these lengths (`sample.ema`). The same held-out
+captions, seeds, guidance and times for all; an evaluation is a call of the denoiser, guidance's
+passes included in it. Seconds are of denoising and decoding a clip, without compilation.
 """
 
 import itertools
@@ -17,11 +17,12 @@ from typing import Any, NamedTuple
 
 from tools.flags import Parser
 from tools.table import markdown, percent
-from vdit import load
+from vdit.config import joined
+from vdit.config.identity import read_config
 from vdit.data.sources import most_shots
 from vdit.errors import UserError
 from vdit.evaluate import heldout
-from vdit.sample import Model
+from vdit.sample import Model, load
 from vdit.worlds.scores import oracle_of
 
 EVALUATIONS = (4, 6, 8, 12, 25)
@@ -51,6 +52,7 @@ class Score(NamedTuple):
     """A row of the table."""
 
     name: str
+    ema: float
     evaluations: int
     seconds: float  # a clip
     scores: dict[str, float]
@@ -73,33 +75,37 @@ def measure(
     videos = [result.video for result in results]
     seconds = (time.perf_counter() - start) / len(clips)
     scores = [oracle.score(video, clip) for video, clip in zip(videos, clips, strict=True)]
-    return Score(name, row.calls * steps - (row.calls - 1), seconds, oracle.aggregate(scores))
+    ema = model.config.sample.ema
+    return Score(name, ema, row.calls * steps - (row.calls - 1), seconds, oracle.aggregate(scores))
 
 
 def table(rows: Sequence[Score]) -> str:
     """The scores as Markdown."""
-    heads = ["sampler", "evaluations", "seconds a clip", "every attribute", "permanence"]
+    several = len({row.ema for row in rows}) > 1
+    heads = ["sampler", *["ema"] * several, "evaluations", "seconds a clip"]
+    heads += ["every attribute", "permanence", "gravity error"]
     lines = []
     for row in rows:
         read = row.scores
         low, high = read.get("every_attribute_low"), read.get("every_attribute_high")
         interval = "" if low is None else f" ({low:.2f}–{high:.2f})"
-        line = [row.name, str(row.evaluations), f"{row.seconds:.3f}"]
+        line = [row.name, *[f"{row.ema:g}"] * several, str(row.evaluations), f"{row.seconds:.3f}"]
         line += [f"{read['every_attribute']:.2f}{interval}", f"{read['permanence']:.2f}"]
         lines.append([*line, percent(read.get("gravity_error_median"))])
-    return markdown([*heads, "gravity error"], lines)
+    return markdown(heads, lines)
 
 
 def plot(rows: Sequence[Score], path: Path) -> None:
-    """Every attribute against evaluations, a line a sampler."""
+    """Every attribute against evaluations, a line a sampler and average."""
     from matplotlib.figure import Figure  # not pyplot: no window, no global state
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot()
-    for name in dict.fromkeys(row.name for row in rows):
-        mine = sorted((row for row in rows if row.name == name), key=lambda row: row.evaluations)
+    for name, ema in dict.fromkeys((row.name, row.ema) for row in rows):
+        mine = [row for row in rows if (row.name, row.ema) == (name, ema)]
         scores = [row.scores["every_attribute"] for row in mine]
-        axes.plot([row.evaluations for row in mine], scores, marker="o", label=name)
+        label = f"{name}, ema {ema:g}" if ema else name
+        axes.plot([row.evaluations for row in mine], scores, marker="o", label=label)
     axes.set_xscale("log")
     ticks = sorted({row.evaluations for row in rows})
     axes.set_xticks(ticks, [str(tick) for tick in ticks])
@@ -117,6 +123,7 @@ def measured(arguments: Sequence[str]) -> None:
     parser.add_argument("--captions", type=int, default=128, help="held-out captions")
     parser.add_argument("--samplers", default=";".join(ROWS), help=f"some of {'; '.join(ROWS)}")
     parser.add_argument("--evaluations", default=",".join(map(str, EVALUATIONS)))
+    parser.add_argument("--ema", default="0", help="lengths of sample.ema, as 0,0.05,0.1")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", default="", help="PNG file to write")
     flags = parser.parse_args(arguments)
@@ -126,12 +133,18 @@ def measured(arguments: Sequence[str]) -> None:
     texts = flags.evaluations.split(",")
     if not all(text.isdecimal() and int(text) > 1 for text in texts) or flags.captions < 1:
         raise UserError("--evaluations of 2 or more, as 4,8,25, and --captions of 1 or more")
-    model = load(flags.workdir)
-    clips = heldout(model, Path(flags.workdir), flags.captions)
-    rows = []
-    for name, text in itertools.product(names, texts):
-        rows.append(measure(model, clips, name, int(text), flags.seed))
-        print(f"{name}, {text}: {rows[-1].scores['every_attribute']:.3f}", flush=True)
+    config, rows = read_config(Path(flags.workdir)), []
+    for length in flags.ema.split(","):
+        try:
+            config.sample.ema = float(length)
+        except ValueError:
+            raise UserError(f"--ema={length}: numbers as 0,0.05,0.1 are allowed") from None
+        joined.check(config)
+        model = load(flags.workdir, config)
+        clips = heldout(model, Path(flags.workdir), flags.captions)
+        for name, text in itertools.product(names, texts):
+            rows.append(measure(model, clips, name, int(text), flags.seed))
+            print(f"{length} {name} {text} {rows[-1].scores['every_attribute']:.3f}", flush=True)
     if flags.plot:
         plot(rows, Path(flags.plot))
     print(table(rows))

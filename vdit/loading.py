@@ -16,6 +16,7 @@ from vdit.config.identity import read_config
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
+from vdit.runtime import averages
 from vdit.runtime.checkpoint import load_meta, read_newest, restore_ema
 from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import param_sharding, spread
@@ -46,7 +47,12 @@ def read_parts(
         split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
 
         def read(step: int, directory: Path = directory, split: Any = split) -> Any:
-            return restore_ema(directory, step, split), load_meta(directory, step)
+            if config.sample.ema and directory.name == "dit":
+                folder = averages.folder(workdir, "dit")
+                groups = averages.chosen(folder, step, config.sample.ema, split)
+            else:
+                groups = restore_ema(directory, step, split)
+            return groups, load_meta(directory, step)
 
         _, (groups, meta) = read_newest(directory, read)
         # A discriminator and the heads of auxiliary losses serve training alone.

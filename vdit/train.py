@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from vdit.errors import Diverged, Interrupted, UserError
 from vdit.nn.product import Matmul
 from vdit.objectives.objective import Objective, Params
+from vdit.runtime import averages
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.machine import matmul
 from vdit.runtime.mesh import batch_sharding, gather, param_sharding, replicate, replicated
@@ -29,7 +30,9 @@ from vdit.runtime.preemption import Preemption
 from vdit.runtime.processes import Watch
 from vdit.runtime.progress import Progress, say
 
-State = dict[str, Any]  # "params" and "opt" by group, "step", "key"
+# "params" and "opt" by group, "step", "key", and with train.averages "averages"
+State = dict[str, Any]
+SPARE = ("params", "opt", "key", "averages")  # of a state, what a checkpoint may lack
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ def init_state(
         "step": jnp.zeros((), jnp.int32),
         "key": jax.random.key_data(jax.random.fold_in(key, 1)),
     }
+    if options.averages:
+        state["averages"] = averages.begun(params)
     return state, jax.tree.map(lambda x: x + 0, params)
 
 
@@ -137,6 +142,8 @@ def make_step(
             "step": state["step"] + 1,
             "key": state["key"],
         }
+        if "averages" in state:
+            new["averages"] = averages.follow(state["averages"], new_params, state["step"])
         return new, ema_update(ema, new_params, options.ema, state["step"]), metrics
 
     return step
@@ -196,7 +203,7 @@ def _begin(
     """
     first = place(mesh, next(batches))
     abstract = abstract_state(objective, options, first, mesh, seed)
-    restored = checkpoints.restore(*abstract, batches, spare=("params", "opt", "key"))
+    restored = checkpoints.restore(*abstract, batches, spare=SPARE)
     if restored is not None and "opt" in restored.state:
         return abstract, restored.state, restored.ema, restored.step, None
     begin = functools.partial(init_state, objective, options, seed=seed)
@@ -209,6 +216,8 @@ def _begin(
     state |= restored.state
     if "params" not in restored.state:
         state["params"] = jax.tree.map(lambda x: x + 0, restored.ema)  # both are donated
+    if "averages" in state and "averages" not in restored.state:
+        state["averages"] = averages.begun(state["params"])
     return abstract, state, restored.ema, restored.step, None
 
 
@@ -277,6 +286,9 @@ def fit(
         stage, objective, options, checkpoints, batches, mesh, seed
     )
     runtime.metrics.truncate(stage, start)
+    kept = averages.Kept(runtime.workdir, stage) if options.averages else None
+    if kept is not None and start:  # stopped after the checkpoint and before this
+        kept.save(start, state["averages"])
     frozen = replicate(mesh, frozen)
     step_fn = compiled_step(objective, options, run, mesh, abstract)
     active = jax.process_index() == 0
@@ -294,10 +306,16 @@ def fit(
             if stop or step % run.save_every == 0 or step == options.steps:
                 log.settle()
                 checkpoints.save(step, state, ema, batches, meta)
+                if kept is not None:
+                    kept.save(step, state["averages"])
                 if preview is not None:
                     preview(ema, step)
             if stop:
                 checkpoints.close()
+                if kept is not None:
+                    kept.close()
                 raise Interrupted(f"stage {stage}: stopped and saved at step {step}; run again")
+    if kept is not None:
+        kept.close()
     runtime.watch.rest()
     return ema

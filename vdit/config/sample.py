@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from vdit.config import shared
 from vdit.diffusion.sampler import SAMPLERS
+from vdit.runtime.averages import LONGEST
 
 
 def fields() -> ConfigDict:
@@ -30,6 +31,9 @@ def fields() -> ConfigDict:
     sample.push = 0.0
     sample.push_above = 0.5  # noise level (sigma) above which autoguidance applies
     sample.skip = (0.25, 0.75)  # part of the depth where the degraded network skips attention
+    # Length of the average of the weights, as a share of the training (sigma_rel of post-hoc EMA),
+    # from what dit.train.averages kept; 0: the average of dit.train.ema
+    sample.ema = 0.0
     sample.clips = 16  # videos that stage sample generates
     sample.batch = 64  # videos generated at a time
     sample.zoom = 8  # magnification of small videos in pictures
@@ -40,6 +44,8 @@ def check(config: ConfigDict) -> None:
     """Checks the sampler and the sizes."""
     shared.check_names(config, {"sample.sampler": SAMPLERS})
     shared.check_positive(config, "sample.steps", "sample.batch", "sample.zoom")
+    if not 0 <= config.sample.ema <= LONGEST:
+        raise shared.refusal(config, "sample.ema", f"0 to {LONGEST} is allowed")
 
 
 def eval_fields() -> ConfigDict:

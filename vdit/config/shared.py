@@ -89,6 +89,7 @@ def training(steps: int, batch: int, learning_rate: float) -> ConfigDict:
     train.schedule = "cosine"  # after the warmup: cosine, linear or constant
     train.clip = 1.0  # global norm of the gradients
     train.ema = 0.995  # decay of the exponential moving average of the parameters
+    train.averages = False  # keep two more averages at each checkpoint, for any sample.ema later
     return train
 
 
