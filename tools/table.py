@@ -1,6 +1,7 @@
 """The score tables of one or more workdirs, as Markdown: `python -m tools.table WORKDIR ...`."""
 
 import itertools
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,7 +42,7 @@ def markdown(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def percent(value: float | None) -> str:
     """A share, or a dash if missing."""
-    return "–" if value is None else f"{100 * value:.1f}%"
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.1f}%"
 
 
 def mean_row(rows: Sequence[dict[str, Any]], name: str) -> str:
