@@ -104,13 +104,11 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The defaults with the simulator's truth as a second target, sampling times nearer to noise
-    and autoguidance, changed by the variant.
+    """The defaults with sampling times nearer to noise and autoguidance, changed by the variant.
 
     16 videos at a time: the activations of more do not fit the CPU's caches.
     """
     config = default()
-    config.dit.auxiliary = (("truth", 0.7),)
     config.sample.shift = 8.0
     config.sample.push = 1.0
     config.sample.batch = 16

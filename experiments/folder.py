@@ -19,7 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
         raise UserError(f"experiments/folder.py:{variant}: known variants are ['smoke']")
     config = base.get_config(variant)
     config.data.source = "folder"
-    config.dit.auxiliary = ()  # there is no truth
     config.data.path = ""  # set by --config.data.path=FOLDER
     config.data.stride = 0.1
     config.text.length = 512  # 200 words; a training step reads as many as the longest caption has

@@ -21,6 +21,5 @@ def get_config(variant: str = "") -> ConfigDict:
         raise UserError(f"experiments/tfds.py:{variant}: known variants are ['smoke']")
     config = base.get_config(variant)
     config.data.source = "tfds"
-    config.dit.auxiliary = ()  # there is no truth
     config.data.path = ""  # set by --config.data.path=DATA_DIR
     return config

@@ -24,7 +24,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config("smoke" if "smoke" in names else "")
     dit = config.dit
     dit.model = "unet"
-    dit.auxiliary = ()  # it has no tokens
     dit.preset = "nano"  # the size of DiTs alone
     dit.unet.widths = (48, 96)  # latents are 4x4
     dit.unet.heads = (2, 4)

@@ -19,7 +19,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config()
     config.sample.shift = config.sample.push = 0.0
     config.data.source = "folder"  # set by --config.data.path=FOLDER
-    config.dit.auxiliary = ()  # there is no truth
     config.data.frames = 65
     config.data.size = (256, 256)
     config.data.fps = 16.0

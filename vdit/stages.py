@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
-from vdit.config.denoiser import build_denoiser, targets, training_times
+from vdit.config.denoiser import auxiliary_losses, build_denoiser, targets, training_times
 from vdit.config.identity import (
     DEPENDS,
     changed,
@@ -34,7 +34,6 @@ from vdit.errors import UserError
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import to_float
-from vdit.objectives.auxiliary import auxiliary
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import Dense, Rows, denoising_objective
 from vdit.objectives.objective import Objective
@@ -109,7 +108,7 @@ def compression(
 
 
 def _denoising(config: ConfigDict, denoiser: Denoiser, rows: Rows) -> Objective:
-    losses = auxiliary(config.dit.auxiliary, denoiser.network)
+    losses = auxiliary_losses(config, denoiser.network)
     return denoising_objective(denoiser, rows, config.dit.loss_weight, losses)
 
 

@@ -6,7 +6,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
+from experiments import base
+from vdit.config.denoiser import targets
 from vdit.data.packing import draw_sample, pack
 from vdit.denoiser import Denoiser
 from vdit.diffusion.schedule import process, sample_times
@@ -71,3 +74,17 @@ def test_it_reads_half_of_the_depth_unless_a_layer_is_named() -> None:
                       for chosen in ((("truth", 0.7),), (("truth", 0.7, 3),)))  # fmt: skip
     assert one.row.hidden == (2,) and two.row.hidden == (3,) and one.row.targets == ("truth",)
     assert auxiliary((("truth", 0.0),), NETWORK) == []
+
+
+@pytest.mark.parametrize(
+    "source, model, names",
+    [("world", "vdit", ("truth",)), ("folder", "vdit", ()), ("world", "unet", ())],
+)
+def test_truth_is_the_default_where_there_is_one(
+    source: str, model: str, names: tuple[str, ...]
+) -> None:
+    config = base.get_config("smoke")
+    config.data.source, config.dit.model = source, model
+    assert targets(config) == names
+    config.dit.auxiliary = ()
+    assert targets(config) == ()

@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 from vdit.config import shared
 from vdit.config.autoencoder import build_vae
 from vdit.config.run import machine
-from vdit.denoiser import Denoiser
+from vdit.data import sources
+from vdit.denoiser import Denoiser, Network
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
 from vdit.models import dit_paper, unet, wan
 from vdit.models.dit import AXES, TEXTS, DiT, preset
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import padded
-from vdit.objectives.auxiliary import auxiliary, target_names
+from vdit.objectives.auxiliary import Weighted, auxiliary, target_names
 from vdit.runtime.mesh import sequence_constraint
 
 
@@ -55,8 +56,9 @@ def fields() -> ConfigDict:
     given.first_last = 0.02  # the first and the last frame
     given.suffix = 0.02  # a span at the end
     given.between = 0.02  # the first frame and a span at the end
-    # (NAME, WEIGHT) or (NAME, WEIGHT, LAYER) of each auxiliary loss (objectives/auxiliary.py)
-    dit.auxiliary = ()
+    # (NAME, WEIGHT) or (NAME, WEIGHT, LAYER) of each auxiliary loss (objectives/auxiliary.py);
+    # (): none; ("auto",): AUTO where the source knows its truth and the network has layers
+    dit.auxiliary = ("auto",)
     dit.train = shared.training(steps=2300, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # fastest on CPUs: activations of a micro-batch stay in the cache
     return dit
@@ -76,7 +78,8 @@ def check(config: ConfigDict) -> None:
         raise shared.refusal(config, fields, "a beta table such as ddpm is allowed")
     # Traced, without computing: refuses times that do not fit the process.
     jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
-    auxiliary(config.dit.auxiliary, build_dit(config))
+    if "truth" in targets(config):
+        sources.known(config, "truth", "dit.auxiliary")
     if not 0.0 <= config.dit.caption_drop <= 1.0:
         raise shared.refusal(config, "dit.caption_drop", "0 to 1 is allowed")
 
@@ -223,9 +226,20 @@ def build_dit(config: ConfigDict, mesh: Mesh | None = None, platform: str | None
     )
 
 
+AUTO = (("truth", 0.7),)
+
+
+def auxiliary_losses(config: ConfigDict, network: Network) -> list[Weighted]:
+    """The auxiliary losses that dit.auxiliary names."""
+    chosen = tuple(config.dit.auxiliary)
+    if chosen == ("auto",):
+        chosen = AUTO if sources.chosen(config).truth and network.layers else ()
+    return auxiliary(chosen, network)
+
+
 def targets(config: ConfigDict) -> tuple[str, ...]:
     """The entries of a batch that auxiliary losses read."""
-    return target_names(auxiliary(config.dit.auxiliary, build_dit(config)))
+    return target_names(auxiliary_losses(config, build_dit(config)))
 
 
 def build_process(config: ConfigDict) -> schedule.Process:

@@ -17,7 +17,7 @@ from vdit.runtime.files import read_text, write_text
 
 # The version of config.json. It goes up when a field gets another meaning, name or default; a new
 # field needs no new version, since digests cover only fields that differ from their defaults.
-VERSION = 2
+VERSION = 3
 
 # What each stage's result depends on, except for the sections' free fields: a run may continue with
 # more steps, but not with another model.

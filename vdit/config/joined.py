@@ -74,8 +74,6 @@ def _check_clips(config: ConfigDict) -> None:
         raise refusal(config, "data.frames vae.patch", f"1 + k*{p} is allowed")
     if not config.data.shapes:
         sources.check_limits(config)
-    if "truth" in denoiser.targets(config):
-        sources.known(config, "truth", "dit.auxiliary")
     if config.vae.body_weight:
         sources.known(config, "bodies", "vae.body_weight")
     if config.dit.caption_drop and not sources.most_shots(config):
