@@ -7,8 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
-from experiments import base
+from experiments import base, unet
 from vdit.config.denoiser import targets
 from vdit.data.packing import draw_sample, pack
 from vdit.denoiser import Denoiser
@@ -77,14 +78,18 @@ def test_it_reads_half_of_the_depth_unless_a_layer_is_named() -> None:
 
 
 @pytest.mark.parametrize(
-    "source, model, names",
-    [("world", "vdit", ("truth",)), ("folder", "vdit", ()), ("world", "unet", ())],
+    "config, source, names",
+    [
+        (base.get_config("smoke"), "world", ("truth",)),
+        (base.get_config("smoke"), "folder", ()),
+        (unet.get_config("smoke"), "world", ()),
+    ],
+    ids=["world", "folder", "unet"],
 )
 def test_truth_is_the_default_where_there_is_one(
-    source: str, model: str, names: tuple[str, ...]
+    config: ConfigDict, source: str, names: tuple[str, ...]
 ) -> None:
-    config = base.get_config("smoke")
-    config.data.source, config.dit.model = source, model
+    config.data.source = source
     assert targets(config) == names
     config.dit.auxiliary = ()
     assert targets(config) == ()
