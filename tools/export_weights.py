@@ -11,8 +11,10 @@ training.
 
 Other networks (vdit's DiT, the ViViT autoencoder, a learned text encoder) need --own: FOLDER gets
 everything that sampling needs, under vdit's names: config.json, STAGE.safetensors for each stage,
-tokenizer.json, classes.json, vdit.json. `tools.import_weights --source=FOLDER --workdir=OTHER`
-restores the workdir, to the bit.
+tokenizer.json, classes.json, vdit.json, and digests of these. `tools.import_weights --source=FOLDER
+--workdir=OTHER` restores the workdir, to the bit; --mode=sample takes FOLDER as --workdir.
+
+DIR may be the name of weights in the package.
 
 Exports the EMA, or with --raw the raw parameters; more than 5 GB go to several shards with an
 index. Exit status 2 for invalid arguments or models. FOLDER is written completely or not at all.
@@ -27,28 +29,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from tools import exporting
 from tools.flags import Parser
-from tools.importing.own import COPIED, OWN, groups_of
+from tools.importing.own import COPIED
 from vdit.config import default
 from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import answer_names, build_classifier
-from vdit.config.identity import read_config
+from vdit.config.identity import USED, read_config
 from vdit.errors import UserError
+from vdit.loading import read_meta, read_stage, stages_of
 from vdit.published import layouts, vae_folder, vivit_folder, weights
 from vdit.published.family import Sizes
-from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema, restore_raw
+from vdit.runtime.checkpoint import load_meta, read_newest, restore_raw, write_digests
 from vdit.runtime.files import write_text
-
-
-class Stage(NamedTuple):
-    """A stage's parameters by group, and its checkpoint's metadata."""
-
-    params: dict[str, Any]
-    meta: dict[str, Any]
+from vdit.shipped import OWN, Stage, find, is_exported
 
 
 class Folder(NamedTuple):
@@ -61,13 +60,18 @@ class Folder(NamedTuple):
     layers: int = 1  # repeats of a tensor with {*} in its name
 
 
-def read_stage(workdir: Path, stage: str, raw: bool) -> Stage:
+def read(workdir: Path, stage: str, raw: bool) -> Stage:
     """The newest good checkpoint of a stage."""
+    if not raw:
+        return read_stage(workdir, stage)
+    if is_exported(workdir):
+        raise UserError(f"{workdir} was not trained here: it has an EMA alone")
     directory = workdir / "checkpoints" / stage
-    step = newest_good_step(directory)
-    if step is None:
-        raise UserError(f"{directory} holds no checkpoint")
-    return Stage((restore_raw if raw else restore_ema)(directory, step), load_meta(directory, step))
+
+    def parameters(step: int) -> Stage:
+        return Stage(step, restore_raw(directory, step), load_meta(directory, step))
+
+    return read_newest(directory, parameters)[1]
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
@@ -91,9 +95,7 @@ def denoiser(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None:
 
 def autoencoder(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None:
     """A convolutional autoencoder, with the latents' statistics of its denoiser or its folder."""
-    directory = workdir / "checkpoints" / "dit"
-    step = newest_good_step(directory)
-    meta = stage.meta if step is None else load_meta(directory, step)
+    meta = read_meta(workdir, "dit") if "dit" in stages_of(workdir) else stage.meta
     found = exporting.autoencoder_folder(build_vae(config), meta.get("latents"))
     if found is None:
         return None
@@ -128,7 +130,7 @@ def write(path: Path, params: Any, rows: Sequence[weights.Row], layers: int = 1)
 
 def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
     """Writes one stage for another library."""
-    folder = STAGES[stage](config, read_stage(workdir, stage, raw), workdir)
+    folder = STAGES[stage](config, read(workdir, stage, raw), workdir)
     if folder is None:
         model = config.classify.model if stage == "classify" else config[stage].model
         raise UserError(
@@ -139,34 +141,38 @@ def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool)
     write_text(out / "config.json", json.dumps(folder.config, indent=2) + "\n")
 
 
-def own(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
-    """Writes all stages of a workdir under vdit's names."""
-    del config, stage
+def own(workdir: Path, out: Path, raw: bool = False, dtype: Any = None) -> None:
+    """Writes all stages of a workdir under vdit's names; the tensors in `dtype`, if it is given."""
     stages: dict[str, Mapping[str, Any]] = {}
-    for stage in STAGES:
-        if not (workdir / "checkpoints" / stage).is_dir():
-            continue
-        params, meta = read_stage(workdir, stage, raw)
-        params = {name: params[name] for name in groups_of(stage) if name in params}
-        write(out / f"{stage}.safetensors", params, [(r"(.*)", r"\1", None)])
-        stages[stage] = {name: meta[name] for name in ("latents", "imported") if name in meta}
+    for stage in stages_of(workdir):
+        step, groups, meta = read(workdir, stage, raw)
+        groups = {name: groups[name] for name in USED[stage] if name in groups}
+        if dtype is not None:
+            groups = jax.tree.map(lambda x: np.asarray(x).astype(dtype), groups)
+        write(out / f"{stage}.safetensors", groups, [(r"(.*)", r"\1", None)])
+        stages[stage] = {**meta, "step": step}
     if not stages:
         raise UserError(f"{workdir} holds no checkpoints")
     for name in ("config.json", *COPIED):
         if (workdir / name).exists():
             shutil.copyfile(workdir / name, out / name)
     write_text(out / OWN, json.dumps({"format": 1, "stages": stages}, indent=1) + "\n")
+    write_digests(out)
 
 
 def export(workdir: Path, out: Path, stage: str, raw: bool, plain: bool) -> None:
     """Writes a folder, completely or not at all."""
+    workdir = find(workdir)
     config = read_config(workdir)
     if out.exists():
         raise UserError(f"--out={out} already exists; choose another")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        (own if plain else foreign)(config, workdir, temporary, stage, raw)
+        if plain:
+            own(workdir, temporary, raw)
+        else:
+            foreign(config, workdir, temporary, stage, raw)
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error

@@ -49,26 +49,27 @@ from ml_collections import ConfigDict
 from tools import parity
 from tools.flags import Parser, mesh_of, read_config
 from tools.importing.classifier import STARTS, Target
-from tools.importing.own import OWN, groups_of, own
+from tools.importing.own import own
 from tools.importing.parts import Import, Part
 from tools.importing.published import planned
 from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import build_classifier
 from vdit.config.denoiser import build_dit
-from vdit.config.identity import write_config
+from vdit.config.identity import USED, write_config
 from vdit.errors import UserError
 from vdit.published import weights
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.mesh import param_sharding
 from vdit.runtime.progress import say
+from vdit.shipped import OWN
 
 STEP = 0  # of an imported checkpoint
 
 
 def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     """Reads a network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
-    group = groups_of(stage)[0]
+    group = USED[stage][0]
 
     def named(tree: Any) -> Any:
         return tree if part.groups else {group: tree}

@@ -11,8 +11,10 @@ finished one, for copy the newest valid one. `copy` writes and verifies DIR/chec
 --mesh shards its arrays for a mesh over all local devices (a CPU has N of them with
 XLA_FLAGS=--xla_force_host_platform_device_count=N). --drop optimizer omits the optimizer's state,
 more than two thirds of the bytes: the copy samples and evaluates like the original; training
-continues from its weights and step with a fresh optimizer (moments, warm-up, schedule). Exit
-status: 0, 1 for a damaged file (which is named), 2 for wrong arguments.
+continues from its weights and step with a fresh optimizer (moments, warm-up, schedule).
+WORKDIR may also name weights in the package, or be a folder of `tools.export_weights --own`, which
+list, inspect and verify read. Exit status: 0, 1 for a damaged file (which is named), 2 for wrong
+arguments.
 """
 
 import argparse
@@ -28,15 +30,18 @@ from pathlib import Path
 
 from tools.flags import Parser, mesh_of
 from vdit.errors import UserError
+from vdit.loading import read_meta, stage_shapes, stages_of
 from vdit.runtime.checkpoint import (
     all_steps,
     damage,
+    damaged,
     is_finished,
     load_meta,
     rewrite,
     saved_shapes,
 )
 from vdit.runtime.mesh import param_sharding
+from vdit.shipped import find, is_exported
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,6 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("copy needs --to DIR; the other commands do not take it; see --help")
         if options.command != "copy" and (options.mesh or options.drop):
             raise UserError("--mesh and --drop are allowed with copy alone; see --help")
+        options.workdir = find(options.workdir)
+        if is_exported(options.workdir):
+            return exported(options)
         return COMMANDS[options.command](options)
     except (UserError, OSError) as error:  # OSError: a folder that a running job has just deleted
         print(f"restore_checkpoint: {error}", file=sys.stderr)
@@ -167,6 +175,30 @@ def copy(options: argparse.Namespace) -> int:
     wrong = damage(target.parent, step)
     print(f"{stage.name}/{step}: {wrong or f'good, copied to {target}'}")
     return 0 if wrong is None else 1
+
+
+def exported(options: argparse.Namespace) -> int:
+    """The commands for an exported folder."""
+    folder = options.workdir
+    if options.command == "copy" or options.step is not None:
+        raise UserError(
+            f"{folder} holds weights alone: `python -m tools.import_weights --source={folder}"
+            " --workdir=DIR` makes checkpoints of them"
+        )
+    wrong = damaged(folder)
+    if wrong is not None:
+        print(f"{folder.name}: {wrong}")
+        return 1
+    for stage in stages_of(folder):
+        if options.stage not in (None, stage):
+            continue
+        meta, arrays = read_meta(folder, stage), stage_shapes(folder, stage)
+        count = sum(map(math.prod, arrays.values()))
+        print(f"{stage}/{meta.get('step', 0)}: {count / 1e6:.1f} M parameters, good")
+        if options.command == "inspect":
+            print(json.dumps(meta, indent=1))
+            print(*(f"  {name}  {shape}" for name, shape in sorted(arrays.items())), sep="\n")
+    return 0
 
 
 DROPPED = {"optimizer": ("opt",)}  # entries of the state that --drop leaves out

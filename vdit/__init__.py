@@ -9,7 +9,8 @@ from typing import Any
 
 
 def load(workdir: Any, mesh: Any = None) -> Any:
-    """A trained workdir, ready to `generate`: a `vdit.sample.Model`.
+    """A trained workdir, or the weights of that name in the package, ready to `generate`: a
+    `vdit.sample.Model`.
 
     With a mesh (`vdit.runtime.mesh.make_mesh({"fsdp": 4, "sequence": 2})`) its devices share the
     denoiser's parameters and a clip's tokens; without one it samples where that is fastest.

@@ -24,6 +24,7 @@ from vdit.data.clips import tell_skipped
 from vdit.data.latents import Elements, Latents, by_kind, is_complete, read_manifest, write_cache
 from vdit.data.loader import ahead
 from vdit.errors import Interrupted, UserError
+from vdit.initial import take_tokenizer
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.text import encode_features
 from vdit.nn.patch import pad_to_multiple, to_float
@@ -167,6 +168,7 @@ def check_captions(config: ConfigDict, workdir: Path, clips: Any) -> None:
         return
     with tempfile.TemporaryDirectory() as place:
         known = (workdir / "tokenizer.json").exists()
+        take_tokenizer(config, Path(place))
         make = functools.partial(_first_captions, clips, 0)
         tokenizer = build_tokenizer(config, workdir if known else Path(place), make)
     rows = {row.caption: row for split in (sources.source(config, "heldout", workdir), clips)

@@ -1,7 +1,8 @@
-"""The parts of a model, read from a trained workdir."""
+"""The parts of a model, read from a trained workdir or from an exported one."""
 
 import contextlib
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,16 +11,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vdit import shipped
 from vdit.config.classes import read_classes
 from vdit.config.denoiser import build_denoiser
-from vdit.config.identity import read_config
+from vdit.config.identity import USED, read_config
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.runtime import averages
-from vdit.runtime.checkpoint import load_meta, read_newest, restore_ema
+from vdit.runtime.checkpoint import load_meta, read_newest, restore_ema, saved_shapes
 from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import param_sharding, spread
+from vdit.shipped import Stage
 
 
 class Parts(NamedTuple):
@@ -33,6 +36,51 @@ class Parts(NamedTuple):
     classes: list[str]  # their names, for a class-conditional model
 
 
+def read_stage(
+    workdir: Path, stage: str, place: Callable[[Any], Any] | None = None, ema: float = 0.0
+) -> Stage:
+    """The newest good checkpoint of a stage, with the groups that are used after training; see
+    `restore_ema` for `place`. With `ema` the denoiser is the average of that length."""
+    folder = averages.folder(workdir, stage) if ema and stage == "dit" else None
+    if shipped.is_exported(workdir):
+        if folder is not None:
+            raise UserError(f"sample.ema={ema:g}: {workdir} is exported, with one average: 0")
+        return shipped.read(workdir, stage, place)
+    directory = workdir / "checkpoints" / stage
+
+    def read(step: int) -> Any:
+        if folder is not None:
+            return averages.chosen(folder, step, ema, place), load_meta(directory, step)
+        return restore_ema(directory, step, place), load_meta(directory, step)
+
+    step, (groups, meta) = read_newest(directory, read)
+    return Stage(step, {name: groups[name] for name in USED[stage] if name in groups}, meta)
+
+
+def stages_of(workdir: Path) -> list[str]:
+    """The stages that are trained, or exported."""
+    if shipped.is_exported(workdir):
+        return shipped.stages_of(workdir)
+    return [stage for stage in USED if (workdir / "checkpoints" / stage).is_dir()]
+
+
+def read_meta(workdir: Path, stage: str) -> dict[str, Any]:
+    """The metadata that `read_stage` would read."""
+    if shipped.is_exported(workdir):
+        return shipped.read_meta(workdir, stage)
+    directory = workdir / "checkpoints" / stage
+    return read_newest(directory, lambda step: load_meta(directory, step))[1]
+
+
+def stage_shapes(workdir: Path, stage: str) -> dict[str, tuple[int, ...]]:
+    """Path ("dit/blocks/...") -> shape of the parameters that `read_stage` would read."""
+    if shipped.is_exported(workdir):
+        return shipped.shapes(workdir, stage)
+    directory = workdir / "checkpoints" / stage
+    _, saved = read_newest(directory, lambda step: saved_shapes(directory, step, "ema"))
+    return {name: x.shape for name, x in saved.items() if name.split("/")[0] in USED[stage]}
+
+
 def read_parts(
     workdir: Path, overrides: ConfigDict | None = None, mesh: Mesh | None = None
 ) -> Parts:
@@ -43,20 +91,9 @@ def read_parts(
     params: dict[str, Any] = {}
     meta: dict[str, Any] = {}
     for stage in ("vae", "dit"):
-        directory = workdir / "checkpoints" / stage
         split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
-
-        def read(step: int, directory: Path = directory, split: Any = split) -> Any:
-            if config.sample.ema and directory.name == "dit":
-                folder = averages.folder(workdir, "dit")
-                groups = averages.chosen(folder, step, config.sample.ema, split)
-            else:
-                groups = restore_ema(directory, step, split)
-            return groups, load_meta(directory, step)
-
-        _, (groups, meta) = read_newest(directory, read)
-        # A discriminator and the heads of auxiliary losses serve training alone.
-        params |= {name: groups[name] for name in ("vae", "dit", "text") if name in groups}
+        _, groups, meta = read_stage(workdir, stage, split, config.sample.ema)
+        params |= groups
     content = text_content(config)
     if any(meta["fields"].get(name) != value for name, value in content.items()):
         raise UserError(

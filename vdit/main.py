@@ -17,6 +17,7 @@ from pathlib import Path
 from absl import flags
 from ml_collections import config_flags
 
+from vdit import shipped
 from vdit.config import command
 from vdit.errors import EXPECTED, Diverged, Interrupted, UserError
 from vdit.runtime import processes
@@ -39,7 +40,7 @@ _REQUEST = (
     flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames to condition on"),
     flags.DEFINE_string("shots", None, "sample: JSON file, captions with the times they start"),
     flags.DEFINE_multi_string("video", [], "features: a video's file; may be given again"),
-    flags.DEFINE_string("out", None, "sample, features: output folder (in the workdir)"),
+    flags.DEFINE_string("out", None, "sample, eval, features: output folder (in the workdir)"),
 )
 # Several processes, where JAX does not detect them (it does on TPU pods, with Slurm and Open MPI).
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT on which process 0 listens")
@@ -66,7 +67,10 @@ def parse(argv: Sequence[str]) -> tuple[str | None, Path]:
     if path is None and _MODE.value == "run":
         raise UserError("give --config=experiments/base.py, or another experiment")
     name = "-".join(filter(None, [Path(file).stem, argument]))
-    return path, Path(_WORKDIR.value or Path("runs") / name)
+    workdir = Path(_WORKDIR.value or Path("runs") / name)
+    if _MODE.value == "run":
+        shipped.refuse_training(workdir)
+    return path, workdir
 
 
 def work(path: str | None, workdir: Path) -> None:
@@ -85,7 +89,7 @@ def work(path: str | None, workdir: Path) -> None:
     if jax.default_backend() == "cpu":
         keep_freed_memory()
     stopped: Interrupted | None = None  # as all processes are, at the same step
-    with Watch(workdir, config.run.lost, config.run.stuck) as watch:
+    with Watch(shipped.outputs(workdir), config.run.lost, config.run.stuck) as watch:
         try:
             if _MODE.value == "run":
                 run.run(config, workdir, watch)
@@ -136,7 +140,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path, workdir = parse(argv)
         if _member() is not None:
-            return processes.supervised(functools.partial(child, path, workdir), workdir)
+            run_child = functools.partial(child, path, workdir)
+            return processes.supervised(run_child, shipped.outputs(workdir))
         work(path, workdir)
     except EXPECTED as error:
         return failed(error)

@@ -90,7 +90,7 @@ def write_report(workdir: str | Path) -> Path:
             scores=_scores(rows),
             tables=_tables(rows),
             curves={stage: _panels(plots) for stage, plots in curves.items()},
-            stages=_stages(rows),
+            stages=stage_values(rows),
         )
         write_text(workdir / "report.html", page)
         plot_losses(curves, workdir / "plots" / "loss.png")
@@ -255,7 +255,7 @@ def _autoencoder(rows: Sequence[Row]) -> Row:
     return {}
 
 
-def _stages(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
+def stage_values(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """The last value of each metric per stage, without "run", which covers all stages.
 
     The seconds of a stage that was resumed are those of all its parts: they begin again with each.

@@ -11,7 +11,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit import classify, evaluate, report, show, stages
+from vdit import classify, evaluate, initial, report, shipped, show, stages
 from vdit.config import joined
 from vdit.config.identity import read_config, same_place, write_config
 from vdit.config.text import look_through_text
@@ -38,6 +38,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     same_place(config, workdir)
     joined.check(config)
     look_through_text(config)
+    initial.check(config, workdir)
     mesh = make_mesh(dict(config.mesh))
     joined.check_mesh(config, mesh.shape)
     began = time.monotonic()
@@ -76,6 +77,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> None:
                 check_captions(config, workdir, clips)
     with zero_first("config"):
         if zero:
+            initial.take_tokenizer(config, workdir)
             write_config(config, workdir)
     refuse_unshared(workdir / "config.json")
 
@@ -91,7 +93,7 @@ def _machine(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
 
 
 def _loaded(config: ConfigDict, workdir: Path, mesh: Mesh | None, watch: Watch) -> Any:
-    """A trained workdir, on the mesh where that spans processes or splits one sample's work."""
+    """A trained model, on the mesh where that spans processes or splits one sample's work."""
     split = mesh is not None and mesh.size > mesh.shape["data"]
     more = (mesh, watch) if split or jax.process_count() > 1 else ()
     return load(workdir, config, *more)
@@ -100,6 +102,7 @@ def _loaded(config: ConfigDict, workdir: Path, mesh: Mesh | None, watch: Watch) 
 def _trained(given: ConfigDict | None, workdir: Path, watch: Watch) -> Any:
     """A workdir's model. The mesh is that of --config; without it several processes use that of the
     workdir's configuration, and one process, which may be another machine, none."""
+    workdir = shipped.find(workdir)
     config, mesh = read_config(workdir), None
     if given is not None or jax.process_count() > 1:
         mesh = make_mesh(dict((given or config).mesh))
@@ -151,37 +154,39 @@ def sample(given: ConfigDict | None, workdir: Path, watch: Watch, request: Reque
     if not request["prompt"] and not request["shots"]:
         raise UserError('--mode=sample needs --prompt="what to show", or --shots=FILE')
     names = ("seconds", "fps", "size", "num", "seed", "given", "shots", "negative")
+    out = shipped.outputs(workdir) if shipped.is_name(workdir) else workdir / "samples"
     show.sample_request(
         _trained(given, workdir, watch),
-        Path(request["out"]) if request["out"] else workdir / "samples",
+        Path(request["out"] or out),
         prompts=request["prompt"] or [""],
         **{name: request[name] for name in names},
     )
 
 
 def score(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
-    """--mode=eval."""
-    with Metrics(workdir, jax.process_index() == 0) as metrics:
-        if read_config(workdir).stages == ("classify",):
+    """--mode=eval; everything is written into --out, or into the workdir."""
+    out = Path(request["out"] or shipped.outputs(workdir))
+    with Metrics(out, jax.process_index() == 0) as metrics:
+        if read_config(shipped.find(workdir)).stages == ("classify",):
             with zero_alone("classify") as zero:
                 rows = [classify.evaluate(workdir, metrics)] if zero else []
         else:
-            rows = evaluate.evaluate(_trained(given, workdir, watch), workdir, metrics)
+            rows = evaluate.evaluate(_trained(given, workdir, watch), out, metrics)
     for row in rows:
         say(json.dumps(row))
     with zero_alone("report") as zero:
         if zero:
-            say(f"open {report.write_report(workdir)}")
+            say(f"open {report.write_report(out)}")
 
 
 def features(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
     """--mode=features, in one process."""
     if not request["video"]:
         raise UserError("--mode=features needs --video=FILE")
-    out = Path(request["out"]) if request["out"] else workdir / "features"
+    out = Path(request["out"] or shipped.outputs(workdir) / "features")
     with zero_alone("features") as zero:
         if zero:
-            classify.write_features(workdir, out, request["video"])
+            classify.write_features(shipped.find(workdir), out, request["video"])
 
 
 MODES: dict[str, Callable[[ConfigDict | None, Path, Watch, Request], None]] = {

@@ -25,6 +25,7 @@ from vdit.models.text import TextEncoder, Tokenizer
 from vdit.runtime.mesh import replicate, spread
 from vdit.runtime.processes import Watch
 from vdit.runtime.progress import say
+from vdit.shipped import find
 from vdit.tokens import clip_frames, latent_times, shot_list
 
 Shot = tuple[float, str]  # when a shot begins, in seconds, and its caption
@@ -400,10 +401,11 @@ def load(
     workdir: str | Path, overrides: ConfigDict | None = None, mesh: Mesh | None = None,
     watch: Watch | None = None,
 ) -> Model:  # fmt: skip
-    """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints.
+    """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints;
+    or the weights of that name in the package, or an exported folder.
 
     `overrides` is used in place of config.json; it may differ in `sample` and `run`. With a `mesh`
     no device holds all parameters of the denoiser or the text encoder. Raises UserError where a
     part is missing or damaged.
     """
-    return Model(*read_parts(Path(workdir), overrides, mesh), mesh=mesh, watch=watch)
+    return Model(*read_parts(find(workdir), overrides, mesh), mesh=mesh, watch=watch)

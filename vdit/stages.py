@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from vdit import initial
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.config.denoiser import auxiliary_losses, build_denoiser, targets, training_times
@@ -165,7 +166,10 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     share = data_process(runtime.mesh)
     stream = batches(clips, options.batch, seed, named, config.data.threads, process=share)
     frozen = {"lpips": read_weights(config.vae.lpips_net)} if config.vae.lpips_weight else {}
-    return fit("vae", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta)
+    return fit(
+        "vae", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta,
+        begin=initial.begin(config, "vae"),
+    )  # fmt: skip
 
 
 def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
@@ -178,7 +182,8 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         raise UserError(f"dit.auxiliary needs {', '.join(missing)} of each clip: no source has it")
     make = packed_rows if config.data.shapes else dense_batches
     objective, stream = make(config, runtime, latents, encoder, text)
-    statistics = latents.statistics()
+    # A denoiser knows one normalisation: a run that goes on with one keeps it.
+    statistics = initial.statistics(config, runtime.checkpoints("dit")) or latents.statistics()
     frozen: dict[str, Any] = dict(statistics)
     if encoder.frozen and text == "ids":
         ids = np.zeros((1, tokenizer.length), np.int32)
@@ -191,7 +196,10 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         "vae": stage_meta(config, "vae")["digest"],
     }
     options, seed = config.dit.train, config.seed + 1
-    return fit("dit", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta)
+    return fit(
+        "dit", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta,
+        begin=initial.begin(config, "dit"),
+    )  # fmt: skip
 
 
 Trained = tuple[Objective, Iterator[Mapping[str, np.ndarray]]]  # what is learned, and from what

@@ -5,7 +5,7 @@ It knows an objective's two functions and nothing of models, videos or text.
 
 import functools
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,8 @@ from vdit.runtime.progress import Progress, say
 # "params" and "opt" by group, "step", "key", and with train.averages "averages"
 State = dict[str, Any]
 SPARE = ("params", "opt", "key", "averages")  # of a state, what a checkpoint may lack
+# From the placement of a tree of shapes to a step and groups of trained parameters.
+Begin = Callable[[Callable[[Any], Any]], tuple[int, Params]]
 
 
 @dataclass(frozen=True)
@@ -195,9 +197,10 @@ def place(mesh: Mesh, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
 
 def _begin(
     stage: str, objective: Objective, options: ConfigDict, checkpoints: Checkpoints,
-    batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, seed: int,
+    batches: Iterator[Mapping[str, np.ndarray]], mesh: Mesh, seed: int, weights: Begin | None,
 ) -> tuple[Any, State, Params, int, dict[str, jax.Array] | None]:  # fmt: skip
-    """(abstract state, state, EMA, step, first batch), from the newest good checkpoint if any.
+    """(abstract state, state, EMA, step, first batch), from the newest good checkpoint if any; else
+    from `weights`, where they have a group.
 
     A restored stream gives its own next batch: then there is no first one.
     """
@@ -210,7 +213,15 @@ def _begin(
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
     state, ema = jax.jit(begin, out_shardings=shardings)(first)
     if restored is None:
-        return abstract, state, ema, 0, first
+        step = 0
+        if weights is not None:
+            step, groups = weights(functools.partial(param_sharding, mesh))
+            ema |= groups
+            state["params"] |= jax.tree.map(lambda x: x + 0, groups)  # both are donated
+            state["step"] += step
+            if "averages" in state:
+                state["averages"] = averages.begun(state["params"])
+        return abstract, state, ema, step, first
     # An imported checkpoint, or a copy without optimizer state.
     say(f"{stage}: step {restored.step} has weights alone: its optimizer begins anew")
     state |= restored.state
@@ -271,9 +282,10 @@ class _Log:
 def fit(
     stage: str, objective: Objective, batches: Iterator[Mapping[str, np.ndarray]],
     options: ConfigDict, runtime: Runtime, *, seed: int, frozen: Any, meta: dict[str, Any],
-    preview: Any = None,
+    preview: Any = None, begin: Begin | None = None,
 ) -> Params:  # fmt: skip
-    """Trains a stage to its last step, from its newest good checkpoint, and returns the EMA.
+    """Trains a stage to its last step, from its newest good checkpoint or from the weights that
+    `begin` reads, and returns the EMA.
 
     Raises `Interrupted` after a signal (saved), `Diverged` at a loss or a state that is not
     finite: neither is saved.
@@ -283,7 +295,7 @@ def fit(
     check_batch(stage, options, mesh.shape)
     checkpoints = runtime.checkpoints(stage)
     abstract, state, ema, start, batch = _begin(
-        stage, objective, options, checkpoints, batches, mesh, seed
+        stage, objective, options, checkpoints, batches, mesh, seed, begin
     )
     runtime.metrics.truncate(stage, start)
     kept = averages.Kept(runtime.workdir, stage) if options.averages else None
@@ -294,6 +306,8 @@ def fit(
     active = jax.process_index() == 0
     with checkpoints.closing(), Progress(stage, options.steps, start, active=active) as progress:
         log = _Log(stage, options.steps, runtime, checkpoints, progress, start)
+        if start >= options.steps and checkpoints.latest() is None:  # taken over
+            checkpoints.save(start, state, ema, batches, meta)
         for step in range(start + 1, options.steps + 1):
             runtime.watch.step(stage, step, first=step == start + 1)
             if batch is None:

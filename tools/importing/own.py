@@ -8,27 +8,26 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.importing.parts import Import, denoiser_shapes, part_of
-from tools.planning.step import text_params, training
+from tools.importing.parts import Import, part_of
+from tools.planning.step import training
+from vdit import initial, shipped
 from vdit.config import joined
 from vdit.config.classes import CLASSES
 from vdit.config.identity import read_config
-from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text
+from vdit.config.text import look_through_text
 from vdit.errors import UserError
 from vdit.published import weights
 from vdit.published.text_folder import TOKENIZER_BYTES
+from vdit.runtime.checkpoint import DIGESTS
+from vdit.shipped import OWN
 
-OWN = "vdit.json"  # metadata of the stages of an exported workdir
 COPIED = ("tokenizer.json", CLASSES)
 
 
-def groups_of(stage: str) -> tuple[str, ...]:
-    """A stage's groups of parameters that are used after training."""
-    return {"vae": ("vae",), "dit": ("dit", "text"), "classify": ("vivit",)}[stage]
-
-
 def own(source: Path) -> Import:
-    """A workdir that was exported under vdit's names, validated by headers."""
+    """A workdir that was exported under vdit's names, validated by digests and headers."""
+    if (source / DIGESTS).exists():
+        shipped.verify(source)
     config = read_config(source)
     joined.check(config)
     look_through_text(config)
@@ -50,16 +49,10 @@ def own(source: Path) -> Import:
 
 def own_shapes(config: ConfigDict, stage: str, source: Path) -> dict[str, Any]:
     """The abstract parameters of a stage, by group."""
-    if stage != "dit":
-        step = training(config, stage)
-        init = functools.partial(step.objective.init, jax.random.key(0))
-        groups = jax.eval_shape(init, step.batch)
-        return {name: groups[name] for name in groups_of(stage)}
-    encoder = build_text_encoder(config, build_tokenizer(config, source))
-    groups = {"dit": denoiser_shapes(config, encoder.dim)}
-    if not encoder.frozen:
-        groups["text"] = text_params(encoder, config.text.length)
-    return groups
+    if stage != "classify":
+        return initial.shapes(config, stage, source)
+    step = training(config, stage)
+    return jax.eval_shape(functools.partial(step.objective.init, jax.random.key(0)), step.batch)
 
 
 def own_statistics(meta: Any, channels: int, path: Path) -> dict[str, list[float]]:

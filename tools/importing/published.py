@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 
 from tools.importing import classifier as classifiers
 from tools.importing.classifier import Target
-from tools.importing.parts import Import, Part, configured, denoiser_shapes, part_of
+from tools.importing.parts import Import, Part, configured, part_of
 from vdit import stages
 from vdit.config.autoencoder import build_vae
 from vdit.config.classes import CLASSES, to_json
 from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text, text_content
 from vdit.errors import UserError
+from vdit.initial import denoiser_shapes
 from vdit.models.vae_conv import ConvVAE
 from vdit.published import families, layouts, text_folder, vae_folder, vivit_folder, weights
 from vdit.published.family import Autoencoder, Classifier, Denoiser

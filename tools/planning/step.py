@@ -20,6 +20,7 @@ from vdit.config.denoiser import latent_shape, targets
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
 from vdit.errors import UserError
+from vdit.initial import text_shapes
 from vdit.model import Inputs, Scan, narrow, settings_of
 from vdit.models.text import TextEncoder
 from vdit.nn.narrow import operand_dtypes
@@ -53,12 +54,6 @@ def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) ->
     if config.text.encoder in FAMILIES:
         tokens = build_tokenizer(config, Path())  # of the folder
     return build_text_encoder(config, tokens, mesh, platform)
-
-
-def text_params(encoder: TextEncoder, length: int) -> Any:
-    """Shapes of an encoder's parameters."""
-    ids, mask = shape((1, length), jnp.int32), shape((1, length), bool)
-    return jax.eval_shape(encoder.module.init, jax.random.key(0), ids, mask).get("params", {})
 
 
 def token_grid(config: ConfigDict) -> tuple[int, int, int]:
@@ -111,7 +106,7 @@ def training(
     channels = shape((config.vae.channels,), jnp.float32)
     frozen = {"mean": channels, "std": channels}
     if encoder.frozen and kind == "ids":
-        frozen["text"] = text_params(encoder, config.text.length)
+        frozen["text"] = text_shapes(encoder, config.text.length)
     return Training(stage, objective, options, batch, frozen, config.seed + 1)
 
 

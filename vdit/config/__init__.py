@@ -15,6 +15,7 @@ def default() -> ConfigDict:
 
     config = ConfigDict()
     config.seed = 0
+    config.init = ""  # weights to begin from: a workdir, or the name of weights in the package
     config.stages = ROAD  # what --mode=run does
     for name, section in SECTIONS.items():
         config[name] = section.fields()

@@ -22,11 +22,17 @@ VERSION = 3
 # What each stage's result depends on, except for the sections' free fields: a run may continue with
 # more steps, but not with another model.
 DEPENDS: dict[str, tuple[str, ...]] = {
-    "vae": ("seed", "data", "vae"),
-    "latents": ("seed", "data", "vae", "latents", "text"),
-    "dit": ("seed", "data", "vae", "latents", "text", "dit"),
+    "vae": ("seed", "init", "data", "vae"),
+    "latents": ("seed", "init", "data", "vae", "latents", "text"),
+    "dit": ("seed", "init", "data", "vae", "latents", "text", "dit"),
     "classify": ("seed", "data", "classify"),
 }
+
+# The groups of parameters that each stage trains and that are used afterwards: a discriminator and
+# the heads of auxiliary losses serve training alone.
+USED: dict[str, tuple[str, ...]] = {
+    "vae": ("vae",), "dit": ("dit", "text"), "classify": ("vivit",)
+}  # fmt: skip
 
 
 def flat(value: Any, prefix: str) -> dict[str, Any]:

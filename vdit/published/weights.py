@@ -384,8 +384,8 @@ def look_through(plan: Plan) -> None:
                 _numbers(tensor, name, _read(tensor, PIECE_BYTES, start))
 
 
-def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any:
-    """Reads the parameters of a plan, as a tree, in the dtypes of the files.
+def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None, dtype: Any = None) -> Any:
+    """Reads the parameters of a plan, as a tree, in the dtypes of the files or in `dtype`.
 
     `placed` has a sharding for each path of the plan; by default all go to the first device. The
     host holds one tensor at a time. `UserError` names a tensor with values that are not finite, or
@@ -393,13 +393,14 @@ def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None) -> Any
     """
     leaves = {}
     for parts, source in plan.items():
-        dtype = jnp.result_type(*{FLOATS[tensor.dtype] for _, tensor in source.tensors})
+        stored = jnp.result_type(*{FLOATS[tensor.dtype] for _, tensor in source.tensors})
+        kind = stored if dtype is None else dtype
         where = placed[parts] if placed is not None else None
-        leaf: Any = jnp.zeros(source.shape, dtype, device=where) if source.stacked else None
+        leaf: Any = jnp.zeros(source.shape, kind, device=where) if source.stacked else None
         for layer, (name, tensor) in enumerate(source.tensors):
             array = _numbers(tensor, name, _read(tensor))
             array = array.reshape(tensor.shape[: len(source.shape) - source.stacked])
-            value = (array if source.axes is None else array.transpose(source.axes)).astype(dtype)
+            value = (array if source.axes is None else array.transpose(source.axes)).astype(kind)
             if source.stacked:
                 leaf = _put(where)(leaf, value, layer)
             elif leaf is None:

@@ -75,11 +75,15 @@ def is_finished(directory: Folder, step: int) -> bool:
 
 
 def damage(directory: Folder, step: int, items: tuple[str, ...] = ITEMS) -> str | None:
+    """`damaged` for the folder of a step."""
+    return damaged(Path(directory) / str(step), items)
+
+
+def damaged(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
     """The first damaged file of `items`, as "FILE: REASON"; None if all are good.
 
     Reads every byte of the files in the digests, and no others.
     """
-    folder = Path(directory) / str(step)
     try:
         if not any(folder.iterdir()):
             return f"{folder.name}: the folder is empty"
@@ -596,7 +600,7 @@ def rewrite(
 
 
 def write_digests(folder: Path) -> None:
-    """Writes `DIGESTS` into a step's folder: size and SHA-256 of every other file."""
+    """Writes `DIGESTS` into a folder: size and SHA-256 of every other file."""
     files = {
         path.relative_to(folder).as_posix(): (path.stat().st_size, _sha256(path))
         for path in sorted(folder.rglob("*"))
