@@ -14,6 +14,8 @@ from vdit.diffusion.schedule import (
     like,
     process,
     sample_times,
+    seen,
+    shifted,
     time_at,
     timesteps,
 )
@@ -177,6 +179,45 @@ def test_points_of_a_table_are_distinct(spacing: str) -> None:
         assert index[0] == 50 and index[-1] == 0 and (np.diff(index) < -0.99).all()
 
 
+# Steps, shift, spacing; the first and last times that the network sees, and how many of them are at
+# least 875 and 900: those of diffusers' UniPCMultistepScheduler and of Wan2.1's FlowUniPC.
+SEEN = """
+50 3 flow_sigmas 999 993 986 162 113 60 16 13
+50 3 wan         999 992 985 160 111 57 15 13
+50 5 flow_sigmas 999 995 991 244 175 96 21 18
+50 5 wan         999 995 991 241 172 92 21 18
+50 8 flow_sigmas 999 997 994 341 254 146 27 24
+50 8 wan         999 997 994 337 249 140 27 24
+40 3 flow_sigmas 999 991 982 197 138 74 13 11
+40 3 wan         999 991 982 195 136 71 12 10
+40 5 flow_sigmas 999 994 989 291 211 117 17 15
+40 5 wan         999 994 989 288 208 113 17 15
+40 12 flow_sigmas 999 997 995 496 391 242 26 23
+40 12 wan         999 997 995 492 386 235 26 23
+"""
+
+
+@pytest.mark.parametrize("row", SEEN.strip().splitlines())
+def test_published_grids_of_whole_numbers(row: str) -> None:
+    steps, shift, spacing, *wanted = row.split()
+    p = process("flow")
+    times = timesteps(p, int(steps), float(shift), spacing)
+    whole = np.asarray(jax.jit(seen(p, spacing).network_time)(times), int)[:-1]
+    found = [*whole[:3], *whole[-3:], (whole >= 875).sum(), (whole >= 900).sum()]
+    assert found == [int(x) for x in wanted]
+    assert times[0] < 1.0 and times[-1] == 0.0 and (np.diff(times) < 0.0).all()
+    first = {"flow_sigmas": 1.0, "wan": 0.999}[spacing]
+    np.testing.assert_allclose(times[0], shifted(first, float(shift)), atol=1.1e-6)
+
+
+def test_whole_numbers_do_not_depend_on_float32() -> None:
+    """Shift 1: each of 1000 steps is at a whole number, and rounds to another as often as not."""
+    times = timesteps(process("flow"), 1000, 1.0, "wan")
+    exact = np.floor(1000 * np.linspace(np.float64(np.float32(0.999)), 0.0, 1001)[:-1])
+    whole = seen(process("flow"), "wan").network_time(times)[:-1]
+    np.testing.assert_array_equal(whole, exact)
+
+
 def test_listed_times() -> None:
     times = timesteps(process("cosine"), 3, spacing="1, 0.6,.25")
     np.testing.assert_array_equal(times, np.array([1.0, 0.6, 0.25, 0.0], np.float32))
@@ -214,10 +255,15 @@ def test_one_object_for_the_same_arguments() -> None:
         (lambda: timesteps(process("flow"), 10, spacing="leading"), "leading on a table alone"),
         (lambda: timesteps(process("flow"), 10, shift=0.0), "shift was 0.0"),
         (lambda: timesteps(process("flow"), 4, shift=3.0, spacing="karras"), "'karras' allows 1"),
-        (lambda: timesteps(process("flow"), 2, spacing="even"), "exponential or times as 1,0.75"),
+        (
+            lambda: timesteps(process("flow"), 2, spacing="even"),
+            "flow_sigmas, wan or times as 1,0.75",
+        ),
         (lambda: timesteps(process("flow"), 2, spacing="0.5,1"), "falling times from at most 1"),
         (lambda: timesteps(process("flow"), 2, spacing="1,nan"), "falling times from at most 1"),
         (lambda: timesteps(process("ddpm"), 2, spacing="0.5,0.4999"), "on 1000 points"),
+        (lambda: timesteps(process("cosine"), 2, spacing="wan"), "'cosine': flow is allowed"),
+        (lambda: timesteps(process("flow"), 2, -1.0, "wan"), "shift was -1.0"),
         (lambda: timesteps(process("flow"), 5, spacing="1,0.5"), "lists 2 times for 5 steps"),
         (lambda: sample_times(process("ddpm"), jnp.zeros(1), (0.0, 1.0)), "continuous"),
         (lambda: sample_times(process("flow"), jnp.zeros(1), (0.0, 0.0)), "deviation was 0.0"),

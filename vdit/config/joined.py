@@ -169,7 +169,7 @@ def times_of(config: ConfigDict, settings: Any) -> jax.Array:
     dit.shift stands for a shift of 0; grids that set noise levels themselves are not shifted.
     """
     shift = settings.shift or config.dit.shift
-    if settings.spacing not in ("trailing", "leading"):
+    if settings.spacing not in schedule.SHIFTED:
         shift = 1.0
     process = denoiser.build_process(config)
     return schedule.timesteps(process, settings.steps, shift, settings.spacing)

@@ -14,7 +14,8 @@ def fields() -> ConfigDict:
     sample.steps = 25
     sample.shift = 0.0  # timestep shift of sampling alone, with spacing trailing; 0: dit.shift
     # trailing, karras, exponential; on a beta table (trailing: from the last point) leading (to the
-    # first); or times from 1 down, as 1,0.75,0.5, as many as steps
+    # first); flow_sigmas (diffusers' UniPC for flow models) or wan (Wan's release), whose networks
+    # see whole numbers of 1000 t; or times from 1 down, as 1,0.75,0.5, as many as steps
     sample.spacing = "trailing"
     sample.eta = 1.0  # ddim: 0 deterministic, 1 fresh noise, which corrects errors of earlier steps
     sample.variance = "posterior"  # ddpm: posterior, beta or learned

@@ -180,7 +180,11 @@ def sample_times(
     return shifted(t, shift)
 
 
-SPACINGS = ("trailing", "leading", "karras", "exponential")
+# Ends of grids, before their shift, that published flow models were sampled on: diffusers'
+# use_flow_sigmas, and Wan's release. The last one is left out, for 0. Networks see floor(1000 t).
+WHOLE = {"flow_sigmas": (1.0, 0.001), "wan": (float(np.float32(0.999)), 0.0)}
+SPACINGS = ("trailing", "leading", "karras", "exponential", *WHOLE)
+SHIFTED = ("trailing", "leading", *WHOLE)
 RATIOS = (0.002, 80.0)  # least and most sigma / alpha of a continuous process's grid (EDM, Table 1)
 
 
@@ -194,7 +198,8 @@ def timesteps(
     et al. 2023, Table 2); or each T // steps of them down to 1 ("leading", ibid., as many published
     pipelines have it). "karras" (Karras et al. 2022, Eq. 5, rho 7) and "exponential" (even in
     log-SNR) space sigma / alpha from 1 down, between `RATIOS` or over the table. Or `steps` falling
-    times, as "1,0.75,0.5". All but trailing take no shift.
+    times, as "1,0.75,0.5". "flow_sigmas" and "wan" (continuous alone): see `WHOLE`. Only these and
+    trailing take a shift.
     """
     if steps < 1 or (process.points is not None and steps > process.points):
         allowed = "at least 1" if process.points is None else f"1 to {process.points}"
@@ -203,6 +208,8 @@ def timesteps(
         raise UserError(f"shift was {shift}: process {process.name!r} is a table and allows 1")
     if spacing == "leading" and process.points is None:
         raise UserError(f"spacing was {spacing!r}: leading on a table alone is allowed")
+    if spacing in WHOLE:
+        return _whole(process, steps, shift, spacing)
     if shift != 1.0 and spacing != "trailing":
         raise UserError(f"shift was {shift}: spacing {spacing!r} allows 1")
     if spacing in ("karras", "exponential"):
@@ -216,6 +223,28 @@ def timesteps(
             index = np.append(1 + np.arange(steps)[::-1] * (process.points // steps), 0)
         grid = index / process.points
     return jnp.asarray(shifted(grid, shift), jnp.float32)
+
+
+def _whole(process: Process, steps: int, shift: float, spacing: str) -> jax.Array:
+    """A grid of `WHOLE`; a first time of 1 is moved to where log-SNR is finite."""
+    if process.name != "flow":
+        raise UserError(f"spacing was {spacing!r} on process {process.name!r}: flow is allowed")
+    even = np.linspace(*WHOLE[spacing], steps + 1)[:-1]
+    shifted(even, shift)  # refuses a shift that is none
+    times = shift * even / (1.0 + (shift - 1.0) * even)  # in the order that published grids round
+    times[0] -= 1e-6 * (abs(times[0] - 1.0) < 1e-6)
+    seen, found = np.floor(1000.0 * times), times.astype(np.float32)
+    # Where float32 rounds to another whole number, the time is moved by its last bit.
+    while (wrong := np.floor(np.float32(1000.0) * found) - seen).any():
+        found = np.where(wrong == 0.0, found, np.nextafter(found, np.float32(wrong < 0.0)))
+    return jnp.append(found, jnp.float32(0.0))
+
+
+def seen(process: Process, spacing: str) -> Process:
+    """The process on a grid of this spacing: networks see whole numbers on those of `WHOLE`."""
+    if spacing not in WHOLE:
+        return process
+    return dataclasses.replace(process, network_time=lambda t: jnp.floor(1000.0 * t))
 
 
 def _listed(process: Process, steps: int, spacing: str) -> np.ndarray:
