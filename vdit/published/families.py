@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from vdit.published import clip, dit, kl, t5, unet, vivit_folder
-from vdit.published.family import Autoencoder, Classifier, Denoiser, TextEncoder
+from vdit.published.family import Autoencoder, Classifier, Denoiser, ImageEncoder, TextEncoder
 from vdit.published.wan import transformer as wan
 from vdit.published.wan import vae as wan_vae
 
-Family = Denoiser | Autoencoder | TextEncoder | Classifier
+Family = Denoiser | Autoencoder | TextEncoder | ImageEncoder | Classifier
 F = TypeVar("F", bound=Family)
 
 # By vdit's name: of a text encoder it is that of config.text.encoder.
@@ -22,6 +22,7 @@ FAMILIES: dict[str, Family] = {
     "t5": t5.T5_FAMILY,
     "umt5": t5.UMT5,
     "clip": clip.FAMILY,
+    "clip_vision": clip.VISION,
     **vivit_folder.FAMILIES,
 }
 

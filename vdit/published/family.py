@@ -79,6 +79,18 @@ class TextEncoder:
 
 
 @dataclass(frozen=True)
+class ImageEncoder:
+    """Image encoders, whose features an image to video model reads."""
+
+    classes: tuple[str, ...]
+    module: Callable[[Config, Path], Any]  # the network of a config.json
+    rows: Sequence[Row]
+    others: tuple[str, ...]  # regexes for tensors that the encoder does not use
+
+    field: ClassVar[str] = "model_type"
+
+
+@dataclass(frozen=True)
 class Classifier:
     """Vision transformers; see `vivit_folder`."""
 
