@@ -87,7 +87,7 @@ def without_a_shard(path: Path) -> str:
 
 def pickled(path: Path) -> str:
     path.rename(path.with_suffix(".bin"))
-    return "weights of other formats are not read"
+    return "bin is a pickle, which is not read"
 
 
 def of_another_model(path: Path) -> str:

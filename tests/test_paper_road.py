@@ -240,7 +240,7 @@ def test_texts_without_words() -> None:
         ("data.shapes", ((5, 32, 32, 10.0),), "one shape"),
         ("dit.paper.conditioning", "in_context", "joint is allowed"),
         ("dit.model", "vdit", "no other takes it"),
-        ("sample.spacing", "even", "leading, karras, exponential or times"),
+        ("sample.spacing", "even", "exponential, flow_sigmas, wan or times"),
     ],
 )
 def test_what_cannot_be_trained_is_one_line(field: str, value: Any, words: str) -> None:

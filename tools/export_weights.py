@@ -2,8 +2,9 @@
 
     python -m tools.export_weights --workdir=DIR --out=FOLDER [--stage=vae] [--raw] [--own]
 
---stage=dit (the default), vae or classify: FOLDER gets config.json and the weights for diffusers or
-transformers, if the network is of a family in `vdit/published/families.py`: for example
+--stage=dit (the default), low (of two experts of Wan that for low noise levels), vae or classify:
+FOLDER gets config.json and the weights for diffusers or transformers, if the network is of a family
+in `vdit/published/families.py`: for example
 DiTTransformer2DModel, LatteTransformer3DModel, UNet2DConditionModel (also denoisers trained here:
 choose the scheduler by dit.process), WanTransformer3DModel, AutoencoderKL, AutoencoderKLWan,
 VivitForVideoClassification (of one frame: ViTForImageClassification). The frame size is that of
@@ -120,7 +121,7 @@ def classifier(config: ConfigDict, stage: Stage, workdir: Path) -> Folder | None
     return Folder(labelled, vivit_folder.STEM, params, rows)
 
 
-STAGES = {"dit": denoiser, "vae": autoencoder, "classify": classifier}
+STAGES = {"dit": denoiser, "low": denoiser, "vae": autoencoder, "classify": classifier}
 
 
 def write(path: Path, params: Any, rows: Sequence[weights.Row], layers: int = 1) -> None:
@@ -132,7 +133,7 @@ def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool)
     """Writes one stage for another library."""
     folder = STAGES[stage](config, read(workdir, stage, raw), workdir)
     if folder is None:
-        model = config.classify.model if stage == "classify" else config[stage].model
+        model = config["dit" if stage == "low" else stage].model
         raise UserError(
             f"{workdir}: its {stage} ({stage}.model={model}) is no network of diffusers or"
             " transformers; use --own"

@@ -37,7 +37,8 @@ def architecture(fields: Config, sizes: Sizes) -> dict[str, Any]:
     names = ("dit.model", "dit.patch", "dit.axes", "dit.learned_variance")
     groups = ("dit.paper.", "dit.unet.", "dit.wan.")
     kept = {k: v for k, v in fields.items() if k in names or k.startswith(groups)}
-    kept.pop("dit.wan.token_times")  # a pipeline's
+    for name in ("token_times", "boundary", "image_path"):  # a pipeline's
+        kept.pop(f"dit.wan.{name}")
     if not kept["dit.paper.span"]:  # positions that count tokens
         kept["dit.paper.span"] = float(sizes.latent[1] // kept["dit.patch"][0])
     if kept["dit.model"] == "unet":  # its size is not in dit.preset

@@ -1,14 +1,15 @@
 """Imports published weights into a workdir, which then samples like any other.
 
     python -m tools.import_weights --source=FOLDER --workdir=DIR [--vae=FOLDER] [--text=FOLDER]
-        [--mesh=fsdp:8] [--parity=FILE]
+        [--image=FOLDER] [--mesh=fsdp:8] [--parity=FILE]
     python -m vdit.main --mode=sample --workdir=DIR --prompt="golden retriever"
 
 FOLDER is one of
 
-- a pipeline of diffusers, with the folders transformer/ or unet/, vae/, text_encoder/, tokenizer/
-  and scheduler/, or a denoiser alone (config.json and safetensors, possibly sharded), with --vae
-  and --text. A text encoder is not copied: DIR refers to its folder;
+- a pipeline of diffusers, with the folders transformer/ (of two experts transformer_2/ as well) or
+  unet/, vae/, text_encoder/, tokenizer/, image_encoder/ and scheduler/, or a denoiser alone
+  (config.json and safetensors, possibly sharded), with --vae, --text and --image. Text and image
+  encoders are not copied: DIR refers to their folders;
 - an autoencoder alone, which becomes the stage vae;
 - a ViT or ViViT of transformers, with or without a head, which becomes the stage classify;
 - the output of `tools.export_weights --own`.
@@ -56,6 +57,7 @@ from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import build_classifier
 from vdit.config.denoiser import build_dit
 from vdit.config.identity import USED, write_config
+from vdit.config.shared import value_of
 from vdit.errors import UserError
 from vdit.published import weights
 from vdit.runtime.checkpoint import Checkpoints
@@ -65,6 +67,7 @@ from vdit.runtime.progress import say
 from vdit.shipped import OWN
 
 STEP = 0  # of an imported checkpoint
+FOLDERS = ("vae", "text", "image")  # flags of folders beside --source
 
 
 def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
@@ -120,7 +123,7 @@ def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Sto
 
 
 MODELS: dict[str, Callable[[ConfigDict], Any]] = {
-    "dit": build_dit, "vae": build_vae, "classify": build_classifier
+    "dit": build_dit, "low": build_dit, "vae": build_vae, "classify": build_classifier
 }  # fmt: skip
 
 
@@ -141,7 +144,8 @@ def report(model: Any, params: Any, plan: weights.Plan, stored: parity.Stored) -
 
 def planned_by(options: argparse.Namespace, changes: Sequence[str]) -> Import:
     """The import that the flags describe, validated by headers."""
-    given = {name: getattr(options, name) for name in ("vae", "text", "parity", "config", "start")}
+    given = {name: getattr(options, name) for name in FOLDERS}
+    given |= {name: getattr(options, name) for name in ("parity", "config", "start")}
     if (options.source / OWN).exists():
         if wrong := [name for name, value in given.items() if value is not None]:
             raise UserError(f"--{wrong[0]} with {options.source}, a complete workdir: not allowed")
@@ -154,7 +158,7 @@ def planned_by(options: argparse.Namespace, changes: Sequence[str]) -> Import:
         target = Target(read_config(options.config, changes), start)
     elif changes or options.start:
         raise UserError(f"{(*changes, '--start')[0]} is allowed with --config=FILE")
-    return planned(options.source, options.vae, options.text, target)
+    return planned(options.source, options.vae, options.text, target, options.image)
 
 
 def activations(path: Path | None, imported: Import) -> parity.Stored | None:
@@ -179,6 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
     parser.add_argument("--text", type=Path, help="folder of the text encoder")
+    parser.add_argument("--image", type=Path, help="folder of the image encoder")
     parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are sharded for")
     parser.add_argument("--parity", type=Path, help="stored activations to compare with")
     parser.add_argument("--config", help="the network to initialise from a ViT or ViViT")
@@ -191,9 +196,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"import_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    shown = {"dit": "dit.preset", "vae": "vae.model", "classify": "classify.preset"}
-    flat = ((shown[stage], shown[stage].split(".")) for stage in imported.parts)
-    sizes = [f"{name}={imported.config[section][field]}" for name, (section, field) in flat]
+    shown = {
+        "dit": "dit.preset", "low": "dit.wan.boundary", "vae": "vae.model",
+        "classify": "classify.preset",
+    }  # fmt: skip
+    names = [shown[stage] for stage in imported.parts]
+    sizes = [f"{name}={value_of(imported.config, name)}" for name in names]
     say(f"{options.workdir}: {', '.join(sizes)}")
     return 0
 

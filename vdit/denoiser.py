@@ -50,6 +50,11 @@ class Network(Protocol):
         """Positions count latent frames: what is given must be the beginning of a clip."""
 
     @property
+    def beside(self) -> int:
+        """Channels of `Condition.beside` for each place of the latents, a mask's and an image's:
+        such a network is given the image that a video begins with, and nothing else."""
+
+    @property
     def null_key(self) -> bool:
         """A dropped caption leaves a learned null key; otherwise, with a pretrained encoder, the
         features of the empty text take its place, as in published models."""

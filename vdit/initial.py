@@ -108,7 +108,7 @@ def shapes(config: ConfigDict, stage: str, folder: Path) -> dict[str, Any]:
         return {"vae": jax.eval_shape(init, video, noise)["params"]}
     encoder = build_text_encoder(config, build_tokenizer(config, folder))
     groups = {"dit": denoiser_shapes(config, encoder.dim)}
-    if not encoder.frozen:
+    if not encoder.frozen and stage == "dit":
         groups["text"] = text_shapes(encoder, config.text.length)
     return groups
 

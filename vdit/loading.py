@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from vdit import shipped
 from vdit.config.classes import read_classes
-from vdit.config.denoiser import build_denoiser
+from vdit.config.denoiser import build_denoiser, build_image_encoder, conditions_content
 from vdit.config.identity import USED, read_config
-from vdit.config.text import build_text_encoder, build_tokenizer, text_content
+from vdit.config.shared import value_of
+from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.runtime import averages
@@ -31,7 +32,9 @@ class Parts(NamedTuple):
     config: ConfigDict
     tokenizer: Tokenizer
     encoder: TextEncoder
-    params: dict[str, Any]  # groups vae, dit and text; and the "empty" text, if there is one
+    # Groups vae, dit and text, of two experts "low"; and the "empty" text, if there is one, and
+    # those of the image encoder
+    params: dict[str, Any]
     statistics: dict[str, np.ndarray]  # "mean" and "std" of the latents
     classes: list[str]  # their names, for a class-conditional model
 
@@ -90,19 +93,29 @@ def read_parts(
     encoder = build_text_encoder(config, tokenizer)
     params: dict[str, Any] = {}
     meta: dict[str, Any] = {}
-    for stage in ("vae", "dit"):
+    experts = ("dit", "low") if config.dit.model == "wan" and config.dit.wan.boundary else ()
+    for stage in ("vae", *(experts or ("dit",))):
         split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
         _, groups, meta = read_stage(workdir, stage, split, config.sample.ema)
-        params |= groups
-    content = text_content(config)
-    if any(meta["fields"].get(name) != value for name, value in content.items()):
-        raise UserError(
-            f"text.path={config.text.path} holds another text encoder than that of {workdir}"
-        )
+        params |= {name: groups[name] for name in ("vae", "text") if name in groups}
+        if "dit" in groups:  # a single device may not hold two experts
+            to_host = mesh is None and stage in experts
+            params[stage] = jax.device_get(groups["dit"]) if to_host else groups["dit"]
+        del groups
+    for name, value in conditions_content(config).items():
+        if meta["fields"].get(name) != value:
+            path, what = "dit.wan.image_path", "image"
+            if name == "text.content":
+                path, what = "text.path", "text"
+            where = f"{path}={value_of(config, path)}"
+            raise UserError(f"{where} holds another {what} encoder than that of {workdir}")
+    images = build_image_encoder(config)
     with contextlib.nullcontext() if mesh is None else host_memory():
         if encoder.frozen:
             ids = np.zeros((1, tokenizer.length), np.int32)
             params["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
+        if images is not None:
+            params["image"] = images.load()
         denoiser = build_denoiser(config, encoder)
         if empty := denoiser.empty_text(tokenizer, params.get("text")):
             params["empty"] = empty

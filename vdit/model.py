@@ -22,27 +22,31 @@ from ml_collections import ConfigDict
 
 from vdit.config import joined
 from vdit.config.autoencoder import build_vae
-from vdit.config.denoiser import build_denoiser, token_pixels
+from vdit.config.denoiser import build_denoiser, build_process, token_pixels
 from vdit.denoiser import Denoiser
 from vdit.diffusion.guidance import guided, projected, pushed, within
 from vdit.diffusion.sampler import (
     SAMPLERS,
     Denoise,
     Sampler,
+    advance,
+    begin,
     configured,
     initial_noise,
-    sample,
 )
-from vdit.diffusion.schedule import Process
+from vdit.diffusion.schedule import Process, seen
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
 from vdit.models.dit import without_attention
 from vdit.models.text import TextEncoder
 from vdit.nn.narrow import operand_dtypes
-from vdit.nn.patch import pad_to_multiple, to_float, to_uint8, unpatchify
+from vdit.nn.patch import pad_to_multiple, patchify, to_float, to_uint8, unpatchify
+from vdit.runtime.machine import device_memory
 from vdit.runtime.mesh import gather, replicate, replicated, sampling_mesh, spread
 from vdit.runtime.processes import Watch
 from vdit.tokens import dense_tokens, filled
+
+TOGETHER = 2 / 3  # most of a device's memory that two experts may fill; activations need some
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Settings:
     guidance_levels: tuple[float, float]
     guidance_parallel: float
     guidance_radius: float
+    guidance_low: float = 0.0
 
     def make(self) -> Sampler:
         """The sampler, with those options that it has."""
@@ -121,8 +126,8 @@ class Codec:
         return self.vae.apply(params, latent, state, method=self.vae.decode)
 
     def encode(self, video_BTHWC: np.ndarray) -> jax.Array:
-        """Normalised latents (B, n, h, w, Z) of uint8 videos of 1 + k·p frames."""
-        encode = functools.partial(self._encode, self.params)
+        """Normalised latents (B, n, h, w, Z) of videos of 1 + k·p frames with values 0 to 255."""
+        encode = functools.partial(self._encode, {"vae": self.params["vae"]})
         p, chunk = self.config.vae.patch[0], self.config.vae.chunk
         latent = encode_in_chunks(encode, video_BTHWC, p, chunk)
         return (latent - self._shape("mean")) / self._shape("std")
@@ -132,7 +137,7 @@ class Codec:
     ) -> Iterator[np.ndarray]:
         """uint8 videos of normalised latents, in parts (B, t, height, width, 3)."""
         latent = latent_BnhwZ * self._shape("std") + self._shape("mean")
-        decode, vae = functools.partial(self._decode, self.params), self.config.vae
+        decode, vae = functools.partial(self._decode, {"vae": self.params["vae"]}), self.config.vae
         for part in decode_in_chunks(decode, latent, tuple(vae.patch), vae.chunk, vae.tile):
             yield np.asarray(self._pixels(part))[:, :, :height, :width]
 
@@ -156,13 +161,39 @@ class Inputs(NamedTuple):
     seeds_B: Any
     label_B: Any  # class numbers, -1 for none; None unless the model is class-conditional
     negative: Any = None  # mask (B, J, S) and features (B, J, S, E) for the null rows of guidance
+    beside_BnhwZ: Any = None  # of a network with channels beside the noisy ones
+    image_BSE: Any = None  # an image's features, S of them
+
+
+class Phase(NamedTuple):
+    """The steps that one network takes: those from `first` on, before `last`."""
+
+    network: str  # its group of parameters
+    first: int
+    last: int
+    guidance: float
+
+
+def phases_of(config: ConfigDict, settings: Settings) -> list[Phase]:
+    """The networks in turn: of two experts, the second takes the steps below the boundary."""
+    if config.dit.model != "wan" or not config.dit.wan.boundary:
+        return [Phase("dit", 0, settings.steps, settings.guidance)]
+    process = seen(build_process(config), settings.spacing)
+    levels = process.network_time(joined.times_of(config, settings)[:-1])
+    high = int((levels >= 1000.0 * config.dit.wan.boundary).sum())
+    phases = [
+        Phase("dit", 0, high, settings.guidance),
+        Phase("low", high, settings.steps, settings.guidance_low or settings.guidance),
+    ]
+    return [phase for phase in phases if phase.first < phase.last]
 
 
 class Scan:
-    """The denoising scan, compiled once for each mesh.
+    """The denoising scan, compiled once for each mesh and phase.
 
-    `params` holds the group "dit" and, if there is one, the "empty" text of `Denoiser.empty_text`.
-    See `sample.Model` for `mesh` and `watch`.
+    `params` holds the group "dit", with two experts "low", and, if there is one, the "empty" text
+    of `Denoiser.empty_text`. Experts are on the host and, where the device's memory does not hold
+    both, take turns on it. See `sample.Model` for `mesh` and `watch`.
     """
 
     def __init__(
@@ -170,51 +201,82 @@ class Scan:
         mesh: Mesh | None = None, watch: Watch | None = None,
     ) -> None:  # fmt: skip
         self.config, self.encoder, self.params, self.mesh = config, encoder, params, mesh
-        self._compiled: dict[Mesh | None, tuple[Any, Any]] = {}
+        self._compiled: dict[Mesh | None, Any] = {}
+        self._networks: dict[tuple[Mesh | None, str], Any] = {}
         self._watch, self._begun = watch or Watch(), list[Any]()
 
     def __call__(self, inputs: Inputs, settings: Settings) -> jax.Array:
         """Normalised latents (B, n, h, w, Z), unchanged where given."""
-        rows = inputs.clean_BnhwZ.shape[0] * (2 if settings.guidance != 1.0 else 1)
-        mesh = self.mesh or sampling_mesh(rows)
+        phases = phases_of(self.config, settings)
+        guided = any(phase.guidance != 1.0 for phase in phases)
+        mesh = self.mesh or sampling_mesh(inputs.clean_BnhwZ.shape[0] * (2 if guided else 1))
         if mesh is None:
-            run, params = self._placed(mesh, inputs, settings)
-            return run(params, inputs, settings=settings)
+            return self._steps(mesh, inputs, settings, phases)
         program = settings, [x.shape for x in jax.tree.leaves(inputs)]
         self._watch.step("sample", len(self._begun) + 1, first=program not in self._begun)
         self._begun.append(program)
         with jax.set_mesh(mesh):
-            run, params = self._placed(mesh, inputs, settings)
-            latent = jax.device_get(run(params, replicate(mesh, inputs), settings=settings))
+            latent = jax.device_get(self._steps(mesh, inputs, settings, phases))
         self._watch.rest()
         return jnp.asarray(latent)
+
+    def _steps(
+        self, mesh: Mesh | None, inputs: Inputs, settings: Settings, phases: list[Phase]
+    ) -> jax.Array:
+        """The phases in turn; each goes on from x and the sampler's state of the one before."""
+        if mesh not in self._compiled:
+            run = self.compiled(mesh)
+            if not self._compiled:
+                plain = dataclasses.replace(settings, push=0.0)  # autoguidance changes none
+                dtypes = operand_dtypes(run, self.params, inputs, settings=plain)
+                for network in {"dit", "low"} & self.params.keys():
+                    narrow(self.params, dtypes, network)
+            self._compiled[mesh] = run
+        given, start = inputs if mesh is None else replicate(mesh, inputs), None
+        for phase in phases:
+            params = self._placed(mesh, phase.network)
+            start = self._compiled[mesh](params, given, start, settings=settings, phase=phase)
+            if len(phases) > 1:  # the next one's parameters may need this one's memory
+                jax.block_until_ready(start)
+        assert start is not None
+        return start
 
     def compiled(self, mesh: Mesh | None, platform: str | None = None) -> Any:
         """run(params, inputs, settings=...) for a mesh, or for one device of `platform` (by default
         this one)."""
         denoiser = build_denoiser(self.config, self.encoder, mesh, platform)
         run = functools.partial(self._run, denoiser, gather(mesh))
-        return jax.jit(run, static_argnames=("settings",), out_shardings=everywhere(mesh))
+        static = ("settings", "phase")
+        return jax.jit(run, static_argnames=static, out_shardings=everywhere(mesh))
 
-    def _placed(
-        self, mesh: Mesh | None, inputs: Inputs, settings: Settings
-    ) -> tuple[Any, dict[str, Any]]:
-        """The compiled scan for a mesh, and its parameters there."""
-        if mesh not in self._compiled:
-            run = self.compiled(mesh)
-            if not self._compiled:
-                plain = dataclasses.replace(settings, push=0.0)  # autoguidance changes none
-                narrow(self.params, operand_dtypes(run, self.params, inputs, settings=plain))
-            params = {name: self.params[name] for name in ("dit", "empty") if name in self.params}
-            if mesh is not None:
-                params = spread(mesh, params)
-            self._compiled[mesh] = run, params
-        return self._compiled[mesh]
+    def _placed(self, mesh: Mesh | None, network: str) -> dict[str, Any]:
+        """A network's parameters, and the empty text's, where the scan runs."""
+        if (mesh, network) not in self._networks:
+            if self._takes_turns(mesh):
+                self._networks.clear()
+            params = {"dit": self.params[network]}
+            params |= {"empty": self.params["empty"]} if "empty" in self.params else {}
+            on_mesh = functools.partial(spread, mesh) if mesh is not None else None
+            self._networks[mesh, network] = (on_mesh or jax.device_put)(params)
+        return self._networks[mesh, network]
+
+    def _takes_turns(self, mesh: Mesh | None) -> bool:
+        """Whether there are two experts, on the host, that would fill too much of a device."""
+        leaves = jax.tree.leaves([self.params.get(name) for name in ("dit", "low")])
+        limit, split = device_memory(), 1 if mesh is None else mesh.size // mesh.shape["data"]
+        if limit is None or "low" not in self.params or not isinstance(leaves[0], np.ndarray):
+            return False
+        return sum(leaf.nbytes for leaf in leaves) / split > TOGETHER * limit
 
     def _run(
         self, denoiser: Denoiser, gather: Callable[[Any], Any] | None, params: dict[str, Any],
-        inputs: Inputs, settings: Settings,
-    ) -> jax.Array:  # fmt: skip
+        inputs: Inputs, start: Any = None, *, settings: Settings, phase: Phase | None = None,
+    ) -> Any:  # fmt: skip
+        """The latents after the last phase, x and the sampler's state after any other."""
+        phase = phase or Phase("dit", 0, settings.steps, settings.guidance)
+        settings = dataclasses.replace(settings, guidance=phase.guidance)
+        process = seen(denoiser.process, settings.spacing)
+        denoiser = dataclasses.replace(denoiser, process=process)
         params = gather(params) if gather else params
         place = inputs.times_Bn, inputs.given_Bn, inputs.starts_BK
         clean, layout = dense_tokens(inputs.clean_BnhwZ, denoiser.patch, *place)
@@ -222,14 +284,21 @@ class Scan:
         assert grid is not None
         layout = filled(layout, denoiser.multiple)
         known = layout.given()[:, :length, None]
-        rows = clean, known, layout, inputs.mask_BJS, inputs.features_BJSE, inputs.label_B
+        beside = inputs.beside_BnhwZ
+        if beside is not None:
+            beside = patchify(beside, (1, *denoiser.patch)).reshape(batch, length, -1)
+        rows = (
+            clean, known, layout, inputs.mask_BJS, inputs.features_BJSE, inputs.label_B, beside,
+            inputs.image_BSE,
+        )  # fmt: skip
         if settings.guidance != 1.0:
-            null = clean, known, layout, *(inputs.negative or rows[3:5]), inputs.label_B
+            null = *rows[:3], *(inputs.negative or rows[3:5]), *rows[5:]
             rows = jax.tree.map(lambda *x: jnp.concatenate(x), rows, null)
-        all_clean, all_known, all_layout, mask, features, label = rows
+        all_clean, all_known, all_layout, mask, features, label, beside, image = rows
         all_layout = jax.tree.map(denoiser.constrain, all_layout)
         drop = (jnp.arange(len(all_clean)) >= batch) & (inputs.negative is None)
         conditions = denoiser.condition(features, mask, drop, label, params.get("empty"))
+        conditions = dataclasses.replace(conditions, beside=beside, image=image)
 
         def denoise(params: Any, x_t: jax.Array, t: jax.Array) -> tuple[jax.Array, Any]:
             # x_t has all rows, or the conditional half.
@@ -241,16 +310,15 @@ class Scan:
             denoised = denoiser(params, x_t, t, layout, condition)
             return jnp.where(known, clean, denoised.x0), denoised.share
 
-        keys_B = jax.vmap(jax.random.key)(inputs.seeds_B)
-        x, _ = sample(
-            steered(denoise, params["dit"], settings, denoiser.process),
-            initial_noise(keys_B, clean.shape[1:]),
-            joined.times_of(self.config, settings),
-            denoiser.process,
-            settings.make(),
-            keys_B,
-        )
-        return unpatchify(x.reshape(batch, *grid, -1), (1, *denoiser.patch))
+        keys_B, sampler = jax.vmap(jax.random.key)(inputs.seeds_B), settings.make()
+        if start is None:
+            start = begin(sampler, initial_noise(keys_B, clean.shape[1:]), keys_B)
+        times = joined.times_of(self.config, settings)[phase.first : phase.last + 1]
+        steer = steered(denoise, params["dit"], settings, process)
+        start, _ = advance(steer, start, times, process, sampler, keys_B, phase.first + 1)
+        if phase.last < settings.steps:
+            return start
+        return unpatchify(start[0].reshape(batch, *grid, -1), (1, *denoiser.patch))
 
 
 def steered(
@@ -282,11 +350,14 @@ def everywhere(mesh: Mesh | None) -> Any:
     return None if mesh is None else replicated(mesh)
 
 
-def narrow(params: dict[str, Any], dtypes: Mapping[str, Any]) -> dict[str, Any]:
-    """The same dict, with the denoiser's kernels in `dtypes` (see `operand_dtypes`): drops float32
+def narrow(
+    params: dict[str, Any], dtypes: Mapping[str, Any], network: str = "dit"
+) -> dict[str, Any]:
+    """The same dict, with a denoiser's kernels in `dtypes` (see `operand_dtypes`): drops float32
     copies that are no longer used, leaf by leaf, so that memory never holds both copies of all."""
-    flat = flatten_dict(params.pop("dit"), sep="/")
-    for path in flat:
-        flat[path] = jnp.asarray(flat[path], dtypes.get(path))
-    params["dit"] = unflatten_dict(flat, sep="/")
+    flat = flatten_dict(params.pop(network), sep="/")
+    for path, leaf in flat.items():
+        on_host = isinstance(leaf, np.ndarray)
+        flat[path] = (np if on_host else jnp).asarray(leaf, dtypes.get(path))
+    params[network] = unflatten_dict(flat, sep="/")
     return params

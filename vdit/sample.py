@@ -17,11 +17,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit.config.denoiser import build_dit, latent_shape
+from vdit.config.denoiser import build_dit, build_image_encoder, latent_shape, token_pixels
 from vdit.errors import UserError
 from vdit.loading import read_parts
 from vdit.model import Codec, Inputs, Scan, Settings, everywhere, settings_of
 from vdit.models.text import TextEncoder, Tokenizer
+from vdit.published.image_folder import resized
 from vdit.runtime.mesh import replicate, spread
 from vdit.runtime.processes import Watch
 from vdit.runtime.progress import say
@@ -36,7 +37,8 @@ MOST_SHOTS, MOST_VIDEOS = 256, 2**16
 class Given:
     """Frames that the video must contain: uint8 (T, H, W, 3) starting at `frame` of the clip.
 
-    The first 1 + k·p of them are used (`whole_spans`).
+    The first 1 + k·p of them are used (`whole_spans`). For a network with latents beside the noisy
+    ones it is one image of any size, which the video begins with (`images`).
     """
 
     video: np.ndarray
@@ -98,6 +100,7 @@ class Model:
             self.codec.encode, self.codec.decode, self.codec.stream,
         )  # fmt: skip
         self.dit = build_dit(config)
+        self.images = build_image_encoder(config)
         self._text = jax.jit(
             lambda params, ids, mask: self.encoder.apply(params["text"], ids, mask),
             out_shardings=everywhere(mesh),
@@ -113,16 +116,24 @@ class Model:
         shape = (len(captions), len(captions[0]))
         return mask.reshape(*shape, -1), features.reshape(*shape, *features.shape[1:])
 
-    def check_parts(self, later: bool) -> None:
-        """Refuses (UserError) given frames and shots for a model with one noise level a row, and
-        shots and frames given `later` for one whose clips can only be continued."""
+    def check_parts(self, given: bool, later: bool) -> None:
+        """Refuses (UserError) frames that are `given` and shots for a model with one noise level a
+        row, and shots and frames given `later` for one whose clips can only be continued."""
         name = self.config.dit.model
-        if self.dit.one_time:
+        if self.dit.beside:
+            if later or not given:
+                raise UserError(
+                    f"dit.model={name} of image to video needs one image, given at 0"
+                    " (--given=IMAGE@0), and takes neither other frames nor shots"
+                )
+        elif not given and not later:
+            return
+        elif self.dit.one_time:
             raise UserError(
                 f"dit.model={name} knows one time for all tokens and one prompt:"
                 " neither given frames nor shots are allowed"
             )
-        if self.dit.from_start and later:
+        elif self.dit.from_start and later:
             raise UserError(
                 f"dit.model={name} continues a clip's beginning, by one prompt: neither frames"
                 " given later nor shots are allowed"
@@ -211,6 +222,8 @@ class Model:
             )
         if not (0 < height <= 8192 and 0 < width <= 8192):
             raise UserError(f"size {height}x{width}: 1x1 to 8192x8192 pixels are allowed")
+        if self.config.dit.model == "wan":
+            height, width = rounded((height, width), token_pixels(self.config))
         frames = self.config.data.frames
         if seconds is not None:
             frames = clip_frames(seconds, fps, self.config.vae.patch[0])
@@ -231,13 +244,14 @@ class Model:
             )
         negatives = negatives or [None] * len(prompts)
         lists = _per_prompt(given, prompts, lambda value: isinstance(value, Given), "lists given")
-        p = self.config.vae.patch[0]
+        p = 0 if self.dit.beside else self.config.vae.patch[0]
         spans = [whole_spans(parts, clip.frames, p) for parts in lists]
         frames = [parts for parts, _ in spans]
         shot_lists = _per_prompt(shots, prompts, _is_shot, "shot lists")
-        if any(frames) or any(shot_lists):
-            later = any(part.frame > 0 for parts in frames for part in parts)
-            self.check_parts(later or any(shot_lists))
+        several = self.dit.beside and any(len(parts) > 1 for parts in frames)
+        later = any(part.frame > 0 for parts in frames for part in parts)
+        some = (all if self.dit.beside else any)(frames)
+        self.check_parts(some, bool(later or several or any(shot_lists)))
         for text in dict.fromkeys(text for _, said in spans for text in said):
             say(text)
         labels = [self.label(prompt) if self.classes else -1 for prompt in prompts]
@@ -282,7 +296,10 @@ class Model:
         clean = np.zeros((len(rows), count, h, w, channels), np.float32)
         times, is_given = [latent_times(count, p, clip.fps)], [np.zeros(count, bool)]
         spans = [row.given for row in rows]
-        for position, span in enumerate(spans[0]):
+        beside, image = None, None
+        if self.dit.beside:
+            beside, image = self._image_inputs([parts[0].video[0] for parts in spans], clip)
+        for position, span in enumerate(() if self.dit.beside else spans[0]):
             video = np.stack([parts[position].video for parts in spans])
             latent = np.asarray(self.encode(video))
             length = latent.shape[1]
@@ -305,7 +322,29 @@ class Model:
         if rows[0].negative is not None:  # shots have no negative captions of their own
             rest = [""] * (len(rows[0].captions) - 1)
             negative = self.text([[row.negative or "", *rest] for row in rows])
-        return Inputs(mask, features, shots, *frames, seeds, labels, negative), count
+        inputs = Inputs(mask, features, shots, *frames, seeds, labels, negative, beside, image)
+        return inputs, count
+
+    def _image_inputs(
+        self, images: Sequence[np.ndarray], clip: Clip
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Of image to video, for an image (H, W, 3) each: mask and latents (B, n, h, w, p + Z) of
+        the video that is the image and then grey, and the image encoder's features (B, S, E)."""
+        size = clip.height, clip.width
+        if other := [x.shape[:2] for x in images if x.shape[0] * size[1] != x.shape[1] * size[0]]:
+            (height, width), to = other[0], f"{size[0]}x{size[1]}"
+            say(f"given image of {height}x{width}: resized to {to}, which changes its aspect")
+        video = np.full((len(images), clip.frames, *size, 3), 127.5, np.float32)
+        video[:, 0] = [resized(image, size, "LANCZOS") for image in images]
+        latent = np.asarray(self.encode(video))
+        mask = np.zeros((*latent.shape[:-1], self.dit.beside - latent.shape[-1]), np.float32)
+        mask[:, 0] = 1.0
+        beside = jnp.asarray(np.concatenate([mask, latent], axis=-1))
+        if self.images is None:
+            return beside, None
+        # By way of the host, as the frames.
+        found = self.images.features(self.params["image"], images)
+        return beside, jnp.asarray(jax.device_get(found))
 
     def _result(
         self, ask: Ask, latent_nhwZ: np.ndarray, clip: Clip, settings: dict[str, Any]
@@ -321,7 +360,8 @@ class Model:
         if begun := int(np.isfinite(ask.starts).sum()):
             pairs = zip(ask.starts[:begun].tolist(), ask.captions[1:], strict=False)
             settings["shots"] = [[round(start, 6), caption] for start, caption in pairs]
-        parts = functools.partial(self._parts, latent_nhwZ[None], ask.given, *clip[2:])
+        shown = [] if self.dit.beside else ask.given  # an image's video is decoded from the start
+        parts = functools.partial(self._parts, latent_nhwZ[None], shown, *clip[2:])
         return Result(settings, parts)
 
     def _parts(
@@ -341,7 +381,8 @@ class Model:
 
 
 def whole_spans(given: Sequence[Given], frames: int, p: int) -> tuple[list[Given], list[str]]:
-    """Given frames cut to spans of 1 + k·p inside a clip of `frames`, and what to say about it.
+    """Given frames cut to spans of 1 + k·p inside a clip of `frames` (p = 0: to one frame), and
+    what to say about it.
 
     The model is conditioned on these, and these are put into its video: both are the same frames.
     Raises UserError for a span outside of the clip.
@@ -354,14 +395,24 @@ def whole_spans(given: Sequence[Given], frames: int, p: int) -> tuple[list[Given
                 f" {frames - 1}, is allowed"
             )
         most = min(len(part.video), frames - part.frame)
-        count = 1 + (most - 1) // p * p
+        count = 1 + (most - 1) // p * p if p else 1
         spans.append(Given(part.video[:count], part.frame))
         if count < len(part.video):
+            takes = f"1, {1 + p}, {1 + 2 * p}, ..." if p else "one image"
             said.append(
                 f"given at frame {part.frame}: the first {count} of {len(part.video)} frames are"
-                f" used, for this model takes 1, {1 + p}, {1 + 2 * p}, ..."
+                f" used, for this model takes {takes}"
             )
     return spans, said
+
+
+def rounded(size: tuple[int, int], multiple: tuple[int, int]) -> tuple[int, int]:
+    """Height and width, each down to a multiple, as published pipelines do; says so."""
+    height, width = (max(x // m, 1) * m for x, m in zip(size, multiple, strict=True))
+    if (height, width) != size:
+        m = "x".join(map(str, multiple))
+        say(f"size {size[0]}x{size[1]} is rounded to {height}x{width}, a multiple of {m}")
+    return height, width
 
 
 def _per_prompt(

@@ -25,8 +25,11 @@ TASKS = ("text", "image", "extend")  # of the stage sample, whose files have the
 PREVIEW = 240  # frames that the animated WebP beside a video has at most
 
 
-def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tuple[Given, str]:
-    """FILE@SECONDS (or FILE, at 0) as frames at `fps` and `size` (height, width), and a message.
+def read_given(
+    text: str, fps: float, size: tuple[int, int] | None, frames: int
+) -> tuple[Given, str]:
+    """FILE@SECONDS (or FILE, at 0) as frames at `fps` and `size` (height, width), and a message;
+    without a size the first frame as it is.
 
     Refuses a time outside the clip of `frames`; cuts frames behind its end.
     """
@@ -40,7 +43,7 @@ def read_given(text: str, fps: float, size: tuple[int, int], frames: int) -> tup
     last = (frames - 1) / fps
     if not 0 <= frame < frames:
         raise UserError(f"--given={text}: the clip lasts from 0 to {last:g} s")
-    video, said = read_clip(name, fps, size, frames)
+    video, said = read_clip(name, fps, size, frames if size else 1)
     if len(video) > frames - frame:
         video = video[: frames - frame]
         said += f", cut to {len(video)} frames"
@@ -95,8 +98,7 @@ def sample_request(
 ) -> list[Path]:  # fmt: skip
     """--mode=sample: generates videos, writes them and returns their paths. Of several processes
     all generate and process 0 writes."""
-    if given or shots:
-        model.check_parts(bool(shots))
+    model.check_parts(bool(given), bool(shots))
     frames, fps, height, width = model.clip(seconds, fps, parse_size(size))
     if seconds is not None and abs(frames / fps - seconds) > 1e-6:
         say(f"{seconds:g} s is rounded up to {frames} frames, {frames / fps:g} s")
@@ -104,7 +106,7 @@ def sample_request(
     check_shots(listed, frames / fps)
     parts = []
     for text in given:
-        part, said = read_given(text, fps, (height, width), frames)
+        part, said = read_given(text, fps, None if model.dit.beside else (height, width), frames)
         parts.append(part)
         say(f"given {said}")
     results = model.generate(

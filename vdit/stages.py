@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 from vdit import initial
 from vdit.config.autoencoder import build_discriminator, build_lpips, build_vae
 from vdit.config.classifier import answer_counts, build_classifier
-from vdit.config.denoiser import auxiliary_losses, build_denoiser, targets, training_times
+from vdit.config.denoiser import (
+    auxiliary_losses,
+    build_denoiser,
+    conditions_content,
+    targets,
+    training_times,
+)
 from vdit.config.identity import (
     DEPENDS,
     changed,
@@ -51,7 +57,9 @@ from vdit.train import Params, Runtime, fit
 def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
     """What a checkpoint says of itself: the fields that it depends on, the content of a text
     encoder's folder among them, and their digest."""
-    content = text_content(config) if "text" in DEPENDS[stage] else {}
+    content = {}
+    if "text" in DEPENDS[stage]:
+        content = (conditions_content if "dit" in DEPENDS[stage] else text_content)(config)
     fields = stage_fields(config, stage) | content
     return {"stage": stage, "fields": fields, "digest": digest(fields)}
 

@@ -32,7 +32,7 @@ def own(source: Path) -> Import:
     joined.check(config)
     look_through_text(config)
     said = weights.read_json(source / OWN, weights.CONFIG_BYTES).get("stages")
-    if not isinstance(said, dict) or not said or said.keys() - {"vae", "dit", "classify"}:
+    if not isinstance(said, dict) or not said or said.keys() - {"vae", "dit", "low", "classify"}:
         raise UserError(f"{source / OWN} names no stages of vdit")
     parts = {}
     for stage, meta in said.items():
@@ -40,7 +40,7 @@ def own(source: Path) -> Import:
         shapes, tensors = own_shapes(config, stage, source), weights.read_headers(source, stage)
         plan = weights.plan(tensors, shapes, [(r"(.*)", r"\1", None)], (), file)
         part = parts[stage] = part_of(config, stage, file, plan, groups=True)
-        if stage == "dit" or (isinstance(meta, dict) and "latents" in meta):
+        if stage in ("dit", "low") or (isinstance(meta, dict) and "latents" in meta):
             part.meta["latents"] = own_statistics(meta, config.vae.channels, source / OWN)
     copied = [source / name for name in COPIED if (source / name).exists()]
     files = {f.name: weights.read_bytes(f, TOKENIZER_BYTES).decode() for f in copied}

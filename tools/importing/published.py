@@ -15,20 +15,30 @@ from tools.importing.parts import Import, Part, configured, part_of
 from vdit import stages
 from vdit.config.autoencoder import build_vae
 from vdit.config.classes import CLASSES, to_json
-from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text, text_content
+from vdit.config.denoiser import conditions_content
+from vdit.config.text import build_text_encoder, build_tokenizer, look_through_text
 from vdit.errors import UserError
 from vdit.initial import denoiser_shapes
 from vdit.models.vae_conv import ConvVAE
-from vdit.published import families, layouts, text_folder, vae_folder, vivit_folder, weights
+from vdit.published import (
+    families,
+    image_folder,
+    layouts,
+    text_folder,
+    vae_folder,
+    vivit_folder,
+    weights,
+)
 from vdit.published.family import Autoencoder, Classifier, Denoiser
 from vdit.published.text_folder import TOKENIZER_BYTES
 
 
 def planned(
-    source: Path, vae: Path | None = None, text: Path | None = None, target: Target | None = None
-) -> Import:
+    source: Path, vae: Path | None = None, text: Path | None = None, target: Target | None = None,
+    image: Path | None = None,
+) -> Import:  # fmt: skip
     """The import of a published folder."""
-    found = folders(source, vae, text)
+    found = folders(source, {"vae": vae, "text": text, "image": image})
     folder = found["denoiser"]
     said = weights.read_json(folder / "config.json", weights.CONFIG_BYTES)
     name, family = families.named(said) or ("", None)
@@ -38,23 +48,27 @@ def planned(
     if not isinstance(family, Autoencoder | Classifier):
         return denoiser(source, found)
     if len(found) > 1:
-        raise UserError(f"--vae or --text with {folder} of {name}: only a denoiser takes them")
+        flags = "--vae, --text or --image"
+        raise UserError(f"{flags} with {folder} of {name}: only a denoiser takes them")
     return classifier(folder, target) if isinstance(family, Classifier) else autoencoder(folder)
 
 
-def folders(source: Path, vae: Path | None, text: Path | None) -> dict[str, Path]:
-    """The folders "denoiser", and, if they exist, "vae" and "text_encoder"."""
-    for flag, path in (("source", source), ("vae", vae), ("text", text)):
+def folders(source: Path, given: Mapping[str, Path | None]) -> dict[str, Path]:
+    """The folders "denoiser", and, if they exist, "low" (a second denoiser) and `layouts.PARTS`."""
+    for flag, path in {"source": source, **given}.items():
+        if path is not None and path.suffix in weights.PICKLES:
+            raise UserError(weights.pickled(f"--{flag}={path}"))
         if path is not None and not path.is_dir():
             raise UserError(f"--{flag}={path}: there is no such folder")
     found = {name: source / name for name in layouts.PARTS if (source / name).is_dir()}
-    names = dict.fromkeys(layout.folder for layout in layouts.LAYOUTS.values())
-    denoisers = [found.pop(name) for name in names if name in found]
-    if found and not denoisers:
-        raise UserError(f"{source} holds no folder {' or '.join(names)}")
-    given = {"vae": vae, "text_encoder": text}
-    more = {name: path for name, path in given.items() if path is not None}
-    return found | more | {"denoiser": (denoisers or [source])[0]}
+    names = [name for name in layouts.DENOISERS if (source / name).is_dir()]
+    if found and not names:
+        raise UserError(f"{source} holds no folder {' or '.join(layouts.DENOISERS)}")
+    parts = {"vae": "vae", "text": "text_encoder", "image": "image_encoder"}
+    found |= {parts[flag]: path for flag, path in given.items() if path is not None}
+    found["denoiser"] = source / names[0] if names else source
+    second = layouts.DENOISERS[names[0]] if names else ""
+    return found | ({"low": source / second} if second and (source / second).is_dir() else {})
 
 
 def class_names(source: Path, count: int) -> list[str]:
@@ -130,13 +144,13 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
         changes = layout.to_vdit(numbers)
     except UserError as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
-    changes |= layout.schedule(source / "scheduler" / "scheduler_config.json")
     index = source / "model_index.json"
-    if index.exists():
-        try:
-            changes |= layout.pipeline(weights.read_json(index, TOKENIZER_BYTES))
-        except UserError as error:
-            raise UserError(f"{index}: {error}") from error
+    said = weights.read_json(index, TOKENIZER_BYTES) if index.exists() else None
+    try:
+        changes |= layout.pipeline(said, changes, "low" in found)
+    except UserError as error:
+        raise UserError(f"{index}: {error}") from error
+    changes |= layout.schedule(source / "scheduler" / "scheduler_config.json")
     plans: dict[str, tuple[Path, weights.Plan]] = {}
     statistics = layout.latents(changes["vae.channels"])
     if "vae" in found:
@@ -147,21 +161,30 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
         plans["vae"] = found["vae"], plan
     if changes.get("text.encoder") in text_folder.FAMILIES and "text_encoder" in found:
         changes["text.path"] = str(found["text_encoder"].absolute())
+    if changes.get("dit.wan.image") and "image_encoder" in found:
+        changes["dit.wan.image_path"] = str(found["image_encoder"].absolute())
     config = configured(changes)
     width = numbers.get(layout.text, 1)
     if config.text.path:
         check_text(config, folder, width)
-    tensors = weights.read_headers(folder, layouts.STEM)
+    check_image(config, folder)
+    more: dict[str, Any] = {}
     abstract, layers = denoiser_shapes(config, width), layout.layers(numbers)
-    plan = weights.plan(tensors, abstract, layout.rows, layout.others, folder, layers)
-    plans["dit"] = folder, plan
-    imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
-    more = {"dit": {"latents": statistics, "imported": imported}}
-    # A denoiser may be imported without its text encoder's folder.
-    content = text_content(config) if config.text.path else {}
+    for stage, where in (("dit", folder), ("low", found.get("low"))):
+        if where is None:
+            continue
+        if layouts.read_layout(where, others) != (name, numbers):
+            raise UserError(f"{where / 'config.json'} is of another network than {folder}")
+        tensors = weights.read_headers(where, layouts.STEM)
+        plan = weights.plan(tensors, abstract, layout.rows, layout.others, where, layers)
+        plans[stage] = where, plan
+        imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
+        more[stage] = {"latents": statistics, "imported": imported}
+    # A denoiser may be imported without the folders of its encoders.
+    content = conditions_content(config)
     parts = {}
     for stage, (where, made) in plans.items():
-        fields = stages.stage_fields(config, stage) | (content if stage == "dit" else {})
+        fields = stages.stage_fields(config, stage) | (content if stage in more else {})
         meta = {"stage": stage, "fields": fields, "digest": stages.digest(fields)}
         parts[stage] = Part(where, made, meta | more.get(stage, {}))
     classes = class_names(source, config.dit.paper.classes)
@@ -184,6 +207,19 @@ def its_autoencoder(
         pixels = side * module.patch[1]
         fields |= {"data.size": (pixels, pixels), "sample.zoom": max(1, 256 // pixels)}
     return fields, plan
+
+
+def check_image(config: ConfigDict, folder: Path) -> None:
+    """Refuses an image encoder's folder that does not fit the denoiser in `folder`."""
+    path, wanted = config.dit.wan.image_path, config.dit.wan.image
+    if not path:
+        return
+    encoder = image_folder.read(path)
+    weights.look_through(encoder.plan)
+    if encoder.module.width != wanted:
+        raise UserError(
+            f"{path} has features of {encoder.module.width} numbers; allowed by {folder}: {wanted}"
+        )
 
 
 def check_text(config: ConfigDict, folder: Path, width: int) -> None:

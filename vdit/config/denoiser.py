@@ -12,15 +12,18 @@ from ml_collections import ConfigDict
 from vdit.config import shared
 from vdit.config.autoencoder import build_vae
 from vdit.config.run import machine
+from vdit.config.text import text_content
 from vdit.data import sources
 from vdit.denoiser import Denoiser, Network
 from vdit.diffusion import schedule
 from vdit.diffusion.prediction import PREDICTIONS, WEIGHTS
+from vdit.errors import UserError
 from vdit.models import dit_paper, unet, wan
 from vdit.models.dit import AXES, TEXTS, DiT, preset
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import padded
 from vdit.objectives.auxiliary import Weighted, auxiliary, target_names
+from vdit.published import image_folder
 from vdit.runtime.mesh import sequence_constraint
 
 
@@ -84,7 +87,7 @@ def check(config: ConfigDict) -> None:
         raise shared.refusal(config, "dit.caption_drop", "0 to 1 is allowed")
 
 
-SECTION = shared.Section(fields, check, free=shared.FREE_OF_TRAINING)
+SECTION = shared.Section(fields, check, free=(*shared.FREE_OF_TRAINING, "wan.image_path"))
 
 
 class Row(NamedTuple):
@@ -170,7 +173,11 @@ def _wan_fields() -> ConfigDict:
     wan.hidden = 8960  # width of the MLPs
     wan.beside = 0  # image to video: channels of a mask and latents beside the noisy ones, or 20
     wan.image = 0  # Wan 2.1's image to video: width of an image's features (CLIP: 1280)
+    wan.image_path = ""  # folder of the image encoder
     wan.token_times = False  # a noise level for each token (TI2V): a video's beginning may be given
+    # Two experts (A14B): stage low has the one for noise levels below this, stage dit that for all
+    # others. 0: one network for all
+    wan.boundary = 0.0
     return wan
 
 
@@ -182,6 +189,8 @@ def _check_wan(config: ConfigDict) -> None:
     if min(config.dit.wan.beside, config.dit.wan.image) < 0:
         fields = "dit.wan.beside dit.wan.image"
         raise shared.refusal(config, fields, "numbers of at least 0 are allowed")
+    if not 0.0 <= config.dit.wan.boundary < 1.0:
+        raise shared.refusal(config, "dit.wan.boundary", "0 to 1 is allowed")
     if config.dit.axes != "joint" or config.dit.learned_variance:
         fields = "dit.axes dit.learned_variance dit.model"
         raise shared.refusal(config, fields, "joint and False, the defaults, are allowed")
@@ -189,8 +198,8 @@ def _check_wan(config: ConfigDict) -> None:
 
 def _build_wan(config: ConfigDict, **options: Any) -> wan.Wan:
     taken = {name: x for name, x in options.items() if name not in ("axes", "learned_variance")}
-    patch, length = tuple(config.dit.patch), config.text.length
-    return wan.Wan(patch=patch, text_length=length, **config.dit.wan, **taken)
+    own = {x: config.dit.wan[x] for x in ("hidden", "beside", "image", "token_times")}
+    return wan.Wan(patch=tuple(config.dit.patch), text_length=config.text.length, **own, **taken)
 
 
 DENOISERS = {
@@ -235,6 +244,24 @@ def auxiliary_losses(config: ConfigDict, network: Network) -> list[Weighted]:
     if chosen == ("auto",):
         chosen = AUTO if sources.chosen(config).truth and network.layers else ()
     return auxiliary(chosen, network)
+
+
+def build_image_encoder(config: ConfigDict) -> image_folder.Encoder | None:
+    """The image encoder of a network that reads one's features; None for any other."""
+    if config.dit.model != "wan" or not config.dit.wan.image:
+        return None
+    if not config.dit.wan.image_path:
+        raise UserError("dit.wan.image_path is empty: the folder of the image encoder is needed")
+    return image_folder.read(config.dit.wan.image_path, machine(config, None, None).matmul)
+
+
+def conditions_content(config: ConfigDict) -> dict[str, str]:
+    """The digests of the folders of the text and the image encoder, if they are known, which
+    identify them along with the fields."""
+    content = text_content(config) if config.text.path else {}
+    if path := config.dit.wan.image_path:
+        content["dit.wan.image_content"] = image_folder.content(path)
+    return content
 
 
 def targets(config: ConfigDict) -> tuple[str, ...]:

@@ -25,13 +25,14 @@ DEPENDS: dict[str, tuple[str, ...]] = {
     "vae": ("seed", "init", "data", "vae"),
     "latents": ("seed", "init", "data", "vae", "latents", "text"),
     "dit": ("seed", "init", "data", "vae", "latents", "text", "dit"),
+    "low": ("seed", "init", "data", "vae", "latents", "text", "dit"),
     "classify": ("seed", "data", "classify"),
 }
 
 # The groups of parameters that each stage trains and that are used afterwards: a discriminator and
 # the heads of auxiliary losses serve training alone.
 USED: dict[str, tuple[str, ...]] = {
-    "vae": ("vae",), "dit": ("dit", "text"), "classify": ("vivit",)
+    "vae": ("vae",), "dit": ("dit", "text"), "low": ("dit",), "classify": ("vivit",)
 }  # fmt: skip
 
 

@@ -115,9 +115,10 @@ def is_text(value: Any) -> bool:
 
 
 def read_clip(
-    path: AnyPath, fps: float, size: tuple[int, int], frames: int
+    path: AnyPath, fps: float, size: tuple[int, int] | None, frames: int
 ) -> tuple[np.ndarray, str]:
-    """The first `frames` frames, or fewer, at `fps`, uint8 (T, H, W, 3) of `size`; and a summary.
+    """The first `frames` frames, or fewer, at `fps`, uint8 (T, H, W, 3) of `size` (None: of the
+    file's); and a summary.
 
     Raises `DecodeError`.
     """
@@ -126,7 +127,7 @@ def read_clip(
         video = np.concatenate(list(decoder.stream(path, fps, size, until=frames / fps)))
     said = f"{path}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
     said += "".join(f", {text}" for name, text in TREATED.items() if name in info.treated.split())
-    if (info.height, info.width) != size:
+    if size is not None and (info.height, info.width) != size:
         said += f", resized to {size[1]}x{size[0]}"
     return video[:frames], said
 

@@ -231,10 +231,27 @@ def sample(
     whose leaves are stacked over the N steps. x is exactly the denoiser's last x0 where the last
     time is 0. One scan: the denoiser is compiled once, whatever N is.
     """
+    start = begin(sampler, x_init, keys)
+    (x, _), aux = advance(denoise, start, times, process, sampler, keys, every_step=every_step)
+    return x, aux
+
+
+def begin(sampler: Sampler, x_init: jax.Array, keys: jax.Array) -> tuple[jax.Array, Any]:
+    """x in float32 and the sampler's state before the first step."""
     if keys.shape[0] != x_init.shape[0]:
         raise UserError(f"{keys.shape[0]} keys for {x_init.shape[0]} samples: one each is allowed")
+    x = x_init.astype(jnp.float32)
+    return x, sampler.init(x)
+
+
+def advance(
+    denoise: Denoise, start: tuple[jax.Array, Any], times: jax.Array, process: Process,
+    sampler: Sampler, keys: jax.Array, first: int = 1, every_step: bool = False,
+) -> tuple[tuple[jax.Array, Any], Any]:  # fmt: skip
+    """`sample` from x and a state, of which `times[0]` begins step number `first`: ((x, state),
+    aux), from which another call goes on."""
     times = jnp.asarray(times, jnp.float32)
-    x_init = x_init.astype(jnp.float32)
+    x_init, state = start
 
     def body(carry: tuple, inputs: tuple) -> tuple[tuple, Made | None]:
         x, state, _ = carry
@@ -247,8 +264,8 @@ def sample(
     aux = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(denoise, x_init, times[0])[1]
     )
-    numbers = jnp.arange(1, times.shape[0])
-    (x, _, aux), made = jax.lax.scan(
-        body, (x_init, sampler.init(x_init), aux), (times[:-1], times[1:], numbers)
+    numbers = jnp.arange(first, first + times.shape[0] - 1)
+    (x, state, aux), made = jax.lax.scan(
+        body, (x_init, state, aux), (times[:-1], times[1:], numbers)
     )
-    return x, made if every_step else aux
+    return (x, state), made if every_step else aux

@@ -154,6 +154,7 @@ class DiT(nn.Module):
     theta: tuple[float, float, float] = (10_000.0, 100.0, 100.0)
     one_time = False
     from_start = False
+    beside = 0
     null_key = True
     attend: Attend = dot_product.attend
     unroll: int = 1

@@ -168,6 +168,7 @@ class DiTPaper(nn.Module):
     epsilons: tuple[float, float] = (1e-6, 1e-6)
     one_time = True
     from_start = True
+    beside = 0
     layers = 0
     attend: Attend = dot_product.attend
     unroll: int = 1

@@ -191,6 +191,7 @@ class UNet(nn.Module):
     learned_variance: bool = False
     one_time = True
     from_start = True
+    beside = 0
     layers = 0
     null_key = False
     attend: Attend = dot_product.attend

@@ -38,7 +38,7 @@ def pad_to_multiple(x_BTHWC: jax.Array, multiple: tuple[int, int]) -> jax.Array:
 
 
 def to_float(video: jax.Array) -> jax.Array:
-    """uint8 pixels to [-1, 1]."""
+    """Pixels of 0 to 255 to [-1, 1]."""
     return video.astype(jnp.float32) / 127.5 - 1.0
 
 

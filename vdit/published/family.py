@@ -37,11 +37,14 @@ class Denoiser:
     # Reads further fields, which `weights.fields` cannot check.
     more: Callable[[Config, Path], dict[str, Any]] = lambda config, folder: {}
     layers: Callable[[Config], int] = lambda config: 1  # repeats of a tensor with {*} in its name
-    folder: str = "transformer"  # in a pipeline's folder
+    # In a pipeline's folder: the network's folder, and that of a second one for low noise levels.
+    folders: tuple[tuple[str, str], ...] = (("transformer", ""),)
     autoencoders: tuple[str, ...] = ("AutoencoderKL",)  # allowed classes in a pipeline
     text: str = ""  # field of config.json with the width of the text features
     text_kernel: str = ""  # suffix of a kernel's path whose axis -2 has that width
-    pipeline: Callable[[Config], dict[str, Any]] = lambda config: {}  # from a model_index.json
+    # From a model_index.json (None: there is none), the fields of `to_vdit`, and whether there are
+    # two networks.
+    pipeline: Callable[[Config | None, Config, bool], dict[str, Any]] = lambda *given: {}
     any_size: bool = False  # config.json does not say the size and the length of clips
 
     field: ClassVar[str] = "_class_name"

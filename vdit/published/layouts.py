@@ -11,8 +11,10 @@ from vdit.published.weights import CONFIG_BYTES, check_fixed, fields, read_json
 
 STEM = "diffusion_pytorch_model"  # of the weights' files
 LAYOUTS = families.of(Denoiser)
-# Folders of a pipeline's parts that are read.
-PARTS = (*dict.fromkeys(layout.folder for layout in LAYOUTS.values()), "vae", "text_encoder")
+# Folders of a pipeline's denoisers, each with that of a second one, or "".
+DENOISERS = dict(pair for layout in LAYOUTS.values() for pair in layout.folders)
+# Folders of a pipeline's other parts that are read.
+PARTS = ("vae", "text_encoder", "image_encoder")
 
 
 def read_layout(folder: Path, others: Sequence[str] = ()) -> tuple[str, dict[str, Any]]:

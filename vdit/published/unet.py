@@ -143,7 +143,7 @@ FAMILY = Denoiser(
     from_vdit=_from_vdit,
     schedule=partial(sd.table_schedule, process="scaled_linear"),
     latents=sd.sd_latents,
-    folder="unet",
+    folders=(("unet", ""),),
     text="cross_attention_dim",
     text_kernel="/text/k/kernel",
 )  # fmt: skip

@@ -33,6 +33,7 @@ HEADER_BYTES = 2**24  # limit of a header or an index: 100,000 tensors fit
 SAMPLE_BYTES = 4096  # of each tensor, for the digest
 PIECE_BYTES = 2**24  # read at once by `look_through`
 LARGEST = 2**24  # limit of a number in a config.json
+PICKLES = (".pth", ".pt", ".ckpt", ".bin")  # files of torch, which hold code as well
 AXES = 8  # limit of a tensor's axes
 
 # dtypes that a parameter may have, by the format's names.
@@ -216,16 +217,25 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
+def pickled(name: str) -> str:
+    """What is said of a file of torch."""
+    return (
+        f"{name} is a pickle, which is not read: where torch is installed, python -c 'import sys,"
+        " torch, safetensors.torch as s; s.save_file(torch.load(sys.argv[1], weights_only=True),"
+        " sys.argv[2])' FILE.pth FILE.safetensors converts it"
+    )
+
+
 def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     """All tensors of a folder: `stem`.safetensors, or the shards in its index."""
     single, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
     if single.exists():
         return read_header(single)
     if not index.exists():
-        raise UserError(
-            f"{folder} holds neither {single.name} nor {index.name}; weights of other formats"
-            " are not read"
-        )
+        line = f"{folder} holds neither {single.name} nor {index.name}"
+        if pickles := sorted(f.name for f in folder.glob("*") if f.suffix in PICKLES):
+            raise UserError(f"{line}; {pickled(pickles[0])}")
+        raise UserError(f"{line}; weights of other formats are not read")
     named = read_json(index, HEADER_BYTES).get("weight_map")
     if not isinstance(named, dict) or not all(isinstance(file, str) for file in named.values()):
         raise UserError(f"cannot read {index}: its weight_map does not map tensors to files")

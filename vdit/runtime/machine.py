@@ -68,6 +68,11 @@ def matmul(name: str, mesh: Mesh | None = None, platform: str | None = None) -> 
     return Matmul(operand_dtype(name, mesh, platform), flatten=one, on_cpu=on_cpu)
 
 
+def device_memory() -> int | None:
+    """Bytes of the first device that programs may use; None where it does not say so."""
+    return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
+
+
 def host_memory() -> AbstractContextManager[Any]:
     """A context that places new arrays in the host's memory (on the first device where JAX has no
     CPU backend)."""

@@ -1,17 +1,26 @@
 """The transformer of Wan 2.1 and 2.2 as diffusers' WanTransformer3DModel.
 
-The original release's WanModel is read too, of text to video and TI2V.
-Source of the names: diffusers 0.42, and Wan2.1's wan/modules/model.py.
+The original release's WanModel is read too, of text to video, image to video and TI2V.
+Source of the names: diffusers 0.42, and Wan2.1's wan/modules/model.py; of how to sample: diffusers'
+schedulers and pipelines, and wan/configs of both releases.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vdit.errors import UserError
 from vdit.models.dit import preset
 from vdit.published.family import CUBE, Config, Denoiser, Sizes, layer, layers
 from vdit.published.stable_diffusion import ONE_TIME
-from vdit.published.weights import CONFIG_BYTES, Row, check_fixed, check_heads, fields, read_json
+from vdit.published.weights import (
+    CONFIG_BYTES,
+    Row,
+    check_fixed,
+    check_heads,
+    fields,
+    read_headers,
+    read_json,
+)
 
 # Parameters by their names here, in diffusers and in the original release.
 _NAMES = (
@@ -60,12 +69,18 @@ ROWS = (
     *_rows(2, "modulation", "head.modulation"),
 )
 
-# A scheduler's field of the shift, and further fields with the values that are read.
-SHIFTS: dict[str, tuple[str, dict[str, Any]]] = {
-    "UniPCMultistepScheduler": ("flow_shift", {
+# vdit's sampler of a scheduler, its field of the shift, and further fields with the values that are
+# read. Euler's grid is shifted once.
+UNIPC = {"sample.sampler": "unipc", "sample.order": 2, "sample.spacing": "flow_sigmas"}
+SCHEDULERS: dict[str, tuple[dict[str, Any], str, dict[str, Any]]] = {
+    "UniPCMultistepScheduler": (UNIPC, "flow_shift", {
         "use_flow_sigmas": True, "prediction_type": "flow_prediction", "thresholding": False,
+        "solver_order": 2, "predict_x0": True, "lower_order_final": True, "disable_corrector": [],
+        "solver_p": None, "use_karras_sigmas": False, "use_exponential_sigmas": False,
+        "use_beta_sigmas": False, "final_sigmas_type": "zero", "use_dynamic_shifting": False,
+        "shift_terminal": None,
     }),
-    "FlowMatchEulerDiscreteScheduler": ("shift", {
+    "FlowMatchEulerDiscreteScheduler": ({"sample.sampler": "euler"}, "shift", {
         "use_dynamic_shifting": False, "shift_terminal": None, "use_karras_sigmas": False,
         "use_exponential_sigmas": False, "use_beta_sigmas": False, "stochastic_sampling": False,
         "invert_sigmas": False,
@@ -73,8 +88,23 @@ SHIFTS: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+class Published(NamedTuple):
+    """How a model was sampled in its release, where a folder does not say it."""
+
+    steps: int
+    shift: float
+    guidance: float
+    guidance_low: float = 0.0  # of the second expert
+    boundary: float = 0.0  # the first expert's least noise level
+
+
+# By whether an image's latents are beside the noisy ones.
+ONE = {False: Published(50, 5.0, 5.0), True: Published(40, 5.0, 5.0)}
+TWO = {False: Published(40, 12.0, 4.0, 3.0, 0.875), True: Published(40, 5.0, 3.5, 3.5, 0.9)}
+
 _ORIGINAL = {
-    "dim": 2048, "num_heads": 16, "in_dim": 16, "out_dim": 16, "model_type": ("t2v", "ti2v"),
+    "dim": 2048, "num_heads": 16, "in_dim": 16, "out_dim": 16,
+    "model_type": ("t2v", "ti2v", "i2v"),
 }  # fmt: skip
 
 
@@ -84,29 +114,55 @@ def _original(config: Config, folder: Path) -> dict[str, Any]:
         return {}
     width, heads, channels, out, _ = fields(config, _ORIGINAL, folder).values()
     check_heads(width, heads, folder)
-    size = {"num_attention_heads": heads, "attention_head_dim": width // heads}
+    size = {"num_attention_heads": heads, "attention_head_dim": width // heads, "original": True}
+    image = read_headers(folder, "diffusion_pytorch_model").get("img_emb.proj.0.weight")
+    if image is not None and image.shape:  # of 2.1 alone: config.json does not say so
+        size |= {"image_dim": image.shape[0], "added_kv_proj_dim": width}
     return size | {"in_channels": channels, "out_channels": out}
 
 
 def _schedule(path: Path) -> dict[str, Any]:
-    """vdit's shift from a scheduler_config.json, if it exists."""
+    """vdit's sampler and shift from a scheduler_config.json, if it exists."""
     if not path.exists():
         return {}
     config = read_json(path, CONFIG_BYTES)
     kind = config.get("_class_name")
-    if kind not in SHIFTS:
-        known = " or ".join(SHIFTS)
+    if kind not in SCHEDULERS:
+        known = " or ".join(SCHEDULERS)
         raise UserError(f"{path}: _class_name is {str(kind)[:100]!r}; allowed: {known}")
-    name, fixed = SHIFTS[kind]
+    sampler, name, fixed = SCHEDULERS[kind]
     check_fixed(config, {"num_train_timesteps": 1000, **fixed}, path)
-    return {"dit.shift": float(fields(config, {name: 1.0}, path.parent)[name])}
+    shift = float(fields(config, {name: 1.0}, path.parent)[name])
+    found = {"sample.spacing": "trailing", **sampler, "dit.shift": shift}
+    if sampler is UNIPC:
+        solver = fields(config, {"solver_type": ("bh2", "bh1")}, path.parent)
+        found["sample.bh"] = solver["solver_type"]
+    return found
 
 
-def _pipeline(config: Config) -> dict[str, Any]:
-    """vdit's fields from a model_index.json."""
-    if config.get("boundary_ratio") is not None:
-        raise UserError("boundary_ratio is set: two experts; pipelines of one are allowed")
-    return {"dit.wan.token_times": bool(config.get("expand_timesteps"))}
+def _pipeline(index: Config | None, found: Config, two: bool) -> dict[str, Any]:
+    """vdit's fields from a model_index.json, and the sampling of two experts."""
+    published = TWO[found["dit.wan.beside"] > 0]
+    boundary = published.boundary if index is None and two else (index or {}).get("boundary_ratio")
+    if (boundary is not None) != two:
+        there = "there is a second expert" if two else "there are no two experts"
+        raise UserError(f"boundary_ratio is {boundary}, but {there} (transformer_2)")
+    more: dict[str, Any] = {}
+    if two:
+        if not isinstance(boundary, float) or not 0.0 < boundary < 1.0:
+            raise UserError(f"boundary_ratio is {boundary!r}; allowed: a number between 0 and 1")
+        more = _sampling(published._replace(boundary=boundary))
+    if index is not None:
+        more["dit.wan.token_times"] = bool(index.get("expand_timesteps"))
+    return more
+
+
+def _sampling(published: Published) -> dict[str, Any]:
+    return {
+        "sample.steps": published.steps, "dit.shift": published.shift,
+        "sample.guidance": published.guidance, "sample.guidance_low": published.guidance_low,
+        "dit.wan.boundary": published.boundary,
+    }  # fmt: skip
 
 
 def _to_vdit(config: Config) -> dict[str, Any]:
@@ -132,10 +188,10 @@ def _to_vdit(config: Config) -> dict[str, Any]:
         "text.encoder": "umt5", "text.length": 512,
         "dit.model": "wan", "dit.preset": f"{width}x{config['num_layers']}x{heads}",
         "dit.patch": (2, 2), "dit.wan.hidden": config["ffn_dim"], "dit.wan.beside": beside,
-        "dit.wan.image": image, "dit.wan.token_times": large, "dit.shift": 5.0 if large else 3.0,
-        "dit.logit_normal": (), **{f"dit.given.{name}": 0.0 for name in ONE_TIME},
-        "dit.given.text": 1.0, "sample.sampler": "euler", "sample.steps": 50,
-        "sample.guidance": 5.0, "sample.batch": 1, "sample.zoom": 1,
+        "dit.wan.image": image, "dit.wan.token_times": large, "dit.logit_normal": (),
+        **{f"dit.given.{name}": 0.0 for name in ONE_TIME}, "dit.given.text": 1.0,
+        "sample.batch": 1, "sample.zoom": 1, **_sampling(ONE[beside > 0]), **UNIPC,
+        **({"sample.spacing": "wan"} if config.get("original") else {}),
     }  # fmt: skip
 
 
@@ -181,5 +237,6 @@ FAMILY = Denoiser(
     autoencoders=("AutoencoderKLWan",),
     text="text_dim",
     text_kernel="text_in/kernel",
+    folders=(("transformer", "transformer_2"), ("high_noise_model", "low_noise_model")),
     any_size=True,
 )  # fmt: skip
