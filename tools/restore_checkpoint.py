@@ -29,6 +29,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tools.flags import Parser, mesh_of
+from vdit import shipped
 from vdit.errors import UserError
 from vdit.loading import read_meta, stage_shapes, stages_of
 from vdit.runtime.checkpoint import (
@@ -41,7 +42,7 @@ from vdit.runtime.checkpoint import (
     saved_shapes,
 )
 from vdit.runtime.mesh import param_sharding
-from vdit.shipped import find, is_exported
+from vdit.shipped import is_exported, is_name
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,7 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError("copy needs --to DIR; the other commands do not take it; see --help")
         if options.command != "copy" and (options.mesh or options.drop):
             raise UserError("--mesh and --drop are allowed with copy alone; see --help")
-        options.workdir = find(options.workdir)
+        if is_name(options.workdir):
+            options.workdir = shipped.ROOT / options.workdir  # verified by the commands
         if is_exported(options.workdir):
             return exported(options)
         return COMMANDS[options.command](options)
