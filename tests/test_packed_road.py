@@ -223,7 +223,7 @@ def test_a_mixture_takes_turns() -> None:
         ({"data.shapes": ((17, 32, 32, float("nan")),)}, "height, width, fps"),
         ({"data.shapes": ((17, 3, 32, 10.0),)}, "each 4 or more"),
         ({"dit.given.last": -0.1}, "dit.given is .*shares of 0 and more"),
-        ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "text and prefix not both 0"),
+        ({"dit.given.text": 0.0, "dit.given.prefix": 0.0}, "text, image and prefix not all 0"),
         ({"dit.axes": "factorised"}, "joint is allowed with packed rows"),
         ({"dit.pack": (0, -1, 0)}, "three numbers"),
     ],

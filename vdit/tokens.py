@@ -378,12 +378,15 @@ def patterns(n: int, p: int, fps: float) -> Patterns:
 
 
 def pattern_shares(table: Patterns, shares: Mapping[str, float]) -> np.ndarray:
-    """Probability of each pattern; a share of a family ("prefix") is split over its members."""
+    """Probability of each pattern; a share of a family ("prefix") is split over its members, that
+    of "image" is the first member's of "prefix"."""
     family = [name.rstrip("0123456789") for name in table.names]
-    unknown = set(shares) - set(family) - {"last", "first_last", "suffix", "between", "prefix"}
+    known = {"last", "first_last", "suffix", "between", "prefix", "image"}
+    unknown = set(shares) - set(family) - known
     if unknown:
         raise UserError(f"given: no pattern {sorted(unknown)}; known: {sorted(set(family))}")
     weight = np.array([shares.get(name, 0.0) / family.count(name) for name in family])
+    weight += [shares.get("image", 0.0) * (name == "prefix1") for name in table.names]
     if weight.min() < 0 or weight.sum() <= 0:
         raise UserError(f"given: shares must be at least 0 and not all 0, got {dict(shares)}")
     return weight / weight.sum()

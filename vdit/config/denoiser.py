@@ -54,6 +54,7 @@ def fields() -> ConfigDict:
             dit[name] = row.fields()
     given = dit.given = ConfigDict()  # share of each conditioning pattern in training (tokens.py)
     given.text = 0.82  # no given frames: text to video
+    given.image = 0.0  # the first frame alone
     given.prefix = 0.1  # the first frame, or a span at the start
     given.last = 0.02  # the last frame
     given.first_last = 0.02  # the first and the last frame

@@ -48,7 +48,7 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     _check_text(config)
     network = denoiser.build_dit(config)
     if network.from_start:
-        _check_given(config, ("text",) if network.one_time else ("text", "prefix"))
+        _check_given(config, ("text",) if network.one_time else ("text", "image", "prefix"))
     if config.data.shapes:
         _check_shapes(config)
     _check_sampling(config)
@@ -102,8 +102,8 @@ def _check_shapes(config: ConfigDict) -> None:
             )
     sources.check_limits(config)
     given = config.dit.given
-    if min(given.values()) < 0 or given.text + given.prefix <= 0:
-        allowed = "shares of 0 and more, text and prefix not both 0, are allowed"
+    if min(given.values()) < 0 or given.text + given.image + given.prefix <= 0:
+        allowed = "shares of 0 and more, text, image and prefix not all 0, are allowed"
         raise UserError(f"dit.given is {dict(given)} with data.shapes: {allowed}")
     if config.dit.axes != "joint":
         raise refusal(config, "data.shapes dit.axes", "joint is allowed with packed rows")
