@@ -1,6 +1,7 @@
 """Exports a workdir's networks as safetensors.
 
     python -m tools.export_weights --workdir=DIR --out=FOLDER [--stage=vae] [--raw] [--own]
+        [--pipeline=link|copy [--source=FOLDER]]
 
 --stage=dit (the default), low (of two experts of Wan that for low noise levels), vae or classify:
 FOLDER gets config.json and the weights for diffusers or transformers, if the network is of a family
@@ -9,6 +10,10 @@ DiTTransformer2DModel, LatteTransformer3DModel, UNet2DConditionModel (also denoi
 choose the scheduler by dit.process), WanTransformer3DModel, AutoencoderKL, AutoencoderKLWan,
 VivitForVideoClassification (of one frame: ViTForImageClassification). The frame size is that of
 training.
+
+--pipeline writes the complete pipeline of an imported workdir, as diffusers' from_pretrained reads
+it: what was trained since is written, all other parts are links to the folder that was imported, or
+copies of it. --source says where that folder is now, if it was moved.
 
 Other networks (vdit's DiT, the ViViT autoencoder, a learned text encoder) need --own: FOLDER gets
 everything that sampling needs, under vdit's names: config.json, STAGE.safetensors for each stage,
@@ -22,11 +27,12 @@ index. Exit status 2 for invalid arguments or models. FOLDER is written complete
 """
 
 import argparse
+import functools
 import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,7 +52,13 @@ from vdit.errors import UserError
 from vdit.loading import read_meta, read_stage, stages_of
 from vdit.published import layouts, vae_folder, vivit_folder, weights
 from vdit.published.family import Sizes
-from vdit.runtime.checkpoint import load_meta, read_newest, restore_raw, write_digests
+from vdit.runtime.checkpoint import (
+    load_meta,
+    newest_good_step,
+    read_newest,
+    restore_raw,
+    write_digests,
+)
 from vdit.runtime.files import write_text
 from vdit.shipped import OWN, Stage, find, is_exported
 
@@ -161,24 +173,68 @@ def own(workdir: Path, out: Path, raw: bool = False, dtype: Any = None) -> None:
     write_digests(out)
 
 
-def export(workdir: Path, out: Path, stage: str, raw: bool, plain: bool) -> None:
-    """Writes a folder, completely or not at all."""
-    workdir = find(workdir)
-    config = read_config(workdir)
+def pipeline(
+    workdir: Path, out: Path, raw: bool, place: Callable[[Path, Path], None], source: Path | None
+) -> None:
+    """Writes the imported pipeline with the networks that were trained since; `place` links or
+    copies the other parts."""
+    directory = workdir / "checkpoints"
+    steps = {stage: newest_good_step(directory / stage) for stage in ("dit", "low", "vae")}
+    metas = {s: load_meta(directory / s, step) for s, step in steps.items() if step is not None}
+    imported = {stage: meta["imported"] for stage, meta in metas.items() if "imported" in meta}
+    if "source" not in imported.get("dit", {}):
+        raise UserError(f"--pipeline: {workdir} was not imported from a pipeline's folder")
+    source = Path(source or imported["dit"]["source"])
+    if not (source / "model_index.json").is_file():
+        raise UserError(
+            f"--pipeline: {source}, from which {workdir} was imported, holds no model_index.json;"
+            " if the pipeline was moved, give --source=FOLDER"
+        )
+    first = next(name for name in layouts.DENOISERS if (source / name).is_dir())
+    folders = {first: "dit", layouts.DENOISERS[first]: "low", "vae": "vae"}
+    for name, stage in folders.items():
+        said = imported.get(stage, {}).get("digest")
+        if said and weights.digest(weights.read_headers(source / name, layouts.STEM)) != said:
+            raise UserError(f"{source}: its {name} is not the one that {workdir} was imported from")
+    for part in sorted(source.iterdir()):
+        stage = folders.get(part.name, "")
+        if steps.get(stage):  # not IMPORTED
+            (out / part.name).mkdir()
+            foreign(read_config(workdir), workdir, out / part.name, stage, raw)
+        elif not part.name.startswith("."):
+            place(part.resolve(), out / part.name)
+
+
+def export(out: Path, write: Callable[[Path], None]) -> None:
+    """Calls write(FOLDER), whose content becomes `out`, completely or not at all."""
     if out.exists():
         raise UserError(f"--out={out} already exists; choose another")
     temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
-        if plain:
-            own(workdir, temporary, raw)
-        else:
-            foreign(config, workdir, temporary, stage, raw)
+        write(temporary)
         os.replace(temporary, out)
     except OSError as error:
         raise UserError(f"cannot write {out}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def chosen(options: argparse.Namespace) -> Callable[[Path, Path], None]:
+    """The function of (workdir, out) that the flags ask for."""
+    if (options.own or options.pipeline) and options.stage:
+        raise UserError("--own and --pipeline take no --stage: they write all of them")
+    if options.own and options.pipeline:
+        raise UserError("--own with --pipeline: one of both is allowed")
+    if options.source and not options.pipeline:
+        raise UserError("--source is allowed with --pipeline")
+    raw, stage = options.raw, options.stage or "dit"
+    if options.pipeline:
+        place, source = exporting.PLACES[options.pipeline], options.source
+        return lambda workdir, out: pipeline(workdir, out, raw, place, source)
+    if options.own:
+        return lambda workdir, out: own(workdir, out, raw)
+    return lambda workdir, out: foreign(read_config(workdir), workdir, out, stage, raw)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -193,12 +249,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", choices=sorted(STAGES))
     parser.add_argument("--raw", action="store_true", help="the raw parameters instead of the EMA")
     parser.add_argument("--own", action="store_true", help="all stages, under vdit's names")
+    parser.add_argument("--pipeline", choices=sorted(exporting.PLACES), help="the whole pipeline")
+    parser.add_argument("--source", type=Path, help="with --pipeline: the folder that was imported")
     try:
         options = parser.parse_args(arguments)
-        if options.own and options.stage:
-            raise UserError("--own takes no --stage: it writes all of them")
-        stage = options.stage or "dit"
-        export(options.workdir, options.out, stage, options.raw, options.own)
+        export(options.out, functools.partial(chosen(options), find(options.workdir)))
     except UserError as error:
         print(f"export_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

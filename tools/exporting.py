@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ from vdit.published.layouts import LAYOUTS
 from vdit.published.vae_folder import FAMILIES, FIELDS
 from vdit.published.weights import Row
 
+
+def _copy(source: Path, to: Path) -> None:
+    """Copies a file or a folder, with the content of links."""
+    (shutil.copytree if source.is_dir() else shutil.copyfile)(source, to)
+
+
+# How a part of a pipeline that was not trained comes into another folder.
+PLACES: dict[str, Callable[[Path, Path], Any]] = {"link": os.symlink, "copy": _copy}
 SHARD_BYTES = 5 * 10**9  # of a file; more tensors go into another shard
 
 

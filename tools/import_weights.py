@@ -60,13 +60,12 @@ from vdit.config.identity import USED, write_config
 from vdit.config.shared import value_of
 from vdit.errors import UserError
 from vdit.published import weights
-from vdit.runtime.checkpoint import Checkpoints
+from vdit.runtime.checkpoint import IMPORTED, Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.mesh import param_sharding
 from vdit.runtime.progress import say
 from vdit.shipped import OWN
 
-STEP = 0  # of an imported checkpoint
 FOLDERS = ("vae", "text", "image")  # flags of folders beside --source
 
 
@@ -94,7 +93,7 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(workdir / "checkpoints" / stage, keep=1, in_flight=largest)
     state = {"step": np.zeros((), np.int32)}
-    checkpoints.save(STEP, state, named(params), None, part.meta)
+    checkpoints.save(IMPORTED, state, named(params), None, part.meta)
     checkpoints.close()
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     say(f"{part.folder}: {count:,} parameters, stage {stage}")

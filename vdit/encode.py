@@ -42,7 +42,7 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     folder = runtime.workdir / "latents"
     with zero_first("clips"):
         clips = sources.training_clips(config, runtime.workdir)
-    if config.data.shapes:  # else the stage vae has printed it
+    if config.data.shapes or "vae" not in config.stages:  # else the stage vae has printed it
         tell_skipped(clips)
     # Files can change under the same configuration: the cache depends on their digest.
     content = text_content(config) | {"content": getattr(clips, "digest", "")}

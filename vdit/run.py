@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from vdit import classify, evaluate, initial, report, shipped, show, stages
 from vdit.config import joined
-from vdit.config.identity import read_config, same_place, write_config
+from vdit.config.identity import inherit, read_config, same_place, write_config
 from vdit.config.text import look_through_text
 from vdit.data import sources
 from vdit.encode import check_captions
@@ -35,6 +35,7 @@ Request = Mapping[str, Any]  # the flags of --mode=sample and --mode=features by
 def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """--mode=run: the stages in turn. A finished one is skipped, an interrupted one resumes."""
     refuse_pattern(workdir)
+    inherit(config, workdir)
     same_place(config, workdir)
     joined.check(config)
     look_through_text(config)

@@ -25,6 +25,7 @@ from vdit.config.identity import (
     changed,
     differences,
     digest,
+    of_networks,
     stage_fields,
     stored_fields,
 )  # fmt: skip
@@ -47,7 +48,8 @@ from vdit.objectives.objective import Objective
 from vdit.objectives.packed import Packed
 from vdit.objectives.vae import Adversary, Perceptual, vae_objective
 from vdit.published.lpips import read_weights
-from vdit.runtime.mesh import data_process, replicated
+from vdit.runtime.checkpoint import IMPORTED, restore_ema
+from vdit.runtime.mesh import data_process, param_sharding, replicated
 from vdit.runtime.processes import zero_first
 from vdit.runtime.progress import say
 from vdit.tokens import Budget, Patterns, pattern_shares, patterns
@@ -69,7 +71,8 @@ CURES = r"\.train\.(\w+\.)?(learning_rate|adam_learning_rate|weight_decay|clip)"
 
 
 def refuse_other(config: ConfigDict, stage: str, runtime: Runtime, begins: bool = False) -> None:
-    """A workdir that holds another model's checkpoints is refused, naming the difference.
+    """A workdir that holds another model's checkpoints is refused, naming the difference. Imported
+    weights may begin any training of these networks.
 
     Where a stage `begins` that goes on with another learning rate, this is printed and recorded.
     """
@@ -78,8 +81,12 @@ def refuse_other(config: ConfigDict, stage: str, runtime: Runtime, begins: bool 
     meta, mine = checkpoints.newest_meta(), stage_meta(config, stage)
     if meta is None or meta["digest"] == mine["digest"]:
         return
-    said, step = differences(meta["fields"], mine["fields"]), checkpoints.latest() or 0
-    names = changed(meta["fields"], mine["fields"])
+    old, new, step = meta["fields"], mine["fields"], checkpoints.latest() or IMPORTED
+    if step == IMPORTED and stage != "classify":
+        old, new = of_networks(old), of_networks(new)
+        if old == new:
+            return
+    said, names = differences(old, new), changed(old, new)
     ended = step >= config[stage].train.steps
     if ended or not all(re.fullmatch(stage + CURES, name) for name in names):
         raise UserError(
@@ -160,8 +167,13 @@ def classification(
 
 
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
-    """Stage vae: the EMA parameters of the autoencoder."""
+    """Stage vae: the EMA parameters of the autoencoder. An imported one is trained only if the
+    run's stages name it."""
     refuse_other(config, "vae", runtime, begins=True)
+    checkpoints = runtime.checkpoints("vae")
+    if "vae" not in config.stages and checkpoints.latest() == IMPORTED:
+        place = functools.partial(param_sharding, runtime.mesh)
+        return restore_ema(checkpoints.directory, IMPORTED, place)
     options, seed, meta = config.vae.train, config.seed, stage_meta(config, "vae")
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
@@ -192,6 +204,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     objective, stream = make(config, runtime, latents, encoder, text)
     # A denoiser knows one normalisation: a run that goes on with one keeps it.
     statistics = initial.statistics(config, runtime.checkpoints("dit")) or latents.statistics()
+    known = runtime.checkpoints("dit").newest_meta() or {}
     frozen: dict[str, Any] = dict(statistics)
     if encoder.frozen and text == "ids":
         ids = np.zeros((1, tokenizer.length), np.int32)
@@ -202,6 +215,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     meta = stage_meta(config, "dit") | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
         "vae": stage_meta(config, "vae")["digest"],
+        **({"imported": known["imported"]} if "imported" in known else {}),
     }
     options, seed = config.dit.train, config.seed + 1
     return fit(
@@ -218,6 +232,7 @@ def dense_batches(
 ) -> Trained:
     """Clips that are all alike, with every pattern of given spans; text is "ids" or "features"."""
     there = {name.rstrip("0123456789") for name in pattern_table(config).names}
+    there |= {"image"} if "prefix" in there else set()
     given = config.dit.given
     if short := [name for name in given if given[name] > 0 and name not in there]:
         say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")

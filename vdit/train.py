@@ -75,11 +75,14 @@ def optimizers(
 
 
 def init_state(
-    objective: Objective, options: ConfigDict, batch: Mapping[str, Any], seed: int
-) -> tuple[State, Params]:
-    """State and EMA at step 0; pure, so that it can be traced for shapes or placed on a mesh."""
+    objective: Objective, options: ConfigDict, batch: Mapping[str, Any], seed: int,
+    params: Params | None = None,
+) -> tuple[State, Params]:  # fmt: skip
+    """State and EMA at step 0, of random parameters or of `params`; pure, so that it can be traced
+    for shapes or placed on a mesh."""
     key = jax.random.key(seed)
-    params = objective.init(jax.random.fold_in(key, 0), batch)
+    if params is None:
+        params = objective.init(jax.random.fold_in(key, 0), batch)
     made = optimizers(options, params)
     state = {
         "params": params,
@@ -211,8 +214,8 @@ def _begin(
         return abstract, restored.state, restored.ema, restored.step, None
     begin = functools.partial(init_state, objective, options, seed=seed)
     shardings = jax.tree.map(lambda x: x.sharding, abstract)
-    state, ema = jax.jit(begin, out_shardings=shardings)(first)
     if restored is None:
+        state, ema = jax.jit(begin, out_shardings=shardings)(first)
         step = 0
         if weights is not None:
             step, groups = weights(functools.partial(param_sharding, mesh))
@@ -224,12 +227,10 @@ def _begin(
         return abstract, state, ema, step, first
     # An imported checkpoint, or a copy without optimizer state.
     say(f"{stage}: step {restored.step} has weights alone: its optimizer begins anew")
-    state |= restored.state
-    if "params" not in restored.state:
-        state["params"] = jax.tree.map(lambda x: x + 0, restored.ema)  # both are donated
-    if "averages" in state and "averages" not in restored.state:
-        state["averages"] = averages.begun(state["params"])
-    return abstract, state, restored.ema, restored.step, None
+    params = restored.state.get("params", restored.ema)
+    state, ema = jax.jit(begin, out_shardings=shardings)(first, params=params)
+    ema = restored.ema if "params" in restored.state else ema  # never the state's own arrays
+    return abstract, state | restored.state, ema, restored.step, None
 
 
 class _Log:

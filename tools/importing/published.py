@@ -179,6 +179,7 @@ def denoiser(source: Path, found: Mapping[str, Path]) -> Import:
         plan = weights.plan(tensors, abstract, layout.rows, layout.others, where, layers)
         plans[stage] = where, plan
         imported = {"digest": weights.digest(tensors), "numbers": numbers, "layout": name}
+        imported["source"] = str(source.absolute())
         more[stage] = {"latents": statistics, "imported": imported}
     # A denoiser may be imported without the folders of its encoders.
     content = conditions_content(config)

@@ -3,9 +3,11 @@
 Sections are imported late, so that `vdit.report` reads config.json without JAX.
 """
 
+import functools
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,13 @@ USED: dict[str, tuple[str, ...]] = {
     "vae": ("vae",), "dit": ("dit", "text"), "low": ("dit",), "classify": ("vivit",)
 }  # fmt: skip
 
+# What may differ between weights that were imported and the training that begins with them.
+OF_TRAINING = (
+    r"(seed|data|latents)\b"
+    r"|vae\.(train|kl_weight|l1_weight|lpips_\w+|adversarial_\w+)\b"
+    r"|dit\.(train|given|shift|logit_normal|loss_weight|text_drop|caption_drop|pack|auxiliary)\b"
+)
+
 
 def flat(value: Any, prefix: str) -> dict[str, Any]:
     """A section as {"vae.width": 192, ...}, with values as JSON stores them."""
@@ -56,6 +65,11 @@ def stage_fields(config: ConfigDict, stage: str) -> dict[str, Any]:
             if field not in free and value != usual[field]:
                 fields[field] = value
     return fields
+
+
+def of_networks(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields that shape the networks: those that count where weights begin another training."""
+    return {name: value for name, value in fields.items() if not re.match(OF_TRAINING, name)}
 
 
 def changed(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
@@ -119,18 +133,40 @@ def same_place(config: ConfigDict, workdir: Path) -> None:
         config.data.path = path
 
 
+def inherit(config: ConfigDict, workdir: Path) -> None:
+    """Fills the fields that are None, which an experiment leaves to an imported workdir, with the
+    values in the workdir's config.json."""
+    names = [k for part in config for k, v in flat(config[part], part).items() if v is None]
+    if not names:
+        return
+    if not (Path(workdir) / "config.json").exists():
+        raise UserError(
+            f"{workdir} holds no config.json, from which {names[0]} and {len(names) - 1} more"
+            " fields are taken: give the --workdir that tools.import_weights has written"
+        )
+    stored = read_config(workdir)
+    config.update_from_flattened_dict({name: value_of(stored, name) for name in names})
+
+
+def value_of(config: ConfigDict, name: str) -> Any:
+    """The field with a dotted name."""
+    return functools.reduce(lambda part, field: part[field], name.split("."), config)
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as tuples."""
+    if isinstance(value, dict):
+        return {name: _tuples(item) for name, item in value.items()}
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
 def read_config(workdir: Path) -> ConfigDict:
     """The locked configuration in a workdir's config.json."""
     from vdit.runtime import attention
 
-    def tuples(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {name: tuples(item) for name, item in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
     config = default()
     try:
-        config.update(tuples(stored_fields(workdir)))
+        config.update(_tuples(stored_fields(workdir)))
     except (KeyError, TypeError, AttributeError) as error:
         path = Path(workdir) / "config.json"
         raise UserError(f"{path} does not fit this version of vdit: {error}") from error

@@ -1,6 +1,5 @@
 """What sections share: their type, the fields of a training, and simple checks."""
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -8,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from vdit.config import default
-from vdit.config.identity import flat
+from vdit.config.identity import flat, value_of
 from vdit.errors import UserError
 from vdit.runtime.optimizer import OPTIMIZERS, SCHEDULES
 
@@ -26,11 +25,6 @@ def choose(table: Mapping[str, Any], what: str, name: str) -> Any:
     if name not in table:
         raise UserError(f"{what}={name!r}: known are {', '.join(sorted(table))}")
     return table[name]
-
-
-def value_of(config: ConfigDict, name: str) -> Any:
-    """The field with a dotted name."""
-    return functools.reduce(lambda part, field: part[field], name.split("."), config)
 
 
 def refusal(config: ConfigDict, names: str, allowed: str) -> UserError:

@@ -113,6 +113,9 @@ def damaged(folder: Path, items: tuple[str, ...] = ITEMS) -> str | None:
     return None
 
 
+IMPORTED = 0  # the step of weights that were imported: no training saves it
+
+
 def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
     """The newest step whose `items` are undamaged, None if there is no step at all.
 
