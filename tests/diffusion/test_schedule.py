@@ -1,5 +1,7 @@
 """Processes: their curves, forward marginals, training times and sampling grids."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -130,6 +132,23 @@ def test_training_times_of_continuous_processes(name: str) -> None:
     np.testing.assert_allclose(both, 3 * normal / (1 + 2 * normal), atol=1e-6)
     for t in draw(ends):
         assert (t > 0).all() and (t <= 1).all()
+
+
+@pytest.mark.parametrize("options", [{"shift": 5.0}, {"shift": 3.0, "logit_normal": (0.3, 0.7)}])
+def test_times_between_two_are_those_of_all_that_lie_there(options: dict[str, Any]) -> None:
+    """The same quantiles as of all times, cut to the range."""
+    p, count = process("flow"), 20_000
+    u = jnp.asarray((np.arange(count) + 0.5) / count, jnp.float32)
+    every = np.sort(sample_times(p, u, **options))
+    for low, high in ((0.0, 0.875), (0.875, 1.0), (0.2, 0.6)):
+        found = np.sort(sample_times(p, u, **options, between=(low, high)))
+        assert low <= found[0] and found[-1] <= high
+        inside = every[(every >= low) & (every <= high)]
+        quantiles = np.linspace(0.02, 0.98, 25)
+        want = np.quantile(inside, quantiles)
+        np.testing.assert_allclose(np.quantile(found, quantiles), want, atol=2e-3)
+    with pytest.raises(UserError, match="times between"):
+        sample_times(process("ddpm"), u, between=(0.5, 1.0))
 
 
 @pytest.mark.parametrize("shift", [1.0, 1.15, 3.0])

@@ -10,6 +10,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Mapping
+from statistics import NormalDist
 from typing import Any, TypeVar
 
 import jax
@@ -157,27 +158,39 @@ def shifted(t: Any, shift: float) -> Any:
 
 def sample_times(
     process: Process, u: jax.Array, logit_normal: tuple[float, float] | None = None,
-    shift: float = 1.0,
+    shift: float = 1.0, between: tuple[float, float] = (0.0, 1.0),
 ) -> jax.Array:  # fmt: skip
     """Training times in (0, 1] from uniform u in [0, 1), of u's shape.
 
     Continuous: uniform, or with `logit_normal` = (mean, deviation) the sigmoid of such a normal
-    (SD3, Eq. 19); then shifted. Discrete: i / T with i uniform over 1 .. T (DDPM, Algorithm 1).
+    (SD3, Eq. 19); then shifted; and of these only times `between` two. Discrete: i / T with i
+    uniform over 1 .. T (DDPM, Algorithm 1).
     """
     if process.points is not None:
-        if logit_normal is not None or shift != 1.0:
+        if logit_normal is not None or shift != 1.0 or between != (0.0, 1.0):
             raise UserError(
                 f"process {process.name!r} is a table and trains at uniform indices: "
-                f"logit_normal={logit_normal} and shift={shift} are for continuous processes"
+                f"logit_normal={logit_normal}, shift={shift} and times between {between} are for"
+                " continuous processes"
             )
         return (jnp.floor(u * process.points) + 1.0) / process.points
-    t = 1.0 - u  # 0 is clean, without a loss; 1 is where sampling starts
+    mean, deviation = logit_normal or (0.0, 1.0)
+    if not deviation > 0.0:
+        raise UserError(f"logit_normal's deviation was {deviation}: above 0 is allowed")
+
+    def below(end: float) -> float:
+        """The share of all times below one: the inverse of what is done to t."""
+        share = end / (end + (1.0 - end) * shift)
+        if logit_normal is None or share in (0.0, 1.0):
+            return share
+        return NormalDist(mean, deviation).cdf(math.log(share / (1.0 - share)))
+
+    low, high = map(below, between)
+    t = high - u * (high - low)  # 0 is clean, without a loss; 1 is where sampling starts
     if logit_normal is not None:
-        mean, deviation = logit_normal
-        if not deviation > 0.0:
-            raise UserError(f"logit_normal's deviation was {deviation}: above 0 is allowed")
         t = jax.nn.sigmoid(mean + deviation * jax.scipy.special.ndtri(t))
-    return shifted(t, shift)
+    t = shifted(t, shift)
+    return t if between == (0.0, 1.0) else jnp.clip(t, *between)
 
 
 # Ends of grids, before their shift, that published flow models were sampled on: diffusers'
