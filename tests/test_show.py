@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from vdit.config import default
+from vdit.config.denoiser import build_dit
 from vdit.errors import UserError
 from vdit.model import settings_of
 from vdit.sample import Clip, Model, Result
@@ -19,6 +21,7 @@ class Drawn(Model):
 
     def __init__(self) -> None:
         self.config, self.classes = default(), ()
+        self.dit = build_dit(self.config)
 
         class Tokens:
             def encode(self, texts: Any, name: str = "prompt") -> None:
@@ -52,6 +55,21 @@ def test_samples_are_never_written_over(tmp_path: Path) -> None:
     assert len(list(tmp_path.glob("*.mp4"))) == 8 and told == prompts
     (tmp_path / "mine-0.json").write_text("{}")
     assert unused(tmp_path, "mine-0").name == "mine-0-2.mp4"
+
+
+def test_several_videos_are_shown_side_by_side(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    request(tmp_path, "one")
+    assert not list(tmp_path.glob("*wall*"))
+    request(tmp_path, "two", num=3)
+    with Image.open(tmp_path / "two-0-wall.webp") as wall:
+        wide, high = wall.size
+        assert wide > 2 * 8 or high > 2 * 8
+        assert np.asarray(wall.convert("RGB")).min() > 100  # the videos are grey, the rest white
+    monkeypatch.setattr("vdit.show.WALL", 1000)
+    request(tmp_path, "three", num=3)
+    assert not list(tmp_path.glob("three*wall*"))
 
 
 @pytest.mark.parametrize("prompt, name", [

@@ -23,6 +23,7 @@ from vdit.sample import Given, Model, Result, Shot, check_shots
 
 TASKS = ("text", "image", "extend")  # of the stage sample, whose files have these names
 PREVIEW = 240  # frames that the animated WebP beside a video has at most
+WALL = 2**26  # bytes of videos that are also shown side by side
 
 
 def read_given(
@@ -96,8 +97,9 @@ def sample_request(
     fps: float | None, size: str | None, num: int, seed: int, given: Sequence[str],
     shots: str | None = None, negative: str | None = None,
 ) -> list[Path]:  # fmt: skip
-    """--mode=sample: generates videos, writes them and returns their paths. Of several processes
-    all generate and process 0 writes."""
+    """--mode=sample: generates videos, writes them and returns their paths; several small ones are
+    also shown side by side, in NAME-wall.webp. Of several processes all generate and process 0
+    writes."""
     model.check_parts(bool(given), bool(shots))
     frames, fps, height, width = model.clip(seconds, fps, parse_size(size))
     if seconds is not None and abs(frames / fps - seconds) > 1e-6:
@@ -114,6 +116,8 @@ def sample_request(
         shots=listed, negative=negative,
     )  # fmt: skip
     paths: list[Path] = []
+    wall: list[np.ndarray] = []
+    small = len(results) * frames * height * width * 3 <= WALL
     with zero_alone("samples") as zero:
         for result in results:
             if given:
@@ -122,10 +126,21 @@ def sample_request(
                 continue
             name = f"{slug(result.settings['prompt'])}-{result.settings['seed']}"
             path = unused(folder, name, {path.stem for path in paths})
-            write_result(path, result, model.config.sample.zoom)
+            shown = write_result(path, result, model.config.sample.zoom)
+            wall += [shown] * small
             say(str(path))
             paths.append(path)
+        if len(wall) > 1:
+            place = unused(folder, f"{paths[0].stem}-wall").with_suffix(".webp")
+            write_wall(place, np.stack(wall), fps, model.config.sample.zoom)
+            say(str(place))
     return paths
+
+
+def write_wall(path: Path, videos: np.ndarray, fps: float, zoom: int, columns: int = 0) -> None:
+    """Writes an animated WebP of videos side by side."""
+    tiled = tile(videos, columns, gap=2, edge=1, colour=255)
+    write_webp(path, tiled, fps, scale=max(zoom // 2, 1))
 
 
 def slug(text: str, most: int = 60) -> str:
@@ -147,9 +162,10 @@ def unused(folder: Path, name: str, taken: Collection[str] = ()) -> Path:
     return folder / f"{next(name for name in names if name not in there)}.mp4"
 
 
-def write_result(path: Path, result: Result, zoom: int) -> None:
+def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
     """Writes the video, an animated WebP of its first frames, its settings as JSON and, if it is
-    one frame, a PNG. It is decoded as it is written: memory does not grow with its length."""
+    one frame, a PNG; returns the first frames. It is decoded as it is written: memory does not grow
+    with its length."""
     fps = result.settings["fps"]
     preview: list[np.ndarray] = []
 
@@ -171,6 +187,7 @@ def write_result(path: Path, result: Result, zoom: int) -> None:
             with contextlib.suppress(OSError):
                 path.with_suffix(suffix).unlink(missing_ok=True)
         raise
+    return shown
 
 
 def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
@@ -204,6 +221,5 @@ def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
             metrics.video("sample", config.dit.train.steps, task, videos, config.data.fps)
             wall.append(videos[:8])
     if wall:
-        zoom = max(config.sample.zoom // 2, 1)
-        videos = tile(np.concatenate(wall), len(wall[0]), gap=2, edge=1, colour=255)
-        write_webp(folder / "wall.webp", videos, config.data.fps, scale=zoom)
+        shown, columns = np.concatenate(wall), len(wall[0])
+        write_wall(folder / "wall.webp", shown, config.data.fps, config.sample.zoom, columns)
