@@ -22,4 +22,5 @@ def get_config(variant: str = "") -> ConfigDict:
     config = base.get_config(variant)
     config.data.source = "tfds"
     config.data.path = ""  # set by --config.data.path=DATA_DIR
+    config.text.length = 512  # 200 words; a training step reads as many as the longest caption has
     return config

@@ -4,6 +4,7 @@ Dimension key: B clips, T frames, H height, W width, Z latent channels.
 """
 
 import functools
+import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from vdit.initial import take_tokenizer
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.text import encode_features
 from vdit.nn.patch import pad_to_multiple, to_float
+from vdit.runtime.files import read_cache, write_text
 from vdit.runtime.mesh import batch_sharding, local_mesh, to_local
 from vdit.runtime.processes import agreed, together, zero_first
 from vdit.runtime.progress import Progress
@@ -152,35 +154,80 @@ def truth_of_latents(truth_TNF: np.ndarray, count: int, patch: tuple[int, int, i
     return truth.astype(np.float16)
 
 
-def _first_captions(clips: Any, shots: int) -> Iterator[str]:
-    """The captions that a tokenizer is learned from; a folder's are there without its videos."""
-    for i in range(min(TOKENIZER_CAPTIONS, len(clips))):
-        if hasattr(clips, "caption"):
-            yield clips.caption(i)
-        else:
-            yield from shot_list(clips[i], shots)[0]
+def _texts(
+    config: ConfigDict, clips: Any, indices: range, what: str = "clip"
+) -> Iterator[tuple[str, str]]:
+    """(where, caption) of clips, with those of their shots; of all clips where the source knows
+    them without reading videos."""
+    if hasattr(clips, "texts") or not indices:
+        yield from clips.texts() if indices else ()
+        return
+    shots = sources.most_shots(config)
+    with Progress(f"captions of {what}s", len(indices)) as progress:
+        for done, i in enumerate(indices):
+            for text in shot_list(clips[i], shots)[0]:
+                yield f"{what} {i} of data.source={config.data.source}", text
+            progress.update(done + 1)
+
+
+def _first_captions(config: ConfigDict, clips: Any) -> Iterator[str]:
+    """The captions that a tokenizer is learned from."""
+    first = range(min(TOKENIZER_CAPTIONS, len(clips)))
+    if hasattr(clips, "caption"):
+        return (clips.caption(i) for i in first)
+    shots = sources.most_shots(config)
+    return (text for i in first for text in shot_list(clips[i], shots)[0])
 
 
 def check_captions(config: ConfigDict, workdir: Path, clips: Any) -> None:
-    """Refuses (UserError) captions over text.length of both splits of a folder, whose training
-    clips are `clips`, before anything is trained; writes nothing."""
-    if not hasattr(clips, "caption"):
+    """Refuses (UserError) captions over text.length of the training clips and of the held-out ones
+    that the run samples and scores, before anything is trained.
+
+    Where a clip is read for its caption, those that the tokenizer is learned from are enough unless
+    one is near the limit. Writes the tokenizer, and captions.json: that the captions have passed.
+    """
+    if config.text.encoder == "none":
         return
+    if config.data.shapes:
+        clips = sources.training_clips(config, workdir)
+    scored = [config.sample.clips] if "sample" in config.stages else []
+    scored += [config.eval.captions, config.eval.given] if "eval" in config.stages else []
+    heldout = sources.source(config, "heldout", workdir) if scored else ()
+    content = text_content(config) | {"scored": scored}
+    content |= {"digests": [getattr(x, "digest", "") for x in (clips, heldout)]}
+    mine, passed = digest(stage_fields(config, "latents") | content), workdir / "captions.json"
+    kept, file = read_cache(passed).get("digest"), workdir / "tokenizer.json"
+    if kept == mine and (file.exists() or config.text.path):
+        return
+    begun = any((workdir / name).exists() for name in ("latents", "checkpoints/dit"))
+    known = file.exists() and (begun or not kept)  # else a tokenizer of other captions
+    first, shots = range(min(TOKENIZER_CAPTIONS, len(clips))), sources.most_shots(config)
+    texts = list(_texts(config, clips, first))
+    all_of = [text for _, text in texts]
+    used, named = min(config.latents.clips, len(clips)), hasattr(clips, "texts")
+    if not named:
+        texts = texts[: used * (1 + shots)]
+    tried = range(min(max(scored, default=0), len(heldout)))
+    texts += _texts(config, heldout, tried, "held-out clip")
     with tempfile.TemporaryDirectory() as place:
-        known = (workdir / "tokenizer.json").exists()
         take_tokenizer(config, Path(place))
-        make = functools.partial(_first_captions, clips, 0)
+        make = functools.partial(_first_captions, config, clips) if named else lambda: all_of
         tokenizer = build_tokenizer(config, workdir if known else Path(place), make)
-    rows = {row.caption: row for split in (sources.source(config, "heldout", workdir), clips)
-            for row in split.rows}  # fmt: skip
-    wrong = [row for row in rows.values() if tokenizer.count(row.caption) > tokenizer.length]
-    if wrong:
-        longest = max(wrong, key=lambda row: tokenizer.count(row.caption))
-        more = f" (one of {len(wrong)})" if wrong[1:] else ""
+        new = Path(place) / file.name
+        learned = new.read_text(encoding="utf-8") if new.exists() else ""
+    tokens = {text: (tokenizer.count(text), where) for where, text in texts}
+    if not named and max(tokens.values())[0] > 0.9 * tokenizer.length:
+        rest = _texts(config, clips, range(first.stop, used))
+        tokens |= {text: (tokenizer.count(text), where) for where, text in rest}
+    if wrong := [counted for counted in tokens.values() if counted[0] > tokenizer.length]:
+        (longest, where), more = max(wrong), f" (one of {len(wrong)})" if wrong[1:] else ""
         raise UserError(
-            f"{longest.where}: its caption is {tokenizer.count(longest.caption)} tokens long{more};"
-            f" config.text.length allows {config.text.length}"
+            f"{where}: its caption is {longest} tokens long{more}; config.text.length allows"
+            f" {config.text.length}"
         )
+    if learned:
+        write_text(file, learned)
+    write_text(passed, json.dumps({"digest": mine}))
 
 
 class CaptionEncoder:
@@ -192,7 +239,7 @@ class CaptionEncoder:
         with zero_first("tokenizer"):
             if classes := getattr(clips, "classes", None):
                 write_classes(config, workdir, classes)
-            captions = functools.partial(_first_captions, clips, self._shots)
+            captions = functools.partial(_first_captions, config, clips)
             self._tokenizer = build_tokenizer(config, workdir, captions)
         self._encoder = build_text_encoder(config, self._tokenizer)
         self._params: Any = None

@@ -1,6 +1,7 @@
 """The modes of the program: run a configuration's stages; sample from a workdir, score it."""
 
 import contextlib
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +14,12 @@ from ml_collections import ConfigDict
 
 from vdit import classify, evaluate, initial, report, shipped, show, stages
 from vdit.config import joined
-from vdit.config.identity import inherit, read_config, same_place, write_config
+from vdit.config.identity import inherit, read_config, write_config
 from vdit.config.text import look_through_text
 from vdit.data import sources
 from vdit.encode import check_captions
 from vdit.errors import Interrupted, UserError
-from vdit.runtime.checkpoint import refuse_pattern
+from vdit.runtime.checkpoint import Checkpoints, refuse_pattern
 from vdit.runtime.files import alone
 from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import make_mesh
@@ -36,7 +37,6 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     """--mode=run: the stages in turn. A finished one is skipped, an interrupted one resumes."""
     refuse_pattern(workdir)
     inherit(config, workdir)
-    same_place(config, workdir)
     joined.check(config)
     look_through_text(config)
     initial.check(config, workdir)
@@ -47,7 +47,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     held = alone(workdir) if zero else contextlib.nullcontext()
     with held, Preemption() as preemption, Metrics(workdir, zero) as metrics:
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
-        _claim(config, runtime)
+        runtime = dataclasses.replace(runtime, content=_claim(config, runtime))
         machine = _machine(config, runtime)
         metrics.write("run", 0, machine)
         results: dict[str, Any] = {}
@@ -66,14 +66,22 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
         say(f"all done in {clock(time.monotonic() - began)}: open {report.write_report(workdir)}")
 
 
-def _claim(config: ConfigDict, runtime: Runtime) -> None:
-    """Writes config.json, unless the workdir is another run's or the source refuses its options."""
+def _claim(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
+    """Writes config.json, unless the workdir is another run's or the source refuses its options;
+    returns the data set's identity."""
     workdir, zero = runtime.workdir, jax.process_index() == 0
-    for stage in ("vae", "dit", "classify"):
-        stages.refuse_other(config, stage, runtime)
-    if stages.reads_clips(config):
+    content: dict[str, str] = {}
+
+    def refuse_other() -> None:
+        for stage in ("vae", "dit", "classify"):
+            stages.refuse_other(config, stage, dataclasses.replace(runtime, content=content))
+
+    refuse_other()  # before films are decoded
+    if stages.reads_clips(config) or config.data.path:
         with zero_first("clips"):
             clips = sources.source(config, "train", workdir)
+            content = sources.identity(config, clips)
+            refuse_other()
             if not {"latents", "dit"}.isdisjoint(config.stages):
                 check_captions(config, workdir, clips)
     with zero_first("config"):
@@ -81,6 +89,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> None:
             initial.take_tokenizer(config, workdir)
             write_config(config, workdir)
     refuse_unshared(workdir / "config.json")
+    return content
 
 
 def _machine(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
@@ -105,10 +114,22 @@ def _trained(given: ConfigDict | None, workdir: Path, watch: Watch) -> Any:
     workdir's configuration, and one process, which may be another machine, none."""
     workdir = shipped.find(workdir)
     config, mesh = read_config(workdir), None
+    if given is not None and given.data.path and given.data.source == config.data.source:
+        config.data.path = given.data.path  # the folder may have moved
     if given is not None or jax.process_count() > 1:
         mesh = make_mesh(dict((given or config).mesh))
         joined.check_mesh(config, mesh.shape)
     return _loaded(config, workdir, mesh, watch)
+
+
+def _refuse_other_data(config: ConfigDict, workdir: Path) -> None:
+    """Refuses (UserError) to score on files other than those of the training: they are split
+    anew, and what is held out of them may have been trained on."""
+    meta = Checkpoints(workdir / "checkpoints" / "dit").newest_meta()
+    if config.data.path and meta is not None:
+        with zero_first("clips"):
+            clips = sources.source(config, "train", workdir)
+        stages.refuse_other_data(config, "dit", meta, sources.identity(config, clips))
 
 
 def _model(config: ConfigDict, runtime: Runtime) -> Any:
@@ -172,7 +193,9 @@ def score(given: ConfigDict | None, workdir: Path, watch: Watch, request: Reques
             with zero_alone("classify") as zero:
                 rows = [classify.evaluate(workdir, metrics)] if zero else []
         else:
-            rows = evaluate.evaluate(_trained(given, workdir, watch), out, metrics)
+            model = _trained(given, workdir, watch)
+            _refuse_other_data(model.config, workdir)
+            rows = evaluate.evaluate(model, out, metrics)
     for row in rows:
         say(json.dumps(row))
     with zero_alone("report") as zero:

@@ -56,16 +56,31 @@ from vdit.tokens import Budget, Patterns, pattern_shares, patterns
 from vdit.train import Params, Runtime, fit
 
 
-def stage_meta(config: ConfigDict, stage: str) -> dict[str, Any]:
-    """What a checkpoint says of itself: the fields that it depends on, the content of a text
-    encoder's folder among them, and their digest."""
-    content = {}
+def stage_meta(
+    config: ConfigDict, stage: str, content: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What a checkpoint says of itself: the fields that it depends on, the content of the data set
+    and of a text encoder's folder among them, and their digest."""
+    fields = stage_fields(config, stage) | dict(content or {})
     if "text" in DEPENDS[stage]:
-        content = (conditions_content if "dit" in DEPENDS[stage] else text_content)(config)
-    fields = stage_fields(config, stage) | content
+        fields |= (conditions_content if "dit" in DEPENDS[stage] else text_content)(config)
     return {"stage": stage, "fields": fields, "digest": digest(fields)}
 
 
+def refuse_other_data(
+    config: ConfigDict, stage: str, meta: Mapping[str, Any], content: Mapping[str, str]
+) -> None:
+    """Raises `UserError` if a checkpoint's `meta` is of another data set than `content`, the one of
+    `sources.identity`."""
+    was, now = (known.get(CONTENT) for known in (meta["fields"], content))
+    if was and now and was != now:
+        raise UserError(
+            f"stage {stage} was trained on another data set than data.path={config.data.path}: a"
+            " file has changed, is new or is missing; choose another --workdir"
+        )
+
+
+CONTENT = "data.content"  # of the files in data.path, among the fields of a checkpoint
 # Of a stage's training, what may change before its last step: the cure of one that diverged.
 CURES = r"\.train\.(\w+\.)?(learning_rate|adam_learning_rate|weight_decay|clip)"
 
@@ -78,22 +93,21 @@ def refuse_other(config: ConfigDict, stage: str, runtime: Runtime, begins: bool 
     """
     stored_fields(runtime.workdir, lenient=True)  # refuses that of another version of vdit
     checkpoints = runtime.checkpoints(stage)
-    meta, mine = checkpoints.newest_meta(), stage_meta(config, stage)
-    if meta is None or meta["digest"] == mine["digest"]:
+    if (meta := checkpoints.newest_meta()) is None:
         return
-    old, new, step = meta["fields"], mine["fields"], checkpoints.latest() or IMPORTED
+    old, new = dict(meta["fields"]) | {CONTENT: None}, stage_meta(config, stage)["fields"]
+    step = checkpoints.latest() or IMPORTED
     if step == IMPORTED and stage != "classify":
         old, new = of_networks(old), of_networks(new)
-        if old == new:
-            return
-    said, names = differences(old, new), changed(old, new)
+    names, said = changed(old, new), differences(old, new)
     ended = step >= config[stage].train.steps
-    if ended or not all(re.fullmatch(stage + CURES, name) for name in names):
+    if names and (ended or not all(re.fullmatch(stage + CURES, name) for name in names)):
         raise UserError(
             f"{runtime.workdir} holds stage {stage} of another run: {said};"
             " choose another --workdir"
         )
-    if begins:
+    refuse_other_data(config, stage, meta, runtime.content)
+    if names and begins:
         say(f"{stage}: goes on from step {step}: {said}")
         runtime.metrics.write(stage, step, {"changed": said})
 
@@ -174,7 +188,8 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     if "vae" not in config.stages and checkpoints.latest() == IMPORTED:
         place = functools.partial(param_sharding, runtime.mesh)
         return restore_ema(checkpoints.directory, IMPORTED, place)
-    options, seed, meta = config.vae.train, config.seed, stage_meta(config, "vae")
+    options, seed = config.vae.train, config.seed
+    meta = stage_meta(config, "vae", runtime.content)
     objective = compression(config, runtime.mesh)
     with zero_first("clips"):
         clips = sources.source(config, "train", runtime.workdir)
@@ -212,9 +227,9 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     denoiser = build_denoiser(config, encoder)
     if empty := denoiser.empty_text(tokenizer, frozen.get("text")):
         frozen["empty"] = empty
-    meta = stage_meta(config, "dit") | {
+    meta = stage_meta(config, "dit", runtime.content) | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
-        "vae": stage_meta(config, "vae")["digest"],
+        "vae": stage_meta(config, "vae", runtime.content)["digest"],
         **({"imported": known["imported"]} if "imported" in known else {}),
     }
     options, seed = config.dit.train, config.seed + 1
@@ -318,7 +333,8 @@ def train_classifier(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage classify: the EMA parameters of the ViViT; at every checkpoint a row of `accuracy`."""
     refuse_other(config, "classify", runtime, begins=True)
     refuse_foreign_head(config)
-    options, seed, meta = config.classify.train, config.seed, stage_meta(config, "classify")
+    options, seed = config.classify.train, config.seed
+    meta = stage_meta(config, "classify", runtime.content)
     questions, objective = answer_counts(config), classification(config, runtime.mesh)
     model = build_classifier(config, runtime.mesh)
     with zero_first("clips"):

@@ -47,6 +47,7 @@ class Runtime:
     preemption: Preemption
     run: ConfigDict
     watch: Watch = field(default_factory=Watch)
+    content: Mapping[str, str] = field(default_factory=dict)  # of the data set, `sources.identity`
 
     def checkpoints(self, stage: str) -> Checkpoints:
         """The checkpoints of a stage."""

@@ -14,7 +14,6 @@ from vdit.config.identity import (
     VERSION,
     differences,
     read_config,
-    same_place,
     stage_fields,
     stored_fields,
     write_config,
@@ -106,23 +105,3 @@ def test_no_user_sets_the_version() -> None:
 def test_config_json_is_read_without_jax() -> None:
     code = "import sys, vdit.config.identity, vdit.report; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_another_spelling_of_a_folder_is_no_other_data_set(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "link").symlink_to("clips")
-    config = default()
-    config.data.path = "clips"
-    write_config(config, tmp_path / "run")
-    for path in ("./clips/", str(tmp_path / "clips"), "link", "other/../clips"):
-        config.data.path = path
-        same_place(config, tmp_path / "run")
-        assert config.data.path == "clips"
-    config.data.path = "other"
-    same_place(config, tmp_path / "run")
-    same_place(config, tmp_path / "none")
-    assert config.data.path == "other"

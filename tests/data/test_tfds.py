@@ -239,7 +239,13 @@ def test_records_are_read_once_while_they_stay(
     measured: list[int] = []
     measure = VideoSet._measure
     monkeypatch.setattr(VideoSet, "_measure", lambda *given: measured.append(1) or measure(*given))
-    assert make(tmp_path, checked=checked).digest == first.digest and not measured
+    again = make(tmp_path, checked=checked)
+    assert again.digest == first.digest and not measured
+    texts = list(again.texts())
+    assert texts == list(first.texts()) and all("array_record" in where for where, _ in texts)
+    captions = [again.caption(k) for k in range(len(again))]
+    assert [text for _, text in texts] == list(dict.fromkeys(captions))
+    assert captions == [again[k]["caption"] for k in range(len(again))]
     shutil.rmtree(folder)
     write(tmp_path, plain(), {"train": rows(7)})
     make(tmp_path, checked=checked)

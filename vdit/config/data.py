@@ -49,4 +49,4 @@ def check(config: ConfigDict) -> None:
     sources.check(config, default())
 
 
-SECTION = shared.Section(fields, check, free=("threads",))
+SECTION = shared.Section(fields, check, free=("threads", "path"))  # files count by their content

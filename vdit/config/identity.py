@@ -6,7 +6,6 @@ Sections are imported late, so that `vdit.report` reads config.json without JAX.
 import functools
 import hashlib
 import json
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -123,14 +122,6 @@ def stored_fields(workdir: Path, lenient: bool = False) -> dict[str, Any]:
             f" {VERSION}): choose another --workdir, or use that version"
         )
     return saved
-
-
-def same_place(config: ConfigDict, workdir: Path) -> None:
-    """Takes data.path as the workdir's config.json spells it, where both are one folder: `./clips/`
-    and a link to it are no other data set than `clips`."""
-    path = stored_fields(workdir, lenient=True).get("data", {}).get("path")
-    if path and config.data.path and os.path.realpath(path) == os.path.realpath(config.data.path):
-        config.data.path = path
 
 
 def inherit(config: ConfigDict, workdir: Path) -> None:

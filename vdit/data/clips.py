@@ -19,12 +19,14 @@ class Clips:
     """Clips of `frames` frames of `size` (height, width) at `fps`, one every `stride` seconds.
 
     Frame k of a video is the picture at k / fps seconds. `skipped` lists unusable videos as
-    (name, reason). Equal digests mean the same clips in the same order. `source` names the
-    data source in messages. Raises `UserError` for invalid settings.
+    (name, reason). Equal digests mean the same clips in the same order; `pictures` is a digest of
+    their videos alone. Neither depends on where the files are and how they are called. `source`
+    names the data source in messages. Raises `UserError` for invalid settings.
     """
 
     name: str
     digest: str
+    pictures: str
 
     def __init__(
         self, source: str, frames: int, size: tuple[int, int], fps: float, stride: float, split: str
@@ -45,13 +47,17 @@ class Clips:
         reason = f"{frames} frames at {self.fps:g} fps: a clip has {self.frames}"
         self.skipped.append((name, reason))
 
-    def _cut(self, spans: Mapping[int, tuple[int, int]], content: object) -> None:
-        """Numbers the clips of spans, (first frame, end) by number; `content` is hashed too."""
+    def _cut(
+        self, spans: Mapping[int, tuple[int, int]], content: object, captions: object = None
+    ) -> None:
+        """Numbers the clips of spans, (first frame, end) by number; `content`, of the videos, and
+        the captions are hashed too."""
         clips = [np.arange(a, b - self.frames + 1, self._step) for a, b in spans.values()]
         self._start = np.concatenate(clips)
         self._span = np.repeat(list(spans), [len(starts) for starts in clips])
         parts = (repr(content).encode(), self._start.tobytes(), self._span.tobytes())
-        self.digest = hashlib.sha256(b"".join(parts)).hexdigest()
+        self.pictures = hashlib.sha256(b"".join(parts)).hexdigest()
+        self.digest = hashlib.sha256((self.pictures + repr(captions)).encode()).hexdigest()
 
     def _place(self, index: SupportsIndex) -> tuple[int, int]:
         """Span and first frame of a clip."""
@@ -72,7 +78,7 @@ class Clips:
         return len(self._start)
 
     def __repr__(self) -> str:  # grain compares it when it restores an iterator
-        return f"{type(self).__name__}({self.name!r}, {self.split}, {self.digest[:16]})"
+        return f"{type(self).__name__}({self.split}, {self.digest[:16]})"
 
 
 def held_out(keys: Sequence[str], share: float, seed: int) -> set[int]:

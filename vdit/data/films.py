@@ -6,12 +6,13 @@ Dimension key: T or n frames, H height, W width.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
-import importlib.metadata
 import json
 import math
 import os
+import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import numpy as np
 
 from vdit.data.decode import TREATED, DecodeError, Decoder, Limits, is_time, one_line
 from vdit.errors import UserError
-from vdit.runtime.files import atomic_path, write_text
+from vdit.runtime.files import atomic_path, read_cache, write_text
 from vdit.runtime.progress import say
 
 FORMAT = 2  # changes whenever the same film would be stored differently
@@ -37,6 +38,7 @@ class Film:
     path: Path
     frames: int
     offset: int  # of the first frame's bytes
+    content: str  # the digest of the file that it was decoded from
 
     def read(self, start: int, frames: int, size: tuple[int, int]) -> np.ndarray:
         """Frames from `start` on, uint8 (T, H, W, 3)."""
@@ -52,8 +54,8 @@ class Film:
 class FilmCache:
     """A cache in `folder` of the films of `root`, decoded at `size` (height, width) and `fps`.
 
-    The key of a film is its path, size, modification time and the settings: a film that changes
-    is decoded again.
+    The key of a film is the digest of its bytes and the settings: a film that changes is decoded
+    again, one that is moved or renamed is not.
     """
 
     def __init__(self, root: Path, folder: Path, size: tuple[int, int], fps: float):
@@ -67,11 +69,17 @@ class FilmCache:
 
         Failures are (name, reason). Raises `UserError` if all frames exceed `max_bytes`.
         """
-        paths = {name: self._path(name, end) for name, end in sorted(ends.items())}
-        films = {name: film for name, path in paths.items() if (film := self._load(path))}
-        new = [name for name in paths if name not in films]
         cores = min(os.cpu_count() or 1, 8)
-        workers = min(workers or cores, max(1, len(new)))
+        workers = workers or cores
+        digests = file_digests(self.root, sorted(ends), self.folder / "digests.json", workers)
+        paths = {name: self._path(digest, ends[name]) for name, digest in digests.items()}
+        films = {
+            name: film for name, path in paths.items() if (film := self._load(path, digests[name]))
+        }
+        # Names of the same bytes are decoded once.
+        first = {path: name for name, path in reversed(paths.items()) if name not in films}
+        new = sorted(first.values())
+        workers = min(workers, max(1, len(new)))
         failed: dict[str, str] = {}
         lengths: dict[str, float] = {}
         treated: collections.Counter[str] = collections.Counter()
@@ -100,27 +108,32 @@ class FilmCache:
                 pieces = decoder.stream(
                     self.root / name, self.fps, self.size, until, lambda at: reached(name, at)
                 )
-                films[name] = _store(paths[name], pieces, self.size)
+                films[name] = _store(paths[name], pieces, self.size, digests[name])
             except DecodeError as error:
                 failed[name] = error.reason
             reached(name, math.inf)
 
         with Decoder(limits, workers, threads=max(1, cores // workers)) as decoder:
-            _each(probe, new, workers, decoder)
+            _each(probe, new, workers, decoder.close)
             for word, text in TREATED.items():
                 if count := treated[word]:
                     say(f"data: {count} of {len(new)} new films are {text}")
-            self._check_room(films.values(), sum(lengths.values()), max_bytes)
-            _each(decode, [name for name in new if name not in failed], workers, decoder)
+            stored = {film.path: film for film in films.values()}
+            self._check_room(stored.values(), sum(lengths.values()), max_bytes)
+            _each(decode, [name for name in new if name not in failed], workers, decoder.close)
+        for name, path in paths.items():
+            if path in first and first[path] in films:
+                films[name] = films[first[path]]
+            elif path in first:
+                failed[name] = failed[first[path]]
         return films, sorted(failed.items())
 
-    def _path(self, name: str, end: float) -> Path:
-        until, version = None if end == math.inf else end, importlib.metadata.version("av")
-        settings = (self.size, self.fps, until, FORMAT, version)
-        key = hashlib.sha256(repr((_status(self.root / name), settings)).encode()).hexdigest()
+    def _path(self, digest: str, end: float) -> Path:
+        settings = (self.size, self.fps, None if end == math.inf else end, FORMAT)
+        key = hashlib.sha256(repr((digest, settings)).encode()).hexdigest()
         return self.folder / f"{key[:32]}.npy"
 
-    def _load(self, path: Path) -> Film | None:
+    def _load(self, path: Path, digest: str) -> Film | None:
         """A film from the cache; None if it is missing or damaged."""
         try:
             video_THW3 = np.load(path, mmap_mode="r")
@@ -128,7 +141,7 @@ class FilmCache:
             return None
         if video_THW3.dtype != np.uint8 or video_THW3.shape[1:] != (*self.size, 3):
             return None
-        return Film(path, len(video_THW3), video_THW3.offset)
+        return Film(path, len(video_THW3), video_THW3.offset, digest)
 
     def _check_room(self, films: Iterable[Film], seconds: float, max_bytes: int) -> None:
         """Refuses more than `max_bytes` for `films` and `seconds` that are still to be decoded."""
@@ -142,7 +155,7 @@ class FilmCache:
             )
 
 
-def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int]) -> Film:
+def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int], digest: str) -> Film:
     """Streams frames into one .npy file."""
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
 
@@ -158,21 +171,44 @@ def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int]) -> F
             file.write(piece_nHW3.data)
         if head(frames) != begin:
             raise AssertionError("the .npy header grew")
-    return Film(path, frames, begin)
+    return Film(path, frames, begin, digest)
 
 
-def _status(path: Path) -> tuple[str, int, int]:
-    """Real path, size and modification time of a file."""
+def _status(path: Path) -> tuple[str, int, int, int]:
+    """Real path, size, and times of a file's last changes."""
     try:
         status = os.stat(path)
     except OSError:  # the decoder reports it
-        return os.path.realpath(path), 0, 0
-    return os.path.realpath(path), status.st_size, status.st_mtime_ns
+        return os.path.realpath(path), 0, 0, 0
+    return os.path.realpath(path), status.st_size, status.st_mtime_ns, status.st_ctime_ns
+
+
+def file_digests(
+    root: Path, names: Sequence[str], remembered: Path, workers: int = 1
+) -> dict[str, str]:
+    """SHA-256 of the bytes of each file, or of its name if it cannot be read.
+
+    The file `remembered` caches them by path, size and times.
+    """
+    known, keys = read_cache(remembered), {name: repr(_status(root / name)) for name in names}
+    found: dict[str, str] = {key: known[key] for key in keys.values() if key in known}
+
+    def work(name: str) -> None:
+        with contextlib.suppress(OSError):
+            if stat.S_ISREG(os.stat(root / name).st_mode):  # a pipe would be waited for
+                with (root / name).open("rb") as file:
+                    found[keys[name]] = hashlib.file_digest(file, "sha256").hexdigest()
+
+    _each(work, [name for name in names if keys[name] not in found], workers)
+    if not found.items() <= known.items():
+        write_text(remembered, json.dumps(known | found))
+    return {name: str(found.get(key, f"no file {name}")) for name, key in keys.items()}
 
 
 def _each(
-    work: Callable[[str], None], names: Sequence[str], workers: int, decoder: Decoder
-) -> None:
+    work: Callable[[str], None], names: Sequence[str], workers: int,
+    stop: Callable[[], None] = lambda: None,
+) -> None:  # fmt: skip
     """Runs `work` on every name in threads; the first error, or Ctrl-C, cancels the rest."""
     with ThreadPoolExecutor(workers) as pool:
         jobs = [pool.submit(work, name) for name in names]
@@ -181,7 +217,7 @@ def _each(
                 job.result()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
-            decoder.close()
+            stop()
             raise
 
 
@@ -236,11 +272,8 @@ def fitting(
     These crop least of its picture, within 5% of it (see `media.fit`). The file `remembered` caches
     the films' aspects.
     """
-    try:
-        known = dict(json.loads(remembered.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError, RecursionError):
-        known = {}
-    aspects, found = {}, {}
+    known, found = read_cache(remembered), {}
+    aspects = {}
     with Decoder() as decoder:
         for name in sorted(set(files)):
             key = repr(_status(root / name))

@@ -3,14 +3,14 @@
 import dataclasses
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 from vdit.data.captions import Row, rows
 from vdit.data.clips import Clips, held_out, write_skipped
 from vdit.data.decode import Limits, one_line
-from vdit.data.films import Film, FilmCache, Progress, copies
+from vdit.data.films import FORMAT, Film, FilmCache, Progress, copies
 from vdit.errors import UserError
 
 Span = tuple[Row, int, int]  # a row, its first frame, and the frame after its last
@@ -20,7 +20,8 @@ class Folder(Clips):
     """Clips of `frames` frames at `fps`, cut from the films of a folder: a grain data source.
 
     Item i is {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time. A clip
-    starts every `stride` seconds, so clips of a film may overlap. The split "heldout" is a share
+    starts every `stride` seconds, so clips of a film may overlap. Films are in the order of their
+    digests, so other names change nothing. The split "heldout" is a share
     `heldout` of the rows, at least one, drawn by `seed`; "train" is the rest. Rows of one film, or
     of its copies (`films.copies`), that overlap in time stay together, and of a single row the end
     is held out, so no frame is in both splits. `parts`, the `rows` of another source of this
@@ -70,7 +71,7 @@ class Folder(Clips):
         if parts is None and heldout:
             self.copies = copies({row.file: films[row.file] for row, _, _ in spans}, self.size)
         if parts is None:
-            spans = _split(spans, split, heldout, seed, frames, fps, self.copies)
+            spans = _split(spans, split, heldout, seed, frames, fps, _groups(films, self.copies))
         if not spans:
             raise UserError(
                 f"{shown}: no clip is left for {split} of {len(captioned)} rows with "
@@ -78,12 +79,12 @@ class Folder(Clips):
             )
         self.rows = [row for row, _, _ in spans]
         self._films = [films[row.file] for row in self.rows]
-        content = [(row.file, row.caption, films[row.file].path.name) for row in self.rows]
+        content = [film.content for film in self._films], self.frames, self.size, fps, FORMAT
         bounds = {number: (first, end) for number, (_, first, end) in enumerate(spans)}
-        self._cut(bounds, (content, self.frames))
+        self._cut(bounds, content, [row.caption for row in self.rows])
 
     def _spans(self, rows: Sequence[Row], films: Mapping[str, Film], strict: bool) -> list[Span]:
-        """The decoded rows at least as long as a clip, by file and time; skips the others."""
+        """The decoded rows at least as long as a clip, by content and time; skips the others."""
         spans = []
         for row in sorted(rows, key=lambda row: (row.file, row.start, row.end or math.inf)):
             if row.file not in films:
@@ -107,7 +108,13 @@ class Folder(Clips):
                 part = row.start > 0 or row.end is not None
                 name = f"{row.file} from {row.start:g} s" if part else row.file
                 self._skip_short(name, end - first)
-        return spans
+        return sorted(
+            spans, key=lambda span: (films[span[0].file].content, *span[1:], span[0].caption)
+        )
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(where, caption) of each row."""
+        return ((row.where, row.caption) for row in self.rows)
 
     def caption(self, index: SupportsIndex) -> str:
         """The caption of a clip, without its video."""
@@ -127,14 +134,24 @@ class Folder(Clips):
         return {"video": video_THW3, "caption": self.rows[number].caption}
 
 
+def _groups(films: Mapping[str, Film], copies: Mapping[str, str]) -> dict[str, str]:
+    """The least digest of a film and its copies, by name."""
+    least: dict[str, str] = {}
+    for name, film in films.items():
+        first = copies.get(name, name)
+        least[first] = min(film.content, least.get(first, film.content))
+    return {name: least[copies.get(name, name)] for name in films}
+
+
 def _split(
     spans: Sequence[Span], split: str, heldout: float, seed: int, frames: int, fps: float,
-    copies: Mapping[str, str],
+    groups: Mapping[str, str],
 ) -> list[Span]:  # fmt: skip
-    """The spans of one split, their rows cut to it. No frame or copy of it is in both splits."""
+    """The spans of one split, their rows cut to it. No frame or copy of it is in both splits;
+    `groups` has an equal value for copies."""
 
     def film(span: Span) -> str:
-        return copies.get(span[0].file, span[0].file)
+        return groups[span[0].file]
 
     if not heldout:
         if split == "heldout":
@@ -153,7 +170,7 @@ def _split(
             last = end
     if len(units) == 1:
         return _split_in_time(units[0], last, split, heldout, frames, fps)
-    held = held_out([f"{unit[0][1]} {unit[0][0].file}" for unit in units], heldout, seed)
+    held = held_out([f"{unit[0][1]} {film(unit[0])}" for unit in units], heldout, seed)
     chosen = [unit for n, unit in enumerate(units) if (n in held) == (split == "heldout")]
     return [span for unit in chosen for span in unit]
 

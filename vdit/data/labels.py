@@ -1,6 +1,6 @@
 """Labels of clips: `Labelled` clips carry the answers to questions, `Classed` ones their class."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -54,10 +54,15 @@ class Classed:
     ) -> None:
         self.source, self.classes, self._answer = source, tuple(classes), answer
         self.digest = getattr(source, "digest", "")
+        self.pictures = getattr(source, "pictures", "")
         self.skipped = getattr(source, "skipped", [])
 
     def __len__(self) -> int:
         return len(self.source)
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(where, name) of each class."""
+        return ((f"class {i}", name) for i, name in enumerate(self.classes))
 
     def __repr__(self) -> str:
         return f"Classed({self.source!r}, {self.classes})"  # grain compares it

@@ -1,5 +1,6 @@
 """A source of clips of several shapes: images and videos of any size, length and frame rate."""
 
+import itertools
 from collections.abc import Sequence
 from typing import Any, SupportsIndex
 
@@ -33,6 +34,9 @@ class Mixture:
         # The digests of sources whose content can change (a folder), concatenated.
         self.digest = "".join(getattr(source, "digest", "") for source in sources)
         self.skipped: list[tuple[str, str]] = []  # (file, reason)
+        known: list[Any] = [getattr(source, "texts", None) for source in sources]
+        if all(known):
+            self.texts = lambda: itertools.chain.from_iterable(texts() for texts in known)
 
     def __len__(self) -> int:
         return self._length

@@ -6,6 +6,7 @@ packages add rows by an entry point of the group vdit.sources, experiments by `r
 
 import dataclasses
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -31,7 +32,8 @@ class DataSource:
     random access: {"video": uint8 (T, H, W, 3), "caption": str}, the same bytes every time; with
     `data.label` they are `labels.Classed`. The options, (frames, size, fps) of `clip_shape` and the
     source's own, override the configuration. A source whose bytes depend on more than the
-    configuration (a folder's content, versions) has a `digest`, a string.
+    configuration (a folder's content, versions) has a `digest`, a string, and may have that of its
+    videos alone, `pictures`. `texts()` gives (where, caption) of all clips without their videos.
     """
 
     make: Callable[..., Source] | str
@@ -295,6 +297,14 @@ def most_shots(config: ConfigDict) -> int:
     """The largest number of shots in a clip; 0 for sources of one caption a clip."""
     least, most = chosen(config).shots_from, config.data.shots[1]
     return most if least and most >= least else 0
+
+
+def identity(config: ConfigDict, clips: Any) -> dict[str, str]:
+    """What identifies the files in data.path: a digest of the videos, or else the path."""
+    if not config.data.path:
+        return {}
+    pictures = getattr(clips, "pictures", "") or getattr(clips, "digest", "")
+    return {"data.content": pictures or os.path.realpath(config.data.path)}
 
 
 def source(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Any:

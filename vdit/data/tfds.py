@@ -30,7 +30,7 @@ from vdit.data.decode import Limits, one_line, said
 from vdit.data.media import fit
 from vdit.data.stored import Stored, shown
 from vdit.errors import UserError
-from vdit.runtime.files import write_text
+from vdit.runtime.files import read_cache, write_text
 from vdit.runtime.progress import Progress
 
 VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -39,6 +39,7 @@ TEMPLATE = re.compile(r"([\w.-]|\{[A-Z_]+\})*")
 HELDOUT = ("test", "validation", "valid", "val")  # the first of these in a set is held out
 CAPTIONS = ("caption", "text", "label")  # preferred among several fields that could be the caption
 HEAD_MOST = 2**26  # bytes of a JSON file
+Measured = tuple[dict[str, np.ndarray], dict[str, list[str]]]  # shapes and captions, by split
 CHECK_FORMAT = 1  # changes whenever the same records would be checked differently
 
 # The classes of features that TFDS defines, and the field of the message that each one fills.
@@ -108,15 +109,16 @@ class VideoSet(Clips):
             raise UserError(f"{self._where}: cannot be read ({said(error)})") from None
         if not 0 < self._native < math.inf:
             raise UserError(f"{self._where} has no frame rate: give --config.data.native_fps=RATE")
-        content, shapes = self._open(builder, checked)
+        content, shapes, captions = self._open(builder, checked)
+        self._captions = captions[self._split]
         self._choose_clips(content, shapes[self._split], heldout, seed)
         if skipped_path is not None:
             write_skipped(skipped_path, self.skipped)
 
     def _open(
         self, builder: Any, checked: str | os.PathLike[str] | None
-    ) -> tuple[str, dict[str, np.ndarray]]:
-        """The digest of the set's content, and the shapes (N, 3) of its videos by split."""
+    ) -> tuple[str, dict[str, np.ndarray], dict[str, list[str]]]:
+        """The digest of the set's content; shapes (N, 3) of its videos and captions, by split."""
         splits = builder.info.splits
         known = [name for name in ("train", *HELDOUT) if name in splits]
         filled = [name for name in known if splits[name].num_examples]
@@ -136,13 +138,15 @@ class VideoSet(Clips):
         files += [path for paths in self._shards.values() for path, _ in paths]
         hashed = ([_hashed(path) for path in files], self._field, self._labels, CHECK_FORMAT)
         content = hashlib.sha256(repr(hashed).encode()).hexdigest()
-        shapes = _remembered(checked, content)
-        if shapes is None:
-            shapes = self._measure(records)
+        key = f"{content} {self._template}"
+        measured = _remembered(checked, key)
+        if measured is None:
+            measured = self._measure(records)
             if checked is not None:
-                lists = {name: array.tolist() for name, array in shapes.items()}
-                write_text(checked, json.dumps({"content": content, "shapes": lists}))
-        return content, shapes
+                lists = {name: array.tolist() for name, array in measured[0].items()}
+                kept = {"content": key, "shapes": lists, "captions": measured[1]}
+                write_text(checked, json.dumps(kept))
+        return content, *measured
 
     def _choose_clips(self, content: str, shape_N3: np.ndarray, heldout: float, seed: int) -> None:
         """Cuts the videos of the split into clips; skips those that are too short."""
@@ -168,22 +172,34 @@ class VideoSet(Clips):
         settings = (content, self._split, self._template, self.frames, self.size, self.fps)
         self._cut({n: (0, int(have[n])) for n in chosen}, (settings, self._native))
 
-    def _measure(self, records: Mapping[str, Any]) -> dict[str, np.ndarray]:
-        """Reads every record; the shapes (T, H, W) of the videos, (N, 3) by split."""
+    def _measure(self, records: Mapping[str, Any]) -> Measured:
+        """Reads every record; the shapes (T, H, W) of the videos, (N, 3), and captions by split."""
         shapes: dict[str, np.ndarray] = {}
+        captions: dict[str, list[str]] = {}
         done = 0
         total = sum(len(source) for source in records.values())
         with Progress(f"reading {one_line(self.name, 60)}", total) as progress:
             for name, source in records.items():
                 for path, count in self._shards[name]:
                     _check_shard(path, count)
-                rows = []
+                rows, captions[name] = [], []
                 for number in range(len(source)):
-                    rows.append(self._read(name, source, number)[0].shape[:3])
+                    video_THW3, caption = self._read(name, source, number)
+                    rows.append(video_THW3.shape[:3])
+                    captions[name].append(caption)
                     done += 1
                     progress.update(done)
                 shapes[name] = np.array(rows).reshape(-1, 3)
-        return shapes
+        return shapes, captions
+
+    def texts(self) -> Iterator[tuple[str, str]]:
+        """(where, caption) of each video."""
+        for number in np.unique(self._span).tolist():
+            yield f"{self._where}: {self._span_name(number)}", self._captions[number]
+
+    def caption(self, index: SupportsIndex) -> str:
+        """The caption of a clip, without its video."""
+        return self._captions[self._place(index)[0]]
 
     def _read(self, split: str, source: Any, number: int) -> tuple[np.ndarray, str]:
         """The complete video, uint8 (T, H, W, 3), and the caption of a record."""
@@ -431,16 +447,15 @@ def _check_shard(path: Path, count: int) -> None:
         raise UserError(f"{name}: {records} records, where dataset_info.json says {count}")
 
 
-def _remembered(
-    checked: str | os.PathLike[str] | None, content: str
-) -> dict[str, np.ndarray] | None:
-    """The cached shapes of a set's videos, if its content is unchanged."""
+def _remembered(checked: str | os.PathLike[str] | None, content: str) -> Measured | None:
+    """The cached shapes of a set's videos, and their captions, if its content is unchanged."""
+    kept = read_cache(checked or "")
     try:
-        kept = json.loads(Path(checked or "").read_text(encoding="utf-8"))
-        if kept["content"] != content:
+        if kept.get("content") != content:
             return None
-        return {name: np.array(rows).reshape(-1, 3) for name, rows in kept["shapes"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        shapes = {name: np.array(rows).reshape(-1, 3) for name, rows in kept["shapes"].items()}
+        return shapes, {name: list(map(str, kept["captions"][name])) for name in shapes}
+    except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
 

@@ -1,10 +1,12 @@
 """Atomic writes (a temporary name, then a rename), and a lock on a folder."""
 
 import contextlib
+import json
 import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from vdit.errors import UserError
 
@@ -67,6 +69,14 @@ def read_text(path: str | os.PathLike[str]) -> str:
         return Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start})") from None
+
+
+def read_cache(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """A JSON object that only saves work; empty if it is missing or damaged."""
+    try:
+        return dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return {}
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> None:

@@ -29,12 +29,13 @@ OBJECTS = {"one": (1, 1), "two": (2, 2)}  # groups of the world's clips
 OF_CLASS = ("split", "objects", "clips", "captions", "gravity_clips", "permanence", "count")
 
 
-def reworded(
+def generated(
     model: Model, prompts: Sequence[str], seed: int,
     shots: Sequence[Sequence[tuple[float, str]]] = (),
 ) -> np.ndarray:  # fmt: skip
-    """Videos of prompts (and shot lists) in wordings that training never shows. If a text needs it,
-    the token budget is doubled: encoders take any length, but where padding is part of the text."""
+    """Videos of prompts (and shot lists), also in wordings and of more bodies than training shows.
+    If a text needs it, the token budget is doubled: encoders take any length, but where padding is
+    part of the text."""
     tokenizer = model.tokenizer
     try:
         tokenizer.encode([*prompts, *(text for listed in shots for _, text in listed)])
@@ -99,11 +100,10 @@ def score_captions(
         real = np.stack([clip["video"] for clip in clips])
         videos = {"real": real, "reconstructed": reconstruct(model, real)}
         told = [clip["shots"] for clip in clips] if several else ()
-        results = model.generate([clip["caption"] for clip in clips], seed=seed, shots=told)
-        videos["generated"] = np.stack([result.video for result in results])
+        videos["generated"] = generated(model, [clip["caption"] for clip in clips], seed, told)
         if reword and (some := clips[: evaluation.paraphrases // len(groups)]):
             prompts, lists = zip(*map(reword, some), strict=True)
-            videos["paraphrased"] = reworded(model, prompts, seed, lists if several else ())
+            videos["paraphrased"] = generated(model, prompts, seed, lists if several else ())
         made.append((clips, videos))
     shown = [np.stack([v["real"][:8], v["reconstructed"][:8]], 1) for _, v in made]
     pairs = np.concatenate([part.reshape(-1, *part.shape[2:]) for part in shown])
