@@ -216,9 +216,10 @@ class Model:
         """The clip of this length, rate and size; None means that of training."""
         fps = self.config.data.fps if fps is None else fps
         height, width = size or tuple(self.config.data.size)
-        if not (0 < fps <= 240) or (seconds is not None and not 0 < seconds <= 3600):
+        if not (0.001 <= fps <= 240) or (seconds is not None and not 0 < seconds <= 3600):
             raise UserError(
-                f"seconds {seconds}, fps {fps}: more than 0, up to 3600 s and 240 fps, are allowed"
+                f"seconds {seconds}, fps {fps}: more than 0, up to 3600 s, and 0.001 to 240 fps are"
+                " allowed"
             )
         if not (0 < height <= 8192 and 0 < width <= 8192):
             raise UserError(f"size {height}x{width}: 1x1 to 8192x8192 pixels are allowed")

@@ -144,22 +144,28 @@ def write_wall(path: Path, videos: np.ndarray, fps: float, zoom: int, columns: i
 
 
 def slug(text: str, most: int = 60) -> str:
-    """A prompt as a file name: its letters, marks and digits, of any script."""
+    """A prompt as a file name: its letters, marks and digits, of any script. At most 120 bytes, for
+    file systems take 255, and temporary names are longer."""
     text = unicodedata.normalize("NFC", text.lower())
     name = "".join(c if unicodedata.category(c)[0] in "LMN" else " " for c in text)
     try:
         os.fsencode(name)
     except UnicodeEncodeError:  # a file system of another encoding
         name = re.sub(r"[^a-z0-9]", " ", name)
-    name = "-".join(name.split())[:most].strip("-") or "video"
+    name = "-".join(name.split())[:most].encode()[:120].decode(errors="ignore")
+    name = name.strip("-") or "video"
     return f"video-{name}" if name in TASKS else name
 
 
 def unused(folder: Path, name: str, taken: Collection[str] = ()) -> Path:
     """FOLDER/NAME.mp4, or NAME-2 and so on: nothing there is written over."""
-    there = {path.stem for path in folder.glob("*.*")} | set(taken)
+
+    def plain(name: str) -> str:  # some file systems take other forms and cases for the same
+        return unicodedata.normalize("NFC", name).casefold()
+
+    there = {plain(path.stem) for path in folder.glob("*.*")} | set(map(plain, taken))
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
-    return folder / f"{next(name for name in names if name not in there)}.mp4"
+    return folder / f"{next(name for name in names if plain(name) not in there)}.mp4"
 
 
 def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:

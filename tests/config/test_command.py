@@ -22,6 +22,14 @@ def test_a_space_and_a_home_are_understood(monkeypatch: pytest.MonkeyPatch) -> N
         "vdit", "--config=x.py", "--config.data.path=/home/me/clips", "--prompt=~ is a tilde", "~"
     ]  # fmt: skip
     assert command.plain(["vdit", "--config"]) == ["vdit", "--config"]
+    assert command.plain(["--negative=~/x", "--out=~/x"]) == ["--negative=~/x", "--out=/home/me/x"]
+
+
+def test_a_colon_in_a_path_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a:b").mkdir()
+    (tmp_path / "a:b" / "c.py").write_text("")
+    with pytest.raises(UserError, match=r"no such file .*/a; what follows the first colon is its"):
+        command.load(str(tmp_path / "a:b" / "c.py"))
 
 
 @pytest.mark.parametrize("text, words", [

@@ -11,6 +11,7 @@ import sys
 import termios
 import threading
 import time
+import zlib
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -379,6 +380,42 @@ def test_profiles_of_pictures_are_applied(tmp_path: Path, decoder: Decoder) -> N
     Image.fromarray(picture).save(tmp_path / "c.png", icc_profile=b"no profile")
     for name in ("b.png", "c.png"):
         assert np.array_equal(decoder.frames(tmp_path / name, [0.0])[0], picture)
+
+
+@pytest.mark.parametrize(("primaries", "transfer", "treated"), [
+    (12, 13, "wide"), (9, 13, "wide"), (9, 16, "hdr"), (9, 18, "hdr"), (1, 13, ""),
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["PNG", "AVIF"])
+def test_code_points_of_pictures_are_applied(
+    tmp_path: Path, decoder: Decoder, kind: str, primaries: int, transfer: int, treated: str
+) -> None:
+    """Of a PNG in its chunk cICP, of an AVIF in its box colr."""
+    linear = light(COLOURS) @ {12: TO_P3, 9: TO_2020, 1: np.eye(3)}[primaries].T
+    signal = {13: srgb, 16: pq, 18: hlg}[transfer](linear)
+    picture = (255 * signal + 0.5).astype(np.uint8)[None].repeat(16, 0).repeat(16, 1)
+    exact: dict[str, Any] = {"quality": 100, "subsampling": "4:4:4"} if kind == "AVIF" else {}
+    Image.fromarray(picture).save(tmp_path / "a.x", kind, **exact)
+    data = bytearray((tmp_path / "a.x").read_bytes())
+    if kind == "AVIF":
+        at = data.index(b"colrnclx") + 8
+        data[at : at + 4] = struct.pack(">HH", primaries, transfer)
+    else:
+        chunk = b"cICP" + bytes([primaries, transfer, 0, 1])
+        data[33:33] = struct.pack(">I", 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    (tmp_path / "a.x").write_bytes(data)
+    assert decoder.probe(tmp_path / "a.x").treated == treated
+    got = decoder.frames(tmp_path / "a.x", [0.0])[0][8, 8::16].astype(int)
+    # 8 bits of HDR are coarse, most of all in the dark channels of bright colours.
+    assert np.abs(got - COLOURS).max() <= (32 if treated else 2)
+    assert np.abs(got - COLOURS).mean() <= 3
+
+
+def test_the_picture_before_an_animation_is_none_of_it(tmp_path: Path, decoder: Decoder) -> None:
+    first, *frames = (Image.fromarray(x) for x in numbered(4))
+    first.save(tmp_path / "a.png", save_all=True, append_images=frames, default_image=True,
+               duration=[100, 300, 100])  # fmt: skip
+    assert decoder.probe(tmp_path / "a.png").frames == 3
+    assert numbers(streamed(decoder, tmp_path / "a.png", 10)) == [1, 2, 2, 2, 3]
 
 
 def test_tones_above_white_stay_in_order() -> None:

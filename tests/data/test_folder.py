@@ -512,6 +512,12 @@ def test_one_wrong_row_of_many_is_skipped_and_named(
     }
     with pytest.raises(UserError, match="line 5: start 'x'"):
         make(strict=True)
+    table(root, 'file,caption\na.mp4,"a ""red"" ball"\nb.mp4,"a "red" ball"\nmore/c.gif,"c\n')
+    source = make()
+    assert source.captions == ['a "red" ball']
+    assert [name for name, why in source.skipped if "not CSV" in why] == [
+        "captions.csv line 3", "captions.csv line 4",
+    ]  # fmt: skip
     (root / "captions.csv").unlink()
     (root / "captions.jsonl").write_text('{"file": "a.mp4", "caption": "a"}\n{nonsense\n[1]\n')
     source = make()
@@ -532,6 +538,17 @@ def test_names_are_the_same_in_every_form_of_unicode(
     for form in ("NFC", "NFD"):
         table(root, f"file,caption\n{unicodedata.normalize(form, name)},a\nb.mp4,b\n")
         assert sorted(make().captions) == ["a", "b"]
+    table(root, f"file,caption\n{name.upper()},a\nB.MP4,b\nMORE\\c.GIF,c\n")
+    assert sorted(make().captions) == ["a", "b", "c"]
+    (root / "B.mp4").write_bytes((root / "more" / "c.gif").read_bytes())
+    table(root, "file,caption\nB.MP4,neither\nb.mp4,b\nB.mp4,B\n")
+    assert sorted(make().captions) == ["B", "b"]
+    (root / "captions.csv").unlink()
+    for form in ("NFC", "NFD"):
+        text = root / unicodedata.normalize(form, name.replace("mp4", "txt"))
+        text.write_text("beside")
+        assert make().captions == ["beside"]
+        text.unlink()
 
 
 HEAD = "file,caption,start,end\n"

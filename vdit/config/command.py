@@ -25,7 +25,8 @@ def plain(argv: Sequence[str]) -> list[str]:
 
     def expanded(word: str) -> str:
         name, equals, value = word.partition("=")
-        if not word.startswith("-") or name.lstrip("-") == "prompt" or not value.startswith("~"):
+        text = name.lstrip("-") in ("prompt", "negative")
+        if not word.startswith("-") or text or not value.startswith("~"):
             return word
         return name + equals + os.path.expanduser(value)
 
@@ -40,7 +41,8 @@ def load(path: str) -> ConfigDict:
     """
     file, *argument = path.split(":", 1)
     if not Path(file).is_file():
-        raise UserError(f"--config={path}: there is no such file")
+        why = f" {file}; what follows the first colon is its argument" if argument else ""
+        raise UserError(f"--config={path}: there is no such file{why}")
     root = Path(file).resolve().parent
     if not (root / "__init__.py").is_file():
         sys.path.append(str(root))

@@ -3,9 +3,11 @@
 A row of a table has a file and its caption. With `start` and `end` (seconds) it is a part of the
 film, so one long film can have many captions. The text file of `cat.mp4` is `cat.txt`.
 
-A name in a table may have Windows' separators, and another form of Unicode than the file's.
+A name in a table may have Windows' separators, and another form of Unicode or other cases than the
+file's.
 """
 
+import collections
 import contextlib
 import csv
 import dataclasses
@@ -13,7 +15,7 @@ import io
 import json
 import os
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +79,8 @@ def rows(
     shown = one_line(str(root))
     skips = _Skips(shown, strict, [] if skipped is None else skipped)
     unused: Skipped = []
-    clips, texts = _files(root, skips, unused)
+    clips, exact = _files(root, skips, unused)
+    texts = {_nfc(stem): text for stem, text in exact.items()} | exact
     if not clips:
         raise UserError(f"{shown}: no clips in this folder ({', '.join(SUFFIXES)})")
     tables = [name for name in TABLES if (root / name).is_file()]
@@ -92,12 +95,12 @@ def rows(
     if not tables or (curated and not curated_too):
         found = _all_beside(root, clips, texts, skips, unused)
     else:
-        beside = [name for name in clips if os.path.splitext(name)[0] in texts]
+        beside = [text for name in clips if (text := _text_of(name, texts))]
         if beside and not curated:
-            text = texts[os.path.splitext(beside[0])[0]]
+            text = beside[0]
             raise UserError(f"{shown}: captions in {table.name} and in {text}; one is allowed")
         found = _of_table(f"{shown}/{table.name}", lines, clips, curated, skips)
-        unused += [(text, f"captions are in {table.name}") for text in texts.values()]
+        unused += [(text, f"captions are in {table.name}") for text in exact.values()]
     if not found:
         name, why = skips.named[0]
         raise UserError(f"{shown}: none of its captions can be used ({name}: {why})")
@@ -109,14 +112,13 @@ def _of_table(
     where: str, lines: Lines, clips: Sequence[str], curated: bool, skips: _Skips
 ) -> list[Row]:
     """The rows of a table."""
-    known = {unicodedata.normalize("NFC", name): name for name in clips}
-    known |= {name: name for name in clips}
+    find = _finder(clips)
     seen: dict[tuple[str, float, float | None], Row] = {}
     for line, fields in lines:
         with skips.over(f"{where.rsplit('/')[-1]} line {line}"):
             if isinstance(fields, UserError):
                 raise fields
-            row = _row(f"{where} line {line}", fields, known)
+            row = _row(f"{where} line {line}", fields, find)
             key = (row.file, row.start, row.end)
             if key in seen:
                 before = seen[key].where.rsplit("line ")[-1]
@@ -138,11 +140,39 @@ def _all_beside(
     found = []
     for name in clips:
         with skips.over(name):
-            found.append(_beside(root, name, texts.get(os.path.splitext(name)[0])))
-    stems = {os.path.splitext(name)[0] for name in clips}
-    alone = [text for stem, text in texts.items() if stem not in stems]
-    unused += [(text, "no film beside it") for text in alone]
+            found.append(_beside(root, name, _text_of(name, texts)))
+    alone = dict.fromkeys(texts.values()).keys() - {_text_of(name, texts) for name in clips}
+    unused += [(text, "no film beside it") for text in sorted(alone)]
     return found
+
+
+def _text_of(clip: str, texts: Mapping[str, str]) -> str | None:
+    """The text file of a film, whose name may be in another form of Unicode."""
+    stem = os.path.splitext(clip)[0]
+    return texts.get(stem) or texts.get(_nfc(stem))
+
+
+def _nfc(name: str) -> str:
+    return unicodedata.normalize("NFC", name)
+
+
+def _folded(name: str) -> str:
+    return _nfc(_nfc(name).casefold())
+
+
+def _finder(clips: Sequence[str]) -> Callable[[str], str | None]:
+    """The path of the film that a table names, also in another spelling if it is one film's."""
+    exact = {_nfc(name): name for name in clips} | {name: name for name in clips}
+    count = collections.Counter(map(_folded, clips))
+    folded = {_folded(name): name for name in clips if count[_folded(name)] == 1}
+
+    def find(file: str) -> str | None:
+        names = [file, _nfc(file), _nfc(file.replace("\\", "/"))]
+        names = [Path(name).as_posix() for name in names]
+        found = [exact.get(name) for name in names] + [folded.get(_folded(name)) for name in names]
+        return next(filter(None, found), None)
+
+    return find
 
 
 def _files(root: Path, skips: _Skips, unused: Skipped) -> tuple[list[str], dict[str, str]]:
@@ -240,25 +270,33 @@ def _csv(path: Path) -> Iterator[Line]:
     shown = one_line(str(path))
     try:
         head = list(reader.fieldnames or [])
-        if not {"file", "caption"} <= set(head) <= set(COLUMNS) or len(set(head)) < len(head):
-            found = one_line(",".join(head), 80)
-            raise UserError(f"{shown} line 1: columns {found}; {','.join(COLUMNS)} are allowed")
-        for cells in reader:
-            if None in cells or None in cells.values():
-                wrong = UserError(f"{shown} line {reader.line_num}: not {len(head)} cells")
-                yield reader.line_num, wrong
-                continue
-            fields: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
-            for name in {"start", "end"} & set(fields):
-                with contextlib.suppress(ValueError):  # `_row` reports it
-                    fields[name] = float(fields[name])
-            yield reader.line_num, fields
     except csv.Error as error:
-        raise UserError(f"{shown} line {reader.line_num}: not CSV ({error})") from None
+        raise UserError(f"{shown} line 1: not CSV ({error})") from None
+    if not {"file", "caption"} <= set(head) <= set(COLUMNS) or len(set(head)) < len(head):
+        found = one_line(",".join(head), 80)
+        raise UserError(f"{shown} line 1: columns {found}; {','.join(COLUMNS)} are allowed")
+    while True:
+        begin = reader.reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:  # the next row begins on the next line
+            yield begin, UserError(f"{shown} line {begin}: not CSV ({error})")
+            continue
+        if None in cells or None in cells.values():
+            wrong = UserError(f"{shown} line {reader.line_num}: not {len(head)} cells")
+            yield reader.line_num, wrong
+            continue
+        fields: dict[str, Any] = {name: cell for name, cell in cells.items() if cell.strip()}
+        for name in {"start", "end"} & set(fields):
+            with contextlib.suppress(ValueError):  # `_row` reports it
+                fields[name] = float(fields[name])
+        yield reader.line_num, fields
 
 
-def _row(where: str, fields: Mapping[str, Any], clips: Mapping[str, str]) -> Row:
-    """A checked row of a table; `clips` has the paths of the films by their names."""
+def _row(where: str, fields: Mapping[str, Any], find: Callable[[str], str | None]) -> Row:
+    """A checked row of a table."""
     if unknown := sorted(set(fields) - {*COLUMNS, "measures"}):
         raise UserError(f"{where}: unknown {one_line(unknown[0], 40)!r}; allowed: {COLUMNS}")
     file = fields.get("file")
@@ -267,10 +305,7 @@ def _row(where: str, fields: Mapping[str, Any], clips: Mapping[str, str]) -> Row
     inside = Path(file)
     if inside.is_absolute() or ".." in inside.parts:
         raise UserError(f"{where}: {ascii(file)} is outside of the folder")
-    plain = [unicodedata.normalize("NFC", name) for name in (file, file.replace("\\", "/"))]
-    names = [inside.as_posix(), *(Path(name).as_posix() for name in plain)]
-    clip = next((clips[name] for name in names if name in clips), None)
-    if clip is None:
+    if (clip := find(file)) is None:
         raise UserError(f"{where}: no clip {ascii(file)} in the folder ({', '.join(SUFFIXES)})")
     for name in ("start", "end"):
         if (value := fields.get(name)) is not None and not is_time(value):

@@ -25,6 +25,17 @@ def is_picture(head: bytes) -> bool:
     return head.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")) or head[8:12] == b"WEBP"
 
 
+def code_points(head: bytes) -> tuple[int, int]:
+    """Transfer function and primaries of an AVIF (its box colr) or a PNG (its chunk cICP); those of
+    BT.709 where it names none."""
+    for mark, size in ((b"colrnclx", 2), (b"cICP", 1)):
+        at = head.find(mark) + len(mark)
+        if len(mark) <= at <= len(head) - 2 * size and head.startswith(b"\x89PNG") == (size == 1):
+            primaries, transfer = (head[at + size * k :][:size] for k in (0, 1))
+            return int.from_bytes(transfer, "big"), int.from_bytes(primaries, "big")
+    return 1, 1
+
+
 def cut_short(file: BinaryIO, head: bytes, size: int) -> str:
     """What is missing at the end of a Matroska/WebM or MP4/MOV file; "" if nothing.
 

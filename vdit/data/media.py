@@ -34,8 +34,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vdit.data.colours import HDR, beyond_sdr, in_srgb, matrix, to_sdr, treatment
-from vdit.data.containers import Bad, cut_short, gif_images, is_picture
+from vdit.data.colours import HDR, TO_BT709, beyond_sdr, in_srgb, matrix, to_sdr, treatment
+from vdit.data.containers import Bad, code_points, cut_short, gif_images, is_picture
 from vdit.data.decode import CHUNK, CHUNK_BYTES, HEARTBEAT, Info, Limits, said
 from vdit.errors import UserError
 
@@ -221,10 +221,10 @@ class _File:
         if missing:
             raise Bad(f"cut short: {missing}")
         self._is_picture = is_picture(head)
-        # HDR of AVIF, which Pillow leaves as it is: transfer function, primaries.
-        at = head.find(b"colrnclx")
-        colours = struct.unpack(">HH", head[at + 8 : at + 12]) if 0 <= at < 4084 else (1, 1)
-        self._hdr = colours[::-1] if colours[1] in HDR else None
+        # Of pictures, which Pillow leaves as they are: transfer function and primaries.
+        transfer, primaries = code_points(head) if self._is_picture else (1, 1)
+        mapped = transfer in HDR or primaries in TO_BT709
+        self._colours = (transfer, primaries) if mapped else None
 
     def frames(self) -> Iterator[tuple[_Shown, float]]:
         """All frames in order, each with the tolerance, in seconds, for its clock's rounding."""
@@ -262,15 +262,17 @@ class _File:
                 self._check_pixels(image.width, image.height)
                 count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 start = length = 0.0
-                for index in range(count):
+                # A PNG may have a picture before its animation, for programs that play none.
+                first = int(count > 1 and bool(image.info.get("default_image")))
+                for index in range(first, count):
                     image.seek(index)
                     image.load()
                     if count > 1:
                         length = image.info.get("duration", 0) / 1000 or length or 0.1
                     rgb_HW3, treated = _upright_rgb(image), ""
-                    if self._hdr and image.format == "AVIF":
-                        rgb_HW3 = to_sdr(rgb_HW3.astype(np.uint16) * 257, *self._hdr)
-                        treated = "hdr"
+                    if self._colours and "icc_profile" not in image.info:
+                        rgb_HW3 = to_sdr(rgb_HW3.astype(np.uint16) * 257, *self._colours)
+                        treated = "hdr" if self._colours[0] in HDR else "wide"
                     yield _still(rgb_HW3, start, start + length, treated), 0.001
                     start += length
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
