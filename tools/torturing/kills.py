@@ -1,0 +1,141 @@
+"""Runs that are killed at random times, started again until they are done, and compared to the bit
+with a run that nothing disturbed."""
+
+import shutil
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tools.table import markdown
+from tools.torturing.runs import (
+    STAGES,
+    Layout,
+    Life,
+    apart,
+    arguments,
+    differences,
+    finish,
+    unfinished,
+)
+
+SPAN = 0.6  # of an undisturbed run's time, within which a process is killed
+EARLY = 0.08  # share of kills before anything is printed: while modules are imported
+
+
+class Kill(NamedTuple):
+    """Where one fell, and whether something was being written."""
+
+    layout: Layout
+    place: str
+    saving: bool
+    victims: str
+
+
+class Undisturbed(NamedTuple):
+    """A workdir, and the seconds of its run from the first line on."""
+
+    workdir: Path
+    seconds: float
+
+
+def undisturbed(folder: Path, layout: Layout) -> Undisturbed:
+    """A run that nothing disturbs."""
+    workdir = folder / f"{layout.processes}x{layout.devices}"
+    life = Life(workdir, layout, arguments(workdir, layout))
+    life.until(life.working)
+    began = time.monotonic()
+    finish(life)
+    seconds = time.monotonic() - began
+    life.close()
+    return Undisturbed(workdir, seconds)
+
+
+def one_kill(workdir: Path, layout: Layout, span: float, rng: np.random.Generator) -> Kill | None:
+    """Starts the command and kills it; None if it was done before. Raises AssertionError where it
+    fails by itself, or where its other processes do not end."""
+    before = unfinished(workdir)
+    life = Life(workdir, layout, arguments(workdir, layout))
+    try:
+        early, delay = rng.random() < EARLY, rng.random()
+        one = int(rng.integers(0, layout.processes)) if rng.random() < 0.25 else None
+        if not early:
+            life.until(life.working)
+        life.until(lambda: False, delay * (2.0 if early else span))
+        if life.ended():
+            finish(life)
+            return None
+        life.send(signal.SIGKILL, one if layout.processes > 1 else None)
+        statuses = life.statuses()
+        place = life.place()
+        everyone = layout.processes == 1 or one is None
+        said = "".join(life.err(i) for i in range(layout.processes))
+        if not any(statuses):
+            return None  # it was faster than the signal
+        if "Traceback" in said:
+            raise AssertionError(f"statuses {statuses}: {said[-2000:]}")
+        saving = bool(unfinished(workdir) - before)
+        return Kill(layout, place, saving, "all" if everyone else f"process {one}")
+    finally:
+        life.close()
+
+
+def kills(
+    layouts: Sequence[Layout], count: int, seed: int, folder: Path, say: Callable[[str], None]
+) -> tuple[list[Kill], list[str]]:
+    """`count` kills over runs of the layouts in turn, and a line for each run that did not end
+    equal to the bit."""
+    wholes: dict[Layout, Undisturbed] = {}
+    made: list[Kill] = []
+    failures: list[str] = []
+    rounds = 0
+    while len(made) < count:
+        layout = layouts[rounds % len(layouts)]
+        workdir = folder / f"run{rounds}"
+        if layout not in wholes:
+            wholes[layout] = undisturbed(folder, layout)
+            say(f"{layout}: undisturbed in {wholes[layout].seconds:.0f} s")
+        whole, first = wholes[layout], len(made)
+        rng = np.random.default_rng((seed, rounds))
+        try:
+            while len(made) < count:
+                kill = one_kill(workdir, layout, SPAN * whole.seconds, rng)
+                if kill is None:
+                    break
+                made.append(kill)
+                where = f"{kill.place}, {'while it wrote' if kill.saving else 'between writes'}"
+                say(f"kill {len(made)} of {count}: run {rounds}, {layout}, {where}, {kill.victims}")
+            else:
+                finish(Life(workdir, layout, arguments(workdir, layout)))
+            wrong = apart(differences, whole.workdir, workdir)
+        except (AssertionError, TimeoutError) as error:
+            wrong = [" ".join(str(error).split())]
+            made += [] if len(made) > first else [Kill(layout, "start", False, "failed")]
+        if wrong:
+            failures.append(f"run {rounds}, {layout}, {workdir}: {'; '.join(wrong)[:1500]}")
+        else:
+            shutil.rmtree(workdir)
+        equal = "NOT EQUAL: " + failures[-1] if wrong else "equal to the bit"
+        say(f"run {rounds}, {layout}: {len(made) - first} kills, {equal}")
+        rounds += 1
+    return made, failures
+
+
+def table(made: Sequence[Kill]) -> str:
+    """Kills by layout and place, as Markdown."""
+    places = ("start", *STAGES, "end")
+    lines = []
+    layouts = list(dict.fromkeys(kill.layout for kill in made))
+    for name, rows in [
+        *((str(layout), [k for k in made if k.layout == layout]) for layout in layouts),
+        ("all", list(made)),
+    ]:
+        counts = Counter(kill.place for kill in rows)
+        saving, part = sum(k.saving for k in rows), sum(k.victims != "all" for k in rows)
+        shown = [str(counts[place]) for place in places]
+        lines.append([name, str(len(rows)), *shown, str(saving), str(part)])
+    return markdown(["layout", "kills", *places, "while writing", "one of two"], lines)
