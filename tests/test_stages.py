@@ -61,9 +61,7 @@ def test_another_data_set_is_one_of_other_content(
     config.data.path = "old"
     mesh = make_mesh({"data": 1}, jax.devices()[:1])
     content = [{CONTENT: x} if x else {} for x in (was, now)]
-    place = Runtime(
-        tmp_path, mesh, Metrics(tmp_path), Preemption(), config.run, content=content[1]
-    )
+    place = Runtime(tmp_path, mesh, Metrics(tmp_path), Preemption(), config.run, content=content[1])
     checkpoints, one = place.checkpoints("vae"), {"vae": jnp.ones(1)}
     checkpoints.save(6, {"params": one}, one, None, stage_meta(config, "vae", content[0]))
     checkpoints.wait()

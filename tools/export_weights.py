@@ -29,7 +29,6 @@ index. Exit status 2 for invalid arguments or models. FOLDER is written complete
 import argparse
 import functools
 import json
-import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -59,7 +58,7 @@ from vdit.runtime.checkpoint import (
     restore_raw,
     write_digests,
 )
-from vdit.runtime.files import write_text
+from vdit.runtime.files import atomic_folder, write_text
 from vdit.shipped import OWN, Stage, find, is_exported
 
 
@@ -209,15 +208,8 @@ def export(out: Path, write: Callable[[Path], None]) -> None:
     """Calls write(FOLDER), whose content becomes `out`, completely or not at all."""
     if out.exists():
         raise UserError(f"--out={out} already exists; choose another")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        temporary.mkdir(parents=True)
+    with atomic_folder(out) as temporary:
         write(temporary)
-        os.replace(temporary, out)
-    except OSError as error:
-        raise UserError(f"cannot write {out}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def chosen(options: argparse.Namespace) -> Callable[[Path, Path], None]:

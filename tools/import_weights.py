@@ -33,8 +33,6 @@ temporary name and renamed when complete. FOLDER is validated first; errors name
 """
 
 import argparse
-import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -61,7 +59,7 @@ from vdit.config.shared import value_of
 from vdit.errors import UserError
 from vdit.published import weights
 from vdit.runtime.checkpoint import IMPORTED, Checkpoints
-from vdit.runtime.files import write_text
+from vdit.runtime.files import atomic_folder, write_text
 from vdit.runtime.mesh import param_sharding
 from vdit.runtime.progress import say
 from vdit.shipped import OWN
@@ -104,8 +102,7 @@ def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Sto
     """Writes the workdir, completely or not at all."""
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} already exists; choose another --workdir")
-    temporary = workdir.with_name(f".{workdir.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_folder(workdir) as temporary:
         write_config(imported.config, temporary)
         for name, text in imported.files.items():
             write_text(temporary / name, text)
@@ -114,11 +111,6 @@ def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Sto
             if stored is not None and parity.fits(stored, part.plan):
                 report(MODELS[stage](exact(imported.config)), params, part.plan, stored)
             del params
-        os.replace(temporary, workdir)
-    except OSError as error:
-        raise UserError(f"cannot write {workdir}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 MODELS: dict[str, Callable[[ConfigDict], Any]] = {

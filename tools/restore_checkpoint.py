@@ -41,6 +41,7 @@ from vdit.runtime.checkpoint import (
     rewrite,
     saved_shapes,
 )
+from vdit.runtime.files import all_or_nothing
 from vdit.runtime.mesh import param_sharding
 from vdit.shipped import is_exported, is_name
 
@@ -162,13 +163,14 @@ def copy(options: argparse.Namespace) -> int:
     mesh = mesh_of(options.mesh)
     temporary = target.with_name(f".{step}.{os.getpid()}.tmp")
     try:
-        temporary.mkdir(parents=True)
-        if mesh is None and options.drop is None:
-            shutil.copytree(stage / str(step), temporary / str(step))
-        else:
-            place = None if mesh is None else functools.partial(param_sharding, mesh)
-            rewrite(stage, step, temporary, place, DROPPED.get(options.drop, ()))
-        os.replace(temporary / str(step), target)
+        with all_or_nothing(temporary):
+            temporary.mkdir(parents=True)
+            if mesh is None and options.drop is None:
+                shutil.copytree(stage / str(step), temporary / str(step))
+            else:
+                place = None if mesh is None else functools.partial(param_sharding, mesh)
+                rewrite(stage, step, temporary, place, DROPPED.get(options.drop, ()))
+            os.replace(temporary / str(step), target)
     except OSError as error:  # shutil.Error lists the files
         reason = error.strerror or str(error).splitlines()[0]
         raise UserError(f"cannot write {target}: {reason}") from error

@@ -7,6 +7,8 @@ videos = model.generate("a large red ball falls next to a small blue box", num=4
 
 from typing import Any
 
+from vdit import errors as errors  # first: Ctrl-C is one line, also while the rest is imported
+
 
 def load(workdir: Any, mesh: Any = None) -> Any:
     """A trained workdir, or the weights of that name in the package, ready to `generate`: a

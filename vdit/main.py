@@ -3,9 +3,8 @@
 --mode=run runs the configuration's stages, --mode=sample generates videos from a trained workdir,
 --mode=eval scores it, --mode=features writes a classifier's features of videos.
 
-Exit status: 2 for wrong input, which is one line; 143 for a run that a signal stopped, which the
-same command continues, 130 for Ctrl-C that nothing was saved at; 1 for a loss that is not finite,
-and for a run of several processes (docs/pods.md) of which one is lost or stuck.
+Exit status: 2 for wrong input, in one line; 143 and 130 after SIGTERM and Ctrl-C, 1 where the loss
+is not finite or a process is lost or stuck (docs/pods.md): the same command continues.
 """
 
 import functools
@@ -79,23 +78,25 @@ def work(path: str | None, workdir: Path) -> None:
 
     from vdit import run
     from vdit.config import default
-    from vdit.runtime.machine import keep_freed_memory
+    from vdit.runtime import files, machine, preemption
 
+    preemption.listen()
     config = default() if path is None else CONFIG.value
     who = _member()
     if who is not None:
         processes.connect(who, config.run.lost)
     processes.check()
     if jax.default_backend() == "cpu":
-        keep_freed_memory()
-    stopped: Interrupted | None = None  # as all processes are, at the same step
+        machine.keep_freed_memory()
+    stopped = None  # in all processes, at the same step
     with Watch(shipped.outputs(workdir), config.run.lost, config.run.stuck) as watch:
         try:
-            if _MODE.value == "run":
-                run.run(config, workdir, watch)
-            else:
-                request = {flag.name: flag.value for flag in _REQUEST}
-                run.MODES[_MODE.value](CONFIG.value, workdir, watch, request)
+            with files.refusing(workdir, reading=True):
+                if _MODE.value == "run":
+                    run.run(config, workdir, watch)
+                else:
+                    request = {flag.name: flag.value for flag in _REQUEST}
+                    run.MODES[_MODE.value](CONFIG.value, workdir, watch, request)
         except Interrupted as error:
             stopped = error
         except (UserError, Diverged) as error:
@@ -126,9 +127,9 @@ def child(path: str | None, workdir: Path) -> int:
     """`work` in one of several processes; returns the exit status."""
     try:
         work(path, workdir)
+        return 0
     except EXPECTED as error:
         return failed(error)
-    return 0
 
 
 def main(argv: Sequence[str] | None = None) -> int:

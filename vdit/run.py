@@ -20,7 +20,7 @@ from vdit.data import sources
 from vdit.encode import check_captions
 from vdit.errors import Interrupted, UserError
 from vdit.runtime.checkpoint import Checkpoints, refuse_pattern
-from vdit.runtime.files import alone
+from vdit.runtime.files import alone, sweep
 from vdit.runtime.machine import operand_dtype
 from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics, environment
@@ -46,6 +46,8 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
     zero = jax.process_index() == 0
     held = alone(workdir) if zero else contextlib.nullcontext()
     with held, Preemption() as preemption, Metrics(workdir, zero) as metrics:
+        if zero:
+            sweep(workdir)
         runtime = Runtime(workdir, mesh, metrics, preemption, config.run, watch or Watch())
         runtime = dataclasses.replace(runtime, content=_claim(config, runtime))
         machine = _machine(config, runtime)
@@ -55,6 +57,7 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
         for name in _with_needs(config.stages):
             if name in config.stages and preemption.reached(0):
                 raise Interrupted(f"stopped before stage {name}; run again")
+            preemption.rest()
             stage = STAGES[name]
             needed = (results[stage.needs],) if stage.needs else ()
             results[name] = stage.run(config, runtime, *needed)

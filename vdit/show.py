@@ -1,6 +1,5 @@
 """--mode=sample and the stage sample: requests read from flags, videos written with settings."""
 
-import contextlib
 import itertools
 import json
 import os
@@ -14,7 +13,7 @@ import numpy as np
 from vdit.data import sources
 from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
-from vdit.runtime.files import read_text, write_text
+from vdit.runtime.files import all_or_nothing, read_text, write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
@@ -181,18 +180,14 @@ def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
                 preview.append(part[:room].copy())
             yield part
 
-    try:
+    suffixes = (".mp4", ".webp", ".png", ".json")
+    with all_or_nothing(*(path.with_suffix(suffix) for suffix in suffixes)):
         write_mp4(path, parts(), fps, scale=zoom)
         shown = np.concatenate(preview)
         write_webp(path.with_suffix(".webp"), shown, fps, scale=max(zoom // 2, 1))
         if len(shown) == 1:
             write_png(path.with_suffix(".png"), shown[0], zoom)
         write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
-    except BaseException:  # a full disk, Ctrl-C: all of its files or none
-        for suffix in (".mp4", ".webp", ".png", ".json"):
-            with contextlib.suppress(OSError):
-                path.with_suffix(suffix).unlink(missing_ok=True)
-        raise
     return shown
 
 

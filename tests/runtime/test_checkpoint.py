@@ -4,7 +4,6 @@ import functools
 import os
 import re
 import shutil
-import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +33,6 @@ from vdit.runtime.checkpoint import (
 )
 from vdit.runtime.mesh import make_mesh, param_sharding
 from vdit.runtime.optimizer import make_optimizer
-from vdit.runtime.preemption import Preemption
 
 META = {"stage": "dit", "digest": "abc", "latents": {"mean": [0.5]}}
 DEVICES = 8
@@ -186,6 +184,20 @@ def test_damage_is_named_and_the_step_before_is_taken(
     assert re.search(f"{copy}/20 is damaged: .*{reason}.*; taking step 10", lines[0]), lines[0]
 
 
+def test_a_first_save_that_was_interrupted_is_none(copy: Path) -> None:
+    """Training begins anew, and the folder makes way; of several steps none is thrown away."""
+    (copy / "10" / "digests.json").unlink()
+    (copy / "20" / "digests.json").unlink()
+    with pytest.raises(UserError, match="no good step is left"):
+        newest_good_step(copy)
+    shutil.rmtree(copy / "20")
+    checkpoints = Checkpoints(copy)
+    assert checkpoints.restore(*abstract(1), clips()) is None
+    checkpoints.save(5, *make_state(5), None, {})
+    checkpoints.close()
+    assert newest_good_step(copy) == 5 and (copy / "10.bad").is_dir()
+
+
 def test_every_file_is_guarded(copy: Path) -> None:
     for path in sorted(path for path in (copy / "20").rglob("*") if path.is_file()):
         good = path.read_bytes()
@@ -261,17 +273,6 @@ def test_an_error_in_the_background_is_raised_and_cleaned_up(
         checkpoints.wait()
     assert checkpoints.steps() == []
     checkpoints.close()
-
-
-def test_signals_ask_once_and_insist_twice() -> None:
-    old = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with Preemption() as preemption:
-        assert not preemption.requested and not preemption.reached(1)
-        signal.raise_signal(signal.SIGTERM)
-        assert preemption.requested and preemption.reached(2)
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == old
 
 
 @pytest.mark.parametrize("name", ["run [1]", "a\\b", "what?", "all*"])

@@ -1,6 +1,7 @@
 """Runs that are killed at random times, started again until they are done, and compared to the bit
 with a run that nothing disturbed."""
 
+import re
 import shutil
 import signal
 import time
@@ -23,8 +24,10 @@ from tools.torturing.runs import (
     unfinished,
 )
 
-SPAN = 0.6  # of an undisturbed run's time, within which a process is killed
-EARLY = 0.08  # share of kills before anything is printed: while modules are imported
+SPAN = 0.4  # of an undisturbed run's time, within which a process is killed
+EARLY = 0.08  # share of signals before anything is printed
+SIGNALS = {"KILL": signal.SIGKILL, "INT": signal.SIGINT, "TERM": signal.SIGTERM}
+ASKED = re.compile(r"SIG\w+: saving, then stopping; again to stop at once$")
 
 
 class Kill(NamedTuple):
@@ -55,9 +58,12 @@ def undisturbed(folder: Path, layout: Layout) -> Undisturbed:
     return Undisturbed(workdir, seconds)
 
 
-def one_kill(workdir: Path, layout: Layout, span: float, rng: np.random.Generator) -> Kill | None:
-    """Starts the command and kills it; None if it was done before. Raises AssertionError where it
-    fails by itself, or where its other processes do not end."""
+def one_kill(
+    workdir: Path, layout: Layout, span: float, rng: np.random.Generator,
+    number: signal.Signals = signal.SIGKILL,
+) -> Kill | None:  # fmt: skip
+    """Starts the command and ends it; None if it was done before. Raises AssertionError where it
+    fails by itself, or does not end as it should."""
     before = unfinished(workdir)
     life = Life(workdir, layout, arguments(workdir, layout))
     try:
@@ -69,24 +75,41 @@ def one_kill(workdir: Path, layout: Layout, span: float, rng: np.random.Generato
         if life.ended():
             finish(life)
             return None
-        life.send(signal.SIGKILL, one if layout.processes > 1 else None)
+        life.send(number, one if layout.processes > 1 else None)
         statuses = life.statuses()
         place = life.place()
         everyone = layout.processes == 1 or one is None
-        said = "".join(life.err(i) for i in range(layout.processes))
         if not any(statuses):
             return None  # it was faster than the signal
-        if "Traceback" in said:
-            raise AssertionError(f"statuses {statuses}: {said[-2000:]}")
-        saving = bool(unfinished(workdir) - before)
+        left = unfinished(workdir) - before
+        for index in range(layout.processes):
+            check(life, index, statuses, number, left)
+        saving = bool(left)
         return Kill(layout, place, saving, "all" if everyone else f"process {one}")
     finally:
         life.close()
 
 
+def check(
+    life: Life, index: int, statuses: list[int], number: signal.Signals, left: set[Path]
+) -> None:
+    """Raises AssertionError where a process did not end as it should: without a traceback; after a
+    signal that it can hear with one line and that signal's status, and nothing half written."""
+    said = life.err(index)
+    wrong = "Traceback" in said
+    if number != signal.SIGKILL:
+        lines = [x for x in said.splitlines() if not (ASKED.match(x) or x.startswith("WARNING:"))]
+        good = (0, 128 + number) if len(statuses) == 1 else (0, 1, 130, 143)
+        wrong |= statuses[index] not in good or len(lines) != bool(statuses[index])
+        wrong |= any(".tmp" in path.name and path.is_file() for path in left)
+    if wrong:
+        raise AssertionError(f"process {index} of {statuses}, {left}: {said[-2000:]}")
+
+
 def kills(
-    layouts: Sequence[Layout], count: int, seed: int, folder: Path, say: Callable[[str], None]
-) -> tuple[list[Kill], list[str]]:
+    layouts: Sequence[Layout], count: int, seed: int, folder: Path, say: Callable[[str], None],
+    number: signal.Signals = signal.SIGKILL,
+) -> tuple[list[Kill], list[str]]:  # fmt: skip
     """`count` kills over runs of the layouts in turn, and a line for each run that did not end
     equal to the bit."""
     wholes: dict[Layout, Undisturbed] = {}
@@ -103,7 +126,7 @@ def kills(
         rng = np.random.default_rng((seed, rounds))
         try:
             while len(made) < count:
-                kill = one_kill(workdir, layout, SPAN * whole.seconds, rng)
+                kill = one_kill(workdir, layout, SPAN * whole.seconds, rng, number)
                 if kill is None:
                     break
                 made.append(kill)

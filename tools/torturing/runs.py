@@ -1,6 +1,7 @@
 """Small runs of the program in processes that are watched, and the comparison of their workdirs."""
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import re
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,13 +23,19 @@ from tools.torturing import small as small  # imported before anything is forked
 from vdit import main
 from vdit import run as run
 from vdit.config.command import leave
-from vdit.errors import UserError
+from vdit.errors import SIGNALS, UserError, stop
 from vdit.runtime import checkpoint, metrics
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1800.0  # seconds for one process; generous, because the machine may be busy
 STAGES = ("vae", "latents", "dit", "sample", "eval")
 CONFIG = "tools/torturing/small.py"
+# What the program imports where it is first used: a fork has it.
+LAZY = (
+    "av", "grain.checkpoint", "jinja2", "matplotlib.figure", "matplotlib.style", "scipy.ndimage",
+    "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "vdit.worlds.clips",
+    "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer",
+)  # fmt: skip
 TIMES = ("steps_per_second", "wait", "seconds")  # of a row of metrics: no two runs have the same
 # Of a workdir, what is compared otherwise, or differs by times and the names of processes.
 APART = ("checkpoints", "tensorboard", ".processes", "metrics.jsonl", "report.html", ".lock")
@@ -62,13 +69,14 @@ class Life:
     """One start of the command, in all its processes, until it ends or is ended.
 
     With `program`, what python runs, each process is a new interpreter; without it a fork of this
-    one, which has imported all and has no JAX backend: a start costs no imports. What the processes
-    print is in files beside the workdir.
+    one, which has imported all and has no JAX backend: a start costs no imports, and `prepare` is
+    called in it first. What the processes print is in files beside the workdir.
     """
 
     def __init__(
         self, workdir: Path, layout: Layout, arguments: Sequence[str] = (),
         program: Sequence[str] = (), env: Mapping[str, str] = {},
+        prepare: Callable[[], None] = lambda: None,
     ) -> None:  # fmt: skip
         self.workdir, self.layout = workdir, layout
         self.processes: list[Any] = []
@@ -80,7 +88,7 @@ class Life:
         known = {
             "XLA_FLAGS": f"{QUICK} {devices}",
             "JAX_PLATFORMS": "cpu",
-            "JAX_COMPILATION_CACHE_DIR": str(workdir.parent / "compiled"),
+            "JAX_COMPILATION_CACHE_DIR": os.environ["JAX_COMPILATION_CACHE_DIR"],
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         } | dict(env)
         for index in range(layout.processes):
@@ -91,8 +99,10 @@ class Life:
             files = self._file("out", index), self._file("err", index)
             for file in files:
                 file.write_bytes(b"")
-            start = _executed if program else _forked
-            self.processes.append(start([*program, *mine], known, files))
+            if program:
+                self.processes.append(_executed([*program, *mine], known, files))
+            else:
+                self.processes.append(_forked(mine, known, files, prepare))
 
     def _file(self, kind: str, index: int) -> Path:
         return self.workdir.with_name(f"{self.workdir.name}.{kind}{index}")
@@ -166,16 +176,25 @@ def _executed(command: list[str], env: Mapping[str, str], files: Files) -> Any:
         )  # fmt: skip
 
 
-def _forked(command: list[str], env: Mapping[str, str], files: Files) -> Any:
+def _forked(
+    command: list[str], env: Mapping[str, str], files: Files, prepare: Callable[[], None]
+) -> Any:
+    for name in LAZY:
+        importlib.import_module(name)
     process = multiprocessing.get_context("fork").Process(
-        target=_born, args=(command, dict(env), files)
+        target=_born, args=(command, dict(env), files, prepare)
     )
     process.start()
     return process
 
 
-def _born(command: list[str], env: dict[str, str], files: Files) -> None:
+def _born(
+    command: list[str], env: dict[str, str], files: Files, prepare: Callable[[], None]
+) -> None:
     """In a fork: the program, as if it had just been started."""
+    signal.set_wakeup_fd(-1)
+    for number in SIGNALS:
+        signal.signal(number, stop)
     os.setsid()
     os.chdir(ROOT)
     for descriptor, file in enumerate(files, 1):
@@ -184,6 +203,7 @@ def _born(command: list[str], env: dict[str, str], files: Files) -> None:
     for name in ("JAX_PLATFORMS", "JAX_COMPILATION_CACHE_DIR"):
         jax.config.update(name.lower(), env[name])
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    prepare()
     leave(main.main(["vdit", *command]))
 
 

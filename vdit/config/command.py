@@ -65,7 +65,7 @@ def load(path: str) -> ConfigDict:
     return config
 
 
-STOPPED = 130  # exit status after a second Ctrl-C, or the first one where nothing is to be saved
+STOPPED = 130  # exit status after Ctrl-C
 
 
 def stopped() -> int:

@@ -30,7 +30,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from vdit.errors import Diverged, UserError
-from vdit.runtime.files import write_text
+from vdit.runtime.files import disk_reason, write_text
 from vdit.runtime.processes import agreed
 
 Folder = str | os.PathLike[str]  # of a stage; its steps are folders in it
@@ -117,7 +117,8 @@ IMPORTED = 0  # the step of weights that were imported: no training saves it
 
 
 def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> int | None:
-    """The newest step whose `items` are undamaged, None if there is no step at all.
+    """The newest step whose `items` are undamaged, None if there is no step at all, or one alone
+    whose save was not finished: the first one, which was interrupted.
 
     Warns of each newer step that is damaged, naming the file. Raises `UserError` if all are. The
     steps are listed again after each, since a run may save and prune meanwhile.
@@ -135,8 +136,11 @@ def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> i
                 log.warning("%s; taking step %d", line, step)
             return step
         tried[left[-1]] = f"checkpoint {Path(directory) / str(step)} is damaged: {reason}"
-    if tried:
-        raise UserError("; ".join(tried.values()) + "; no good step is left")
+    lines = "; ".join(tried.values())
+    if len(tried) == 1 and not any(finished for _, finished in tried):
+        log.warning("%s; there is none before it", lines)
+    elif tried:
+        raise UserError(f"{lines}; no good step is left")
     return None
 
 
@@ -496,6 +500,7 @@ class Checkpoints:
         self.wait()
         step = newest_everywhere(self.directory, ITEMS)
         if step is None:
+            self._bad = set(all_steps(self.directory))
             return None
         self._bad = {other for other in all_steps(self.directory) if other > step}
         meta = load_meta(self.directory, step)
@@ -576,12 +581,9 @@ class Checkpoints:
             self._remove_temporary()
         if isinstance(error, UserError):
             raise error
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        if isinstance(error, OSError) or "os_error_code" in reason:  # the latter: tensorstore
-            reason = re.sub(r".*: (.*) \[os_error_code.*", r"\1", reason)
-            where = self.directory / str(step)
-            raise UserError(f"cannot save checkpoint {where}: {reason}") from error
-        raise error
+        if (reason := disk_reason(error)) is None:
+            raise error
+        raise UserError(f"cannot save checkpoint {self.directory / str(step)}: {reason}") from error
 
 
 def rewrite(

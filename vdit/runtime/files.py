@@ -1,35 +1,114 @@
 """Atomic writes (a temporary name, then a rename), and a lock on a folder."""
 
 import contextlib
+import errno
 import json
 import os
+import re
+import shutil
+import socket
 import time
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from vdit.errors import UserError
+from vdit.errors import HALF_WRITTEN, UserError
+
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"  # of a temporary file's name
+TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{6}\.tmp(\.\w+)?", re.DOTALL)
 
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yields a temporary path beside `path` with the same suffix; renames it to `path` on success.
 
-    On an error the temporary file is removed and `path` stays unchanged; one of the file system
-    becomes a `UserError` with the path and the reason.
+    On an error the temporary file is removed and `path` stays unchanged; see `refusing`.
     """
     path = Path(path)
-    mine = f"{os.getpid()}-{os.urandom(3).hex()}"  # another machine may have the same number
+    mine = f"{HOST}-{os.getpid()}-{os.urandom(3).hex()}"
     temporary = path.with_name(f".{path.stem}.{mine}.tmp{path.suffix}")
-    try:
+    with refusing(path), all_or_nothing(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yields a new, temporary folder beside `path`, as `atomic_path` does a file's path."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with refusing(path), all_or_nothing(temporary):
+        temporary.mkdir(parents=True)
+        yield temporary
+        os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def refusing(path: str | os.PathLike[str], reading: bool = False) -> Iterator[None]:
+    """Makes an error of the file system a `UserError` with the path and the reason: a full disk, a
+    folder that is read-only, a device that fails. With `reading` only what is wrong with the disk,
+    with the path of the error."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or (reason := disk_reason(error, reading)) is None:
+            raise
+        where, how = path, "write"
+        if reading:
+            where, how = getattr(error, "filename", None) or path, "read or write"
+        raise UserError(f"cannot {how} {where}: {reason}") from error
+
+
+DISK = (
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM,
+)  # fmt: skip
+
+
+def disk_reason(error: Exception, disk: bool = False) -> str | None:
+    """Why the file system refused; None for another error. Libraries in C++ raise errors of their
+    own with its words. `disk`: errors of `DISK` alone, not what is wrong with a path."""
+    if isinstance(error, OSError) and (error.errno in DISK or not disk):
+        return error.strerror or str(error)
+    return next((text for text in map(os.strerror, DISK) if text in str(error)), None)
+
+
+@contextlib.contextmanager
+def all_or_nothing(*paths: Path) -> Iterator[None]:
+    """Deletes these files and folders where the body fails, or a signal ends the process in it."""
+    HALF_WRITTEN.update(paths)
+    try:
+        yield
+    except BaseException:
+        for path in paths:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+        raise
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        HALF_WRITTEN.difference_update(paths)
+
+
+def sweep(workdir: Path) -> None:
+    """Deletes the temporary files of processes of this machine that are gone, in a workdir and its
+    folders; what another machine left is deleted a day later."""
+    for path in [*workdir.glob(".*.tmp*"), *workdir.glob("*/.*.tmp*")]:
+        if match := TEMPORARY.fullmatch(path.name):
+            with contextlib.suppress(OSError):
+                old = time.time() - path.stat().st_mtime > 24 * 3600
+                if old if match[1] != HOST else not _lives(int(match[2])):
+                    path.unlink()
+
+
+def _lives(process: int) -> bool:
+    """Whether another process of this number does; this one has begun no file yet."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return process != os.getpid()
 
 
 @contextlib.contextmanager

@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from vdit.errors import UserError
-from vdit.runtime.files import atomic_path
+from vdit.runtime.files import atomic_path, refusing
 from vdit.runtime.video import gif_bytes, tile
 
 Value = float | int | str | None
@@ -54,7 +53,7 @@ class Metrics:
         row = {"stage": stage, "step": int(step)}
         row |= {name: _rounded(value) for name, value in values.items()}
         line = json.dumps(row, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-        with _refusing(self.path):
+        with refusing(self.path):
             if self._rows is None:
                 self.workdir.mkdir(parents=True, exist_ok=True)
                 _end_last_line(self.path)
@@ -136,10 +135,11 @@ class Metrics:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
         folder = self.workdir / "tensorboard" / stage
-        with _refusing(folder):
+        with refusing(folder):
             if stage not in self._events:
                 folder.mkdir(parents=True, exist_ok=True)
-                name = f"events.out.tfevents.{time.time():017.6f}.vdit"
+                one = os.urandom(3).hex()  # a clock may show a time twice
+                name = f"events.out.tfevents.{time.time():017.6f}.{one}.vdit"
                 self._events[stage] = RecordWriter(open(folder / name, "xb", buffering=0))
                 header = Event(wall_time=time.time(), file_version="brain.Event:2")
                 self._events[stage].write(header.SerializeToString())
@@ -187,12 +187,3 @@ def _end_last_line(path: Path) -> None:
             file.seek(-1, os.SEEK_END)
             if file.read(1) != b"\n":
                 file.write(b"\n")
-
-
-@contextlib.contextmanager
-def _refusing(path: Path) -> Iterator[None]:
-    """Reports a full disk or a read-only folder as a `UserError`."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error

@@ -29,7 +29,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from vdit.errors import UserError
+from vdit.errors import SIGNALS, UserError, stop
 from vdit.runtime.files import appears, write_text
 
 GRACE = 3.0  # seconds for a process to print its own error after another one has failed
@@ -392,8 +392,8 @@ def supervised(work: Callable[[], int], workdir: Path) -> int:
     """Runs `work` in a child process, hands signals on, and returns its exit status.
 
     Of a child that was killed, or that JAX aborted, it says so in one line, with the newest
-    checkpoint. SIGTERM and SIGINT ask to save and stop, a second SIGINT ends at once. The child
-    dies with its parent.
+    checkpoint. The child hears of each signal by SIGINT, and is killed after the second. It dies
+    with its parent.
     """
     read, write = os.pipe()
     sys.stdout.flush()
@@ -405,22 +405,20 @@ def supervised(work: Callable[[], int], workdir: Path) -> int:
         with contextlib.suppress(OSError, AttributeError):  # Linux's PR_SET_PDEATHSIG
             ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         _PARENT.append(write)
+        for number in SIGNALS:
+            signal.signal(number, stop)
         try:
             leave(work())
         except BaseException:  # never on into what is the parent's
             traceback.print_exc()
             leave(1)
     os.close(write)
-    interrupted = 0
+    heard: list[int] = []
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        nonlocal interrupted
-        interrupted += number == signal.SIGINT
+        heard.append(number)
         with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL if interrupted > 1 else signal.SIGTERM)
-        if interrupted < 2:
-            name = signal.Signals(number).name
-            os.write(2, f"{name}: saving, then stopping\n".encode())
+            os.kill(child, signal.SIGINT if len(heard) < 3 else signal.SIGKILL)
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, hand_on)
@@ -431,7 +429,8 @@ def supervised(work: Callable[[], int], workdir: Path) -> int:
         for line in os.read(read, 2**16).splitlines():
             known |= json.loads(line)
     if "status" in known:
-        return known["status"]
+        stopped = heard and known["status"] == 128 + signal.SIGINT  # as the child hears of each
+        return 128 + heard[0] if stopped else known["status"]
     status = os.waitstatus_to_exitcode(code)
     how = f"ended with status {status}"
     if status < 0:
