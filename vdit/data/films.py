@@ -115,17 +115,16 @@ class FilmCache:
 
         with Decoder(limits, workers, threads=max(1, cores // workers)) as decoder:
             _each(probe, new, workers, decoder.close)
-            for word, text in TREATED.items():
-                if count := treated[word]:
-                    say(f"data: {count} of {len(new)} new films are {text}")
+            _tell(treated, len(new))
             stored = {film.path: film for film in films.values()}
             self._check_room(stored.values(), sum(lengths.values()), max_bytes)
             _each(decode, [name for name in new if name not in failed], workers, decoder.close)
         for name, path in paths.items():
-            if path in first and first[path] in films:
-                films[name] = films[first[path]]
-            elif path in first:
-                failed[name] = failed[first[path]]
+            same = first.get(path, name)
+            if same in films:
+                films[name] = films[same]
+            elif same in failed:
+                failed[name] = failed[same]
         return films, sorted(failed.items())
 
     def _path(self, digest: str, end: float) -> Path:
@@ -153,6 +152,13 @@ class FilmCache:
                 f"{self.size[1]} and {self.fps:g} fps, over the limit of "
                 f"{max_bytes / 2**30:.2g} GiB; lower size or fps, or give fewer films"
             )
+
+
+def _tell(treated: Mapping[str, int], count: int) -> None:
+    """Says once how many of `count` new films needed which treatment."""
+    for word, text in TREATED.items():
+        if treated[word]:
+            say(f"data: {treated[word]} of {count} new films are {text}")
 
 
 def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int], digest: str) -> Film:
