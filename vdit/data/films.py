@@ -80,11 +80,8 @@ class FilmCache:
         first = {path: name for name, path in reversed(paths.items()) if name not in films}
         new = sorted(first.values())
         workers = min(workers, max(1, len(new)))
-        failed: dict[str, str] = {}
-        lengths: dict[str, float] = {}
-        treated: collections.Counter[str] = collections.Counter()
-        done: dict[str, float] = {}
-        lock = threading.Lock()
+        failed, lengths, done = dict[str, str](), dict[str, float](), dict[str, float]()
+        treated, lock = collections.Counter[str](), threading.Lock()
 
         def probe(name: str) -> None:
             try:
@@ -121,10 +118,8 @@ class FilmCache:
             _each(decode, [name for name in new if name not in failed], workers, decoder.close)
         for name, path in paths.items():
             same = first.get(path, name)
-            if same in films:
-                films[name] = films[same]
-            elif same in failed:
-                failed[name] = failed[same]
+            films |= {name: films[same]} if same in films else {}
+            failed |= {name: failed[same]} if same in failed else {}
         return films, sorted(failed.items())
 
     def _path(self, digest: str, end: float) -> Path:
