@@ -147,7 +147,8 @@ def test_what_the_original_release_has_else(tmp_path: Path, capsys: Any) -> None
     line = refusal([f"--source={source}", f"--workdir={work}"], capsys)
     assert "model.pth is a pickle" in line and "save_file" in line
     command = [f"--source={source}", f"--workdir={work}", "--vae=Wan2.1_VAE.pth"]
-    assert "--vae=Wan2.1_VAE.pth is a pickle" in refusal(command, capsys)
+    line = refusal(command, capsys)
+    assert "--vae=Wan2.1_VAE.pth is a pickle" in line and "the folder vae/ of the release" in line
 
 
 def imported(root: Path, name: str, boundary: float | None = None) -> Path:

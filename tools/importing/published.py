@@ -32,6 +32,11 @@ from vdit.published import (
 from vdit.published.family import Autoencoder, Classifier, Denoiser
 from vdit.published.text_folder import TOKENIZER_BYTES
 
+# The flags of folders, and their names in a pipeline's folder.
+PARTS = {
+    "source": "transformer", "vae": "vae", "text": "text_encoder", "image": "image_encoder",
+}  # fmt: skip
+
 
 def planned(
     source: Path, vae: Path | None = None, text: Path | None = None, target: Target | None = None,
@@ -57,15 +62,17 @@ def folders(source: Path, given: Mapping[str, Path | None]) -> dict[str, Path]:
     """The folders "denoiser", and, if they exist, "low" (a second denoiser) and `layouts.PARTS`."""
     for flag, path in {"source": source, **given}.items():
         if path is not None and path.suffix in weights.PICKLES:
-            raise UserError(weights.pickled(f"--{flag}={path}"))
+            raise UserError(
+                f"--{flag}={path} is a pickle, which is not read: give the folder {PARTS[flag]}/ of"
+                " the release for diffusers, which has it as safetensors"
+            )
         if path is not None and not path.is_dir():
             raise UserError(f"--{flag}={path}: there is no such folder")
     found = {name: source / name for name in layouts.PARTS if (source / name).is_dir()}
     names = [name for name in layouts.DENOISERS if (source / name).is_dir()]
     if found and not names:
         raise UserError(f"{source} holds no folder {' or '.join(layouts.DENOISERS)}")
-    parts = {"vae": "vae", "text": "text_encoder", "image": "image_encoder"}
-    found |= {parts[flag]: path for flag, path in given.items() if path is not None}
+    found |= {PARTS[flag]: path for flag, path in given.items() if path is not None}
     found["denoiser"] = source / names[0] if names else source
     second = layouts.DENOISERS[names[0]] if names else ""
     return found | ({"low": source / second} if second and (source / second).is_dir() else {})
