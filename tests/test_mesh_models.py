@@ -39,12 +39,12 @@ MESHES = [
 
 GIVEN: dict[str, dict[str, float]] = {
     "dit": {"text": 0.6, "prefix": 0.2, "last": 0.2}, "unet": {"text": 1.0}, "paper": {"text": 1.0},
-    "truth": {"text": 0.6, "suffix": 0.4},
+    "truth": {"text": 0.6, "suffix": 0.4}, "wan": {"text": 1.0},
 }  # fmt: skip
 # The U-Net's steps are many to compile: the mesh of all axes, and one where no batch is split.
 CASES = [(stage, axes) for stage in ("vae", "dit", "classify") for axes in MESHES]
 CASES += [("unet", axes) for axes in (MESHES[-1], {"tensor": 2, "sequence": 4})]
-CASES += [("paper", MESHES[-1]), ("truth", MESHES[-1])]
+CASES += [(stage, MESHES[-1]) for stage in ("paper", "truth", "wan")]
 
 
 def made(
@@ -55,6 +55,8 @@ def made(
     config = of("smoke")
     config.run.dtype = "float32"
     config.run.sequence = how
+    if stage == "wan":
+        config.dit.model, config.dit.preset, config.dit.wan.hidden = "wan", "64x2x2", 192
     config.dit.unet.depths = (1, 0)  # transformers at one level and in the middle are enough
     rng = np.random.default_rng(0)
     ordinal = np.arange(8, dtype=np.uint32)
@@ -171,7 +173,7 @@ def test_what_travels_in_a_step() -> None:
     ]
     # Sums aside, and what is a number of each sample, as its noise level.
     kinds = {(kind, axes) for kind, axes, size in sent if kind != "all-reduce" and size > 4 * 64}
-    assert kinds == {("all-gather", "fsdp"), ("all-to-all", "sequence")}
+    assert kinds == {("all-gather", "fsdp+sequence"), ("all-to-all", "sequence")}
     assert max(size for kind, _, size in sent if kind != "all-to-all") <= 4 * largest
 
 

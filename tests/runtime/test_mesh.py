@@ -115,6 +115,21 @@ def test_parameters_and_moments_are_split_and_stay_so() -> None:
     assert shapes["moments/0/count"] == ()
 
 
+def test_fsdp_splits_parameters_over_the_tokens_axis_too() -> None:
+    """Over both where they divide a dimension, over fsdp where that alone does; not without it."""
+    tree = {
+        "blocks": {"q": {"kernel": jnp.zeros((8, 64, 96))}, "k": {"kernel": jnp.zeros((8, 66, 66))}}
+    }
+    for axes, q, k in (
+        ({"fsdp": 2, "tensor": 1, "sequence": 4}, (8, 64, 12), (8, 33, 66)),
+        ({"fsdp": 2, "tensor": 2, "sequence": 2}, (8, 16, 48), (8, 33, 33)),
+        ({"tensor": 2, "sequence": 4}, (8, 64, 48), (8, 66, 33)),
+    ):
+        mesh = make_mesh(axes)
+        shapes = shard_shapes(jax.device_put(tree, param_sharding(mesh, tree)))
+        assert shapes == {"blocks/q/kernel": q, "blocks/k/kernel": k}
+
+
 def test_what_an_axis_does_not_divide_stays_whole() -> None:
     mesh = make_mesh({"fsdp": 4, "tensor": 2})
     tree = {

@@ -20,7 +20,7 @@ def mesh_fields() -> ConfigDict:
     mesh.data = -1  # splits batches
     mesh.fsdp = 1  # splits batches and parameters
     mesh.tensor = 1  # splits attention heads and MLPs
-    mesh.sequence = 1  # splits tokens
+    mesh.sequence = 1  # splits tokens; with fsdp above 1 also parameters
     return mesh
 
 

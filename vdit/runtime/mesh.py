@@ -1,8 +1,9 @@
 """The device mesh, and the sharding of arrays on it: rules from a parameter's path to mesh axes.
 
 Four axes. `data` shards the batch; `fsdp` shards the batch and, between uses, the parameters;
-`tensor` shards heads and MLP columns; `sequence` shards tokens. XLA inserts the communication (axes
-of type Auto), so models know nothing of it: one device and 512 are the same program.
+`tensor` shards heads and MLP columns; `sequence` shards tokens and, with `fsdp` above 1, also
+parameters. XLA inserts the communication (axes of type Auto), so models know nothing of it: one
+device and 512 are the same program.
 """
 
 import functools
@@ -29,7 +30,7 @@ STACKED = re.compile(r"(^|/)blocks/")
 # arXiv:1909.08053). Paths of moments and EMA end in the same names, so they are sharded alike.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
-    (r"(^|/)(q|k|v|up|told|half0/conv)/kernel$", (None, "tensor")),
+    (r"(^|/)(q|k|v|k_image|v_image|up|told|half0/conv)/kernel$", (None, "tensor")),
     (r"(^|/)(o|down|half1/conv)/kernel$", ("tensor", None)),
 )
 SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more than sharding saves
@@ -94,7 +95,10 @@ def platform_of(mesh: Mesh | None) -> str:
 
     A mesh may be of a machine that is not present (`jax.experimental.topologies`).
     """
-    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+    if mesh is None:
+        return jax.default_backend()
+    platform = mesh.devices.flat[0].platform
+    return "gpu" if platform == "cuda" else platform
 
 
 def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
@@ -109,9 +113,10 @@ def map_paths(function: Callable[[str, Any], Any], tree: Any) -> Any:
 def param_sharding(mesh: Mesh, tree: Any, rules: Rules = RULES) -> Any:
     """The tree of `NamedSharding`s for parameters, moments or EMA (arrays or abstract values).
 
-    A leaf is sharded by its path: first over the tensor axes of `rules`, then over `fsdp` along the
-    largest remaining dimension that it divides. A dimension that an axis does not divide is
-    replicated, and so is a leaf of fewer than `SMALL` elements.
+    A leaf is sharded by its path: first over the tensor axes of `rules`, then, with `fsdp` above 1,
+    over (fsdp, sequence) along the largest remaining dimension that they divide, or else over fsdp
+    alone. A dimension that an axis does not divide is replicated, and so is a leaf of fewer than
+    `SMALL` elements.
     """
 
     def place(name: str, leaf: Any) -> NamedSharding:
@@ -134,7 +139,8 @@ def spread(mesh: Mesh, tree: Any) -> Any:
 
 
 def gather(mesh: Mesh | None) -> Callable[[Any], Any] | None:
-    """A function that all-gathers a tree of parameters over fsdp, for use inside jit; None without.
+    """A function that all-gathers a tree of parameters over the axes that split them, for use
+    inside jit; None where fsdp is 1.
 
     Gradients are scattered at once. A product is then sharded as its activations are; if batch and
     kernel are sharded over the same axis, XLA moves whichever it takes for the smaller, also
@@ -145,38 +151,51 @@ def gather(mesh: Mesh | None) -> Callable[[Any], Any] | None:
 
     def one(name: str, leaf: jax.Array) -> jax.Array:
         split = _spec(mesh, name, leaf.shape, RULES)
-        if STACKED.search(name) or "fsdp" not in split:
+        kept = PartitionSpec(*(axis if axis == "tensor" else None for axis in split))
+        if STACKED.search(name) or kept == split:
             return leaf
-        kept = PartitionSpec(*(None if axis == "fsdp" else axis for axis in split))
-        return _gathered(leaf, NamedSharding(mesh, kept), NamedSharding(mesh, split))
+        fsdp = PartitionSpec(*("fsdp" if type(axis) is tuple else axis for axis in split))
+        return _gathered(leaf, *(NamedSharding(mesh, spec) for spec in (kept, fsdp, split)))
 
     return functools.partial(map_paths, one)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gathered(x: jax.Array, kept: NamedSharding, split: NamedSharding) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(
+    x: jax.Array, kept: NamedSharding, fsdp: NamedSharding, split: NamedSharding
+) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, kept)
 
 
-_gathered.defvjp(
-    lambda x, kept, split: (_gathered(x, kept, split), None),
-    lambda kept, split, _, gradient: (jax.lax.with_sharding_constraint(gradient, split),),
-)
+def _scattered(
+    kept: Any, fsdp: NamedSharding, split: NamedSharding, _: Any, gradient: jax.Array
+) -> Any:
+    """The gradient over fsdp, then over sequence: for both at once XLA would move a product's
+    operand instead."""
+    gradient = jax.lax.with_sharding_constraint(gradient, fsdp)
+    return (jax.lax.with_sharding_constraint(gradient, split),)
+
+
+_gathered.defvjp(lambda x, *shardings: (_gathered(x, *shardings), None), _scattered)
 
 
 def _spec(mesh: Mesh, name: str, shape: tuple[int, ...], rules: Rules) -> PartitionSpec:
     if math.prod(shape) < SMALL:
         return PartitionSpec()
-    axes: list[str | None] = [None] * len(shape)
+    axes: list[Any] = [None] * len(shape)
     named = next((axes for pattern, axes in rules if re.search(pattern, name)), ())
     for dim, axis in enumerate(named, start=len(shape) - len(named)):
         if axis is not None and dim >= 0 and mesh.shape[axis] > 1:
             axes[dim] = axis if shape[dim] % mesh.shape[axis] == 0 else None
     first = 1 if STACKED.search(name) else 0
     free = [d for d in range(first, len(shape)) if axes[d] is None]
-    free = [d for d in free if shape[d] % mesh.shape["fsdp"] == 0]
-    if free and mesh.shape["fsdp"] > 1:
-        axes[max(free, key=lambda d: shape[d])] = "fsdp"
+    fsdp, sequence = mesh.shape["fsdp"], mesh.shape["sequence"]
+    both = (("fsdp", "sequence"), fsdp * sequence)
+    for split, size in (both, ("fsdp", fsdp)) if sequence > 1 else (("fsdp", fsdp),):
+        fits = [d for d in free if shape[d] % size == 0]
+        if fits and fsdp > 1:
+            axes[max(fits, key=lambda d: shape[d])] = split
+            break
     return PartitionSpec(*axes)
 
 
