@@ -10,8 +10,11 @@ import pytest
 
 from experiments import base, shots
 from tools import plan
-from tools.planning.chips import device
-from tools.planning.estimate import abstract_mesh, device_bytes
+from tools.importing.parts import denoiser_shapes
+from tools.planning import gpus, wan
+from tools.planning.chips import Topology, topology
+from tools.planning.compiler import devices_of
+from tools.planning.estimate import abstract_mesh, device_bytes, insides
 from tools.planning.hlo import collectives
 from tools.planning.products import flops
 from tools.planning.step import lower_sampling, lower_training, training
@@ -42,6 +45,14 @@ def test_collectives_are_read_with_their_loops_and_axes() -> None:
     assert rows["all-to-all", "fsdp"].reason == ""
 
 
+def test_what_guidance_sends_is_explained_in_sampling_alone() -> None:
+    line = "  ROOT %a = f32[8]{0} collective-permute(%r), source_target_pairs={{0,4},{4,0}}"
+    module = f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n"
+    (trained,), (sampled,) = (collectives(module, MESH, mode) for mode in ("train", "sample"))
+    assert trained.axes == sampled.axes == "data"
+    assert not trained.reason and "predictions" in sampled.reason
+
+
 def test_of_branches_the_costliest_is_counted_once() -> None:
     """As of attention, which goes row by row on a CPU and at once elsewhere."""
     x = jnp.zeros((3, 4, 4))
@@ -66,6 +77,13 @@ def test_of_branches_the_costliest_is_counted_once() -> None:
     ("flags", "line"),
     [
         (("--topology=v9:2x2",), "KIND:AxB"),
+        (("--topology=h300:8",), "l4, rtx4090"),
+        (
+            ("--topology=h100:12",),
+            "several hosts are h100:HOSTSxDEVICES, as h100:4x8",
+        ),
+        (("--topology=h100:2x2x8",), "a host has 1, 2, 4, 8 GPUs"),
+        (("--topology=l4:8", "--config.run.attention=splash"), "needs a tpu, this machine has gpu"),
         (("--topology=v5e:2x2x2",), "v5e has 2 dimensions"),
         (("--topology=v5e:2x2", "--mesh=fsdp:3"), "multiply to 3, but there are 4"),
         (("--topology=v5e:2x2", "--mesh=model:4"), "AXIS:SIZE"),
@@ -87,6 +105,58 @@ def test_wrong_input_is_one_line(
     assert plan.main(["--config=experiments/xl.py", "--fast", *flags]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and line in said
+
+
+def test_shards_that_split_no_tokens_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    """Wan's rows are not padded: 21 x 30 x 52 tokens on 16 shards."""
+    flags = ["--config=tools/planning/wan.py:1.3b-480p", "--topology=v5p:2x2x4", "--mode=sample"]
+    assert plan.main([*flags, "--mesh=sequence:16", "--fast"]) == 2
+    assert "must divide the 32,760 tokens" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "name, count",  # of the published files
+    [("1.3b-480p", 1_418_996_800), ("14b-720p", 14_288_491_584), ("5b", 4_999_787_712)],
+)
+def test_published_sizes(name: str, count: int) -> None:
+    shapes = denoiser_shapes(wan.get_config(name), 4096)
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == count
+
+
+def test_an_mlp_s_width_is_its_own() -> None:
+    """Wan's is no multiple of the width: what tensor splits counts it."""
+    assert (8960,) in insides(wan.get_config("1.3b-480p"))
+
+
+def test_links_of_hosts() -> None:
+    """A ring sends a part between hosts, an all-to-all what is for other hosts; within one, links
+    alone count, as everywhere on a TPU."""
+    sizes = {"data": 2, "fsdp": 4, "tensor": 2, "sequence": 1}
+    two, chip = topology("h100:2x8"), topology("h100:2x8").chip
+    assert (two.devices, two.host, two.platform) == (16, 8, "gpu")
+    for axes in ("fsdp", "tensor", "fsdp+tensor"):
+        assert two.seconds("all-gather", axes, 9e9, sizes) == 9e9 / chip.ici
+    assert two.seconds("all-reduce", "data", 9e9, sizes) == 9e9 / chip.network
+    # Four of the eight on each host: a ring crosses once for four sends.
+    ring = two.seconds("all-gather", "data+fsdp", 9e9, sizes)
+    assert ring == max(9e9 / chip.ici, 9e9 / 4 / chip.network)
+    crossed = two.seconds("all-to-all", "data+fsdp", 7e9, sizes)
+    assert crossed == pytest.approx(4e9 / chip.network)
+    slice_ = topology("v5p:2x2x4")
+    assert slice_.seconds("all-to-all", "data", 7e9, sizes) == 7e9 / slice_.chip.ici
+
+
+@pytest.mark.parametrize("kind", gpus.GPUS)
+def test_a_target_is_what_the_table_says(kind: str) -> None:
+    gpu = gpus.GPUS[kind]
+    text = gpus.target(gpu)
+    said = dict(re.findall(r"(\w+): ([\d.]+)", text))
+    assert int(said["device_memory_size"]) == gpu.memory == topology(f"{kind}:1").chip.hbm
+    assert float(said["memory_bandwidth"]) == gpu.memory_rate
+    assert f'device_description_str: "{gpu.name}"' in text
+    assert text.count("{") == text.count("}")
+    # A multiprocessor's tensor cores, in products and sums a clock.
+    assert 250 <= gpu.flops / gpu.cores / gpu.clock / 1e9 / 2 <= 2**12
 
 
 def test_state_falls_with_the_chips() -> None:
@@ -118,7 +188,7 @@ def test_what_the_search_finds_is_a_plan_of_its_own(capsys: pytest.CaptureFixtur
 
 def test_a_search_tries_remats_batches_and_parts() -> None:
     config = base.get_config("smoke")
-    found = plan.search(config, "train", "dit", 4, device("v5e"))
+    found = plan.search(config, "train", "dit", Topology("v5e", 4))
     for field in ("batch", "accumulate"):
         assert len({one.config.dit.train[field] for one in found}) > 2
     assert {one.config.run.remat for one in found} == {"none", "dots", "full"}
@@ -139,15 +209,29 @@ def test_the_steps_trace_from_shapes_alone(experiment: ModuleType) -> None:
 def test_a_torus_is_cut_as_a_mesh_asks() -> None:
     """2 x 8 of 4 x 4 chips, which JAX refuses at first."""
     pytest.importorskip("libtpu")
-    mesh = make_mesh({"fsdp": 2, "sequence": 8}, plan.devices_of("v6e:4x4"))
+    mesh = make_mesh({"fsdp": 2, "sequence": 8}, devices_of("v6e:4x4", Topology("v6e", 16)))
     assert mesh.shape["sequence"] == 8 and len({d.id for d in mesh.devices.flat}) == 16
 
 
-def test_without_libtpu_it_says_what_to_install(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    "where, words",
+    [("v5e:2x2", "pip install libtpu"), ("h200:4", "pip install -e '.[plan-gpu]' (3 GB")],
+)
+def test_without_a_compiler_it_says_what_to_install(
+    where: str, words: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    flags = ["--config=experiments/xl.py", "--topology=v5e:2x2", "--mesh=fsdp:4"]
+    flags = ["--config=experiments/xl.py", f"--topology={where}", "--mesh=fsdp:4"]
     assert plan.main(flags) == 2
     said = capsys.readouterr().err
-    assert said.count("\n") == 1 and "pip install libtpu" in said
+    assert said.count("\n") == 1 and words in said
+
+
+def test_gpus_that_are_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+    """The smoke experiment's step for two H200, compiled by JAX's CUDA plugin without a GPU."""
+    pytest.importorskip("jax_plugins.xla_cuda12")
+    flags = ["--config=experiments/base.py:smoke", "--topology=h200:2", "--mesh=fsdp:2"]
+    assert plan.main(flags) == 0
+    said = capsys.readouterr().out
+    assert "NVLink" in said and "FLAGGED" not in said
+    assert re.search(r"all-gather +fsdp ", said)

@@ -1,11 +1,12 @@
 """Benchmarks on CPU: training and sampling in JAX against PyTorch and bare matmuls.
 
-    python -m tools.bench [--only=dit,vae,sampling,compile,checkpoint,attention,loader]
+    python -m tools.bench [--only=dit,wan,vae,sampling,compile,checkpoint,attention,loader]
                           [--torch-python=PYTHON]
                           [--width=384 --depth=12 --tokens=512 --batch=4 --levels=2 --steps=50]
                           [--repeats=5] [--json=FILE]
 
     dit       the DiT's forward pass and train step, layers unrolled as in a run
+    wan       forward pass and train step of two of Wan's blocks on 4,096 tokens, against diffusers'
     vae       the autoencoder's train step, at the size of experiments/base.py
     sampling  the unguided Euler scan against as many bare forward passes of the same batch
     compile   seconds to trace and compile the train step of 24 scanned layers, against 4
@@ -55,6 +56,7 @@ from tools.benching.runs import (
     seconds_of,
     train_run,
 )
+from tools.benching.wan import wan_case
 from tools.flags import Parser
 from vdit.config import default
 from vdit.errors import UserError
@@ -64,7 +66,7 @@ from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import keep_freed_memory
 
-PARTS = ("dit", "vae", "sampling", "compile", "checkpoint", "attention", "loader")
+PARTS = ("dit", "wan", "vae", "sampling", "compile", "checkpoint", "attention", "loader")
 SAMPLING_TURNS = 3  # at most: each is 100 forward passes
 SHALLOW, DEEP = 4, 24  # layers whose compile times are compared
 LENGTHS = (4096, 16_384, 65_536)  # tokens of one clip, in frames of 16 x 16
@@ -282,6 +284,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     report.target("dit", f"dit: {what}", ratio, least, most=False)
             if "sampling" in options.only:
                 bench_sampling(case, torch, options, report)
+        if "wan" in options.only:
+            made = bench_case(
+                wan_case(options), ("forward", "train"), torch, options.repeats, report
+            )
+            for task, seconds in made.items():
+                what = f"wan {task}, PyTorch's best over JAX"
+                report.target("wan", what, over_torch(seconds), 1.0, most=False)
         if "vae" in options.only:
             bench_case(vae_case(default()), ("train",), torch, options.repeats, report)
         torch.close()

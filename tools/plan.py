@@ -13,10 +13,8 @@ is a one-line error, exit status 2.
 """
 
 import argparse
-import importlib.util
 import itertools
 import math
-import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +23,8 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from tools.flags import Parser, read_config, read_mesh
-from tools.planning.chips import CORES, GIB, Chip, device, topology
+from tools.planning.chips import GIB, Topology, topology
+from tools.planning.compiler import compiled_of, devices_of
 from tools.planning.estimate import (
     Estimate,
     Model,
@@ -38,13 +37,13 @@ from tools.planning.estimate import (
     with_,
 )
 from tools.planning.hlo import collectives
+from tools.planning.step import lower_sampling, lower_training, token_grid, without_folder
 from vdit.config import joined
 from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import check_batch
 
 ROOM = 0.9  # usable share of a device's memory
-NEEDS = "libtpu is missing: pip install libtpu beside jax (pip install -e '.[tpu]'), or give --fast"
 
 
 def meshes(count: int) -> Iterator[dict[str, int]]:
@@ -76,8 +75,10 @@ def options_of(config: ConfigDict, mode: str, stage: str) -> Options:
 
 
 def check_plan(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]) -> None:
-    """Refuses a mesh that does not divide the batch or the heads."""
+    """Refuses a mesh that does not divide the batch, the heads or a clip's tokens."""
     joined.check_mesh(config, sizes)
+    if mode == "sample" or stage == "dit":
+        check_tokens(config, sizes["sequence"])
     if mode == "train":
         check_batch(stage, config[stage].train, sizes)
         return
@@ -89,35 +90,51 @@ def check_plan(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, in
         )
 
 
-def variants(config: ConfigDict, mode: str, stage: str) -> Iterator[tuple[ConfigDict, Model]]:
+def check_tokens(config: ConfigDict, shards: int) -> None:
+    """Refuses shards that would not split a clip's tokens: a network that takes no padding would
+    compute all of them on each device."""
+    if config.data.shapes or config.dit.model == "vdit" and config.dit.axes == "joint":
+        return  # rows are padded
+    tokens = math.prod(token_grid(config))
+    if tokens % shards:
+        raise UserError(
+            f"mesh sequence={shards}: it must divide the {tokens:,} tokens of a clip"
+            f" (dit.model={config.dit.model})"
+        )
+
+
+def variants(
+    config: ConfigDict, mode: str, stage: str, platform: str
+) -> Iterator[tuple[ConfigDict, Model]]:
     """The search space besides meshes: rematerialisation, batch and accumulation."""
     if mode == "sample":
-        yield config, sampling_of(config)
+        yield config, sampling_of(config, platform)
         return
     wanted = config[stage].train.batch
     for remat in ("none", "dots", "full"):
-        model = model_of(with_(config, run__remat=remat), stage)
+        model = model_of(with_(config, run__remat=remat), stage, platform)
         batches = sorted({max(wanted // 2, 1), wanted, 2 * wanted})
         for batch, parts in itertools.product(batches, (1, 2, 4, 8)):
             train = {f"{stage}__train__batch": batch, f"{stage}__train__accumulate": parts}
             yield with_(config, run__remat=remat, **train), model
 
 
-def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) -> list[Plan]:
+def search(config: ConfigDict, mode: str, stage: str, where: Topology) -> list[Plan]:
     """All valid plans: first those that fit, then by estimated time per sample."""
+    room = ROOM * where.chip.hbm
     found: list[Plan] = []
     kept: dict[Any, Any] = {}
     tried = [(one, options_of(one, mode, stage), model) for one, model in
-             variants(config, mode, stage)]  # fmt: skip
-    for sizes in meshes(count):
+             variants(config, mode, stage, where.platform)]  # fmt: skip
+    for sizes in meshes(where.devices):
         for one, options, model in tried:
             try:
                 check_plan(one, mode, stage, sizes)
             except UserError:
                 continue
-            key = sizes["fsdp"], sizes["tensor"]  # the axes that shard the state
+            key = sizes["fsdp"], sizes["tensor"], sizes["sequence"]  # axes that shard the state
             kept[key] = kept.get(key) or state_bytes(model, sizes)
-            made = estimate(model, options, sizes, chip, one.run.sequence, kept[key])
+            made = estimate(model, options, sizes, where, one.run.sequence, kept[key])
             found.append(Plan(one, sizes, model, made))
     wanted = options_of(config, mode, stage).batch
 
@@ -125,7 +142,7 @@ def search(config: ConfigDict, mode: str, stage: str, count: int, chip: Chip) ->
         options = options_of(plan.config, mode, stage)
         # Ties within 1%: prefer the configured batch, then less accumulation, then fewer axes.
         return (
-            plan.made.total > ROOM * chip.hbm,
+            plan.made.held > room,
             round(100 * math.log(plan.made.seconds / options.batch)),
             options.batch != wanted, options.accumulate, plan.made.most,
             sum(size > 1 for size in plan.sizes.values()),
@@ -147,50 +164,24 @@ def flags_of(config: ConfigDict, mode: str, stage: str, sizes: Mapping[str, int]
     )
 
 
-def devices_of(name: str) -> Any:
-    """The devices of a topology, from libtpu."""
-    if importlib.util.find_spec("libtpu") is None:
-        raise UserError(NEEDS)
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(platform="tpu", topology_name=name).devices
-    except Exception as error:  # libtpu raises untyped errors
-        raise UserError(f"--topology={name}: libtpu says: {str(error).splitlines()[0]}") from error
-
-
-def compiled_of(lowered: Any, what: str) -> Any:
-    """Compiles; running out of memory is a `UserError`."""
-    try:
-        return lowered.compile()
-    except Exception as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
-        line = " ".join(str(error).split())[:200]
-        raise UserError(f"{what} does not fit, the compiler says: {line}") from error
-
-
-def times_of(plan: Plan, mode: str, stage: str, kind: str, least: float, most: float) -> None:
+def times_of(plan: Plan, mode: str, stage: str, where: Topology, least: float, most: float) -> None:
     """Prints MFU, rates and chip-hours for a range of step times."""
     config, model = plan.config, plan.model
     batch = options_of(config, mode, stage).batch
     devices = math.prod(plan.sizes.values())
-    chips, flops = devices / CORES.get(kind, 1), batch * model.model_flops
-    peak = devices * device(kind).flops
+    chips, flops = devices / where.cores, batch * model.model_flops
+    peak = devices * where.chip.flops
     print(
         f"MFU                  {flops / peak / most:.0%} where nothing overlaps,"
         f" {flops / peak / least:.0%} where all does"
     )
     if mode == "sample":
         print(f"seconds a clip       {least / batch:,.2f} to {most / batch:,.2f}")
-        again = decode_flops(config) / device(kind).flops
+        again = decode_flops(config, where.platform) / where.chip.flops
         print(f"  and its decoder    {again:,.2f} at least, on one device")
         return
     line = f"samples a second     {batch / most:,.2f} to {batch / least:,.2f}"
     if stage == "dit" and not config.data.shapes:
-        from tools.planning.step import token_grid
-
         tokens = math.prod(token_grid(config))
         line += f" ({tokens:,} tokens each: {batch * tokens / most:,.0f} to"
         line += f" {batch * tokens / least:,.0f} tokens a second)"
@@ -200,9 +191,9 @@ def times_of(plan: Plan, mode: str, stage: str, kind: str, least: float, most: f
     print(f"chip-hours           {low:,.0f} to {high:,.0f}, for {steps:,} steps")
 
 
-def print_estimate(plan: Plan, mode: str, stage: str, kind: str) -> None:
+def print_estimate(plan: Plan, mode: str, stage: str, where: Topology) -> None:
     """Prints the estimated bytes, FLOPs and times of a step and of the run."""
-    chip, model, made = device(kind), plan.model, plan.made
+    chip, model, made = where.chip, plan.model, plan.made
     batch = options_of(plan.config, mode, stage).batch
     what = "of a step" if mode == "train" else f"of {batch} clips"
     print(f"parameters           {model.params / 1e6:,.1f} M")
@@ -212,12 +203,15 @@ def print_estimate(plan: Plan, mode: str, stage: str, kind: str) -> None:
     )
     print(
         f"seconds              {made.seconds:.4f} at least (compute {made.compute:.4f},"
-        f" HBM {made.hbm:.4f}, ICI {made.ici:.4f})"
+        f" HBM {made.hbm:.4f}, links {made.ici:.4f})"
     )
-    times_of(plan, mode, stage, kind, made.seconds, made.most)
-    print(f"\nGiB on a device      estimate   of {chip.hbm / GIB:.0f} ({kind}, {chip.source})")
+    times_of(plan, mode, stage, where, made.seconds, made.most)
+    of = f"{chip.hbm / GIB:.0f} ({where.kind}, {chip.source})"
+    print(f"\nGiB on a device      estimate   of {of}")
     for name in ("params", "optimizer", "ema", "inputs", "temporaries", "total"):
         print(f"  {name:18} {getattr(made, name) / GIB:9.3f}")
+    if mode == "sample":
+        print(f"  {'beside it':18} {made.beside / GIB:9.3f}  text encoder and autoencoder")
 
 
 class Compiled(NamedTuple):
@@ -238,28 +232,26 @@ class Compiled(NamedTuple):
         return sum(row.sent for row in self.rows)
 
 
-def compile_plan(plan: Plan, mode: str, stage: str, name: str) -> Compiled:
+def compile_plan(plan: Plan, mode: str, stage: str, name: str, where: Topology) -> Compiled:
     """Compiles the step of the run."""
-    from tools.planning.step import lower_sampling, lower_training
-
     count = math.prod(plan.sizes.values())
-    mesh = make_mesh(plan.sizes, devices_of(name)[:count])
+    mesh = make_mesh(plan.sizes, devices_of(name, where)[:count])
     began = time.monotonic()
     if mode == "train":
         lowered = lower_training(plan.config, stage, mesh)
     else:
         lowered = lower_sampling(plan.config, mesh)
-    compiled = compiled_of(lowered, name)
+    compiled = compiled_of(lowered, name, where.platform)
     memory = compiled.memory_analysis()
     return Compiled(
         memory.argument_size_in_bytes, memory.temp_size_in_bytes,
-        collectives(compiled.as_text(), plan.sizes), time.monotonic() - began,
+        collectives(compiled.as_text(), plan.sizes, mode), time.monotonic() - began,
     )  # fmt: skip
 
 
-def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, kind: str) -> None:
+def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, where: Topology) -> None:
     """Prints compiled against estimated memory, the collectives, and the resulting times."""
-    made, chip = plan.made, device(kind)
+    made, chip = plan.made, where.chip
     print(f"\ncompiled in {got.seconds:.0f} s")
     print("GiB on a device      compiler   estimate")
     for name, real, guess in (
@@ -276,24 +268,30 @@ def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, kind: str) 
     for row in got.rows:
         reason = row.reason or "FLAGGED: no reason known, the compiler moves arrays about"
         print(f"  {row.kind:19} {row.axes:14} {row.times:7} {row.sent / 1e6:12,.1f}  {reason}")
-    ici = got.sent / chip.ici
-    print(f"  all: {got.sent / 1e9:.2f} GB, {ici:.4f} s of ICI at its full rate\n")
-    least, most = seconds_of(plan, got, chip)
+    links = "ICI" if where.platform == "tpu" else "NVLink, PCIe and network"
+    seconds = linked(plan, got, where)
+    print(f"  all: {got.sent / 1e9:.2f} GB, {seconds:.4f} s of {links} at full rate\n")
+    least, most = seconds_of(plan, got, where)
     print(f"with these           {least:.4f} s at least, {most:.4f} s where nothing overlaps")
-    times_of(plan, mode, stage, kind, least, most)
+    times_of(plan, mode, stage, where, least, most)
 
 
-def seconds_of(plan: Plan, got: Compiled | None, chip: Chip) -> tuple[float, float]:
+def linked(plan: Plan, got: Compiled, where: Topology) -> float:
+    """Seconds of all collectives at the links' full rates."""
+    return sum(where.seconds(row.kind, row.axes, row.sent, plan.sizes) for row in got.rows)
+
+
+def seconds_of(plan: Plan, got: Compiled | None, where: Topology) -> tuple[float, float]:
     """Seconds of a step with full overlap, and with none."""
-    made = plan.made if got is None else plan.made._replace(ici=got.sent / chip.ici)
+    made = plan.made if got is None else plan.made._replace(ici=linked(plan, got, where))
     return made.seconds, made.most
 
 
-def row_of(plan: Plan, got: Compiled | None, options: argparse.Namespace, kind: str) -> str:
+def row_of(plan: Plan, got: Compiled | None, options: argparse.Namespace, where: Topology) -> str:
     """A row of the table of docs/scale.md."""
     mode, stage, config = options.mode, options.stage, plan.config
-    chip, devices = device(kind), math.prod(plan.sizes.values())
-    least, most = seconds_of(plan, got, chip)
+    chip, devices = where.chip, math.prod(plan.sizes.values())
+    least, most = seconds_of(plan, got, where)
     chosen = options_of(config, mode, stage)
     mfu = [
         chosen.batch * plan.model.model_flops / devices / chip.flops / seconds
@@ -304,7 +302,7 @@ def row_of(plan: Plan, got: Compiled | None, options: argparse.Namespace, kind: 
     if mode == "sample":
         took = f"{least / chosen.batch:,.1f} to {most / chosen.batch:,.1f} a clip"
     else:
-        hours = config[stage].train.steps * devices / CORES.get(kind, 1) / 3600
+        hours = config[stage].train.steps * devices / where.cores / 3600
         took = f"{least:,.2f} to {most:,.2f} | {hours * least:,.0f} to {hours * most:,.0f}"
     axes = ",".join(f"{name}:{size}" for name, size in plan.sizes.items() if size > 1)
     return (
@@ -314,41 +312,44 @@ def row_of(plan: Plan, got: Compiled | None, options: argparse.Namespace, kind: 
     )
 
 
-def given_plan(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> Plan:
+def given_plan(config: ConfigDict, options: argparse.Namespace, where: Topology) -> Plan:
     """The plan of --mesh; an error if it does not fit, with one that does."""
-    mode, stage, chip = options.mode, options.stage, device(kind)
-    sizes = mesh_sizes(read_mesh(options.mesh), count)
+    mode, stage, chip = options.mode, options.stage, where.chip
+    sizes = mesh_sizes(read_mesh(options.mesh), where.devices)
     check_plan(config, mode, stage, sizes)
-    model = sampling_of(config) if mode == "sample" else model_of(config, stage)
-    made = estimate(model, options_of(config, mode, stage), sizes, chip, config.run.sequence)
-    if made.total > ROOM * chip.hbm:
-        better = search(config, mode, stage, count, chip)
-        fits = better and better[0].made.total <= ROOM * chip.hbm
+    platform = where.platform
+    model = sampling_of(config, platform) if mode == "sample" else model_of(config, stage, platform)
+    made = estimate(model, options_of(config, mode, stage), sizes, where, config.run.sequence)
+    if made.held > ROOM * chip.hbm:
+        better = search(config, mode, stage, where)
+        fits = better and better[0].made.held <= ROOM * chip.hbm
         would = flags_of(better[0].config, mode, stage, better[0].sizes) if fits else "more devices"
         raise UserError(
-            f"{made.total / GIB:.1f} GiB by estimate do not fit into {ROOM:.0%} of"
-            f" {chip.hbm / GIB:.0f} GiB of {kind}; this fits: {would}"
+            f"{made.held / GIB:.1f} GiB by estimate do not fit into {ROOM:.0%} of"
+            f" {chip.hbm / GIB:.0f} GiB of {where.kind}; this fits: {would}"
         )
     return Plan(config, sizes, model, made)
 
 
-def plan_run(config: ConfigDict, options: argparse.Namespace, kind: str, count: int) -> None:
+def plan_run(config: ConfigDict, options: argparse.Namespace, where: Topology) -> None:
     """Estimates, compiles and prints."""
-    mode, stage, chip = options.mode, options.stage, device(kind)
+    mode, stage, chip = options.mode, options.stage, where.chip
     if options.mesh:
-        best = [given_plan(config, options, kind, count)]
+        best = [given_plan(config, options, where)]
     else:
-        found = search(config, mode, stage, count, chip)
+        found = search(config, mode, stage, where)
         if not found:
-            check_plan(config, mode, stage, mesh_sizes({"data": -1}, count))  # raises the reason
+            check_plan(
+                config, mode, stage, mesh_sizes({"data": -1}, where.devices)
+            )  # raises the reason
         best = found[: max(options.best, 1)]
         print("best by estimate     GiB     seconds")
         for plan in found[: max(5, options.best)]:
             line = f"{plan.made.total / GIB:9.2f} {plan.made.seconds:11.4f}"
             print(f"  {line}  {flags_of(plan.config, mode, stage, plan.sizes)}")
         print()
-        if best[0].made.total > ROOM * chip.hbm:
-            least = min(plan.made.total for plan in found)
+        if best[0].made.held > ROOM * chip.hbm:
+            least = min(plan.made.held for plan in found)
             raise UserError(
                 f"--topology={options.topology}: at least {least / GIB:.1f} GiB a device by"
                 f" estimate, {ROOM:.0%} of {chip.hbm / GIB:.0f} GiB are there; more devices are"
@@ -357,19 +358,19 @@ def plan_run(config: ConfigDict, options: argparse.Namespace, kind: str, count: 
     for number, plan in enumerate(best):
         print(f"{stage} on {options.topology}, {flags_of(plan.config, mode, stage, plan.sizes)}")
         if number == 0 or not options.fast:
-            print_estimate(plan, mode, stage, kind)
+            print_estimate(plan, mode, stage, where)
         got = None
         if not options.fast:
             try:
-                got = compile_plan(plan, mode, stage, options.topology)
-                print_compiled(plan, got, mode, stage, kind)
+                got = compile_plan(plan, mode, stage, options.topology, where)
+                print_compiled(plan, got, mode, stage, where)
             except UserError as error:
                 if plan is best[-1]:
                     raise
                 print(f"{' '.join(str(error).split())}\n")
                 continue
         if options.row:
-            print(f"\n{row_of(plan, got, options, kind)}")
+            print(f"\n{row_of(plan, got, options, where)}")
         if options.fast:
             return
         print()
@@ -396,12 +397,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the tool; returns the exit status."""
     try:
         options, changes = parse(arguments)
-        kind, count = topology(options.topology)
+        where = topology(options.topology)
         config = read_config(options.config, changes)
         if not options.fast:
-            devices_of(options.topology)  # fails early without libtpu
-        joined.check(config, "tpu")
-        plan_run(config, options, kind, count)
+            devices_of(options.topology, where)  # fails early without the compiler
+        # A published text encoder's folder need not be at hand; its other checks are of the text.
+        known = {"text__encoder": "learned"} if without_folder(config) else {}
+        joined.check(with_(config, **known), where.platform)
+        plan_run(config, options, where)
         return 0
     except UserError as error:
         print(f"plan: {' '.join(str(error).split())}", file=sys.stderr)

@@ -38,6 +38,7 @@ class Case:
     output: Callable[[str], Callable[..., jax.Array]]
     loss: Callable[[str], Callable[..., jax.Array]]
     options: dict[str, Any]
+    tensors: Any = None  # the parameters as PyTorch's network has them; None: as here
     forwards: dict[str, Run] = field(default_factory=dict)  # compiled functions, by dtype
 
 

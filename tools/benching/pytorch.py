@@ -65,7 +65,7 @@ class Torch:
         expected = jax.jit(case.output("float32"))(case.params, case.inputs)
         flat = {
             "params/" + "/".join(str(key.key) for key in path): np.asarray(leaf)
-            for path, leaf in jax.tree_util.tree_leaves_with_path(case.params)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(case.tensors or case.params)
         }
         flat |= {f"inputs/{name}": value for name, value in case.inputs.items()}
         flat |= {"expected/output": np.asarray(expected), "expected/losses": np.asarray(losses)}

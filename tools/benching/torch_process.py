@@ -316,7 +316,27 @@ def vae_loss(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
     return F.mse_loss(video.float(), inputs["video"]) + 1e-4 * kl.mean()
 
 
+def wan(arrays: Arrays, options: dict[str, Any]) -> nn.Module:
+    """diffusers' WanTransformer3DModel, on the parameters by its names."""
+    from diffusers import WanTransformer3DModel
+
+    model = WanTransformer3DModel(**options["config"])
+    model.load_state_dict({name: parameter(array) for name, array in arrays.items()})
+    return model
+
+
+def wan_output(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    video = inputs["video"].permute(0, 4, 1, 2, 3)
+    out = model(video, inputs["level"][:, 0], inputs["text"], return_dict=False)[0]
+    return out.permute(0, 2, 3, 4, 1)
+
+
+def wan_loss(model: Any, inputs: Mapping[str, Tensor]) -> Tensor:
+    return F.mse_loss(wan_output(model, inputs).float(), inputs["target"])
+
+
 NETWORKS: dict[str, tuple[Any, Any, Any]] = {
+    "wan": (wan, wan_output, wan_loss),
     "dit": (DiT, dit_output, dit_loss),
     "vae": (VAE, vae_output, vae_loss),
 }

@@ -7,7 +7,7 @@ against XLA's TPU compiler (docs/scale.md). For sampling they follow that compil
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +15,7 @@ from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
 from tools.planning import step
-from tools.planning.chips import Chip
+from tools.planning.chips import Topology
 from tools.planning.products import flops, widest
 from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import latent_shape
@@ -61,6 +61,7 @@ class Model(NamedTuple):
     inputs: float = 0.0  # bytes of a batch's data
     stream: float = 0.0  # elements between two of the denoiser's layers; 0: not of a denoiser
     heads: int = 1
+    beside: Any = ()  # of sampling: shapes of the other parts' parameters, and those not split
 
 
 class Estimate(NamedTuple):
@@ -74,11 +75,17 @@ class Estimate(NamedTuple):
     compute: float
     hbm: float
     ici: float
+    beside: float = 0.0  # bytes of the text encoder and the autoencoder while sampling
 
     @property
     def total(self) -> float:
         """Bytes."""
         return self.kept + self.temporaries
+
+    @property
+    def held(self) -> float:
+        """Bytes, with those that are no part of the step."""
+        return self.total + self.beside
 
     @property
     def kept(self) -> float:
@@ -154,6 +161,8 @@ def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
 
 def residuals(config: ConfigDict, stage: str, platform: str) -> Bytes:
     """Residuals of the gradient for a sample."""
+    if platform == "gpu":  # keeps what cuDNN's keeps, and needs no plugin to be traced
+        config = with_(config, run__attention="chunked")
     key = jax.eval_shape(lambda: jax.random.key(0))
     one, two = (
         step.training(with_(config, **{f"{stage}__train__batch": batch}), stage, None, platform)
@@ -179,7 +188,8 @@ def insides(config: ConfigDict) -> tuple[tuple[int, ...], ...]:
         return ()
     size = preset(config.dit.preset)
     heads, width = size["heads"], size["width"]
-    return (heads, width // heads), (heads, 1), (4 * width,)
+    hidden = config.dit.wan.hidden if config.dit.model == "wan" else 4 * width
+    return (heads, width // heads), (heads, 1), (hidden,)
 
 
 def gradient_flops(config: ConfigDict, stage: str, platform: str) -> int:
@@ -283,12 +293,13 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
         inputs=nbytes(made.arguments[1:]) / config.sample.batch,
         stream=calls * stream,
         heads=heads,
+        beside=step.beside(config),
     )
 
 
-def decode_flops(config: ConfigDict) -> int:
+def decode_flops(config: ConfigDict, platform: str = "tpu") -> int:
     """FLOPs of the matrix products and convolutions that decode one clip in one piece."""
-    vae = build_vae(with_(config, run__attention="xla"), None, "tpu")
+    vae = build_vae(with_(config, run__attention="xla"), None, platform)
     dims = latent_shape(config, config.data.frames, *config.data.size)
     latent = jax.ShapeDtypeStruct((1, *dims), "float32")
     video = jax.ShapeDtypeStruct((1, config.data.frames, *config.data.size, 3), "float32")
@@ -297,31 +308,34 @@ def decode_flops(config: ConfigDict) -> int:
     return flops(jax.make_jaxpr(decode)(params, latent).jaxpr)
 
 
+Sent = tuple[str, str, float]  # kind of collective, axes, bytes that a device sends
+
+
 def sent_between(
     model: Model, share: float, sizes: Mapping[str, int], how: str, training: bool
-) -> float:
-    """Bytes that a device sends due to split tokens, heads or MLP columns: `share` samples at a
-    time, in every pass of every layer."""
+) -> Iterator[Sent]:
+    """What a device sends due to split tokens, heads or MLP columns: `share` samples at a time, in
+    every pass of every layer."""
     tensor, shards = sizes["tensor"], sizes["sequence"]
-    local = share * model.stream  # elements of a device's part
+    local = share * model.stream * model.passes * model.layers  # elements of a device's part
     # Partial sums in float32 after attention, cross-attention and MLP, in both directions.
-    sent = 3 * 4 * local * 2 * (tensor - 1) / tensor
+    yield "all-reduce", "tensor", 3 * 4 * local * 2 * (tensor - 1) / tensor
     if shards > 1 and how == "gather":
-        sent += 2 * 2 * local / tensor * (shards - 1)
+        yield "all-gather", "sequence", 2 * 2 * local / tensor * (shards - 1)
     elif shards > 1:
         u, r = exchange(how, max(model.heads // tensor, 1), shards)
-        sent += 4 * 2 * local / tensor * (u - 1) / u  # q, k, v and the output, bfloat16
+        # q, k, v and the output, bfloat16
+        yield "all-to-all", "sequence", 4 * 2 * local / tensor * (u - 1) / u
         # Keys and values circulate in bfloat16, in the backward pass with float32 gradients.
         bytes_of = (2 + 6) / 2 if training else 2
-        sent += 2 * bytes_of * local / tensor * (r - 1)
-    return sent * model.passes * model.layers
+        yield "collective-permute", "sequence", 2 * bytes_of * local / tensor * (r - 1)
 
 
 def estimate(
     model: Model,
     options: Options,
     sizes: Mapping[str, int],
-    chip: Chip,
+    where: Topology,
     how: str = "auto",
     kept: Kept | None = None,
 ) -> Estimate:
@@ -351,16 +365,30 @@ def estimate(
     whole = 4 * model.params / sizes["tensor"]  # of one tensor shard, float32
     # State moves once each way, bfloat16 weights once per pass, residuals twice.
     traffic = parts * model.passes * whole / 2
-    around = {axis: (size - 1) / size for axis, size in sizes.items()}
-    sent = parts * model.passes * whole / 2 * around["fsdp"]
+    # Parameters are split over fsdp and sequence; the other axes of tokens sum their gradients.
+    split = sizes["fsdp"] * sizes["sequence"] if sizes["fsdp"] > 1 else 1
+    copies, summed = sizes["data"], "data"
+    if split == 1:
+        copies, summed = copies * sizes["sequence"], "data+sequence"
+    gathered = parts * model.passes * whole / 2
     if training:
         traffic += 2 * (2 * params + optimizer)
         traffic += 2 * parts * (saved + moved * model.layers)
-        sent += parts * whole * around["fsdp"] + 2 * params * around["data"]
+        gathered += parts * whole
     else:
         traffic += 2 * moved * model.layers * model.passes
-    sent += parts * sent_between(model, share, sizes, how, training)
+    sent: list[Sent] = [("all-gather", "fsdp+sequence", gathered * (split - 1) / split)]
+    if training:
+        sent.append(("all-reduce", summed, 2 * params * (copies - 1) / copies))
+    sent += [
+        (kind, axes, parts * size)
+        for kind, axes, size in sent_between(model, share, sizes, how, training)
+    ]
+    chip = where.chip
     return Estimate(
         params, optimizer, ema, inputs, temporaries,
-        total / devices / chip.flops, traffic / chip.hbm_rate, sent / chip.ici,
+        total / devices / chip.flops, traffic / chip.hbm_rate,
+        sum(where.seconds(*part, sizes) for part in sent),
+        sum(device_bytes(abstract_mesh(sizes), part) for part in model.beside[:1])
+        + nbytes(model.beside[1:]),
     )  # fmt: skip

@@ -25,6 +25,9 @@ GRADIENTS = "sums over the batch: gradients, loss, norms"
 REASONS = {
     ("all-gather", "fsdp"): "parameters before they are used",
     ("reduce-scatter", "fsdp"): "gradients, split as the parameters are",
+    ("all-gather", "fsdp+sequence"): "parameters before they are used",
+    ("reduce-scatter", "fsdp+sequence"): "gradients, split as the parameters are",
+    ("ring", "fsdp+sequence"): "parameters or gradients, a shard at a time beside the product",
     ("ring", "fsdp"): "parameters or gradients, a shard at a time beside the product",
     ("all-reduce", "data"): GRADIENTS,
     ("all-reduce", "fsdp"): GRADIENTS,
@@ -41,6 +44,10 @@ REASONS = {
     ("all-reduce", "data+sequence"): "sums over tokens: gradients, loss, norms",
     ("all-reduce", "fsdp+sequence"): "sums over tokens: gradients, loss, norms",
 }
+# Of sampling, besides.
+ROWS = "rows of one video: what they know, and their predictions"
+SAMPLING = {(kind, axes): ROWS for kind in ("all-to-all", "collective-permute")
+            for axes in ("data", "fsdp", "data+fsdp")}  # fmt: skip
 
 
 class Row(NamedTuple):
@@ -147,7 +154,7 @@ def counts(made: Mapping[str, list[str]], entry: str) -> dict[str, int]:
     return total
 
 
-def collectives(text: str, mesh: Mapping[str, int]) -> list[Row]:
+def collectives(text: str, mesh: Mapping[str, int], mode: str = "train") -> list[Row]:
     """The collectives of an optimised HLO module, most bytes first.
 
     Ring sends within a product that XLA split into windows are of kind "ring".
@@ -177,8 +184,9 @@ def collectives(text: str, mesh: Mapping[str, int]) -> list[Row]:
             row = found[("ring" if ring else kind, axes)]
             row[0] += often[name]
             row[1] += often[name] * whole * share
+    reasons = REASONS | (SAMPLING if mode == "sample" else {})
     rows = [
-        Row(kind, axes, int(count), sent, REASONS.get((kind, axes), ""))
+        Row(kind, axes, int(count), sent, reasons.get((kind, axes), ""))
         for (kind, axes), (count, sent) in found.items()
     ]
     return sorted(rows, key=lambda row: -row.sent)

@@ -14,15 +14,16 @@ from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
 from vdit import stages
-from vdit.config.autoencoder import build_lpips
+from vdit.config.autoencoder import build_lpips, build_vae
 from vdit.config.classes import read_classes
-from vdit.config.denoiser import latent_shape, targets
+from vdit.config.denoiser import latent_shape, targets, token_pixels
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
 from vdit.errors import UserError
 from vdit.initial import text_shapes
 from vdit.model import Inputs, Scan, narrow, settings_of
 from vdit.models.text import TextEncoder
+from vdit.models.text_encoders import T5
 from vdit.nn.narrow import operand_dtypes
 from vdit.objectives.objective import Objective
 from vdit.published.text_folder import FAMILIES
@@ -48,9 +49,21 @@ def shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
 
 
+# Published text encoders that a plan knows without their folder: UMT5-XXL, the one of Wan.
+PUBLISHED = {"umt5": T5(256_384, 4096, 24, 64, 64, 10_240, "gated-gelu", 32, 128, 1e-6, True)}
+
+
+def without_folder(config: ConfigDict) -> bool:
+    """Whether the text encoder is one of `PUBLISHED`, and its folder is not given."""
+    return config.text.encoder in PUBLISHED and not config.text.path
+
+
 def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) -> TextEncoder:
     """The text encoder; a learned one has the largest vocabulary configured."""
     tokens: Any = Vocabulary(config.text.vocab)
+    if without_folder(config):
+        name = config.text.encoder
+        return TextEncoder(name, PUBLISHED[name].width, frozen=True, module=PUBLISHED[name])
     if config.text.encoder in FAMILIES:
         tokens = build_tokenizer(config, Path())  # of the folder
     return build_text_encoder(config, tokens, mesh, platform)
@@ -164,6 +177,14 @@ def placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def lowered(function: Any, mesh: Mesh, *arguments: Any, **static: Any) -> jax.stages.Lowered:
+    """A jitted function for the mesh's platform, which need not be this machine's."""
+    traced = function.trace(*arguments, **static)
+    if mesh.devices.flat[0].platform in ("cpu", "tpu"):
+        return traced.lower()
+    return traced.lower(lowering_platforms=("cuda",))
+
+
 def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Lowered:
     """The train step that `train.fit` would run on the mesh."""
     made = training(config, stage, mesh)
@@ -171,7 +192,20 @@ def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Low
     step = compiled_step(made.objective, made.options, config.run, mesh, abstract)
     with jax.set_mesh(mesh):
         frozen = placed(made.frozen, replicated(mesh))
-        return step.lower(*abstract, frozen, placed(made.batch, batch_sharding(mesh)))
+        return lowered(step, mesh, *abstract, frozen, placed(made.batch, batch_sharding(mesh)))
+
+
+def beside(config: ConfigDict) -> tuple[Any, Any]:
+    """Parameters that sampling holds beside the denoiser's: of the text encoder, which a mesh
+    splits (a published one's are bfloat16), and of the autoencoder, which it does not."""
+    encoder = text_encoder(config, None, None)
+    text = text_params(encoder, config.text.length)
+    if encoder.name in FAMILIES:
+        text = jax.tree.map(lambda x: shape(x.shape, jnp.bfloat16), text)
+    vae = build_vae(config)
+    video = shape((1, 1, *token_pixels(config), 3), jnp.float32)
+    latent = shape((1, *vae.latent_shape(*video.shape[1:4])), jnp.float32)
+    return text, jax.eval_shape(vae.init, jax.random.key(0), video, latent)["params"]
 
 
 class Sampling(NamedTuple):
