@@ -16,7 +16,10 @@ NEEDS = {
     ),
 }
 # Without a GPU no kernel can be timed: the compiler takes its default choices.
-OPTIONS = {"tpu": {}, "gpu": {"xla_gpu_autotune_level": 0}}
+OPTIONS: dict[str, Any] = {
+    "tpu": {},
+    "gpu": {"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False},
+}
 
 
 def installed(module: str) -> bool:
