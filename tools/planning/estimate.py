@@ -155,6 +155,12 @@ def state_bytes(model: Model, sizes: Mapping[str, int]) -> Kept:
     return Kept(*(device_bytes(mesh, tree) for tree in trees))
 
 
+def beside_bytes(model: Model, sizes: Mapping[str, int]) -> int:
+    """One device's bytes of `Model.beside`."""
+    split, whole = model.beside or ({}, {})
+    return device_bytes(abstract_mesh(sizes), split) + nbytes(whole)
+
+
 def abstract_mesh(sizes: Mapping[str, int]) -> AbstractMesh:
     return AbstractMesh(tuple(sizes[axis] for axis in AXES), AXES)
 
@@ -388,7 +394,5 @@ def estimate(
     return Estimate(
         params, optimizer, ema, inputs, temporaries,
         total / devices / chip.flops, traffic / chip.hbm_rate,
-        sum(where.seconds(*part, sizes) for part in sent),
-        sum(device_bytes(abstract_mesh(sizes), part) for part in model.beside[:1])
-        + nbytes(model.beside[1:]),
+        sum(where.seconds(*part, sizes) for part in sent), beside_bytes(model, sizes),
     )  # fmt: skip

@@ -26,7 +26,7 @@ from vdit.nn.axes import Grid
 from vdit.nn.linear import MLP, LayerNorm, Linear, RMSNorm, layer_norm, zeros
 from vdit.nn.modulation import embed_level, gate, modulate, scale_shift
 from vdit.nn.product import Matmul
-from vdit.nn.rotary import frequencies, rotate, split_pairs
+from vdit.nn.rotary import frequencies, rotate_neighbours, split_pairs
 from vdit.nn.stack import Gather, stack
 from vdit.tokens import Condition, Layout, one_level_grid
 
@@ -70,7 +70,7 @@ class WanAttention(nn.Module):
             x = RMSNorm(name=name)(x) if name else x
             x = x.reshape(*x.shape[:-1], self.heads, -1)
             if name and angles is not None:
-                x = rotate(rearrange(x, "B L N (K two) -> B L N (two K)", two=2), angles)
+                x = rotate_neighbours(x, angles)
             return x.astype(dtype)
 
         q = heads(linear(x_BLD, "q"), "q_norm")

@@ -64,6 +64,34 @@ def _rotate_backward(angles: Any, gradient: jax.Array) -> tuple[jax.Array, Any]:
 rotate.defvjp(_rotate_forward, _rotate_backward)
 
 
+def _swapped(x: jax.Array) -> jax.Array:
+    """Neighbours (x_2i, x_2i+1) of the last axis, swapped: two shifts, for an axis of pairs is slow
+    on a TPU, and takes its memory for copies."""
+    even = jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) % 2 == 0
+    return jnp.where(even, jnp.roll(x, -1, axis=-1), jnp.roll(x, 1, axis=-1))
+
+
+@jax.custom_vjp
+def rotate_neighbours(x_BLNK: jax.Array, angles: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates the pairs (x_2i, x_2i+1) by their token's angles, which have no gradient."""
+    cos, sin = angles
+    cos = jnp.repeat(cos, 2, axis=-1)
+    sin = jnp.stack([-sin, sin], axis=-1).reshape(cos.shape)
+    return x_BLNK * cos + _swapped(x_BLNK) * sin
+
+
+def _neighbours_forward(x: jax.Array, angles: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, Any]:
+    return rotate_neighbours(x, angles), angles
+
+
+def _neighbours_backward(angles: Any, gradient: jax.Array) -> tuple[jax.Array, Any]:
+    cos, sin = angles
+    return rotate_neighbours(gradient, (cos, -sin)), jax.tree.map(jnp.zeros_like, angles)
+
+
+rotate_neighbours.defvjp(_neighbours_forward, _neighbours_backward)
+
+
 def sincos(value: jax.Array, dim: int, theta: float = 10_000.0) -> jax.Array:
     """Sine and cosine features (..., dim) of a real number (Vaswani et al. 2017, section 3.5)."""
     half = dim // 2
