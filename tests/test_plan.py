@@ -10,7 +10,6 @@ import pytest
 
 from experiments import base, shots
 from tools import plan
-from tools.importing.parts import denoiser_shapes
 from tools.planning import gpus, wan
 from tools.planning.chips import Topology, topology
 from tools.planning.compiler import devices_of
@@ -18,6 +17,7 @@ from tools.planning.estimate import abstract_mesh, device_bytes, insides
 from tools.planning.hlo import collectives
 from tools.planning.products import flops
 from tools.planning.step import lower_sampling, lower_training, training
+from vdit.initial import denoiser_shapes
 from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import init_state
 

@@ -281,7 +281,9 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
     stream, heads = stream_of(config, "dit")
     rows = 2 if config.sample.guidance != 1.0 else 1
     calls = rows + bool(config.sample.push)  # the weaker predictions come after the others
-    row = residuals(with_(config, run__remat="none"), "dit", platform)
+    # Training batches hold no image, and a layer's residuals hardly depend on it.
+    imageless = {"dit__wan__beside": 0, "dit__wan__image": 0}
+    row = residuals(with_(config, run__remat="none", **imageless), "dit", platform)
     moved = row.times(FORWARD * rows / layers)
     inside = 4 * widest(traced) / config.sample.batch
     held = Bytes(inside + 4 * STREAMS * rows * stream, inside)

@@ -32,6 +32,7 @@ from vdit.tokens import Budget
 from vdit.train import abstract_state, compiled_step
 
 Shapes = dict[str, jax.ShapeDtypeStruct]
+IMAGE = 257  # features of an image by CLIP ViT-H/14: 16 x 16 patches, and a class token
 
 
 class Training(NamedTuple):
@@ -199,7 +200,7 @@ def beside(config: ConfigDict) -> tuple[Any, Any]:
     """Parameters that sampling holds beside the denoiser's: of the text encoder, which a mesh
     splits (a published one's are bfloat16), and of the autoencoder, which it does not."""
     encoder = text_encoder(config, None, None)
-    text = text_params(encoder, config.text.length)
+    text = text_shapes(encoder, config.text.length)
     if encoder.name in FAMILIES:
         text = jax.tree.map(lambda x: shape(x.shape, jnp.bfloat16), text)
     vae = build_vae(config)
@@ -234,6 +235,12 @@ def sampling(config: ConfigDict, mesh: Mesh | None = None, platform: str | None 
         shape((rows,), jnp.uint32),
         shape((rows,), jnp.int32) if read_classes(config, Path()) else None,
     )
+    if config.dit.model == "wan" and config.dit.wan.beside:  # image to video
+        inputs = inputs._replace(
+            beside_BnhwZ=shape((rows, count, h, w, config.dit.wan.beside), jnp.float32)
+        )
+    if config.dit.model == "wan" and config.dit.wan.image:
+        inputs = inputs._replace(image_BSE=shape((rows, IMAGE, config.dit.wan.image), jnp.float32))
     run = Scan(config, encoder, {}, mesh).compiled(mesh, platform)
     settings = settings_of(config)
     with nullcontext() if mesh is None else jax.set_mesh(mesh):
@@ -253,4 +260,5 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
             params,
             param_sharding(mesh, params),
         )
-        return made.denoise.lower(params, placed(inputs, replicated(mesh)), settings=made.settings)
+        inputs = placed(inputs, replicated(mesh))
+        return lowered(made.denoise, mesh, params, inputs, settings=made.settings)
