@@ -22,11 +22,12 @@ from vdit.models.dit import preset
 from vdit.objectives.auxiliary import auxiliary
 from vdit.objectives.classify import classify_objective
 from vdit.objectives.diffusion import Dense, denoising_objective
+from vdit.objectives.lora import lora
 from vdit.objectives.objective import Objective
 from vdit.objectives.vae import vae_objective
 from vdit.published.text_folder import encoder
 from vdit.runtime.machine import matmul
-from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding
+from vdit.runtime.mesh import batch_sharding, make_mesh, param_sharding, spread
 from vdit.tokens import pattern_shares, patterns
 
 MESHES = [
@@ -39,12 +40,12 @@ MESHES = [
 
 GIVEN: dict[str, dict[str, float]] = {
     "dit": {"text": 0.6, "prefix": 0.2, "last": 0.2}, "unet": {"text": 1.0}, "paper": {"text": 1.0},
-    "truth": {"text": 0.6, "suffix": 0.4}, "wan": {"text": 1.0},
+    "truth": {"text": 0.6, "suffix": 0.4}, "wan": {"text": 1.0}, "lora": {"text": 1.0},
 }  # fmt: skip
 # The U-Net's steps are many to compile: the mesh of all axes, and one where no batch is split.
 CASES = [(stage, axes) for stage in ("vae", "dit", "classify") for axes in MESHES]
 CASES += [("unet", axes) for axes in (MESHES[-1], {"tensor": 2, "sequence": 4})]
-CASES += [(stage, MESHES[-1]) for stage in ("paper", "truth", "wan")]
+CASES += [(stage, MESHES[-1]) for stage in ("paper", "truth", "wan", "lora")]
 
 
 def made(
@@ -89,6 +90,11 @@ def made(
     if config.data.label:
         batch["label"] = (ordinal % 3).astype(np.int32)
     frozen = {"mean": np.zeros(8, np.float32), "std": np.ones(8, np.float32)}
+    if stage == "lora":
+        shapes = jax.eval_shape(objective.init, jax.random.key(0), batch)
+        base = jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32) * 0.1, shapes)
+        frozen["base"] = base if mesh is None else spread(mesh, base)
+        objective = lora(objective, r"^dit/.*/kernel$", rank=16)
     return objective, frozen, batch
 
 

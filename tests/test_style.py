@@ -119,9 +119,9 @@ def lines(paths: Iterable[Path]) -> int:
 def test_the_package_stays_small() -> None:
     worlds = [path for path in FILES if "worlds" in path.parts]
     core = [path for path in FILES if path not in worlds]
-    assert lines(core) <= 21_600
-    assert lines(FILES) <= 27_300
-    assert lines([ROOT / "vdit" / "main.py"]) <= 155
+    assert lines(core) <= 22_000
+    assert lines(FILES) <= 27_800
+    assert lines([ROOT / "vdit" / "main.py"]) <= 156
     assert lines([ROOT / "README.md"]) <= 200
 
 

@@ -1,7 +1,7 @@
 """Exports a workdir's networks as safetensors.
 
     python -m tools.export_weights --workdir=DIR --out=FOLDER [--stage=vae] [--raw] [--own]
-        [--pipeline=link|copy [--source=FOLDER]]
+        [--lora] [--pipeline=link|copy [--source=FOLDER]]
 
 --stage=dit (the default), low (of two experts of Wan that for low noise levels), vae or classify:
 FOLDER gets config.json and the weights for diffusers or transformers, if the network is of a family
@@ -22,6 +22,10 @@ tokenizer.json, classes.json, vdit.json, and digests of these. `tools.import_wei
 
 DIR may be the name of weights in the package.
 
+Of a workdir of adapters (dit.lora) the denoiser is exported with them merged. With --lora FOLDER
+gets the adapters alone, pytorch_lora_weights.safetensors as diffusers and PEFT read it; of networks
+that diffusers does not have, under vdit's names.
+
 Exports the EMA, or with --raw the raw parameters; more than 5 GB go to several shards with an
 index. Exit status 2 for invalid arguments or models. FOLDER is written completely or not at all.
 """
@@ -39,27 +43,28 @@ import jax
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 
 from tools import exporting
 from tools.flags import Parser
 from tools.importing.own import COPIED
+from vdit import initial
 from vdit.config import default
 from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import answer_names, build_classifier
-from vdit.config.identity import USED, read_config
+from vdit.config.identity import USED, read_config, write_config
 from vdit.errors import UserError
-from vdit.loading import read_meta, read_stage, stages_of
-from vdit.published import layouts, vae_folder, vivit_folder, weights
+from vdit.loading import adapters_in, read_meta, read_own, read_stage, stages_of
+from vdit.published import layouts, lora, vae_folder, vivit_folder, weights
 from vdit.published.family import Sizes
+from vdit.published.layouts import LAYOUTS
 from vdit.runtime.checkpoint import (
     load_meta,
     newest_good_step,
-    read_newest,
-    restore_raw,
     write_digests,
 )
 from vdit.runtime.files import atomic_folder, write_text
-from vdit.shipped import OWN, Stage, find, is_exported
+from vdit.shipped import OWN, Stage, find
 
 
 class Folder(NamedTuple):
@@ -70,20 +75,6 @@ class Folder(NamedTuple):
     params: Any
     rows: Sequence[weights.Row]
     layers: int = 1  # repeats of a tensor with {*} in its name
-
-
-def read(workdir: Path, stage: str, raw: bool) -> Stage:
-    """The newest good checkpoint of a stage."""
-    if not raw:
-        return read_stage(workdir, stage)
-    if is_exported(workdir):
-        raise UserError(f"{workdir} was not trained here: it has an EMA alone")
-    directory = workdir / "checkpoints" / stage
-
-    def parameters(step: int) -> Stage:
-        return Stage(step, restore_raw(directory, step), load_meta(directory, step))
-
-    return read_newest(directory, parameters)[1]
 
 
 def flat(config: ConfigDict) -> dict[str, Any]:
@@ -142,7 +133,7 @@ def write(path: Path, params: Any, rows: Sequence[weights.Row], layers: int = 1)
 
 def foreign(config: ConfigDict, workdir: Path, out: Path, stage: str, raw: bool) -> None:
     """Writes one stage for another library."""
-    folder = STAGES[stage](config, read(workdir, stage, raw), workdir)
+    folder = STAGES[stage](config, read_stage(workdir, stage, raw=raw), workdir)
     if folder is None:
         model = config["dit" if stage == "low" else stage].model
         raise UserError(
@@ -157,7 +148,7 @@ def own(workdir: Path, out: Path, raw: bool = False, dtype: Any = None) -> None:
     """Writes all stages of a workdir under vdit's names; the tensors in `dtype`, if it is given."""
     stages: dict[str, Mapping[str, Any]] = {}
     for stage in stages_of(workdir):
-        step, groups, meta = read(workdir, stage, raw)
+        step, groups, meta = read_stage(workdir, stage, raw=raw)
         groups = {name: groups[name] for name in USED[stage] if name in groups}
         if dtype is not None:
             groups = jax.tree.map(lambda x: np.asarray(x).astype(dtype), groups)
@@ -168,8 +159,27 @@ def own(workdir: Path, out: Path, raw: bool = False, dtype: Any = None) -> None:
     for name in ("config.json", *COPIED):
         if (workdir / name).exists():
             shutil.copyfile(workdir / name, out / name)
+    if adapters_in(workdir):  # merged
+        config = read_config(workdir)
+        config.dit.lora = default().dit.lora
+        write_config(config, out)
     write_text(out / OWN, json.dumps({"format": 1, "stages": stages}, indent=1) + "\n")
     write_digests(out)
+
+
+def adapters(workdir: Path, out: Path, raw: bool) -> None:
+    """Writes the adapters of a denoiser alone."""
+    config, made = read_config(workdir), adapters_in(workdir)
+    if not made:
+        raise UserError(f"{workdir}: it was trained without adapters (dit.lora.rank is 0)")
+    groups = read_own(workdir, "dit", raw=raw).params["lora"]
+    if others := groups.keys() - {"dit"}:
+        raise UserError(f"{workdir}: --lora writes adapters of the denoiser, not of {others.pop()}")
+    shapes = initial.shapes(config, "dit", workdir)["dit"]
+    layout, scale = LAYOUTS.get(config.dit.model), (made["alpha"] or made["rank"]) / made["rank"]
+    prefix = layout.folders[0][0] if layout else "transformer"
+    tensors, metadata = lora.to_peft(groups["dit"], shapes, scale, prefix)
+    save_file(tensors, out / lora.WEIGHTS, metadata)
 
 
 def pipeline(
@@ -214,16 +224,18 @@ def export(out: Path, write: Callable[[Path], None]) -> None:
 
 def chosen(options: argparse.Namespace) -> Callable[[Path, Path], None]:
     """The function of (workdir, out) that the flags ask for."""
-    if (options.own or options.pipeline) and options.stage:
-        raise UserError("--own and --pipeline take no --stage: they write all of them")
-    if options.own and options.pipeline:
-        raise UserError("--own with --pipeline: one of both is allowed")
+    if (options.own or options.pipeline or options.lora) and options.stage:
+        raise UserError("--own and --pipeline take no --stage: they write all of them; nor --lora")
+    if sum(map(bool, (options.own, options.pipeline, options.lora))) > 1:
+        raise UserError("--own, --pipeline, --lora: one of them is allowed")
     if options.source and not options.pipeline:
         raise UserError("--source is allowed with --pipeline")
     raw, stage = options.raw, options.stage or "dit"
     if options.pipeline:
         place, source = exporting.PLACES[options.pipeline], options.source
         return lambda workdir, out: pipeline(workdir, out, raw, place, source)
+    if options.lora:
+        return lambda workdir, out: adapters(workdir, out, raw)
     if options.own:
         return lambda workdir, out: own(workdir, out, raw)
     return lambda workdir, out: foreign(read_config(workdir), workdir, out, stage, raw)
@@ -241,6 +253,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--stage", choices=sorted(STAGES))
     parser.add_argument("--raw", action="store_true", help="the raw parameters instead of the EMA")
     parser.add_argument("--own", action="store_true", help="all stages, under vdit's names")
+    parser.add_argument("--lora", action="store_true", help="the denoiser's adapters alone")
     parser.add_argument("--pipeline", choices=sorted(exporting.PLACES), help="the whole pipeline")
     parser.add_argument("--source", type=Path, help="with --pipeline: the folder that was imported")
     try:

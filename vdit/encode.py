@@ -30,6 +30,7 @@ from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.text import encode_features
 from vdit.nn.patch import pad_to_multiple, to_float
 from vdit.runtime.files import read_cache, write_text
+from vdit.runtime.fingerprint import fingerprint
 from vdit.runtime.mesh import batch_sharding, local_mesh, to_local
 from vdit.runtime.processes import agreed, together, zero_first
 from vdit.runtime.progress import Progress
@@ -50,6 +51,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
     content = text_content(config) | {"content": getattr(clips, "digest", "")}
     if "truth" in targets(config):
         content["truth"] = "with"
+    if config.dit.lora.rank:  # fields say how the autoencoder was trained, unless it is a base's
+        content["vae"] = fingerprint(vae_params["vae"])
     mine = digest(stage_fields(config, "latents") | content)
     count = min(config.latents.clips, len(clips))
     if agreed(_is_finished(folder, mine, count)):

@@ -7,6 +7,7 @@ that latents are normalised with.
 
 import functools
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ml_collections import ConfigDict
 
 from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import build_dit
-from vdit.config.identity import read_config
+from vdit.config.identity import differences, of_networks, read_config, stage_fields
 from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.errors import UserError
 from vdit.loading import read_meta, read_stage, stage_shapes
@@ -36,6 +37,8 @@ TOKENIZER = "tokenizer.json"
 
 def check(config: ConfigDict, workdir: Path) -> None:
     """Refuses (UserError) weights that do not fit the configuration, before anything is written."""
+    if config.dit.lora.rank:
+        return _check_base(config, workdir)
     if not config.init or Checkpoints(workdir / "checkpoints" / "dit").steps():
         return
     source = find(config.init)
@@ -62,11 +65,35 @@ def check(config: ConfigDict, workdir: Path) -> None:
                 )
 
 
+def _check_base(config: ConfigDict, workdir: Path) -> None:
+    """Refuses (UserError) a base of adapters with other networks, and names the fields."""
+    base = config.dit.lora.base
+    source = find(base)
+    if config.init:
+        raise UserError(f"init={config.init} with dit.lora.base={base}: one of both is allowed")
+    if source.resolve() == workdir.resolve():
+        raise UserError(f"dit.lora.base is {base}: another workdir is allowed")
+
+    def networks(config: ConfigDict) -> dict[str, Any]:
+        fields = of_networks(stage_fields(config, "dit"))
+        return {
+            k: v for k, v in fields.items() if not re.match(r"init$|text\.length$|dit\.lora", k)
+        }
+
+    theirs, ours = networks(read_config(source)), networks(config)
+    if theirs != ours:
+        raise UserError(
+            f"dit.lora.base={base} has other networks: {differences(theirs, ours)};"
+            " experiments/lora.py:WORKDIR takes a base's fields"
+        )
+
+
 def take_tokenizer(config: ConfigDict, folder: Path) -> None:
     """Copies the tokenizer into a folder that has none."""
     path = folder / TOKENIZER
-    if config.init and not path.exists() and (find(config.init) / TOKENIZER).exists():
-        write_text(path, (find(config.init) / TOKENIZER).read_text(encoding="utf-8"))
+    origin = config.dit.lora.base if config.dit.lora.rank else config.init
+    if origin and not path.exists() and (find(origin) / TOKENIZER).exists():
+        write_text(path, (find(origin) / TOKENIZER).read_text(encoding="utf-8"))
 
 
 def begin(config: ConfigDict, stage: str) -> Begin | None:

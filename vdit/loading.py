@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,16 +14,25 @@ from ml_collections import ConfigDict
 from vdit import shipped
 from vdit.config.classes import read_classes
 from vdit.config.denoiser import build_denoiser, build_image_encoder, conditions_content
-from vdit.config.identity import USED, read_config
+from vdit.config.identity import USED, read_config, stored_fields
 from vdit.config.shared import value_of
 from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.errors import UserError
 from vdit.models.text import TextEncoder, Tokenizer
+from vdit.nn.lora import merged_in_place
+from vdit.published.lora import parse, read_adapters
 from vdit.runtime import averages
-from vdit.runtime.checkpoint import load_meta, read_newest, restore_ema, saved_shapes
+from vdit.runtime.checkpoint import (
+    load_meta,
+    read_newest,
+    restore_ema,
+    restore_raw,
+    saved_shapes,
+)
+from vdit.runtime.fingerprint import fingerprint
 from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import param_sharding, spread
-from vdit.shipped import Stage
+from vdit.shipped import Stage, find
 
 
 class Parts(NamedTuple):
@@ -40,28 +49,92 @@ class Parts(NamedTuple):
 
 
 def read_stage(
-    workdir: Path, stage: str, place: Callable[[Any], Any] | None = None, ema: float = 0.0
-) -> Stage:
+    workdir: Path, stage: str, place: Callable[[Any], Any] | None = None, ema: float = 0.0,
+    raw: bool = False,
+) -> Stage:  # fmt: skip
+    """`read_own`, of adapters with their base: merged with its denoiser, or its other networks."""
+    lora = adapters_in(workdir)
+    if lora and stage != "dit" and stage not in _own_stages(workdir):
+        return read_stage(find(lora["base"]), stage, place, 0.0, raw)
+    step, groups, meta = read_own(workdir, stage, place, ema, raw)
+    if "lora" in groups:
+        base, low = read_base(lora["base"], place), groups["lora"]
+        refuse_changed(meta, base, workdir)
+        scale = (lora["alpha"] or lora["rank"]) / lora["rank"]
+        groups = base.groups | {n: merged_in_place(base.groups[n], low[n], scale) for n in low}
+    return Stage(step, groups, meta)
+
+
+def adapters_in(workdir: Path) -> dict[str, Any]:
+    """The section dit.lora of a workdir of adapters; empty for any other."""
+    fields = stored_fields(workdir, lenient=True).get("dit", {}).get("lora", {})
+    return fields if fields.get("rank") else {}
+
+
+class Base(NamedTuple):
+    """What adapters are trained on."""
+
+    workdir: str
+    groups: dict[str, Any]  # parameters of the denoiser and of a learned text encoder
+    latents: dict[str, list[float]]  # "mean" and "std", with which it normalises them
+    digest: str  # of the parameters
+
+    def statistics(self) -> dict[str, np.ndarray]:
+        """As `Latents.statistics`."""
+        return {name: np.asarray(value, np.float32) for name, value in self.latents.items()}
+
+
+def read_base(workdir: str, place: Callable[[Any], Any] | None) -> Base:
+    """The base of dit.lora.base, as it samples; see `restore_ema` for `place`."""
+    source = find(workdir)
+    _, groups, meta = read_stage(source, "dit", place, read_config(source).sample.ema)
+    return Base(workdir, groups, meta["latents"], fingerprint(groups))
+
+
+def refuse_changed(meta: Mapping[str, Any], base: Base, workdir: Path) -> None:
+    """Refuses adapters that were trained on other parameters."""
+    if meta["base"] != base.digest:
+        raise UserError(
+            f"{workdir}: its base has changed: adapters were trained on {meta['base'][:12]}, and"
+            f" dit.lora.base={base.workdir} now has parameters {base.digest[:12]}"
+        )
+
+
+def read_own(
+    workdir: Path, stage: str, place: Callable[[Any], Any] | None = None, ema: float = 0.0,
+    raw: bool = False,
+) -> Stage:  # fmt: skip
     """The newest good checkpoint of a stage, with the groups that are used after training; see
-    `restore_ema` for `place`. With `ema` the denoiser is the average of that length."""
+    `restore_ema` for `place`. With `ema` the denoiser is the average of that length, with `raw` all
+    are the parameters themselves."""
     folder = averages.folder(workdir, stage) if ema and stage == "dit" else None
     if shipped.is_exported(workdir):
         if folder is not None:
             raise UserError(f"sample.ema={ema:g}: {workdir} is exported, with one average: 0")
+        if raw:
+            raise UserError(f"{workdir} was not trained here: it has an EMA alone")
         return shipped.read(workdir, stage, place)
     directory = workdir / "checkpoints" / stage
 
     def read(step: int) -> Any:
         if folder is not None:
             return averages.chosen(folder, step, ema, place), load_meta(directory, step)
+        if raw:
+            return restore_raw(directory, step), load_meta(directory, step)
         return restore_ema(directory, step, place), load_meta(directory, step)
 
     step, (groups, meta) = read_newest(directory, read)
-    return Stage(step, {name: groups[name] for name in USED[stage] if name in groups}, meta)
+    used = {name: groups[name] for name in (*USED[stage], "lora") if name in groups}
+    return Stage(step, used, meta)
 
 
 def stages_of(workdir: Path) -> list[str]:
-    """The stages that are trained, or exported."""
+    """The stages that are trained, or exported; of adapters with those of their base."""
+    lora, own = adapters_in(workdir), _own_stages(workdir)
+    return list(dict.fromkeys([*(stages_of(find(lora["base"])) if lora else ()), *own]))
+
+
+def _own_stages(workdir: Path) -> list[str]:
     if shipped.is_exported(workdir):
         return shipped.stages_of(workdir)
     return [stage for stage in USED if (workdir / "checkpoints" / stage).is_dir()]
@@ -69,6 +142,9 @@ def stages_of(workdir: Path) -> list[str]:
 
 def read_meta(workdir: Path, stage: str) -> dict[str, Any]:
     """The metadata that `read_stage` would read."""
+    lora = adapters_in(workdir)
+    if lora and stage != "dit" and stage not in _own_stages(workdir):
+        return read_meta(find(lora["base"]), stage)
     if shipped.is_exported(workdir):
         return shipped.read_meta(workdir, stage)
     directory = workdir / "checkpoints" / stage
@@ -77,6 +153,8 @@ def read_meta(workdir: Path, stage: str) -> dict[str, Any]:
 
 def stage_shapes(workdir: Path, stage: str) -> dict[str, tuple[int, ...]]:
     """Path ("dit/blocks/...") -> shape of the parameters that `read_stage` would read."""
+    if lora := adapters_in(workdir):
+        return stage_shapes(find(lora["base"]), stage)
     if shipped.is_exported(workdir):
         return shipped.shapes(workdir, stage)
     directory = workdir / "checkpoints" / stage
@@ -85,8 +163,9 @@ def stage_shapes(workdir: Path, stage: str) -> dict[str, tuple[int, ...]]:
 
 
 def read_parts(
-    workdir: Path, overrides: ConfigDict | None = None, mesh: Mesh | None = None
-) -> Parts:
+    workdir: Path, overrides: ConfigDict | None = None, mesh: Mesh | None = None,
+    lora: Sequence[str] = (),
+) -> Parts:  # fmt: skip
     """config.json, tokenizer.json and the newest good checkpoints; see `vdit.sample.load`."""
     config = overrides if overrides is not None else read_config(workdir)
     tokenizer = build_tokenizer(config, workdir)
@@ -102,6 +181,11 @@ def read_parts(
             to_host = mesh is None and stage in experts
             params[stage] = jax.device_get(groups["dit"]) if to_host else groups["dit"]
         del groups
+    if lora and "low" in params:
+        raise UserError("--lora with two experts (dit.wan.boundary): not allowed")
+    for text in lora:
+        file, weight = parse(text)
+        params["dit"] = merged_in_place(params["dit"], read_adapters(file, params["dit"]), weight)
     for name, value in conditions_content(config).items():
         if meta["fields"].get(name) != value:
             path, what = "dit.wan.image_path", "image"

@@ -105,16 +105,22 @@ def _machine(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
     return environment() | {"operands": operands}
 
 
-def _loaded(config: ConfigDict, workdir: Path, mesh: Mesh | None, watch: Watch) -> Any:
+def _loaded(
+    config: ConfigDict, workdir: Path, mesh: Mesh | None, watch: Watch, lora: Sequence[str] = ()
+) -> Any:
     """A trained model, on the mesh where that spans processes or splits one sample's work."""
     split = mesh is not None and mesh.size > mesh.shape["data"]
-    more = (mesh, watch) if split or jax.process_count() > 1 else ()
-    return load(workdir, config, *more)
+    if not split and jax.process_count() == 1:
+        return load(workdir, config, lora=lora)
+    return load(workdir, config, mesh, watch, lora)
 
 
-def _trained(given: ConfigDict | None, workdir: Path, watch: Watch) -> Any:
-    """A workdir's model. The mesh is that of --config; without it several processes use that of the
-    workdir's configuration, and one process, which may be another machine, none."""
+def _trained(
+    given: ConfigDict | None, workdir: Path, watch: Watch, lora: Sequence[str] = ()
+) -> Any:
+    """A workdir's model, with the adapters of files. The mesh is that of --config; without it
+    several processes use that of the workdir's configuration, and one process, which may be another
+    machine, none."""
     workdir = shipped.find(workdir)
     config, mesh = read_config(workdir), None
     if given is not None and given.data.path and given.data.source == config.data.source:
@@ -122,7 +128,7 @@ def _trained(given: ConfigDict | None, workdir: Path, watch: Watch) -> Any:
     if given is not None or jax.process_count() > 1:
         mesh = make_mesh(dict((given or config).mesh))
         joined.check_mesh(config, mesh.shape)
-    return _loaded(config, workdir, mesh, watch)
+    return _loaded(config, workdir, mesh, watch, lora)
 
 
 def _refuse_other_data(config: ConfigDict, workdir: Path) -> None:
@@ -181,7 +187,7 @@ def sample(given: ConfigDict | None, workdir: Path, watch: Watch, request: Reque
     names = ("seconds", "fps", "size", "num", "seed", "given", "shots", "negative")
     out = shipped.outputs(workdir) if shipped.is_name(workdir) else workdir / "samples"
     show.sample_request(
-        _trained(given, workdir, watch),
+        _trained(given, workdir, watch, request["lora"]),
         Path(request["out"] or out),
         prompts=request["prompt"] or [""],
         **{name: request[name] for name in names},
@@ -190,6 +196,8 @@ def sample(given: ConfigDict | None, workdir: Path, watch: Watch, request: Reque
 
 def score(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
     """--mode=eval; everything is written into --out, or into the workdir."""
+    if request["lora"]:
+        raise UserError("--lora is for --mode=sample; a workdir of adapters is scored with its own")
     out = Path(request["out"] or shipped.outputs(workdir))
     with Metrics(out, jax.process_index() == 0) as metrics:
         if read_config(shipped.find(workdir)).stages == ("classify",):

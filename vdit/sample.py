@@ -89,10 +89,10 @@ class Model:
     def __init__(
         self, config: ConfigDict, tokenizer: Tokenizer, encoder: TextEncoder,
         params: dict[str, Any], statistics: dict[str, np.ndarray], classes: Sequence[str] = (),
-        mesh: Mesh | None = None, watch: Watch | None = None,
+        mesh: Mesh | None = None, watch: Watch | None = None, lora: Sequence[str] = (),
     ) -> None:  # fmt: skip
         self.config, self.tokenizer, self.encoder = config, tokenizer, encoder
-        self.classes, self.mesh = classes, mesh
+        self.classes, self.mesh, self.lora = classes, mesh, lora
         self.params = dict(params)  # see `loading.Parts`; the scan narrows the group dit
         self.codec = Codec(config, self.params, statistics)
         self.scan = Scan(config, encoder, self.params, mesh, watch)
@@ -358,6 +358,8 @@ class Model:
             settings["negative"] = ask.negative
         if ask.label >= 0:
             settings["class"] = ask.label
+        if self.lora:
+            settings["lora"] = list(self.lora)
         if begun := int(np.isfinite(ask.starts).sum()):
             pairs = zip(ask.starts[:begun].tolist(), ask.captions[1:], strict=False)
             settings["shots"] = [[round(start, 6), caption] for start, caption in pairs]
@@ -451,13 +453,14 @@ def check_shots(shots: Sequence[Shot], seconds: float) -> None:
 
 def load(
     workdir: str | Path, overrides: ConfigDict | None = None, mesh: Mesh | None = None,
-    watch: Watch | None = None,
+    watch: Watch | None = None, lora: Sequence[str] = (),
 ) -> Model:  # fmt: skip
     """A trained workdir as a `Model`: config.json, tokenizer.json and the newest good checkpoints;
     or the weights of that name in the package, or an exported folder.
 
     `overrides` is used in place of config.json; it may differ in `sample` and `run`. With a `mesh`
-    no device holds all parameters of the denoiser or the text encoder. Raises UserError where a
-    part is missing or damaged.
+    no device holds all parameters of the denoiser or the text encoder. `lora`: files of adapters
+    that are merged, as FILE or FILE:WEIGHT. Raises UserError where a part is missing or damaged.
     """
-    return Model(*read_parts(find(workdir), overrides, mesh), mesh=mesh, watch=watch)
+    parts = read_parts(find(workdir), overrides, mesh, lora)
+    return Model(*parts, mesh=mesh, watch=watch, lora=lora)

@@ -29,6 +29,7 @@ from vdit.config.identity import (
     stage_fields,
     stored_fields,
 )  # fmt: skip
+from vdit.config.lora import BASE_DTYPES
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
 from vdit.data.clips import tell_skipped
@@ -39,19 +40,22 @@ from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.denoiser import Denoiser
 from vdit.encode import cache_latents as cache_latents
 from vdit.errors import UserError
+from vdit.loading import Base, read_base, read_stage, refuse_changed
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
 from vdit.nn.patch import to_float
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import Dense, Rows, denoising_objective
+from vdit.objectives.lora import lora
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import Packed
 from vdit.objectives.vae import Adversary, Perceptual, vae_objective
 from vdit.published.lpips import read_weights
 from vdit.runtime.checkpoint import IMPORTED, restore_ema
-from vdit.runtime.mesh import data_process, param_sharding, replicated
+from vdit.runtime.mesh import data_process, map_paths, param_sharding, replicated
 from vdit.runtime.processes import zero_first
 from vdit.runtime.progress import say
+from vdit.shipped import find
 from vdit.tokens import Budget, Patterns, pattern_shares, patterns
 from vdit.train import Params, Runtime, fit
 
@@ -182,11 +186,13 @@ def classification(
 
 def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     """Stage vae: the EMA parameters of the autoencoder. An imported one is trained only if the
-    run's stages name it."""
+    run's stages name it, that of a base of adapters never."""
+    place = functools.partial(param_sharding, runtime.mesh)
+    if config.dit.lora.rank:
+        return read_stage(find(config.dit.lora.base), "vae", place).params
     refuse_other(config, "vae", runtime, begins=True)
     checkpoints = runtime.checkpoints("vae")
     if "vae" not in config.stages and checkpoints.latest() == IMPORTED:
-        place = functools.partial(param_sharding, runtime.mesh)
         return restore_ema(checkpoints.directory, IMPORTED, place)
     options, seed = config.vae.train, config.seed
     meta = stage_meta(config, "vae", runtime.content)
@@ -218,7 +224,10 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     make = packed_rows if config.data.shapes else dense_batches
     objective, stream = make(config, runtime, latents, encoder, text)
     # A denoiser knows one normalisation: a run that goes on with one keeps it.
-    statistics = initial.statistics(config, runtime.checkpoints("dit")) or latents.statistics()
+    checkpoints, place = runtime.checkpoints("dit"), functools.partial(param_sharding, runtime.mesh)
+    base = read_base(config.dit.lora.base, place) if config.dit.lora.rank else None
+    learned = base.statistics() if base else initial.statistics(config, checkpoints)
+    statistics = learned or latents.statistics()
     known = runtime.checkpoints("dit").newest_meta() or {}
     frozen: dict[str, Any] = dict(statistics)
     if encoder.frozen and text == "ids":
@@ -232,11 +241,28 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         "vae": stage_meta(config, "vae", runtime.content)["digest"],
         **({"imported": known["imported"]} if "imported" in known else {}),
     }
+    if base:
+        objective, frozen["base"], meta["base"] = adapted(config, runtime, objective, base)
     options, seed = config.dit.train, config.seed + 1
     return fit(
         "dit", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta,
         begin=initial.begin(config, "dit"),
     )  # fmt: skip
+
+
+def adapted(
+    config: ConfigDict, runtime: Runtime, objective: Objective, base: Base
+) -> tuple[Objective, dict[str, Any], str]:
+    """The objective of adapters, the frozen parameters beside them, and their digest."""
+    made, stored = config.dit.lora, runtime.checkpoints("dit").newest_meta()
+    refuse_changed(stored or {"base": base.digest}, base, runtime.workdir)
+    dtype = BASE_DTYPES[made.base_dtype]
+
+    def cast(path: str, leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if dtype and path.endswith("kernel") else leaf
+
+    groups = base.groups | {"dit": map_paths(cast, base.groups["dit"])}
+    return lora(objective, made.paths, made.rank, made.alpha, made.dropout), groups, base.digest
 
 
 Trained = tuple[Objective, Iterator[Mapping[str, np.ndarray]]]  # what is learned, and from what

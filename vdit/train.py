@@ -23,7 +23,14 @@ from vdit.objectives.objective import Objective, Params
 from vdit.runtime import averages
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.machine import matmul
-from vdit.runtime.mesh import batch_sharding, gather, param_sharding, replicate, replicated
+from vdit.runtime.mesh import (
+    batch_sharding,
+    gather,
+    param_sharding,
+    replicate,
+    replicated,
+    spread,
+)
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
 from vdit.runtime.preemption import Preemption
@@ -112,6 +119,9 @@ def make_step(
     ) -> tuple[State, Params, dict[str, jax.Array]]:
         key = jax.random.wrap_key_data(state["key"])
         params = state["params"]
+        if "base" in frozen:  # of adapters
+            base = frozen["base"] if gather is None else gather(frozen["base"])
+            frozen = frozen | {"base": base, "step": state["step"]}
 
         def total(params: Params, part: Mapping[str, jax.Array]) -> tuple[jax.Array, Any]:
             whole = params if gather is None else gather(params)
@@ -290,7 +300,8 @@ def fit(
     `begin` reads, and returns the EMA.
 
     Raises `Interrupted` after a signal (saved), `Diverged` at a loss or a state that is not
-    finite: neither is saved.
+    finite: neither is saved. `frozen` is replicated, but for the "base" of adapters, which is split
+    as parameters are.
     `preview(ema, step)`, if given, is called at every checkpoint.
     """
     mesh, run = runtime.mesh, runtime.run
@@ -303,7 +314,7 @@ def fit(
     kept = averages.Kept(runtime.workdir, stage) if options.averages else None
     if kept is not None and start:  # stopped after the checkpoint and before this
         kept.save(start, state["averages"])
-    frozen = replicate(mesh, frozen)
+    frozen = {n: (spread if n == "base" else replicate)(mesh, x) for n, x in frozen.items()}
     step_fn = compiled_step(objective, options, run, mesh, abstract)
     active = jax.process_index() == 0
     with checkpoints.closing(), Progress(stage, options.steps, start, active=active) as progress:

@@ -80,11 +80,11 @@ def batch(*rows: Sequence[int]) -> dict[str, np.ndarray]:
     return {name: np.stack([row[name] for row in made]) for name in made[0]}
 
 
-def value_and_grad(objective: Objective) -> Any:
+def value_and_grad(objective: Objective, frozen: Any = None) -> Any:
     """A jitted function of parameters and batch: ((loss, weight), gradient)."""
 
     def total(params: Any, data: Any) -> tuple[jax.Array, jax.Array]:
-        loss, weight, _ = objective.loss(params, FROZEN, data, KEY)
+        loss, weight, _ = objective.loss(params, frozen or FROZEN, data, KEY)
         return loss, weight
 
     return jax.jit(jax.value_and_grad(total, has_aux=True))

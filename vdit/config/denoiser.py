@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vdit.config import shared
+from vdit.config import lora, shared
 from vdit.config.autoencoder import build_vae
 from vdit.config.run import machine
 from vdit.config.text import text_content
@@ -61,8 +61,10 @@ def fields() -> ConfigDict:
     given.suffix = 0.02  # a span at the end
     given.between = 0.02  # the first frame and a span at the end
     # (NAME, WEIGHT) or (NAME, WEIGHT, LAYER) of each auxiliary loss (objectives/auxiliary.py);
-    # (): none; ("auto",): AUTO where the source knows its truth and the network has layers
+    # (): none, as adapters have; ("auto",): AUTO where the source knows its truth and the network
+    # has layers
     dit.auxiliary = ("auto",)
+    dit.lora = lora.fields()
     dit.train = shared.training(steps=2300, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # fastest on CPUs: activations of a micro-batch stay in the cache
     return dit
@@ -72,6 +74,7 @@ def check(config: ConfigDict) -> None:
     """Checks the network, the training, and that process, prediction and times fit together."""
     shared.check_training(config, "dit")
     check_dit(config)
+    lora.check(config)
     tables: dict[str, Iterable[str]] = {
         "dit.process": schedule.PROCESSES, "dit.prediction": PREDICTIONS,
         "dit.loss_weight": WEIGHTS,
@@ -88,7 +91,9 @@ def check(config: ConfigDict) -> None:
         raise shared.refusal(config, "dit.caption_drop", "0 to 1 is allowed")
 
 
-SECTION = shared.Section(fields, check, free=(*shared.FREE_OF_TRAINING, "wan.image_path"))
+SECTION = shared.Section(
+    fields, check, free=(*shared.FREE_OF_TRAINING, "wan.image_path", "lora.base")
+)
 
 
 class Row(NamedTuple):
@@ -243,7 +248,8 @@ def auxiliary_losses(config: ConfigDict, network: Network) -> list[Weighted]:
     """The auxiliary losses that dit.auxiliary names."""
     chosen = tuple(config.dit.auxiliary)
     if chosen == ("auto",):
-        chosen = AUTO if sources.chosen(config).truth and network.layers else ()
+        known = sources.chosen(config).truth and network.layers and not config.dit.lora.rank
+        chosen = AUTO if known else ()
     return auxiliary(chosen, network)
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from einops import rearrange
 
-from vdit.nn import dot_product
+from vdit.nn import dot_product, lora
 from vdit.nn.attention import Attend
 from vdit.nn.linear import Initializer, Linear, RMSNorm, zeros
 from vdit.nn.product import Matmul
@@ -101,6 +101,8 @@ class Conv(nn.Module):
         lecun = nn.initializers.lecun_normal(in_axis=tuple(range(len(shape) - 1)))
         kernel = self.param("kernel", self.kernel_init or lecun, shape, jnp.float32)
         bias = self.param("bias", zeros, (self.features,), jnp.float32)
+        if self.has_variable("params", lora.DOWN):
+            kernel = kernel + lora.product(*lora.factors(self))
         if self.time > 1:
             count = max(1 + (frames - self.time) // self.step, 0)
             reach = (count - 1) * self.step + 1 if count else 0

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vdit.nn import lora
 from vdit.nn.product import Matmul, product
 
 Initializer = Callable[..., jax.Array]
@@ -25,7 +26,8 @@ zeros = nn.initializers.zeros_init()
 class Linear(nn.Module):
     """x_D @ kernel_DF + bias_F, over flattened leading axes where that is fast (`Matmul.rows`).
 
-    Operands are cast to `matmul.dtype`; sums and the result are float32.
+    Operands are cast to `matmul.dtype`; sums and the result are float32. A low-rank adapter beside
+    the kernel (`vdit.nn.lora`) is computed apart.
     `window`: the axes that D is stored as: (q, r, C), a convolution's kernel, for patches.
     """
 
@@ -44,8 +46,12 @@ class Linear(nn.Module):
             kernel = self.kernel_init(key, shape, jnp.float32)
             return kernel.reshape(*(self.window or shape[:1]), self.features)
 
-        kernel = self.param("kernel", init).reshape(shape)
-        out = product(self.matmul.rows(x), kernel, self.matmul)
+        kernel, rows = self.param("kernel", init).reshape(shape), self.matmul.rows(x)
+        out = product(rows, kernel, self.matmul)
+        if self.has_variable("params", lora.DOWN):
+            down, up = lora.factors(self)
+            low = product(rows, down.reshape(shape[0], -1), self.matmul)
+            out = out + product(low, up, self.matmul)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
             out = out + bias.reshape((1,) * (out.ndim - 1) + (-1,))

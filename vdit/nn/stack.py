@@ -1,5 +1,6 @@
 """Stacks of one layer, scanned: rematerialisation, and gathering of a layer's parameters."""
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -7,6 +8,9 @@ import flax.linen as nn
 import jax
 
 Gather = Callable[[Any], Any] | None  # of a layer's tree of parameters
+
+# Leaves under `blocks/` lead with a layer axis.
+STACKED = re.compile(r"(^|/)blocks/")
 
 # What the backward pass keeps of a layer's forward pass: everything, nothing, matmul outputs.
 REMAT: dict[str, Any] = {

@@ -1,55 +1,62 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022) around any objective.
+"""Training low-rank adapters (LoRA, Hu et al. 2022) of any objective's network: `vdit.nn.lora`."""
 
-Dimension key: I in, O out of a kernel, R rank; leading axes (of stacked layers) are kept.
-"""
-
+import math
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
 from vdit.errors import UserError
+from vdit.nn.lora import DOWN, beside, flat, scaled, shapes
 from vdit.objectives.objective import Batch, Objective, Params, Sums
 
 
-def lora(base: Objective, paths: str, rank: int, alpha: float | None = None) -> Objective:
-    """`base` with frozen parameters, which frozen["base"] holds by group: what is trained is the
-    group "lora", factors of the kernels whose paths match the regex `paths`.
+def lora(
+    base: Objective, paths: str, rank: int, alpha: float = 0.0, dropout: float = 0.0
+) -> Objective:
+    """`base` with frozen parameters, frozen["base"] by group; the only group that is trained is
+    "lora", adapters of the kernels whose paths, as "dit/blocks/joint/attention/q/kernel", match the
+    regex `paths`.
 
-    A path is as "dit/blocks/joint/attention/q/kernel"; see `merged` for `alpha`, by default `rank`.
+    Updates are scaled by `alpha` / `rank`; alpha 0 stands for the rank. `dropout`: the share of an
+    adapter's input features that a step, frozen["step"], leaves out.
     """
-    pattern, scale = re.compile(paths), (rank if alpha is None else alpha) / rank
+    pattern, scale = re.compile(paths), (alpha or rank) / rank
 
     def init(key: jax.Array, batch: Batch) -> Params:
-        shapes = flatten_dict(jax.eval_shape(base.init, key, batch), sep="/")
-        kernels = {
+        there = {
             path: leaf.shape
-            for path, leaf in shapes.items()
-            if pattern.search(path) and path.endswith("/kernel")
+            for path, leaf in flat(jax.eval_shape(base.init, key, batch)).items()
+            if path.endswith("/kernel")
         }
-        if not kernels:
-            raise UserError(f"lora: no kernel matches {paths!r}; there are {', '.join(shapes)}")
-        factors: dict[str, jax.Array] = {}
-        keys = jax.random.split(key, len(kernels))
-        for down_key, (path, (*stack, width, out)) in zip(keys, kernels.items(), strict=True):
-            down = jax.random.normal(down_key, (*stack, width, rank)) * width**-0.5
-            factors |= {f"{path}/down": down, f"{path}/up": jnp.zeros((*stack, rank, out))}
-        return {"lora": unflatten_dict(factors, sep="/")}
+        chosen = {path: shape for path, shape in there.items() if pattern.search(path)}
+        if not chosen:
+            raise UserError(f"lora: no kernel matches {paths!r}; there are {', '.join(there)}")
+        adapters: dict[str, jax.Array] = {}
+        for i, (path, kernel) in enumerate(chosen.items()):
+            (down, shape), (up, zero) = shapes(path, kernel, rank).items()
+            width = math.prod(shape[len(zero) - 2 : -1])  # behind the axis of stacked layers
+            drawn = jax.random.normal(jax.random.fold_in(key, i), shape)
+            adapters |= {down: drawn * width**-0.5, up: jnp.zeros(zero)}
+        return {"lora": unflatten_dict(adapters, sep="/")}
 
     def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
-        return base.loss(merged(frozen["base"], params["lora"], scale), frozen, batch, key)
+        adapters = scaled(params["lora"], scale)
+        if dropout:
+            adapters = _dropped(adapters, dropout, jax.random.fold_in(key, frozen["step"]))
+        return base.loss(beside(frozen["base"], adapters), frozen, batch, key)
 
     return Objective(init, loss)
 
 
-def merged(base: Params, factors: Mapping[str, Any], scale: float) -> Params:
-    """The parameters with W + scale · down_IR @ up_RO for each kernel W_IO that has factors; with
-    LoRA's `alpha`, scale is alpha / R."""
-    flat, low = flatten_dict(base, sep="/"), flatten_dict(factors, sep="/")
-    for path in dict.fromkeys(name.rpartition("/")[0] for name in low):
-        update = jnp.matmul(low[f"{path}/down"], low[f"{path}/up"]) * scale
-        flat[path] = flat[path] + update.astype(flat[path].dtype)
-    return unflatten_dict(flat, sep="/")
+def _dropped(adapters: Any, share: float, key: jax.Array) -> Any:
+    """Adapters that see a random part of their input features, the same for a step's samples."""
+    low = flat(adapters)
+    for i, path in enumerate(low):
+        if path.endswith(DOWN):
+            rows = (*low[path].shape[:-1], 1)
+            kept = jax.random.bernoulli(jax.random.fold_in(key, i), 1 - share, rows)
+            low[path] = jnp.where(kept, low[path] / (1 - share), 0.0)
+    return unflatten_dict(low, sep="/")

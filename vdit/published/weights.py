@@ -60,7 +60,7 @@ class Tensor:
     size: int
 
 
-def _shown(name: str, most: int = 120) -> str:
+def printable(name: str, most: int = 120) -> str:
     """Text from a file as an error may print it: one line of about `most` characters."""
     cut = name if len(name) <= most else name[: most - 3] + "..."
     return cut if cut.isprintable() and cut == name else repr(cut)
@@ -79,17 +79,17 @@ def read_bytes(path: Path, most: int) -> bytes:
 
 def read_json(path: Path, most: int) -> dict[str, Any]:
     """A file that holds one JSON object, of at most `most` bytes."""
-    return _parse(path, read_bytes(path, most))
+    return parse_json(path, read_bytes(path, most))
 
 
-def _parse(path: Path, text: bytes) -> dict[str, Any]:
+def parse_json(path: Path, text: bytes) -> dict[str, Any]:
     """A JSON object without duplicate keys."""
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         value = dict(pairs)
         if len(value) < len(pairs):
             key = next(name for i, (name, _) in enumerate(pairs) if name in dict(pairs[:i]))
-            raise ValueError(f"duplicate key {_shown(key)}")
+            raise ValueError(f"duplicate key {printable(key)}")
         return value
 
     try:
@@ -106,7 +106,7 @@ def read_config(folder: Path, types: Sequence[str], field: str = "model_type") -
     path = folder / "config.json"
     config = read_json(path, CONFIG_BYTES)
     if config.get(field) not in types:
-        allowed, shown = " or ".join(types), _shown(repr(config.get(field)))
+        allowed, shown = " or ".join(types), printable(repr(config.get(field)))
         raise UserError(f"{path}: {field} is {shown}; allowed: {allowed}")
     return config
 
@@ -135,7 +135,7 @@ def fields(config: Mapping[str, Any], defaults: Mapping[str, Any], folder: Path)
             fits = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value <= LARGEST
             allowed = f"a number above 0, at most {LARGEST}"
         if not fits:
-            shown = _shown(json.dumps(value))
+            shown = printable(json.dumps(value))
             raise UserError(f"{folder / 'config.json'}: {name} is {shown}; allowed: {allowed}")
         values[name] = value
     return values
@@ -154,7 +154,7 @@ def numbers(
     fits = len(values) == count if count else 0 < len(values) <= 16
     if not fits or not all(type(n) is int and 0 < n <= 2**16 for n in values):
         raise UserError(
-            f"{folder / 'config.json'}: {name} is {_shown(str(value))}; allowed:"
+            f"{folder / 'config.json'}: {name} is {printable(str(value))}; allowed:"
             f" {count or '1 to 16'} numbers above 0, at most {2**16}"
         )
     return values
@@ -164,7 +164,7 @@ def check_fixed(config: Mapping[str, Any], fixed: Mapping[str, Any], path: Path)
     """Refuses a config.json in which a field of `fixed` is present with another value."""
     for name, value in fixed.items():
         if config.get(name, value) != value:
-            shown = _shown(repr(config[name]))
+            shown = printable(repr(config[name]))
             raise UserError(f"{path}: {name} is {shown}; allowed: {value!r}")
 
 
@@ -192,7 +192,7 @@ def read_header(path: Path) -> dict[str, Tensor]:
                 )
             if total < 8 + length:
                 raise UserError(f"cannot read {path}: cut short at {total} bytes, in its header")
-            header = _parse(path, file.read(length))  # refuses duplicate names
+            header = parse_json(path, file.read(length))  # refuses duplicate names
         header.pop("__metadata__", None)
         with safe_open(path, "numpy"):
             pass  # opening validates the header
@@ -203,13 +203,13 @@ def read_header(path: Path) -> dict[str, Tensor]:
         if "not fully covered" in reason:  # the last of the package's checks: entries are valid
             end = max((value["data_offsets"][1] for value in header.values()), default=0)
             reason = f"it has {total} bytes; its header says {8 + length + end}"
-        raise UserError(f"cannot read {path}: {_shown(reason, 200)}") from error
+        raise UserError(f"cannot read {path}: {printable(reason, 200)}") from error
     tensors = {}
     for name, value in header.items():
         if len(value["shape"]) > AXES:
             count = len(value["shape"])
             raise UserError(
-                f"cannot read {path}: tensor {_shown(name)} has {count} axes; allowed: {AXES}"
+                f"cannot read {path}: tensor {printable(name)} has {count} axes; allowed: {AXES}"
             )
         begin, end = value["data_offsets"]
         shape, start = tuple(value["shape"]), 8 + length + begin
@@ -224,6 +224,13 @@ def pickled(name: str) -> str:
         " torch, safetensors.torch as s; s.save_file(torch.load(sys.argv[1], weights_only=True),"
         " sys.argv[2])' FILE.pth FILE.safetensors converts it"
     )
+
+
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata of a safetensors file whose header has been read."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        return parse_json(path, file.read(length)).get("__metadata__", {})
 
 
 def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
@@ -242,15 +249,15 @@ def read_headers(folder: Path, stem: str = "model") -> dict[str, Tensor]:
     files = sorted(set(named.values()))
     # A shard is in the folder itself: a name that contains a path could point anywhere.
     if invalid := [file for file in files if not re.fullmatch(r"[\w.-]+\.safetensors", file)]:
-        raise UserError(f"cannot read {index}: {_shown(invalid[0])} is not a valid shard name")
+        raise UserError(f"cannot read {index}: {printable(invalid[0])} is not a valid shard name")
     tensors: dict[str, Tensor] = {}
     for file in files:
         more = read_header(folder / file)
         if both := sorted(tensors.keys() & more.keys()):
-            raise UserError(f"cannot read {folder}: tensor {_shown(both[0])} is in two shards")
+            raise UserError(f"cannot read {folder}: tensor {printable(both[0])} is in two shards")
         tensors |= more
     if absent := sorted(named.keys() - tensors.keys()):
-        raise UserError(f"cannot read {folder}: no shard holds the tensor {_shown(absent[0])}")
+        raise UserError(f"cannot read {folder}: no shard holds the tensor {printable(absent[0])}")
     return tensors
 
 
@@ -336,7 +343,7 @@ def plan(
     extra = sorted(name for name in tensors.keys() - used if not unused.fullmatch(name))
     if extra:
         more = f" (and {len(extra) - 1} more)" if len(extra) > 1 else ""
-        raise UserError(f"{folder} has an unexpected tensor: {_shown(extra[0])}{more}")
+        raise UserError(f"{folder} has an unexpected tensor: {printable(extra[0])}{more}")
     return plan
 
 
@@ -382,8 +389,16 @@ def _numbers(tensor: Tensor, name: str, data: bytes) -> np.ndarray:
     """A tensor's values from its bytes; `UserError` if one of them is not finite."""
     array = np.frombuffer(data, FLOATS[tensor.dtype])
     if not np.isfinite(array).all():
-        raise UserError(f"{tensor.file}: tensor {_shown(name)} has values that are not finite")
+        raise UserError(f"{tensor.file}: tensor {printable(name)} has values that are not finite")
     return array
+
+
+def read_tensor(name: str, tensor: Tensor) -> np.ndarray:
+    """A tensor's values; `UserError` for another dtype, or a value that is not finite."""
+    if tensor.dtype not in FLOATS:
+        known = ", ".join(FLOATS)
+        raise UserError(f"{tensor.file}: {printable(name)} is {tensor.dtype}; allowed: {known}")
+    return _numbers(tensor, name, _read(tensor)).reshape(tensor.shape)
 
 
 def look_through(plan: Plan) -> None:
@@ -417,7 +432,7 @@ def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None, dtype:
                 leaf = jax.device_put(value, where)
             elif not np.array_equal(leaf, value):
                 raise UserError(
-                    f"{tensor.file}: tensor {_shown(name)} differs from"
+                    f"{tensor.file}: tensor {printable(name)} differs from"
                     f" {source.tensors[0][0]}, with which this network shares it"
                 )
         leaves[parts] = leaf

@@ -18,20 +18,18 @@ from jax.experimental.mesh_utils import create_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vdit.errors import UserError
+from vdit.nn.stack import STACKED
 
 AXES = ("data", "fsdp", "tensor", "sequence")
 BATCH = ("data", "fsdp")  # axes that shard a batch's leading dimension
-
-# Leaves under `blocks/` lead with a layer axis, which is scanned and never sharded.
-STACKED = re.compile(r"(^|/)blocks/")
 
 # (regex on the path, axes of the LAST dimensions). The first match counts; no match, no axes.
 # A column-parallel kernel before a row-parallel one needs one all-reduce a pair (Megatron-LM,
 # arXiv:1909.08053). Paths of moments and EMA end in the same names, so they are sharded alike.
 Rules = Sequence[tuple[str, tuple[str | None, ...]]]
 RULES: Rules = (
-    (r"(^|/)(q|k|v|k_image|v_image|up|told|half0/conv)/kernel$", (None, "tensor")),
-    (r"(^|/)(o|down|half1/conv)/kernel$", ("tensor", None)),
+    (r"(^|/)(q|k|v|k_image|v_image|up|told|half0/conv)/(kernel|lora_up)$", (None, "tensor")),
+    (r"(^|/)(o|down|half1/conv)/(kernel|lora_down)$", ("tensor", None)),
 )
 SMALL = 2**12  # a leaf of fewer elements is replicated: gathering costs more than sharding saves
 
