@@ -6,9 +6,9 @@ A mutation is a valid file of a kind with one to four changes: flipped bits, oth
 parts that are deleted, doubled or moved, tokens that trip parsers. It is read as the program reads
 it: media by the decoding processes under limits, tables as a folder's captions, shot lists as
 --shots, shards and manifests as the latent cache and as a TensorFlow Datasets set, weights as an
-imported autoencoder. It must be read, or refused in one line. Anything else is a failure: another
-exception, a refusal of several lines, a process that ends or is silent for a minute. (Decoding
-processes may end, which is what they are for; those are counted separately.)
+imported autoencoder, adapters as --lora. It must be read, or refused in one line. Anything else is
+a failure: another exception, a refusal of several lines, a process that ends or is silent for a
+minute. (Decoding processes may end, which is what they are for; those are counted separately.)
 
 Prints a table, and the kind and number of each failure: `--only=KIND --seed=S --at=NUMBER` repeats
 one. Exit status 1 after a failure, 2 for wrong arguments.
@@ -296,6 +296,39 @@ def _jsonl() -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+def _make_lora(folder: Path, name: str) -> list[Path]:
+    """Adapters as PEFT and the original releases write them, of two layers and a convolution."""
+    from safetensors.numpy import save_file
+
+    shapes = {
+        "base_model.model.blocks.0.attention.q.lora_A.weight": (2, 4),
+        "base_model.model.blocks.0.attention.q.lora_B.weight": (6, 2),
+        "diffusion_model.blocks.1.attention.q.lora_down.weight": (3, 4),
+        "diffusion_model.blocks.1.attention.q.lora_up.weight": (6, 3),
+        "diffusion_model.blocks.1.attention.q.alpha": (),
+        "lora_unet_stem.lora_down.weight": (1, 3, 3, 3), "lora_unet_stem.lora_up.weight": (5, 1),
+        "blocks.1.attention.q.diff_b": (6,),
+    }  # fmt: skip
+    tensors = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
+    said = json.dumps({"r": 2, "lora_alpha": 4, "alpha_pattern": {"attention.q": 3}})
+    save_file(tensors, folder / "adapter_model.safetensors", {"lora_adapter_metadata": said})
+    (folder / "adapter_config.json").write_text(said)
+    return [folder / name]
+
+
+def _read_lora(folder: Path) -> None:
+    from vdit.nn.lora import flat, merged
+    from vdit.published.lora import read_adapters
+
+    q = {"kernel": np.zeros((2, 4, 6), np.float32), "bias": np.zeros((2, 6), np.float32)}
+    stem = {"kernel": np.zeros((3, 3, 3, 5), np.float32)}
+    params = {"blocks": {"attention": {"q": q}}, "stem": stem}
+    adapters = read_adapters(folder / "adapter_model.safetensors", params)
+    assert all(np.isfinite(x).all() for x in flat(adapters).values())
+    shapes = [jax.tree.map(np.shape, tree) for tree in (params, merged(params, adapters))]
+    assert shapes[0] == shapes[1]
+
+
 KINDS = {
     "mp4": _media("mp4", lambda path: write_mp4(path, _video(), 10.0)),
     "webm": _media("webm", _by_av("libvpx-vp9", "yuv420p")),
@@ -320,8 +353,10 @@ KINDS = {
         lambda folder: _make_weights(folder, "diffusion_pytorch_model.safetensors"), _read_weights
     ),
     "weights_json": Kind(lambda folder: _make_weights(folder, "config.json"), _read_weights),
+    "lora": Kind(lambda folder: _make_lora(folder, "adapter_model.safetensors"), _read_lora),
+    "lora_json": Kind(lambda folder: _make_lora(folder, "adapter_config.json"), _read_lora),
 }
-TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json")
+TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json", "lora_json")
 
 
 # --------------------------------------------------------------------------------------------------

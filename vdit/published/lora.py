@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,6 +38,9 @@ MORE = re.compile(r"(.+)\.(alpha|diff|diff_b|diff_m)")
 PARTS = {"A": "down", "down": "down", "B": "up", "up": "up"}
 DIFFS = {"diff": (".weight", ""), "diff_b": (".bias",), "diff_m": (".modulation",)}
 DORA = ("lora_magnitude_vector", "dora_scale")
+LARGEST = 1e9  # limit of an alpha
+
+Part = tuple[str, Tensor]  # a key of a file and its tensor
 
 
 def parse(text: str) -> tuple[Path, float]:
@@ -61,10 +64,11 @@ class Place(NamedTuple):
     """A tensor's place in a network."""
 
     path: str
-    layer: int | None  # of stacked parameters
-    axes: tuple[int, ...] | None  # of the tensor, in the order of the parameter's
+    layer: int | None  # of `depth` stacked parameters
+    depth: int
+    axes: tuple[int, ...]  # of the tensor, in the order of the parameter's
     shape: tuple[int, ...]  # of the tensor
-    ones: int = 0  # trailing axes of size 1 that only the file has
+    ones: int  # trailing axes of size 1 that only the file has
 
 
 def _own(path: str, rank: int) -> Row:
@@ -89,8 +93,7 @@ def places(params: Mapping[str, Any]) -> dict[str, Place]:
         for pattern, name, axes in rows:
             for path, leaf in params.items():
                 if (match := re.fullmatch(pattern, path)) and "{*}" not in name:
-                    for full, place in _layers(match.expand(name), path, axes, leaf.shape):
-                        found.setdefault(full, place)
+                    found = dict(_layers(match.expand(name), path, axes, leaf.shape)) | found
     return found
 
 
@@ -99,34 +102,27 @@ def _layers(
 ) -> Iterator[tuple[str, Place]]:
     """The names and places of a row's tensors."""
     stacked = "{}" in name
-    ones = axes.count(-1) if axes else 0
-    order = axes and axes[: len(axes) - ones]
-    there = shape[1:] if stacked else shape
-    if order is not None:
-        there = tuple(there[order.index(i)] for i in range(len(order)))
-    for layer in range(shape[0] if stacked else 1):
-        yield name.format(layer), Place(path, layer if stacked else None, order, there, ones)
+    depth, inner = (shape[0], shape[1:]) if stacked else (1, shape)
+    order = tuple(range(len(inner))) if axes is None else tuple(a for a in axes if a >= 0)
+    there = tuple(inner[order.index(i)] for i in range(len(order)))
+    for layer in range(depth):
+        where = path, layer if stacked else None, depth, order, there
+        yield name.format(layer), Place(*where, ones=axes.count(-1) if axes else 0)
 
 
 # --------------------------------------------------------------------------------------------------
 # Reading
 
 
-class _Part(NamedTuple):
-    """A key of a file and its tensor."""
-
-    key: str
-    tensor: Tensor
-
-
 class _File:
     """A file of adapters for the network with these flat parameters."""
 
     def __init__(self, path: Path, params: Mapping[str, Any]) -> None:
-        self.path, self.params, self.places = path, params, places(params)
+        self.path, self.places = path, places(params)
         self.joined = {name.replace(".", "_"): name for name in self.places}
-        self.scales = _Scales(path)
-        self.layers: dict[str, dict[int | None, tuple[Any, ...]]] = defaultdict(dict)
+        self.scale_of = _scales(path)
+        self.noted: dict[str, dict[int | None, np.ndarray]] = defaultdict(dict)
+        self.depth: dict[str, int] = {}
 
     def adapters(self) -> Any:
         """The tree of adapters, as `vdit.nn.lora.merged` takes it."""
@@ -134,26 +130,25 @@ class _File:
             self._module(module, parts)
         return unflatten_dict(dict(self._stacked()), sep="/")
 
-    def _modules(self) -> dict[str, dict[str, _Part]]:
+    def _wrong(self, key: str, reason: str) -> UserError:
+        return UserError(f"{self.path}: {weights.printable(key)} {reason}")
+
+    def _modules(self) -> dict[str, dict[str, Part]]:
         """The parts of each module; refuses unknown keys."""
-        modules: dict[str, dict[str, _Part]] = defaultdict(dict)
+        modules: dict[str, dict[str, Part]] = defaultdict(dict)
         for key, tensor in weights.read_header(self.path).items():
-            low, more = LOW.fullmatch(key), MORE.fullmatch(key)
             if any(name in key for name in DORA):
-                raise UserError(f"{self.path}: {weights.printable(key)} is DoRA's: it is not read")
-            if low:
+                raise self._wrong(key, "is DoRA's: it is not read")
+            if low := LOW.fullmatch(key):
                 module, part = low[1], "bias" if low[3] == "bias" else PARTS[low[2]]
-            elif more:
+            elif more := MORE.fullmatch(key):
                 module, part = more[1], more[2]
             else:
                 raise self._nowhere(key)
             module = self._name(module)
             if part in modules[module]:
-                both = modules[module][part].key
-                raise UserError(
-                    f"{self.path}: {weights.printable(key)} is {weights.printable(both)} again"
-                )
-            modules[module][part] = _Part(key, tensor)
+                raise self._wrong(key, f"is {weights.printable(modules[module][part][0])} again")
+            modules[module][part] = key, tensor
         if not modules:
             raise UserError(f"{self.path} holds no adapters")
         return modules
@@ -163,142 +158,121 @@ class _File:
         if not JOINED.match(module):
             return PREFIX.sub("", module, count=1)
         joined = JOINED.sub("", module, count=1)
-        ends = ("_weight", "_bias", "_modulation", "")
-        named = next((self.joined[joined + e] for e in ends if joined + e in self.joined), None)
-        return module if named is None else re.sub(r"\.(weight|bias|modulation)$", "", named)
+        for end in ("_weight", "_bias", "_modulation", ""):
+            if joined + end in self.joined:
+                return re.sub(r"\.(weight|bias|modulation)$", "", self.joined[joined + end])
+        return module
 
     def _nowhere(self, key: str) -> UserError:
         names = [name for name, place in self.places.items() if place.path.endswith("kernel")]
         some = ", ".join(name.removesuffix(".weight") for name in names[:2])
-        return UserError(
-            f"{self.path}: {weights.printable(key)} matches no layer of this network, which has"
-            f" {some} and {len(names) - 2} more"
+        return self._wrong(
+            key, f"matches no layer of this network, which has {some} and {len(names) - 2} more"
         )
 
-    def _place(self, part: _Part, module: str, ends: Sequence[str]) -> Place:
+    def _place(self, part: Part, module: str, ends: Sequence[str]) -> Place:
         for end in ends:
             if module + end in self.places:
                 return self.places[module + end]
-        raise self._nowhere(part.key)
+        raise self._nowhere(part[0])
 
-    def _module(self, module: str, parts: dict[str, _Part]) -> None:
+    def _module(self, module: str, parts: dict[str, Part]) -> None:
         """Notes the updates of one module."""
-        low = [parts[name] for name in ("down", "up") if name in parts]
+        low = [parts[name] for name in ("down", "up", "bias", "alpha") if name in parts]
         scale = 1.0
         if low:
             place = self._place(low[0], module, DIFFS["diff"])
             if not place.path.endswith("/kernel"):
-                raise self._nowhere(low[0].key)
-            if len(low) == 1:
-                raise UserError(
-                    f"{self.path}: {weights.printable(low[0].key)} lacks its other factor"
-                )
+                raise self._nowhere(low[0][0])
+            if not {"down", "up"} <= parts.keys():
+                raise self._wrong(low[0][0], "lacks a factor")
             scale = self._low(module, place, parts)
-        for name in ("alpha", "bias"):
-            if name in parts and not low:
-                self._place(parts[name], module, DIFFS["diff"])
-                raise UserError(f"{self.path}: {weights.printable(parts[name].key)} has no factors")
-        if "bias" in parts:  # of the second factor
-            self._diff(parts["bias"], self._place(parts["bias"], module, (".bias",)), scale)
-        for name, ends in DIFFS.items():
+        for name, ends in {**DIFFS, "bias": DIFFS["diff_b"]}.items():
             if name in parts:
-                self._diff(parts[name], self._place(parts[name], module, ends), 1.0)
+                place = self._place(parts[name], module, ends)
+                value = self._array(parts[name], place.shape, place.shape).transpose(place.axes)
+                self._note(place, place.path, parts[name], value, scale if name == "bias" else 1.0)
 
-    def _low(self, module: str, place: Place, parts: dict[str, _Part]) -> float:
+    def _low(self, module: str, place: Place, parts: dict[str, Part]) -> float:
         """Notes a module's factors, and returns their scale."""
-        rank = parts["down"].tensor.shape[:1]
-        count = rank[0] if rank else 0
-        down = self._array(parts["down"], ("R", *place.shape[1:]), (count, *place.shape[1:]))
-        up = self._array(parts["up"], (place.shape[0], count), (place.shape[0], count))
-        scale = self.scales(module, count)
+        (out, *rest), rank = place.shape, next(iter(parts["down"][1].shape), 0)
+        down = self._array(parts["down"], ("R", *rest), (rank, *rest))
+        up = self._array(parts["up"], (out, rank), (out, rank))
+        scale = self.scale_of(module, rank)
         if "alpha" in parts:
-            scale = self._array(parts["alpha"], (), ()).item() / count
-        assert place.axes is not None and place.axes[-1] == 0
-        self._note(place.path, place.layer, parts["down"], down.transpose(place.axes), up.T * scale)
+            scale = self._array(parts["alpha"], (), ()).item() / rank
+        layer = place.path.removesuffix("kernel")
+        self._note(place, layer + DOWN, parts["down"], down.transpose(place.axes), 1.0)
+        self._note(place, layer + UP, parts["up"], up.T, scale)
         return scale
 
-    def _diff(self, part: _Part, place: Place, scale: float) -> None:
-        value = self._array(part, place.shape, place.shape)
-        value = value if place.axes is None else value.transpose(place.axes)
-        self._note(place.path, place.layer, part, value * np.float32(scale))
+    def _note(self, place: Place, path: str, part: Part, value: np.ndarray, scale: float) -> None:
+        if place.layer in self.noted[path]:
+            raise self._wrong(part[0], "is there by another name too")
+        with np.errstate(over="ignore"):
+            value = value * np.float32(scale)
+        if not np.isfinite(value).all():
+            raise self._wrong(part[0], f"times {scale:g} is not finite")
+        self.noted[path][place.layer], self.depth[path] = value, place.depth
 
-    def _note(self, path: str, layer: int | None, part: _Part, *values: Any) -> None:
-        path = path if len(values) == 1 else path.removesuffix("kernel")
-        if layer in self.layers[path]:
-            raise UserError(
-                f"{self.path}: {weights.printable(part.key)} is there by another name too"
-            )
-        self.layers[path][layer] = values
-
-    def _array(self, part: _Part, allowed: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
+    def _array(self, part: Part, allowed: tuple[Any, ...], shape: tuple[int, ...]) -> np.ndarray:
         """A tensor of this shape, or with axes of size 1 behind it, in float32."""
         key, tensor = part
         behind = tensor.shape[len(shape) :]
         if tensor.shape[: len(shape)] != shape or 0 in tensor.shape or set(behind) - {1}:
             shown = f"({', '.join(map(str, allowed))}{',' * (len(allowed) == 1)})"
-            raise UserError(
-                f"{self.path}: {weights.printable(key)} is {tensor.shape}; allowed: {shown}"
-            )
+            raise self._wrong(key, f"is {tensor.shape}; allowed: {shown}")
         return weights.read_tensor(key, tensor).reshape(shape).astype(np.float32)
 
     def _stacked(self) -> Iterator[tuple[str, np.ndarray]]:
         """The updates by path, those of stacked layers as one array: zero where there is none,
         factors padded to one rank."""
-        for path, layers in self.layers.items():
+        for path, layers in self.noted.items():
             if None in layers:
-                ends = ("",) if len(layers[None]) == 1 else (DOWN, UP)
-                yield from ((path + end, x) for end, x in zip(ends, layers[None], strict=True))
+                yield path, layers[None]
                 continue
-            first = next(iter(layers.values()))
-            depth = self.params[path if len(first) == 1 else path + "kernel"].shape[0]
-            if len(first) == 1:
-                whole = np.zeros((depth, *first[0].shape), np.float32)
-                for layer, (value,) in layers.items():
-                    whole[layer] = value
-                yield path, whole
-                continue
-            rank = max(up.shape[0] for _, up in layers.values())
-            downs = np.zeros((depth, *first[0].shape[:-1], rank), np.float32)
-            ups = np.zeros((depth, rank, first[1].shape[-1]), np.float32)
-            for layer, (down, up) in layers.items():
-                downs[layer, ..., : down.shape[-1]], ups[layer, : len(up)] = down, up
-            yield from ((path + DOWN, downs), (path + UP, ups))
+            most = np.max([value.shape for value in layers.values()], axis=0)
+            whole = np.zeros((self.depth[path], *most), np.float32)
+            for layer, value in layers.items():
+                whole[(layer, *map(slice, value.shape))] = value
+            yield path, whole
 
 
-class _Scales:
-    """alpha / rank of each module by a file's metadata, or by PEFT's configuration beside it; 1
-    without either."""
-
-    def __init__(self, path: Path) -> None:
-        self.said: dict[str, Any] = {}
-        beside = path.with_name(PEFT_CONFIG)
-        if path.name == PEFT and beside.exists():
-            self.where, self.said = beside, weights.read_json(beside, weights.CONFIG_BYTES)
-        elif METADATA in (found := weights.read_metadata(path)):
-            self.where, said = path, weights.parse_json(path, found[METADATA].encode())
-            self.said = {PREFIX.sub("", name, count=1): value for name, value in said.items()}
-        if self.said.get("use_dora"):
-            raise UserError(f"{self.where}: use_dora is set; allowed: false")
-
-    def __call__(self, module: str, rank: int) -> float:
-        if not self.said:
-            return 1.0
-        alpha = self.said.get("lora_alpha", rank)
-        patterns = self.said.get("alpha_pattern") or {}
-        if not isinstance(patterns, dict):
-            raise UserError(f"{self.where}: alpha_pattern is no JSON object")
-        for name, value in patterns.items():
-            try:
-                alpha = value if re.fullmatch(rf"(.*\.)?({name})", module) else alpha
-            except re.error as error:
-                raise UserError(f"{self.where}: alpha_pattern: {error}") from error
+def _scales(path: Path) -> Callable[[str, int], float]:
+    """alpha / rank of a module of some rank by a file's metadata, or by PEFT's configuration beside
+    it; 1 without either."""
+    said: dict[str, Any] = {}
+    where, metadata = path, weights.read_metadata(path)
+    if path.name == PEFT and path.with_name(PEFT_CONFIG).exists():
+        where = path.with_name(PEFT_CONFIG)
+        said = weights.read_json(where, weights.CONFIG_BYTES)
+    elif METADATA in metadata:
+        named = weights.parse_json(path, metadata[METADATA].encode())
+        said = {PREFIX.sub("", name, count=1): value for name, value in named.items()}
+    if said.get("use_dora"):
+        raise UserError(f"{where}: use_dora is set; allowed: false")
+    patterns = said.get("alpha_pattern") or {}
+    if not isinstance(patterns, dict):
+        raise UserError(f"{where}: alpha_pattern is no JSON object")
+    for name, alpha in {"lora_alpha": said.get("lora_alpha", 1), **patterns}.items():
+        if not re.fullmatch(r"[\w.-]+", name):  # PEFT also allows regexes
+            shown = weights.printable(name)
+            raise UserError(f"{where}: alpha_pattern {shown}: a module's name is allowed")
         if (
             isinstance(alpha, bool)
             or not isinstance(alpha, int | float)
-            or not math.isfinite(alpha)
+            or not abs(alpha) < LARGEST
         ):
-            raise UserError(f"{self.where}: lora_alpha is {alpha!r:.60}; allowed: a number")
-        return alpha / (math.sqrt(rank) if self.said.get("use_rslora") else rank)
+            shown = weights.printable(repr(alpha))
+            raise UserError(f"{where}: {name} is {shown}; allowed: a number below {LARGEST:g}")
+
+    def scale(module: str, rank: int) -> float:
+        alpha = said.get("lora_alpha", rank)
+        for name, value in patterns.items():
+            alpha = value if f".{module}".endswith(f".{name}") else alpha
+        return alpha / (math.sqrt(rank) if said.get("use_rslora") else rank)
+
+    return scale
 
 
 def read_adapters(path: Path, params: Any) -> Any:
@@ -325,24 +299,21 @@ def to_peft(
     """The tensors of PEFT and diffusers, and the file's metadata; the scale is in `lora_B`."""
     names: dict[tuple[str, int | None], tuple[str, Place]] = {}
     for name, place in places(flat(params)).items():
-        names.setdefault((place.path, place.layer), (name, place))
-    low, modules, rank = flat(adapters), list[str](), 0
-    tensors: dict[str, np.ndarray] = {}
-    for path, down in low.items():
-        if not path.endswith(DOWN):
-            continue
-        layer, rank = path.removesuffix(DOWN), down.shape[-1]
-        downs, ups = np.asarray(down, np.float32), np.asarray(low[layer + UP], np.float32) * scale
+        names.setdefault((place.path, place.layer), (name.removesuffix(".weight"), place))
+    low, tensors = flat(adapters), dict[str, np.ndarray]()
+    layers = [path.removesuffix(UP) for path in low if path.endswith(UP)]
+    for layer in layers:
+        downs, ups = (np.asarray(low[layer + name], np.float32) for name in (DOWN, UP))
         for index in range(len(ups)) if ups.ndim == 3 else (None,):
             name, place = names[layer + "kernel", index]
-            assert place.axes is not None
-            a, b = (downs, ups) if index is None else (downs[index], ups[index])
-            ones = (1,) * (len(place.axes) - 2 + place.ones)
-            a = a.transpose(np.argsort(place.axes))
-            modules.append(name.removesuffix(".weight"))
-            key = f"{prefix}.{modules[-1]}"
-            a, b = a.reshape(a.shape + (1,) * place.ones), b.T.reshape(*b.T.shape, *ones)
-            tensors |= {f"{key}.lora_{n}.weight": x.copy() for n, x in (("A", a), ("B", b))}
-    said = {"r": rank, "lora_alpha": rank, "target_modules": sorted(modules)}
+            a, b = (x if index is None else x[index] for x in (downs, ups * scale))
+            a, ones = a.transpose(np.argsort(place.axes)), (1,) * place.ones
+            b = b.T.reshape(*b.T.shape, *(1,) * (a.ndim - 2), *ones)
+            key = f"{prefix}.{name}"
+            tensors[f"{key}.lora_A.weight"] = a.reshape(*a.shape, *ones).copy()
+            tensors[f"{key}.lora_B.weight"] = b.copy()
+    rank = low[layers[0] + UP].shape[-2]
+    modules = sorted({key.removeprefix(f"{prefix}.").split(".lora_")[0] for key in tensors})
+    said = {"r": rank, "lora_alpha": rank, "target_modules": modules}
     text = json.dumps({f"{prefix}.{name}": value for name, value in said.items()}, sort_keys=True)
     return tensors, {"format": "pt", METADATA: text}
