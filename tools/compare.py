@@ -93,6 +93,7 @@ def configured(name: str, seed: int, smoke: bool) -> ConfigDict:
         config.dit.given[given] = float(given == "text")
     config.eval.given = 0
     config.sample.push = 0.0  # which a U-Net does not know
+    config.dit.auxiliary = ()  # nor has it tokens that could learn the truth
     vae = name.removeprefix("vae-") if name.startswith("vae-") else VARIANTS[name].vae
     for row in (AUTOENCODERS[vae], *([VARIANTS[name]] if name in VARIANTS else [])):
         small = smoke and row.small is not None
