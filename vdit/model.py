@@ -181,9 +181,10 @@ def phases_of(config: ConfigDict, settings: Settings) -> list[Phase]:
     process = seen(build_process(config), settings.spacing)
     levels = process.network_time(joined.times_of(config, settings)[:-1])
     high = int((levels >= 1000.0 * config.dit.wan.boundary).sum())
+    low = settings.guidance_low if settings.guidance != 1.0 else 0.0
     phases = [
         Phase("dit", 0, high, settings.guidance),
-        Phase("low", high, settings.steps, settings.guidance_low or settings.guidance),
+        Phase("low", high, settings.steps, low or settings.guidance),
     ]
     return [phase for phase in phases if phase.first < phase.last]
 

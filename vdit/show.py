@@ -192,15 +192,15 @@ def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
 
 
 def sample_stage(model: Model, workdir: Path, metrics: Metrics) -> None:
-    """The stage sample: text to video, image to video and extension on held-out captions; a contact
-    sheet of each task, and one picture of all tasks (wall.webp)."""
+    """The stage sample: text to video, image to video and extension on held-out captions, as far as
+    the model knows them; a contact sheet of each task, and one picture of all tasks (wall.webp)."""
     config = model.config
     with zero_first("clips"):
         clips = sources.source(config, "heldout", workdir)
     rows = [clips[i] for i in range(min(config.sample.clips, len(clips)))]
     prompts, shots = [row["caption"] for row in rows], [row.get("shots", ()) for row in rows]
     p, folder = config.vae.patch[0], workdir / "samples"
-    tasks: list[tuple[str, int]] = [("text", 0)]
+    tasks = [("image", 1) if model.dit.beside else ("text", 0)]
     if config.data.frames > 1 + p and not model.dit.one_time:
         tasks += [("image", 1), ("extend", 1 + p)]
     wall = []

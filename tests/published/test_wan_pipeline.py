@@ -16,7 +16,10 @@ from vdit.errors import UserError
 from vdit.model import phases_of, settings_of
 from vdit.published.layouts import STEM
 from vdit.published.wan.transformer import ROWS
+from vdit.runtime.mesh import make_mesh
+from vdit.runtime.metrics import Metrics
 from vdit.sample import Given, Model, load
+from vdit.show import sample_stage
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 SHIFT = {"_class_name": "UniPCMultistepScheduler", "flow_shift": 5.0, "use_flow_sigmas": True,
@@ -83,6 +86,16 @@ def test_a_pipeline_both_ways(name: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(ours[key], value)
     said = [json.loads((f / "config.json").read_text()) for f in (out, source / "transformer")]
     assert {**said[1], **said[0], "_diffusers_version": ""} == {**said[1], "_diffusers_version": ""}
+
+
+def test_the_stage_sample_gives_the_image(tmp_path: Path) -> None:
+    work = imported(tmp_path, "a14b", 0.9)
+    config = read_config(work)
+    config.sample.steps, config.sample.clips = 2, 1
+    config.data.frames, config.data.size = 9, (32, 32)
+    with Metrics(work) as metrics:
+        sample_stage(load(work, config), work, metrics)
+    assert {path.stem for path in (work / "samples").glob("*.mp4")} == {"image-00"}
 
 
 def original(folder: Path, name: str, kind: str) -> None:
@@ -223,6 +236,8 @@ def test_two_experts_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert [(phase.network, phase.first, phase.last) for phase in phases] == [
         ("dit", 0, 2), ("low", 2, 5)
     ]  # fmt: skip
+    off = phases_of(config, settings_of(config, guidance=1.0))
+    assert [phase.guidance for phase in off] == [1.0, 1.0]
     want = sampled(one, **same)
     assert np.abs(sampled(two, **same).astype(int) - want).max() <= 1
     assert len(two.scan._networks) == 2
@@ -233,6 +248,17 @@ def test_two_experts_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert len(turns.scan._networks) == 1
     turns.params["low"]["out"]["bias"] = turns.params["low"]["out"]["bias"] + 1.0
     assert (sampled(turns, **same) != want).any()
+
+
+def test_two_experts_on_a_mesh(tmp_path: Path) -> None:
+    """Rows and parameters over eight devices."""
+    work = imported(tmp_path, "t2v", 0.9)
+    config = read_config(work)
+    config.run.dtype = "float32"
+    mesh = make_mesh({"data": 2, "fsdp": 4})
+    same: dict[str, Any] = {"steps": 3, "guidance": 3.0, "guidance_low": 2.0}
+    split = sampled(load(work, config, mesh), **same)
+    assert np.abs(split.astype(int) - sampled(load(work, config), **same)).max() <= 1
 
 
 def test_sizes_are_rounded(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

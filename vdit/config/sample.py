@@ -25,7 +25,8 @@ def fields() -> ConfigDict:
     sample.churn_levels = (0.05, 50.0)  # edm: sigma / alpha between which there is churn
     sample.churn_noise = 1.003  # edm: factor of that noise
     sample.guidance = 2.5  # classifier-free guidance scale; 1: off
-    sample.guidance_low = 0.0  # that of Wan's expert for low noise levels; 0: sample.guidance
+    # That of Wan's expert for low noise levels; 0, or sample.guidance=1: sample.guidance
+    sample.guidance_low = 0.0
     sample.guidance_levels = (0.0, 1.0)  # noise levels (sigma) between which guidance applies
     sample.guidance_parallel = 1.0  # share of its part along the conditional x0; 0: APG, 1: all
     sample.guidance_radius = 0.0  # most root mean square of cond - null; 0: no limit
