@@ -13,7 +13,7 @@ from vdit.config.denoiser import build_dit
 from vdit.errors import UserError
 from vdit.model import settings_of
 from vdit.sample import Clip, Model, Result
-from vdit.show import read_given, read_shots, sample_request, slug, unused
+from vdit.show import read_given, read_shots, sample_request, slug, unused, write_result
 
 
 class Drawn(Model):
@@ -85,6 +85,24 @@ def test_several_videos_are_shown_side_by_side(
 def test_names_keep_the_letters_of_any_script(prompt: str, name: str) -> None:
     assert slug(prompt) == name
     assert len(slug(prompt * 200).encode()) <= 120
+
+
+def test_a_video_that_cannot_be_written_leaves_the_one_before_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage sample writes over its own files."""
+    (result,) = Drawn().generate(["a ball"], num=1, seed=1)
+    write_result(tmp_path / "text-00.mp4", result, 1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert len(before) == 3
+
+    def full(path: Path, text: str) -> None:
+        raise UserError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr("vdit.show.write_text", full)
+    with pytest.raises(UserError):
+        write_result(tmp_path / "text-00.mp4", result, 2)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_a_video_that_cannot_be_written_leaves_no_file(

@@ -1,5 +1,6 @@
 """--mode=sample and the stage sample: requests read from flags, videos written with settings."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -13,7 +14,7 @@ import numpy as np
 from vdit.data import sources
 from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
-from vdit.runtime.files import all_or_nothing, read_text, write_text
+from vdit.runtime.files import atomic_path, read_text, write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import say
@@ -180,14 +181,17 @@ def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
                 preview.append(part[:room].copy())
             yield part
 
-    suffixes = (".mp4", ".webp", ".png", ".json")
-    with all_or_nothing(*(path.with_suffix(suffix) for suffix in suffixes)):
-        write_mp4(path, parts(), fps, scale=zoom)
+    with contextlib.ExitStack() as stack:  # all of its files or none, and older ones stay
+
+        def place(suffix: str) -> Path:
+            return stack.enter_context(atomic_path(path.with_suffix(suffix)))
+
+        write_mp4(place(".mp4"), parts(), fps, scale=zoom)
         shown = np.concatenate(preview)
-        write_webp(path.with_suffix(".webp"), shown, fps, scale=max(zoom // 2, 1))
+        write_webp(place(".webp"), shown, fps, scale=max(zoom // 2, 1))
         if len(shown) == 1:
-            write_png(path.with_suffix(".png"), shown[0], zoom)
-        write_text(path.with_suffix(".json"), json.dumps(result.settings, indent=1) + "\n")
+            write_png(place(".png"), shown[0], zoom)
+        write_text(place(".json"), json.dumps(result.settings, indent=1) + "\n")
     return shown
 
 

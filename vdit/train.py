@@ -332,11 +332,13 @@ def fit(
             stop = runtime.preemption.reached(step)
             if stop or step % run.save_every == 0 or step == options.steps:
                 log.settle()
+                if preview is not None:  # before the save: a run that ends here does it again
+                    preview(ema, step)
+                if kept is not None:
+                    kept.wait()
                 checkpoints.save(step, state, ema, batches, meta)
                 if kept is not None:
                     kept.save(step, state["averages"])
-                if preview is not None:
-                    preview(ema, step)
             if stop:
                 checkpoints.close()
                 if kept is not None:

@@ -198,6 +198,15 @@ def test_a_first_save_that_was_interrupted_is_none(copy: Path) -> None:
     assert newest_good_step(copy) == 5 and (copy / "10.bad").is_dir()
 
 
+def test_what_a_killed_process_had_begun_to_delete_goes_with_the_next_start(copy: Path) -> None:
+    shutil.copytree(copy / "10", copy / "5")
+    (copy / "5" / "digests.json").unlink()
+    shutil.rmtree(copy / "5" / "state")
+    restored = Checkpoints(copy).restore(*abstract(1), clips())
+    assert restored is not None and restored.step == 20
+    assert sorted(path.name for path in copy.iterdir()) == ["10", "20"]
+
+
 def test_every_file_is_guarded(copy: Path) -> None:
     for path in sorted(path for path in (copy / "20").rglob("*") if path.is_file()):
         good = path.read_bytes()

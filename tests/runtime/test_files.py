@@ -91,3 +91,12 @@ def test_a_mistake_stays_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="read or write /data/x: Read-only"):
         with refusing(tmp_path, reading=True):
             raise where
+
+
+def test_a_name_may_have_255_bytes(tmp_path: Path) -> None:
+    for name in ("x" * 251 + ".txt", "𠮷" * 62 + ".json"):
+        files.write_text(tmp_path / name, "text")
+        assert (tmp_path / name).read_text() == "text"
+    with atomic_folder(tmp_path / ("y" * 255)) as folder:
+        (folder / "a").write_text("a")
+    assert len(list(tmp_path.iterdir())) == 3

@@ -78,6 +78,10 @@ class Kept:
         """Saves in the background; a step that is there is left as it is."""
         self._checkpoints.save(step, {"step": jnp.asarray(step)}, averages, None, {"step": step})
 
+    def wait(self) -> None:
+        """Waits for the save in the background."""
+        self._checkpoints.wait()
+
     def close(self) -> None:
         """Waits for the save in the background."""
         self._checkpoints.close()

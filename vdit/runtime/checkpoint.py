@@ -503,6 +503,8 @@ class Checkpoints:
             self._bad = set(all_steps(self.directory))
             return None
         self._bad = {other for other in all_steps(self.directory) if other > step}
+        if not self._bad and jax.process_index() == 0:
+            self._prune()  # as the save did, unless its process was killed
         meta = load_meta(self.directory, step)
         if check is not None:
             check(meta)

@@ -16,6 +16,7 @@ from typing import Any
 from vdit.errors import HALF_WRITTEN, UserError
 
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"  # of a temporary file's name
+STEM = 40  # characters of it: names have 255 bytes at most
 TEMPORARY = re.compile(r"\..*\.([0-9a-f]{8})-(\d+)-[0-9a-f]{6}\.tmp(\.\w+)?", re.DOTALL)
 
 
@@ -27,7 +28,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     """
     path = Path(path)
     mine = f"{HOST}-{os.getpid()}-{os.urandom(3).hex()}"
-    temporary = path.with_name(f".{path.stem}.{mine}.tmp{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:STEM]}.{mine}.tmp{path.suffix}")
     with refusing(path), all_or_nothing(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -37,7 +38,7 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
 @contextlib.contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
     """Yields a new, temporary folder beside `path`, as `atomic_path` does a file's path."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:STEM]}.{os.getpid()}.tmp")
     with refusing(path), all_or_nothing(temporary):
         temporary.mkdir(parents=True)
         yield temporary
@@ -62,6 +63,7 @@ def refusing(path: str | os.PathLike[str], reading: bool = False) -> Iterator[No
 
 DISK = (
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM,
+    errno.EMFILE, errno.ESTALE,
 )  # fmt: skip
 
 

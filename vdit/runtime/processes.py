@@ -428,10 +428,11 @@ def supervised(work: Callable[[], int], workdir: Path) -> int:
     with contextlib.suppress(BlockingIOError):
         for line in os.read(read, 2**16).splitlines():
             known |= json.loads(line)
+    status = known.get("status", os.waitstatus_to_exitcode(code))
+    if heard and status == 128 + signal.SIGINT:  # as the child hears of each
+        return 128 + heard[0]
     if "status" in known:
-        stopped = heard and known["status"] == 128 + signal.SIGINT  # as the child hears of each
-        return 128 + heard[0] if stopped else known["status"]
-    status = os.waitstatus_to_exitcode(code)
+        return status
     how = f"ended with status {status}"
     if status < 0:
         how = f"was ended by {signal.Signals(-status).name}"
