@@ -57,9 +57,12 @@ def stop(number: int, frame: object = None) -> NoReturn:
 
 
 def _is_command() -> bool:
-    """Whether python -m vdit.NAME or -m tools.NAME is being imported, not another's program."""
-    names = [b for a, b in itertools.pairwise(sys.orig_argv) if a == "-m"]
-    return sys.argv[:1] == ["-m"] and names[:1] != [] and names[0].split(".")[0] in COMMANDS
+    """Whether python -m vdit[.NAME] or -m tools.NAME, or the script vdit, is being imported, not
+    another's program."""
+    name = os.path.basename(sys.argv[0]) if sys.argv else ""
+    if name == "-m":
+        name = next((b for a, b in itertools.pairwise(sys.orig_argv) if a == "-m"), "")
+    return name.split(".")[0] in COMMANDS
 
 
 if _is_command():

@@ -117,12 +117,12 @@ CHAINS: dict[str, list[Fault]] = {
         for name in ("", "checkpoints/vae", "tensorboard", "latents", "checkpoints/dit", "samples")
     ],
     "failing": [
-        _failing(name)
+        _failing(name)  # in the order of a run: each life comes to the next one
         for name in (
-            r"config\.json$", r"/\.lock$", "tokenizer", r"metrics\.jsonl$", "tfevents", "digests",
-            r"vae/\d+$", r"latents/.*array_record$", r"array_record\.json$", "manifest",
-            r"samples/.*mp4$", r"samples/.*webp$", r"samples/.*json$", "sheet", "wall",
-            "reconstructions", r"report\.html$", "loss.png",
+            r"config\.json$", r"/\.lock$", r"metrics\.jsonl$", "tfevents", r"vae/\d+$", "digests",
+            "tokenizer", r"latents/.*array_record$", r"array_record\.json$", "manifest",
+            r"dit/\d+$", r"samples/.*mp4$", r"samples/.*webp$", r"samples/.*json$", "sheet", "wall",
+            "reconstructions", r"loss\.png$", r"report\.html$",
         )
     ],
     "small": [_small(512), _small(4096)],
@@ -143,9 +143,10 @@ def disk(folder: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", folder], check=True)
 
 
-def meet(fault: Fault, workdir: Path) -> str:
+def meet(fault: Fault, workdir: Path, logs: Path) -> str:
     """Starts the command, which meets the fault: what is wrong with how it ends, or ""."""
-    life = Life(workdir, ALONE, arguments(workdir, ALONE), prepare=lambda: fault.prepare(workdir))
+    flags = arguments(workdir, ALONE)
+    life = Life(workdir, ALONE, flags, prepare=lambda: fault.prepare(workdir), logs=logs)
     try:
         fault.meet(life)
         (status,) = life.statuses()
@@ -166,10 +167,10 @@ def chain(name: str, whole: Path, folder: Path, say: Callable[[str], None]) -> l
     with disk(folder / name) if name in MOUNTS else contextlib.nullcontext(folder / name) as place:
         workdir = Path(place) / "run"
         for fault in CHAINS[name]:
-            how = meet(fault, workdir)
+            how = meet(fault, workdir, folder)  # whose disk is not full
             wrong += [f"{fault.name}: {how}"] if how else []
             say(f"{fault.name}: {how or 'one line, status 2' if fault.said else 'goes on'}")
-        finish(Life(workdir, ALONE, arguments(workdir, ALONE)))
+        finish(Life(workdir, ALONE, arguments(workdir, ALONE), logs=folder))
         wrong += [f"{name}: {line}" for line in apart(differences, whole, workdir)]
         say(f"{name}: {'equal to the bit' if not wrong else '; '.join(wrong)}")
     if not wrong:

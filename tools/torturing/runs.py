@@ -70,15 +70,15 @@ class Life:
 
     With `program`, what python runs, each process is a new interpreter; without it a fork of this
     one, which has imported all and has no JAX backend: a start costs no imports, and `prepare` is
-    called in it first. What the processes print is in files beside the workdir.
+    called in it first. What the processes print is in files in `logs`, or beside the workdir.
     """
 
     def __init__(
         self, workdir: Path, layout: Layout, arguments: Sequence[str] = (),
         program: Sequence[str] = (), env: Mapping[str, str] = {},
-        prepare: Callable[[], None] = lambda: None,
+        prepare: Callable[[], None] = lambda: None, logs: Path | None = None,
     ) -> None:  # fmt: skip
-        self.workdir, self.layout = workdir, layout
+        self.workdir, self.layout, self._logs = workdir, layout, logs or workdir.parent
         self.processes: list[Any] = []
         self._held = socket.socket()
         self._held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
@@ -105,7 +105,7 @@ class Life:
                 self.processes.append(_forked(mine, known, files, prepare))
 
     def _file(self, kind: str, index: int) -> Path:
-        return self.workdir.with_name(f"{self.workdir.name}.{kind}{index}")
+        return self._logs / f"{self.workdir.name}.{kind}{index}"
 
     def out(self, index: int = 0) -> str:
         """What a process has printed."""
