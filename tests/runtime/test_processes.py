@@ -320,3 +320,25 @@ def test_what_flags_and_environment_say(tmp_path: Path) -> None:
     (tmp_path / "accel0").touch()  # a TPU VM: JAX asks the machine's metadata
     assert several({}, tmp_path) and not several({"TPU_SKIP_MDS_QUERY": "1"}, tmp_path)
     assert newest_checkpoint(tmp_path) == f"no checkpoint is saved in {tmp_path}"
+
+
+@pytest.mark.parametrize("heard", [(0, 1), (1,)], ids=["by both", "by one"])
+def test_ctrl_c_where_nothing_is_to_be_saved_ends_all_at_once(
+    heard: tuple[int, ...], tmp_path: Path
+) -> None:
+    """Here before the first step: one waits for its batch, the other for the first one."""
+    two = begin(tmp_path / "w", 2, "--config.run.lost=12", toy="stuck:1:5")
+    signs = tmp_path / "w" / ".processes"
+    wait_for(lambda: len(list(signs.glob("*/sign-*"))) == 2 or two[0].poll() is not None)
+    for process in heard:
+        two[process].send_signal(signal.SIGINT)
+    ended = finish(two)
+    for process, (status, _, err) in enumerate(ended):
+        line = "vdit: stopped; the same command goes on"
+        if process not in heard:
+            line = "process 1 of 2 .* ended with status 130"
+        assert status == (130 if process in heard else 1), ended
+        ours = [text for text in err.splitlines() if "vdit: " in text]
+        assert len(ours) == 1 and re.search(line, ours[0]), err
+        assert "Traceback" not in err and "saving" not in err
+    assert not signs.exists() or not list(signs.iterdir())
