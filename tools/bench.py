@@ -40,11 +40,20 @@ from pathlib import Path
 
 import jax
 
-from tools.benching import loader
-from tools.benching.cases import DTYPES, Case, Run, dit_case, vae_case
-from tools.benching.pytorch import Torch
-from tools.benching.report import Report, over_torch, say, take_turns
-from tools.benching.runs import (
+from vdit.config import default
+from vdit.errors import UserError
+from vdit.models.dit import AXES
+from vdit.runtime import attention
+from vdit.runtime.checkpoint import Checkpoints
+from vdit.runtime.files import write_text
+from vdit.runtime.machine import keep_freed_memory
+
+from . import parsers
+from .benching import loader
+from .benching.cases import DTYPES, Case, Run, dit_case, vae_case
+from .benching.pytorch import Torch
+from .benching.report import Report, over_torch, say, take_turns
+from .benching.runs import (
     compile_run,
     forward_run,
     gradient_temporaries,
@@ -56,17 +65,9 @@ from tools.benching.runs import (
     seconds_of,
     train_run,
 )
-from tools.benching.wan import wan_case
-from tools.flags import Parser
-from vdit.config import default
-from vdit.errors import UserError
-from vdit.models.dit import AXES
-from vdit.runtime import attention
-from vdit.runtime.checkpoint import Checkpoints
-from vdit.runtime.files import write_text
-from vdit.runtime.machine import keep_freed_memory
+from .benching.wan import wan_case
+from .parsers import NUMBERS, PARTS
 
-PARTS = ("dit", "wan", "vae", "sampling", "compile", "checkpoint", "attention", "loader")
 SAMPLING_TURNS = 3  # at most: each is 100 forward passes
 SHALLOW, DEEP = 4, 24  # layers whose compile times are compared
 LENGTHS = (4096, 16_384, 65_536)  # tokens of one clip, in frames of 16 x 16
@@ -233,25 +234,12 @@ def machine() -> str:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Parses and validates the flags."""
-    parser = Parser(
-        prog="bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--only", default=",".join(PARTS))
-    parser.add_argument("--torch-python", default=sys.executable)
-    parser.add_argument("--json", type=Path)
-    numbers = {
-        "width": 384, "depth": 12, "tokens": 512, "batch": 4, "levels": 2, "steps": 50,
-        "repeats": 5,
-    }  # fmt: skip
-    for name, value in numbers.items():
-        parser.add_argument(f"--{name}", type=int, default=value)
-    options = parser.parse_args(arguments)
+    options = parsers.bench(__doc__).parse_args(arguments)
     options.only = options.only.split(",")
     for part in options.only:
         if part not in PARTS:
             raise UserError(f"--only={part!r}: known are {', '.join(PARTS)}")
-    for name in numbers:
+    for name in NUMBERS:
         if getattr(options, name) < 1:
             raise UserError(f"--{name}={getattr(options, name)}: 1 or more is allowed")
     if options.width % 16:

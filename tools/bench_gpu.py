@@ -34,8 +34,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tools.flags import Parser
-from tools.planning.products import flops
 from vdit.diffusion.prediction import to_x0_eps
 from vdit.diffusion.sampler import sample, sampler
 from vdit.diffusion.schedule import process, timesteps
@@ -46,6 +44,9 @@ from vdit.runtime.files import write_text
 from vdit.runtime.machine import matmul
 from vdit.runtime.optimizer import make_optimizer
 from vdit.tokens import Condition, Layout, text_condition
+
+from .parsers import Parser
+from .planning.products import flops
 
 # Dense bfloat16 TFLOP/s of a chip whose name contains the key, from NVIDIA's data sheets.
 PEAKS = {

@@ -34,14 +34,15 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from experiments import base, unet
-from tools.flags import Parser
-from tools.table import COLUMNS, markdown, mean_row, newest
 from vdit.errors import Diverged, Interrupted, UserError
 from vdit.run import run
 from vdit.runtime.checkpoint import newest_good_step, restore_ema
 from vdit.runtime.files import write_text
 from vdit.runtime.metrics import environment, read
 from vdit.runtime.progress import say
+
+from .parsers import Parser
+from .table import COLUMNS, markdown, mean_row, newest
 
 PROBE, EACH = 22, 2  # steps that are measured; in parts of so many
 MARKERS = "<!-- comparison -->", "<!-- end of comparison -->"

@@ -20,14 +20,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tools import shots
-from tools.flags import Parser
 from vdit.data.captions import Row
 from vdit.data.captions import rows as captioned
 from vdit.data.decode import DecodeError, Decoder, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import write_text
 from vdit.runtime.progress import Progress
+
+from . import parsers, shots
 
 SIZE = (64, 64)  # of the frames that are measured
 RATE = 30.0  # frames a second at most
@@ -38,19 +38,7 @@ REASONS = (
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Checked options."""
-    parser = Parser(
-        prog="curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, help="the table (FOLDER/captions.jsonl)")
-    for name, value in (
-        ("min-seconds", 1.0), ("max-seconds", 10.0), ("min-motion", 0.002), ("max-motion", 0.2),
-        ("min-sharpness", 0.01), ("black", 0.5), ("duplicates", 6.0),
-    ):  # fmt: skip
-        parser.add_argument(f"--{name}", type=float, default=value)
-    parser.add_argument("--force", action="store_true", help="overwrite OUT")
-    parser.add_argument("--dry", action="store_true", help="write nothing, print the report")
-    options = parser.parse_args(arguments)
+    options = parsers.curate(__doc__).parse_args(arguments)
     for name, value in vars(options).items():
         if isinstance(value, float) and not (math.isfinite(value) and value >= 0):
             raise UserError(f"--{name.replace('_', '-')}={value}: a number from 0 on")

@@ -45,9 +45,6 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 from safetensors.numpy import save_file
 
-from tools import exporting
-from tools.flags import Parser
-from tools.importing.own import COPIED
 from vdit import initial
 from vdit.config import default
 from vdit.config.autoencoder import build_vae
@@ -65,6 +62,9 @@ from vdit.runtime.checkpoint import (
 )
 from vdit.runtime.files import atomic_folder, write_text
 from vdit.shipped import OWN, Stage, find
+
+from . import exporting, parsers
+from .importing.own import COPIED
 
 
 class Folder(NamedTuple):
@@ -243,19 +243,7 @@ def chosen(options: argparse.Namespace) -> Callable[[Path, Path], None]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = Parser(
-        prog="export_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--stage", choices=sorted(STAGES))
-    parser.add_argument("--raw", action="store_true", help="the raw parameters instead of the EMA")
-    parser.add_argument("--own", action="store_true", help="all stages, under vdit's names")
-    parser.add_argument("--lora", action="store_true", help="the denoiser's adapters alone")
-    parser.add_argument("--pipeline", choices=sorted(exporting.PLACES), help="the whole pipeline")
-    parser.add_argument("--source", type=Path, help="with --pipeline: the folder that was imported")
+    parser = parsers.export_weights(__doc__)
     try:
         options = parser.parse_args(arguments)
         export(options.out, functools.partial(chosen(options), find(options.workdir)))

@@ -1,10 +1,9 @@
 """What the flags of all tools share: a wrong one is one line."""
 
-import argparse
 import ast
 import difflib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 from jax.sharding import Mesh
 
@@ -14,13 +13,6 @@ from vdit.runtime.mesh import AXES, make_mesh
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
-
-
-class Parser(argparse.ArgumentParser):
-    """Raises `UserError` where argparse would print its usage and exit."""
-
-    def error(self, message: str) -> NoReturn:
-        raise UserError(f"{one_line(message)}; see --help")
 
 
 def read_mesh(text: str) -> dict[str, int]:
@@ -45,7 +37,7 @@ def read_config(path: str, changes: Sequence[str] = ()) -> "ConfigDict":
 
     from vdit.config import command
 
-    config = command.load(path)
+    config = command.load(command.named(path))
     for change in changes:
         name, equals, text = change.removeprefix("--config.").partition("=")
         if not change.startswith("--config.") or not equals:

@@ -31,11 +31,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tools.flags import Parser
-from tools.table import markdown
 from vdit.data.decode import DecodeError, Decoder, Limits, one_line
 from vdit.errors import UserError
 from vdit.runtime.video import gif_bytes, webp_bytes, write_mp4
+
+from .parsers import Parser
+from .table import markdown
 
 MUTATIONS = 10_000
 HANG = 60.0  # seconds without an answer: a hang
@@ -242,7 +243,8 @@ def _read_cache(folder: Path) -> None:
 
 def _make_set(folder: Path, names: tuple[str, ...]) -> list[Path]:
     from experiments.base import get_config
-    from tools.tfds_export import export
+
+    from .tfds_export import export
 
     written = export(get_config("smoke"), folder, 3, 2)
     return sorted(path for path in written.iterdir() if any(name in path.name for name in names))
@@ -259,9 +261,10 @@ def _read_set(folder: Path) -> None:
 
 
 def _make_weights(folder: Path, name: str) -> list[Path]:
-    from tools import exporting
     from vdit.models.vae_conv import ConvVAE
     from vdit.published import vae_folder, weights
+
+    from . import exporting
 
     sizes = 2, (4, 4), (4, 4)  # channels, and the levels' widths
     model = ConvVAE((1, 2, 2), *sizes, blocks=1, causal=False, groups=2)

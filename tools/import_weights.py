@@ -45,12 +45,6 @@ from flax import traverse_util
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from tools import parity
-from tools.flags import Parser, mesh_of, read_config
-from tools.importing.classifier import STARTS, Target
-from tools.importing.own import own
-from tools.importing.parts import Import, Part
-from tools.importing.published import planned
 from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import build_classifier
 from vdit.config.denoiser import build_dit
@@ -63,6 +57,13 @@ from vdit.runtime.files import atomic_folder, write_text
 from vdit.runtime.mesh import param_sharding
 from vdit.runtime.progress import say
 from vdit.shipped import OWN
+
+from . import parity, parsers
+from .flags import mesh_of, read_config
+from .importing.classifier import STARTS, Target
+from .importing.own import own
+from .importing.parts import Import, Part
+from .importing.published import planned
 
 FOLDERS = ("vae", "text", "image")  # flags of folders beside --source
 
@@ -165,20 +166,7 @@ def activations(path: Path | None, imported: Import) -> parity.Stored | None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
-    parser = Parser(
-        prog="import_weights",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--source", type=Path, required=True)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
-    parser.add_argument("--text", type=Path, help="folder of the text encoder")
-    parser.add_argument("--image", type=Path, help="folder of the image encoder")
-    parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are sharded for")
-    parser.add_argument("--parity", type=Path, help="stored activations to compare with")
-    parser.add_argument("--config", help="the network to initialise from a ViT or ViViT")
-    parser.add_argument("--start", choices=sorted(STARTS), help="with --config: of tubelets")
+    parser = parsers.import_weights(__doc__)
     try:
         options, changes = parser.parse_known_args(arguments)
         mesh = mesh_of(options.mesh)

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from tools.table import markdown
 from vdit.errors import UserError
 from vdit.worlds.bodies import oracle
 from vdit.worlds.bodies.source import World
@@ -24,6 +23,8 @@ from vdit.worlds.playground.shots import PlaygroundShots
 from vdit.worlds.playground.source import Playground
 from vdit.worlds.shots import oracle as shots_oracle
 from vdit.worlds.shots.source import Shots
+
+from .table import markdown
 
 SIZES = ((32, 32), (64, 64))
 CLIPS = 256

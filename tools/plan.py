@@ -22,10 +22,16 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from tools.flags import Parser, read_config, read_mesh
-from tools.planning.chips import GIB, Topology, topology
-from tools.planning.compiler import compiled_of, devices_of
-from tools.planning.estimate import (
+from vdit.config import joined
+from vdit.errors import UserError
+from vdit.runtime.mesh import make_mesh, mesh_sizes
+from vdit.train import check_batch
+
+from . import parsers
+from .flags import read_config, read_mesh
+from .planning.chips import GIB, Topology, topology
+from .planning.compiler import compiled_of, devices_of
+from .planning.estimate import (
     Estimate,
     Model,
     Options,
@@ -36,12 +42,8 @@ from tools.planning.estimate import (
     state_bytes,
     with_,
 )
-from tools.planning.hlo import collectives
-from tools.planning.step import lower_sampling, lower_training, token_grid, without_folder
-from vdit.config import joined
-from vdit.errors import UserError
-from vdit.runtime.mesh import make_mesh, mesh_sizes
-from vdit.train import check_batch
+from .planning.hlo import collectives
+from .planning.step import lower_sampling, lower_training, token_grid, without_folder
 
 ROOM = 0.9  # usable share of a device's memory
 
@@ -378,19 +380,7 @@ def plan_run(config: ConfigDict, options: argparse.Namespace, where: Topology) -
 
 def parse(arguments: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Parses the flags; also returns unknown ones."""
-    parser = Parser(
-        prog="plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )  # fmt: skip
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--topology", required=True)
-    parser.add_argument("--mesh", default="")
-    parser.add_argument("--mode", choices=("train", "sample"), default="train")
-    parser.add_argument("--stage", choices=("vae", "dit", "classify"), default="dit")
-    parser.add_argument("--best", type=int, default=3)
-    parser.add_argument("--fast", action="store_true")
-    parser.add_argument("--row", action="store_true")
-    return parser.parse_known_args(arguments)
+    return parsers.plan(__doc__).parse_known_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

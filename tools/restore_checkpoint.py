@@ -28,7 +28,6 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.flags import Parser, mesh_of
 from vdit import shipped
 from vdit.errors import UserError
 from vdit.loading import read_meta, stage_shapes, stages_of
@@ -45,21 +44,13 @@ from vdit.runtime.files import all_or_nothing
 from vdit.runtime.mesh import param_sharding
 from vdit.shipped import is_exported, is_name
 
+from . import parsers
+from .flags import mesh_of
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status."""
-    parser = Parser(
-        prog="restore_checkpoint",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("command", choices=sorted(COMMANDS))
-    parser.add_argument("workdir", type=Path)
-    parser.add_argument("--stage", help="a stage's name, such as vae or dit")
-    parser.add_argument("--step", type=int)
-    parser.add_argument("--to", type=Path, help="copy: the workdir to copy to")
-    parser.add_argument("--mesh", default="", help="copy: AXIS:SIZE,... to split the arrays for")
-    parser.add_argument("--drop", choices=sorted(DROPPED), help="copy: what to leave out")
+    parser = parsers.restore_checkpoint(__doc__)
     try:
         options = parser.parse_args(arguments)
         if (options.to is not None) != (options.command == "copy"):

@@ -21,8 +21,6 @@ from typing import Any
 
 import ml_dtypes
 
-from tools.export_weights import own
-from tools.flags import Parser
 from vdit.errors import UserError
 from vdit.loading import stages_of
 from vdit.published.weights import read_header
@@ -33,6 +31,9 @@ from vdit.runtime.metrics import read
 from vdit.runtime.progress import say
 from vdit.sample import load
 from vdit.shipped import CARD, ROOT
+
+from .export_weights import own
+from .parsers import Parser
 
 MOST = 25 * 10**6  # bytes of all weights in the package
 

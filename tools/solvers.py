@@ -15,8 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.flags import Parser
-from tools.table import markdown, percent
 from vdit.config import joined
 from vdit.config.identity import read_config
 from vdit.data.sources import most_shots
@@ -24,6 +22,9 @@ from vdit.errors import UserError
 from vdit.evaluate import heldout
 from vdit.sample import Model, load
 from vdit.worlds.scores import oracle_of
+
+from .parsers import Parser
+from .table import markdown, percent
 
 EVALUATIONS = (4, 6, 8, 12, 25)
 

@@ -32,8 +32,9 @@ _HELDOUT = flags.DEFINE_integer("heldout", None, "held-out clips", flag_values=F
 
 def export(config: ConfigDict, out: Path, clips: int, heldout: int) -> Path:
     """Writes the set; returns its folder. `UserError` if it exists, or clips are too few."""
-    from tools.vdit_clips.vdit_clips_dataset_builder import Builder
     from vdit.config import joined
+
+    from .vdit_clips.vdit_clips_dataset_builder import Builder
 
     joined.check(config)
     if config.data.shapes:
@@ -54,9 +55,10 @@ def _write(config: ConfigDict, out: Path, work: Path, counts: Mapping[str, int])
     """Writes the set by TFDS, which renames its folder at the end."""
     import tensorflow_datasets as tfds
 
-    from tools.vdit_clips.vdit_clips_dataset_builder import Builder
     from vdit.data import sources
     from vdit.runtime.progress import Progress
+
+    from .vdit_clips.vdit_clips_dataset_builder import Builder
 
     clips: dict[str, Any] = {}
     for name, count in counts.items():

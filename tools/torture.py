@@ -30,10 +30,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from tools.flags import Parser
-from tools.torturing import faults, kills, memory
-from tools.torturing.runs import layout_of
 from vdit.errors import UserError
+
+from .parsers import Parser
+from .torturing import faults, kills, memory
+from .torturing.runs import layout_of
 
 LAYOUTS = ("1x1", "1x8,data:2,fsdp:2,tensor:2", "2x2,data:2,fsdp:2")
 

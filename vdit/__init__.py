@@ -10,6 +10,8 @@ from typing import Any
 
 from vdit import errors as errors  # first: Ctrl-C is one line, also while the rest is imported
 
+__version__ = "0.1.0"
+
 
 def load(workdir: Any, mesh: Any = None, lora: Sequence[str] = ()) -> Any:
     """A trained workdir, or the weights of that name in the package, ready to `generate`: a

@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 from ml_collections import config_flags
@@ -19,14 +20,15 @@ from ml_collections import config_flags
 from vdit import shipped
 from vdit.config import command
 from vdit.errors import EXPECTED, Diverged, Interrupted, UserError
-from vdit.runtime import processes
-from vdit.runtime.processes import Member, Watch
+
+if TYPE_CHECKING:  # imports JAX, which help and wrong flags do without
+    from vdit.runtime.processes import Member
 
 FLAGS = flags.FLAGS
 MODES = ("run", "sample", "eval", "features")  # functions of vdit/run.py, which imports JAX
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "experiments/NAME.py[:ARGUMENT]")
-_WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written (runs/NAME)")
+CONFIG = config_flags.DEFINE_config_file("config", None, "NAME[:ARGUMENT] or FILE.py[:ARGUMENT]")
+_WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; or trained weights")
 _MODE = flags.DEFINE_string("mode", "run", f"one of {', '.join(MODES)}")
 _REQUEST = (
     flags.DEFINE_multi_string("prompt", [], "sample: a caption; may be given again"),
@@ -52,6 +54,7 @@ def parse(argv: Sequence[str]) -> tuple[str | None, Path]:
     """Reads the flags: the config's path as given, and the workdir (runs/NAME[-ARGUMENT])."""
     path = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), None)
     file, _, argument = (path or "").partition(":")
+    command.check_flags(argv[1:], FLAGS)
     if path is not None:
         command.load(path)  # what is wrong in it is said without ml_collections' traceback
     try:
@@ -62,15 +65,31 @@ def parse(argv: Sequence[str]) -> tuple[str | None, Path]:
         raise UserError(f"{rest[1]!r} is no flag; flags are --name=value")
     if _MODE.value not in MODES:
         raise UserError(f"--mode={_MODE.value}: known are {', '.join(MODES)}")
+    if unused := [flag.name for flag in _REQUEST if flag.present and flag.name not in
+                  flags_of(_MODE.value)]:  # fmt: skip
+        raise UserError(f"--{unused[0]}: not a flag of --mode={_MODE.value}")
+    if path is None and _MODE.value == "run":
+        raise UserError("give --config=base, or another experiment")
     if path is None and not _WORKDIR.value:
         raise UserError("give --workdir=DIR, or --config=FILE for runs/NAME")
-    if path is None and _MODE.value == "run":
-        raise UserError("give --config=experiments/base.py, or another experiment")
     name = "-".join(filter(None, [Path(file).stem, argument]))
     workdir = Path(_WORKDIR.value or Path("runs") / name)
     if _MODE.value == "run":
         shipped.refuse_training(workdir)
     return path, workdir
+
+
+def flags_of(mode: str) -> dict[str, str]:
+    """The flags that a mode reads, with their help: those of no mode in particular, and its own,
+    whose help begins with the modes that read it."""
+    found = {}
+    for flag in FLAGS.get_key_flags_for_module("vdit.main"):
+        modes, colon, text = flag.help.partition(": ")
+        if not {*modes.split(", ")} <= {*MODES}:
+            modes, text = "", flag.help
+        if flag.name != "mode" and (not modes or mode in modes.split(", ")):
+            found[flag.name] = text.partition(";\n")[0]
+    return found
 
 
 def work(path: str | None, workdir: Path) -> None:
@@ -79,7 +98,7 @@ def work(path: str | None, workdir: Path) -> None:
 
     from vdit import run
     from vdit.config import default
-    from vdit.runtime import files, machine, preemption
+    from vdit.runtime import files, machine, preemption, processes
 
     preemption.listen()
     config = default() if path is None else CONFIG.value
@@ -90,7 +109,7 @@ def work(path: str | None, workdir: Path) -> None:
     if jax.default_backend() == "cpu":
         machine.keep_freed_memory()
     stopped = None  # in all processes, at the same step
-    with Watch(shipped.outputs(workdir), config.run.lost, config.run.stuck) as watch:
+    with processes.Watch(shipped.outputs(workdir), config.run.lost, config.run.stuck) as watch:
         try:
             with files.refusing(workdir, reading=True):
                 if _MODE.value == "run":
@@ -114,14 +133,10 @@ def work(path: str | None, workdir: Path) -> None:
         raise stopped
 
 
-def _member() -> Member | None:
+def _member() -> "Member | None":
+    from vdit.runtime import processes
+
     return processes.member(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, os.environ)
-
-
-def failed(error: UserError | Diverged | Interrupted) -> int:
-    """Prints an expected error's line; returns its exit status."""
-    print(f"vdit: {' '.join(str(error).split())}", file=sys.stderr)
-    return error.status
 
 
 def child(path: str | None, workdir: Path) -> int:
@@ -130,7 +145,7 @@ def child(path: str | None, workdir: Path) -> int:
         work(path, workdir)
         return 0
     except EXPECTED as error:
-        return failed(error)
+        return command.failed(error)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -142,11 +157,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         path, workdir = parse(argv)
         if _member() is not None:
+            from vdit.runtime import processes
+
             run_child = functools.partial(child, path, workdir)
             return processes.supervised(run_child, shipped.outputs(workdir))
         work(path, workdir)
     except EXPECTED as error:
-        return failed(error)
+        return command.failed(error)
     except KeyboardInterrupt:
         return command.stopped()
     return 0

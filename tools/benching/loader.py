@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from tools.table import markdown
 from vdit.data.folder import Folder
 from vdit.data.latents import Latents, write_cache
 from vdit.data.loader import batches
@@ -26,6 +25,8 @@ from vdit.worlds.clips import MAX_SHOTS
 from vdit.worlds.playground.shots import PlaygroundShots
 from vdit.worlds.playground.source import Playground
 from vdit.worlds.shots.source import Shots
+
+from ..table import markdown
 
 BATCH = 16
 FRAMES, FPS = 17, 10.0  # of a clip of films

@@ -12,10 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from tools.benching.cases import DTYPES, Case, Run
-from tools.benching.report import say
-from tools.benching.runs import LEARNING_RATE
 from vdit.errors import UserError
+
+from .cases import DTYPES, Case, Run
+from .report import say
+from .runs import LEARNING_RATE
 
 AGREE = 1e-3  # largest relative difference that counts as equal
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tools.benching.cases import Run
+from .cases import Run
 
 SLOW = 3.0  # times the fastest: not repeated
 

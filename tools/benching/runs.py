@@ -12,7 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from tools.benching.cases import (
+from vdit.diffusion.prediction import to_x0_eps
+from vdit.diffusion.sampler import sample, sampler
+from vdit.diffusion.schedule import process, timesteps
+from vdit.models.dit import DiT
+from vdit.runtime import attention
+from vdit.runtime.optimizer import make_optimizer
+from vdit.tokens import dense_tokens, text_condition
+
+from ..planning.products import Product, flops, products
+from .cases import (
     CHANNELS,
     TEXT_TOKENS,
     TEXT_WIDTH,
@@ -24,14 +33,6 @@ from tools.benching.cases import (
     dit_model,
     perturbed,
 )
-from tools.planning.products import Product, flops, products
-from vdit.diffusion.prediction import to_x0_eps
-from vdit.diffusion.sampler import sample, sampler
-from vdit.diffusion.schedule import process, timesteps
-from vdit.models.dit import DiT
-from vdit.runtime import attention
-from vdit.runtime.optimizer import make_optimizer
-from vdit.tokens import dense_tokens, text_condition
 
 LEARNING_RATE = 1e-4
 CHECKED = 3  # train steps whose losses PyTorch must match

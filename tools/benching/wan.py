@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tools.benching.cases import Arrays, Case, perturbed
 from vdit.models.wan import Wan
 from vdit.nn.patch import unpatchify
 from vdit.published.wan.transformer import ROWS
@@ -20,6 +19,8 @@ from vdit.published.weights import unload
 from vdit.runtime.attention import kernel
 from vdit.runtime.machine import matmul
 from vdit.tokens import Condition, Layout, dense_tokens, text_condition
+
+from .cases import Arrays, Case, perturbed
 
 DEPTH, GRID, CHANNELS, TEXT = 2, (4, 32, 32), 16, (512, 128)
 DIFFUSERS = ROWS[: len(ROWS) // 2]

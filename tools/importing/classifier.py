@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from tools.importing import inflation
 from vdit.config import joined
 from vdit.config.classifier import answer_counts, build_classifier
 from vdit.errors import UserError
@@ -16,6 +15,8 @@ from vdit.models import vivit
 from vdit.published import vivit_folder
 from vdit.published.stable_diffusion import PLACE
 from vdit.runtime.progress import say
+
+from . import inflation
 
 Finish = Callable[[Any], Any]  # a folder's parameters to the network's
 

@@ -8,8 +8,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from tools.importing.parts import Import, part_of
-from tools.planning.step import training
 from vdit import initial, shipped
 from vdit.config import joined
 from vdit.config.classes import CLASSES
@@ -20,6 +18,9 @@ from vdit.published import weights
 from vdit.published.text_folder import TOKENIZER_BYTES
 from vdit.runtime.checkpoint import DIGESTS
 from vdit.shipped import OWN
+
+from ..planning.step import training
+from .parts import Import, part_of
 
 COPIED = ("tokenizer.json", CLASSES)
 

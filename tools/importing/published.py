@@ -9,9 +9,6 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tools.importing import classifier as classifiers
-from tools.importing.classifier import Target
-from tools.importing.parts import Import, Part, configured, part_of
 from vdit import stages
 from vdit.config.autoencoder import build_vae
 from vdit.config.classes import CLASSES, to_json
@@ -31,6 +28,10 @@ from vdit.published import (
 )
 from vdit.published.family import Autoencoder, Classifier, Denoiser
 from vdit.published.text_folder import TOKENIZER_BYTES
+
+from . import classifier as classifiers
+from .classifier import Target
+from .parts import Import, Part, configured, part_of
 
 # The flags of folders, and their names in a pipeline's folder.
 PARTS = {

@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.planning.gpus import GPUS, HOST
 from vdit.errors import UserError
+
+from .gpus import GPUS, HOST
 
 GIB = 2**30
 

@@ -4,9 +4,10 @@ import importlib.util
 import os
 from typing import Any
 
-from tools.planning.chips import Topology
-from tools.planning.gpus import GPUS, target
 from vdit.errors import UserError
+
+from .chips import Topology
+from .gpus import GPUS, target
 
 NEEDS = {
     "tpu": ("libtpu", "libtpu is missing: pip install libtpu beside jax (pip install -e '.[tpu]')"),

@@ -14,9 +14,6 @@ import jax
 from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 
-from tools.planning import step
-from tools.planning.chips import Topology
-from tools.planning.products import flops, widest
 from vdit.config.autoencoder import build_vae
 from vdit.config.denoiser import latent_shape
 from vdit.diffusion.sampler import configured
@@ -24,6 +21,10 @@ from vdit.models.dit import preset
 from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, param_sharding
 from vdit.train import init_state
+
+from . import step
+from .chips import Topology
+from .products import flops, widest
 
 WORKING = 1.0  # working set of a rematerialised layer's backward pass, in residuals
 MOVED = 2.6  # memory traffic of a layer in training, in residuals

@@ -11,9 +11,10 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from tools.importing.parts import configured
 from vdit.errors import UserError
 from vdit.published.wan.transformer import FAMILY
+
+from ..importing.parts import configured
 
 
 class Published(NamedTuple):

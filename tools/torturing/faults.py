@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.torturing.runs import Layout, Life, apart, arguments, differences, finish
+from .runs import Layout, Life, apart, arguments, differences, finish
 
 ALONE = Layout(1, 1, "")
 SIZE = 64  # MB of the disk that is filled

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tools.table import markdown
-from tools.torturing.runs import (
+from ..table import markdown
+from .runs import (
     STAGES,
     Layout,
     Life,

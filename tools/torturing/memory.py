@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tools.table import markdown
-from tools.torturing.runs import Layout, Life, apart, arguments, finish
 from vdit.runtime import metrics
+
+from ..table import markdown
+from .runs import Layout, Life, apart, arguments, finish
 
 ALONE = Layout(1, 1, "")
 PARTS = 8  # of a run, of each of which the largest value is shown
@@ -49,8 +50,9 @@ def requests(workdir: Path, count: int) -> list[float]:
 def _requests(workdir: str, count: int) -> list[float]:
     import os
 
-    from tools.torturing import small
     from vdit.sample import load
+
+    from . import small
 
     model, seen = load(workdir, small.get_config()), []
     for number in range(count):

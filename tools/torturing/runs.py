@@ -18,13 +18,14 @@ import jax
 import jaxlib.version
 import numpy as np
 
-from tools.flags import read_mesh
-from tools.torturing import small as small  # imported before anything is forked
 from vdit import main
 from vdit import run as run
 from vdit.config.command import leave
 from vdit.errors import SIGNALS, UserError, stop
 from vdit.runtime import checkpoint, metrics
+
+from ..flags import read_mesh
+from . import small as small  # imported before anything is forked
 
 ROOT = Path(__file__).parents[2]
 LIMIT = 1800.0  # seconds for one process; generous, because the machine may be busy

@@ -45,28 +45,32 @@ def auto(
     q_BLNK: jax.Array, k_BSNK: jax.Array, v_BSNK: jax.Array, *ids: Ids,
     platform: str | None = None, sharded: bool = False,
 ) -> jax.Array:  # fmt: skip
-    """The kernel of a platform (None: this machine) for these lengths, chosen while tracing.
+    """The kernel that is `chosen` for these lengths while tracing. `sharded`: for one of several
+    devices."""
+    attend = chosen(q_BLNK, k_BSNK, platform)
+    if (platform or jax.default_backend()) == "cpu" and not sharded:
+        attend = functools.partial(attend, on_cpu=True)
+    return attend(q_BLNK, k_BSNK, v_BSNK, *ids)
+
+
+def chosen(q_BLNK: Any, k_BSNK: Any, platform: str | None = None) -> Any:
+    """The kernel of a platform (None: this machine) for arrays, or shapes, of these lengths.
 
     On a TPU splash; xla where a row would not fill one of its blocks (text, few frames); chunked
     from `TABLES` logits a head on. Elsewhere xla below `LONG` logits a head; above, on a CPU
     chunked, on a GPU cuDNN for the inputs that it supports, if present, and otherwise xla while the
-    logits fit (`cudnn.ROOM`), then chunked. `sharded`: for one of several devices.
+    logits fit (`cudnn.ROOM`), then chunked.
     """
     length, keys = q_BLNK.shape[1], k_BSNK.shape[1]
     platform = platform or jax.default_backend()
-    attend: Any
     if platform == "tpu":
         attend = chunked.attend if length * keys >= TABLES else splash.attend
-        attend = attend if min(length, keys) >= splash.LANES else dot_product.attend
-    elif length * keys < LONG:
-        attend = dot_product.attend
-    elif platform == "gpu":
-        attend = cudnn.attend if has_cudnn() else cudnn.fallback(q_BLNK, k_BSNK)
-    else:
-        attend = chunked.attend
-    if platform == "cpu" and not sharded:
-        attend = functools.partial(attend, on_cpu=True)
-    return attend(q_BLNK, k_BSNK, v_BSNK, *ids)
+        return attend if min(length, keys) >= splash.LANES else dot_product.attend
+    if length * keys < LONG:
+        return dot_product.attend
+    if platform == "gpu":
+        return cudnn.attend if has_cudnn() else cudnn.fallback(q_BLNK, k_BSNK)
+    return chunked.attend
 
 
 KERNELS: dict[str, Attend] = {

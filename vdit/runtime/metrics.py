@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+import vdit
 from vdit.runtime.files import atomic_path, refusing
 from vdit.runtime.video import gif_bytes, tile
 
@@ -158,8 +159,8 @@ def environment() -> dict[str, str]:
     """Versions and device, for the row of stage "run" that the report shows."""
     import jax
 
-    found = {"python": platform.python_version()}
-    for package in ("vdit", "jax", "flax", "optax"):
+    found = {"python": platform.python_version(), "vdit": vdit.__version__}
+    for package in ("jax", "flax", "optax"):
         with contextlib.suppress(metadata.PackageNotFoundError):
             found[package] = metadata.version(package)
     return found | {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
