@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from contributing import run
 
+import vdit.model
 from experiments import base
 from tools.planning.step import sampling, text_encoder
 from vdit.config import default, joined
@@ -75,6 +76,31 @@ def test_a_negative_caption_takes_the_null_rows_place() -> None:
     itself = video(3.0, (words, features))
     np.testing.assert_allclose(itself, video(1.0, None), atol=1e-5)
     assert np.abs(itself - none).max() > 1e-3
+
+
+def test_steps_are_told_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = base.get_config("smoke")
+    config.run.dtype, config.sample.batch, config.sample.steps = "float32", 2, 4
+    config.sample.guidance, config.sample.sampler = 2.0, "heun"  # of several evaluations a step
+    params, inputs = sampling(config).arguments
+    rng = np.random.default_rng(0)
+    params, inputs = jax.tree.map(
+        lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype), (params, inputs)
+    )
+    monkeypatch.setattr(vdit.model, "sampling_mesh", lambda rows: None)
+    kept = jax.config.jax_compilation_cache_dir
+    videos, told = [], list[int]()
+    try:
+        for done, folder in ((None, kept), (told.append, None)):
+            jax.config.update("jax_compilation_cache_dir", folder)
+            scan = Scan(config, text_encoder(config, None, None), dict(params))
+            scan.done = done
+            videos.append(np.asarray(scan(inputs, settings_of(config))))
+        jax.effects_barrier()
+    finally:
+        jax.config.update("jax_compilation_cache_dir", kept)
+    np.testing.assert_array_equal(*videos)
+    assert set(told) == {0, 1, 2, 3} and told[0] == 0
 
 
 def test_what_guidance_refuses() -> None:

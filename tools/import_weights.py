@@ -55,7 +55,7 @@ from vdit.published import weights
 from vdit.runtime.checkpoint import IMPORTED, Checkpoints
 from vdit.runtime.files import atomic_folder, write_text
 from vdit.runtime.mesh import param_sharding
-from vdit.runtime.progress import say
+from vdit.runtime.progress import Progress, say
 from vdit.shipped import OWN
 
 from . import parity, parsers
@@ -84,7 +84,9 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
 
     flat = {key: jax.ShapeDtypeStruct(s.shape, jnp.float32) for key, s in part.plan.items()}
     placed = split(traverse_util.unflatten_dict(flat))
-    params = weights.load(part.plan, None if mesh is None else traverse_util.flatten_dict(placed))
+    where = None if mesh is None else traverse_util.flatten_dict(placed)
+    with Progress(f"importing {stage}", len(part.plan), unit="arrays", passing=True) as bar:
+        params = weights.load(part.plan, where, done=bar.update)
     if part.finish is not None:
         shapes = jax.eval_shape(part.finish, params)
         params = jax.jit(part.finish, out_shardings=split(shapes))(params)

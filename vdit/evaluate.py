@@ -15,6 +15,7 @@ from scipy import ndimage
 from vdit.data import sources
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
+from vdit.runtime.progress import each
 from vdit.runtime.video import tile, write_webp
 from vdit.sample import Given, Model
 from vdit.tokens import clip_frames
@@ -71,7 +72,8 @@ def heldout(model: Model, workdir: Path, count: int, **options: Any) -> list[dic
     """The first `count` held-out clips."""
     with zero_first("clips"):
         source = sources.source(model.config, "heldout", workdir, **options)
-    return [source[i] for i in range(min(count, len(source)))]
+    numbers = range(min(count, len(source)))
+    return [source[i] for i in each("held-out clips", numbers, "clips")]
 
 
 def evaluate(model: Model, workdir: Path, metrics: Metrics, seed: int = 1) -> list[dict[str, Any]]:

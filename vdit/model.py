@@ -205,6 +205,13 @@ class Scan:
         self._compiled: dict[Mesh | None, Any] = {}
         self._networks: dict[tuple[Mesh | None, str], Any] = {}
         self._watch, self._begun = watch or Watch(), list[Any]()
+        self.done: Callable[[int], None] | None = None  # told of each step, on one device
+        self._times = np.zeros(0)
+
+    def _tell(self, t: Any) -> None:
+        """A step at time t begins."""
+        if self.done is not None:
+            self.done(int((self._times > float(np.max(t)) + 1e-6).sum()))
 
     def __call__(self, inputs: Inputs, settings: Settings) -> jax.Array:
         """Normalised latents (B, n, h, w, Z), unchanged where given."""
@@ -212,6 +219,7 @@ class Scan:
         guided = any(phase.guidance != 1.0 for phase in phases)
         mesh = self.mesh or sampling_mesh(inputs.clean_BnhwZ.shape[0] * (2 if guided else 1))
         if mesh is None:
+            self._times = np.asarray(joined.times_of(self.config, settings))
             return self._steps(mesh, inputs, settings, phases)
         program = settings, [x.shape for x in jax.tree.leaves(inputs)]
         self._watch.step("sample", len(self._begun) + 1, first=program not in self._begun)
@@ -246,7 +254,10 @@ class Scan:
         """run(params, inputs, settings=...) for a mesh, or for one device of `platform` (by default
         this one)."""
         denoiser = build_denoiser(self.config, self.encoder, mesh, platform)
-        run = functools.partial(self._run, denoiser, gather(mesh))
+        # JAX does not keep programs with a callback in its compilation cache.
+        cached = jax.config.read("jax_compilation_cache_dir")
+        tell = mesh is None and self.done is not None and not cached
+        run = functools.partial(self._run, denoiser, gather(mesh), tell)
         static = ("settings", "phase")
         return jax.jit(run, static_argnames=static, out_shardings=everywhere(mesh))
 
@@ -270,8 +281,9 @@ class Scan:
         return sum(leaf.nbytes for leaf in leaves) / split > TOGETHER * limit
 
     def _run(
-        self, denoiser: Denoiser, gather: Callable[[Any], Any] | None, params: dict[str, Any],
-        inputs: Inputs, start: Any = None, *, settings: Settings, phase: Phase | None = None,
+        self, denoiser: Denoiser, gather: Callable[[Any], Any] | None, tell: bool,
+        params: dict[str, Any], inputs: Inputs, start: Any = None, *, settings: Settings,
+        phase: Phase | None = None,
     ) -> Any:  # fmt: skip
         """The latents after the last phase, x and the sampler's state after any other."""
         phase = phase or Phase("dit", 0, settings.steps, settings.guidance)
@@ -306,6 +318,8 @@ class Scan:
             known, clean, layout, condition = jax.tree.map(
                 lambda x: x[: len(x_t)], (all_known, all_clean, all_layout, conditions)
             )
+            if tell:
+                jax.debug.callback(self._tell, t)
             # A video's two rows may lie on two devices.
             x_t = jnp.where(known, clean, x_t)
             denoised = denoiser(params, x_t, t, layout, condition)

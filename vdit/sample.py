@@ -25,7 +25,7 @@ from vdit.models.text import TextEncoder, Tokenizer
 from vdit.published.image_folder import resized
 from vdit.runtime.mesh import replicate, spread
 from vdit.runtime.processes import Watch
-from vdit.runtime.progress import say
+from vdit.runtime.progress import Progress, say
 from vdit.shipped import find
 from vdit.tokens import clip_frames, latent_times, shot_list
 
@@ -200,16 +200,21 @@ class Model:
         rows = self._asks(prompts, clip, num, seed, given, shots, negatives)
         results: list[Result] = []
         batch = min(self.config.sample.batch, len(rows))
-        for start in range(0, len(rows), batch):
-            part = rows[start : start + batch]
-            full = [part[i % len(part)] for i in range(batch)]
-            inputs, count = self._inputs(full, clip)
-            # Rows are cut on the host: on the device each would be a program.
-            latents = np.asarray(self.scan(inputs, settings)[:, :count])
-            results += [
-                self._result(ask, latent, clip, settings.shown())
-                for ask, latent in zip(part, latents, strict=False)
-            ]
+        total = -(-len(rows) // batch) * settings.steps
+        zero = jax.process_index() == 0
+        with Progress("denoising", total, active=zero, passing=True) as bar:
+            for number, start in enumerate(range(0, len(rows), batch)):
+                part = rows[start : start + batch]
+                full = [part[i % len(part)] for i in range(batch)]
+                inputs, count = self._inputs(full, clip)
+                self.scan.done = bar.beyond(number * settings.steps)
+                # Rows are cut on the host: on the device each would be a program.
+                latents = np.asarray(self.scan(inputs, settings)[:, :count])
+                bar.update((number + 1) * settings.steps)
+                results += [
+                    self._result(ask, latent, clip, settings.shown())
+                    for ask, latent in zip(part, latents, strict=False)
+                ]
         return results
 
     def clip(self, seconds: float | None, fps: float | None, size: tuple[int, int] | None) -> Clip:

@@ -17,7 +17,7 @@ from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, read_text, write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
-from vdit.runtime.progress import say
+from vdit.runtime.progress import Progress, each, say
 from vdit.runtime.video import contact_sheet, tile, write_mp4, write_png, write_webp
 from vdit.sample import Given, Model, Result, Shot, check_shots
 
@@ -119,7 +119,7 @@ def sample_request(
     wall: list[np.ndarray] = []
     small = len(results) * frames * height * width * 3 <= WALL
     with zero_alone("samples") as zero:
-        for result in results:
+        for result in each("writing", results, "videos"):
             if given:
                 result.settings["given"] = list(given)
             if not zero:
@@ -175,8 +175,9 @@ def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
     fps = result.settings["fps"]
     preview: list[np.ndarray] = []
 
-    def parts() -> Iterator[np.ndarray]:
+    def parts(bar: Progress) -> Iterator[np.ndarray]:
         for part in result.parts():
+            bar.update(bar.step + len(part))
             if (room := PREVIEW - sum(map(len, preview))) > 0:
                 preview.append(part[:room].copy())
             yield part
@@ -186,7 +187,9 @@ def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
         def place(suffix: str) -> Path:
             return stack.enter_context(atomic_path(path.with_suffix(suffix)))
 
-        write_mp4(place(".mp4"), parts(), fps, scale=zoom)
+        frames = result.settings.get("frames", 0)
+        with Progress(path.stem, frames, unit="frames", passing=True) as bar:
+            write_mp4(place(".mp4"), parts(bar), fps, scale=zoom)
         shown = np.concatenate(preview)
         write_webp(place(".webp"), shown, fps, scale=max(zoom // 2, 1))
         if len(shown) == 1:

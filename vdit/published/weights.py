@@ -409,8 +409,12 @@ def look_through(plan: Plan) -> None:
                 _numbers(tensor, name, _read(tensor, PIECE_BYTES, start))
 
 
-def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None, dtype: Any = None) -> Any:
-    """Reads the parameters of a plan, as a tree, in the dtypes of the files or in `dtype`.
+def load(
+    plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None, dtype: Any = None,
+    done: Callable[[int], None] = lambda count: None,
+) -> Any:  # fmt: skip
+    """Reads the parameters of a plan, as a tree, in the dtypes of the files or in `dtype`; tells
+    `done` how many are read.
 
     `placed` has a sharding for each path of the plan; by default all go to the first device. The
     host holds one tensor at a time. `UserError` names a tensor with values that are not finite, or
@@ -436,6 +440,7 @@ def load(plan: Plan, placed: Mapping[tuple[str, ...], Any] | None = None, dtype:
                     f" {source.tensors[0][0]}, with which this network shares it"
                 )
         leaves[parts] = leaf
+        done(len(leaves))
     return traverse_util.unflatten_dict(leaves)
 
 

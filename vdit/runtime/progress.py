@@ -4,10 +4,13 @@ import math
 import sys
 import time
 from collections import deque
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 REDRAW = 0.1  # seconds between updates of the bar
 WINDOW = 30.0  # seconds over which the rate is averaged
+SHORT = 2.0  # seconds that something may take without a bar
+T = TypeVar("T")
 
 
 class Progress:
@@ -18,11 +21,16 @@ class Progress:
 
     The rate excludes everything before the first update, such as compilation. `update` costs
     microseconds between redraws. Only one process is `active`; the others print nothing.
+
+    A `passing` one is for what may be over soon: its bar appears after `SHORT` seconds, goes at the
+    end, and elsewhere than on a terminal nothing is printed.
     """
 
     def __init__(
-        self, stage: str, total: int, start: int = 0, every: float = 10.0, active: bool = True
-    ) -> None:
+        self, stage: str, total: int, start: int = 0, every: float = 10.0, active: bool = True,
+        unit: str = "steps", passing: bool = False,
+    ) -> None:  # fmt: skip
+        self._unit, self._passing = unit, passing
         self.stage, self.total, self.step, self.active = stage, total, start, active
         self.values: dict[str, float | int | str] = {}
         self._wait = every
@@ -36,6 +44,14 @@ class Progress:
 
     def __enter__(self) -> "Progress":
         tolerant()
+        if self._passing:
+            self._wait = REDRAW
+        else:
+            self._start()
+        return self
+
+    def _start(self) -> None:
+        """Shows the bar, if this is a terminal."""
         if self.active and sys.stdout.isatty():
             from rich import get_console, progress
 
@@ -47,11 +63,11 @@ class Progress:
                     progress.BarColumn(bar_width=24),
                     progress.TextColumn("{task.fields[line]}", markup=False),
                     refresh_per_second=4,
+                    transient=self._passing,
                 )
                 self._task = self._bar.add_task(self.stage, total=self.total, line="")
                 self._show()
                 self._bar.start()
-        return self
 
     def update(self, step: int, **values: float | int | str) -> None:
         """Reports that `step` is done. Values (on the host) are shown until they are replaced."""
@@ -61,7 +77,15 @@ class Progress:
         if now >= self._next:
             self._next = now + self._wait
             self._mark(now)
+            if self._passing and self._bar is None and now - self._began > SHORT:
+                self._start()
             self._show()
+
+    def beyond(self, start: int) -> Callable[[int], None] | None:
+        """Reports steps that are counted from `start`; None where no bar can be shown."""
+        if not (self.active and sys.stdout.isatty()):
+            return None
+        return lambda done: self.update(start + done)
 
     def __exit__(self, *error: object) -> None:
         now = time.monotonic()
@@ -79,7 +103,7 @@ class Progress:
     def _show(self, end: str = "") -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=self.step, line=self._line(end))
-        elif self.active and (end or self.step != self._printed):
+        elif self.active and not self._passing and (end or self.step != self._printed):
             self._printed = self.step
             _print(f"{self.stage}  {self._line(end)}")
 
@@ -89,7 +113,8 @@ class Progress:
         rate = self._rate(whole=bool(end))
         if rate:
             speed = f"{rate:,.0f}" if rate >= 100 else f"{rate:.3g}"
-            parts.append(f"{speed} steps/s" if rate >= 1 else f"{1 / rate:.3g} s/step")
+            one = self._unit.removesuffix("s")
+            parts.append(f"{speed} {self._unit}/s" if rate >= 1 else f"{1 / rate:.3g} s/{one}")
         for name, value in self.values.items():
             parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
         if end:
@@ -104,6 +129,14 @@ class Progress:
             return 0.0
         (begin, first), (end, last) = self._first if whole else self._marks[0], self._marks[-1]
         return (last - first) / (end - begin) if end > begin else 0.0
+
+
+def each(what: str, items: Sequence[T], unit: str) -> Iterator[T]:
+    """The items in turn, with a passing bar."""
+    with Progress(what, len(items), unit=unit, passing=True) as progress:
+        for number, item in enumerate(items):
+            yield item
+            progress.update(number + 1)
 
 
 def say(text: str) -> None:

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vdit.data.sources import most_shots
 from vdit.errors import UserError
 from vdit.evaluate import heldout, quality, reconstruct, write_reconstructions
-from vdit.runtime.progress import say
+from vdit.runtime.progress import each, say
 from vdit.sample import Model
 from vdit.worlds.bodies import oracle as bodies
 from vdit.worlds.playground import oracle as playground
@@ -118,7 +118,12 @@ def score_rows(
     rows, splits = [], list(next(iter(groups.values()))[1])
     for split in splits:
         read = {
-            name: [oracle.score(v, c) for v, c in zip(videos[split], clips, strict=False)]
+            name: [
+                oracle.score(*pair)
+                for pair in each(
+                    f"reading {split}", [*zip(videos[split], clips, strict=False)], "clips"
+                )
+            ]
             for name, (clips, videos) in groups.items()
         }
         for name in dict.fromkeys((*groups, "all")):
