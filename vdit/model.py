@@ -255,7 +255,7 @@ class Scan:
         this one)."""
         denoiser = build_denoiser(self.config, self.encoder, mesh, platform)
         # JAX does not keep programs with a callback in its compilation cache.
-        cached = jax.config.jax_compilation_cache_dir
+        cached = getattr(jax.config, "jax_compilation_cache_dir", None)
         tell = mesh is None and self.done is not None and not cached
         run = functools.partial(self._run, denoiser, gather(mesh), tell)
         static = ("settings", "phase")
