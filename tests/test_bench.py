@@ -117,7 +117,7 @@ def test_counts_every_matrix_product() -> None:
 @pytest.mark.parametrize(
     ("flag", "allowed"),
     [
-        ("--only=unet", "known are dit, vae"),
+        ("--only=unet", "known are dit, wan, vae"),
         ("--depth=0", "1 or more"),
         ("--width=40", "a multiple of 16"),
         ("--levels=3", "1 or 2"),

@@ -68,6 +68,7 @@ def test_auto_takes_cudnn_where_a_gpu_has_it(
         stub = lambda q, *_, module=module, **__: called.append(module)  # noqa: E731
         monkeypatch.setattr(module, "attend", stub)
     monkeypatch.setattr(jax, "devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     q, k = (jax.ShapeDtypeStruct((1, n, 2, 8), jnp.dtype(dtype)) for n in (length, 1024))
     attention.auto(q, k, k, platform="gpu")
     assert (called == [cudnn]) == want

@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
+from vdit.config import default
 from vdit.errors import UserError
 from vdit.published.wan.transformer import FAMILY
-
-from ..importing.parts import configured
 
 
 class Published(NamedTuple):
@@ -46,7 +45,8 @@ def get_config(variant: str = "14b-480p") -> ConfigDict:
         known = ", ".join(f"{name}-SIZE" for name in NETWORKS if name != "5b")
         raise UserError(f"wan.py:{variant}: known are {known} of {' or '.join(SIZES)}, and 5b")
     network = NETWORKS[name]
-    config = configured(
+    config = default()
+    config.update_from_flattened_dict(
         FAMILY.to_vdit({
             "num_attention_heads": network.heads, "attention_head_dim": 128,
             "num_layers": network.layers, "ffn_dim": network.hidden,
