@@ -81,10 +81,12 @@ def test_a_first_signal_asks_a_training_and_a_second_ends_it() -> None:
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks at what is imported")
-@pytest.mark.parametrize("module", ["vdit.main", "tools.export_weights"])
-def test_ctrl_c_is_one_line_while_modules_are_imported(module: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "words", [["vdit", "eval"], ["vdit.main", "--mode=eval"], ["tools.export_weights", "--raw"]]
+)
+def test_ctrl_c_is_one_line_while_modules_are_imported(words: list[str], tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-m", module, f"--workdir={tmp_path}"], stdout=subprocess.PIPE,
+        [sys.executable, "-m", *words, f"--workdir={tmp_path}"], stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, text=True, cwd=ROOT,
     )  # fmt: skip
     maps = Path(f"/proc/{process.pid}/maps")
