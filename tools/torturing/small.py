@@ -50,6 +50,7 @@ class Plain(nn.Module):
     """Predicts a token (B, L, C) from itself, its noise level and the caption."""
 
     one_time = from_start = learned_variance = False
+    beside = 0
     null_key = True
     layers = 0
 
