@@ -25,6 +25,7 @@ from .runs import (
 )
 
 SPAN = 0.4  # of an undisturbed run's time, within which a process is killed
+MOST = 10  # in one run, which then ends undisturbed
 EARLY = 0.08  # share of signals before anything is printed
 SIGNALS = {"KILL": signal.SIGKILL, "INT": signal.SIGINT, "TERM": signal.SIGTERM}
 ASKED = re.compile(r"SIG\w+: saving, then stopping; again to stop at once$")
@@ -125,7 +126,7 @@ def kills(
         whole, first = wholes[layout], len(made)
         rng = np.random.default_rng((seed, rounds))
         try:
-            while len(made) < count:
+            while len(made) < min(count, first + MOST):
                 kill = one_kill(workdir, layout, SPAN * whole.seconds, rng, number)
                 if kill is None:
                     break
