@@ -14,6 +14,19 @@ from vdit.errors import UserError
 from vdit.shipped import find
 
 
+def wan(config: ConfigDict) -> None:
+    """What experiments/wan.py changes for networks of billions of parameters, at ten times its
+    rate."""
+    config.dit.train.learning_rate = 1e-4
+    config.dit.logit_normal = (0.0, 1.0)
+    config.vae.chunk = 4
+    config.latents.batch = 8
+    config.latents.shard = 64
+    config.mesh.data, config.mesh.fsdp = 1, -1
+    config.run.remat = "full"
+    config.run.unroll = 1
+
+
 def get_config(variant: str = "") -> ConfigDict:
     """The configuration of the workdir `variant`, to train adapters of its denoiser."""
     if not variant:
@@ -41,4 +54,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dit.train.accumulate = 1
     config.dit.train.schedule = "constant"
     config.dit.train.ema = 0.98
+    if config.dit.model == "wan":
+        wan(config)
     return config

@@ -9,7 +9,7 @@ import pytest
 from tools import fuzz
 from vdit.errors import UserError
 
-QUICK = ("mp4", "gif", "png", "jsonl", "csv", "shots", "cache", "cache_json")
+QUICK = ("mp4", "gif", "png", "jsonl", "csv", "shots", "cache", "cache_json", "lora")
 
 
 def test_mutations_end_in_what_was_read_or_one_line() -> None:

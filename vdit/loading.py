@@ -55,10 +55,10 @@ def read_stage(
     """`read_own`, of adapters with their base: merged with its denoiser, or its other networks."""
     lora = adapters_in(workdir)
     if lora and stage != "dit" and stage not in _own_stages(workdir):
-        return read_stage(find(lora["base"]), stage, place, 0.0, raw)
+        return read_stage(base_of(workdir, lora), stage, place, 0.0, raw)
     step, groups, meta = read_own(workdir, stage, place, ema, raw)
     if "lora" in groups:
-        base, low = read_base(lora["base"], place), groups["lora"]
+        base, low = read_base(base_of(workdir, lora), place), groups["lora"]
         refuse_changed(meta, base, workdir)
         scale = (lora["alpha"] or lora["rank"]) / lora["rank"]
         groups = base.groups | {n: merged_in_place(base.groups[n], low[n], scale) for n in low}
@@ -74,7 +74,7 @@ def adapters_in(workdir: Path) -> dict[str, Any]:
 class Base(NamedTuple):
     """What adapters are trained on."""
 
-    workdir: str
+    source: Path
     groups: dict[str, Any]  # parameters of the denoiser and of a learned text encoder
     latents: dict[str, list[float]]  # "mean" and "std", with which it normalises them
     digest: str  # of the parameters
@@ -84,11 +84,17 @@ class Base(NamedTuple):
         return {name: np.asarray(value, np.float32) for name, value in self.latents.items()}
 
 
-def read_base(workdir: str, place: Callable[[Any], Any] | None) -> Base:
-    """The base of dit.lora.base, as it samples; see `restore_ema` for `place`."""
-    source = find(workdir)
+def base_of(workdir: Path, lora: Mapping[str, Any]) -> Path:
+    """The folder of dit.lora.base."""
+    if not (source := find(lora["base"])).joinpath("config.json").is_file():
+        raise UserError(f"{workdir}: its base is not there: dit.lora.base is {lora['base']}")
+    return source
+
+
+def read_base(source: Path, place: Callable[[Any], Any] | None) -> Base:
+    """A base as it samples; see `restore_ema` for `place`."""
     _, groups, meta = read_stage(source, "dit", place, read_config(source).sample.ema)
-    return Base(workdir, groups, meta["latents"], fingerprint(groups))
+    return Base(source, groups, meta["latents"], fingerprint(groups))
 
 
 def refuse_changed(meta: Mapping[str, Any], base: Base, workdir: Path) -> None:
@@ -96,7 +102,7 @@ def refuse_changed(meta: Mapping[str, Any], base: Base, workdir: Path) -> None:
     if meta["base"] != base.digest:
         raise UserError(
             f"{workdir}: its base has changed: adapters were trained on {meta['base'][:12]}, and"
-            f" dit.lora.base={base.workdir} now has parameters {base.digest[:12]}"
+            f" dit.lora.base={base.source} now has parameters {base.digest[:12]}"
         )
 
 
@@ -131,7 +137,7 @@ def read_own(
 def stages_of(workdir: Path) -> list[str]:
     """The stages that are trained, or exported; of adapters with those of their base."""
     lora, own = adapters_in(workdir), _own_stages(workdir)
-    return list(dict.fromkeys([*(stages_of(find(lora["base"])) if lora else ()), *own]))
+    return list(dict.fromkeys([*(stages_of(base_of(workdir, lora)) if lora else ()), *own]))
 
 
 def _own_stages(workdir: Path) -> list[str]:
@@ -144,7 +150,7 @@ def read_meta(workdir: Path, stage: str) -> dict[str, Any]:
     """The metadata that `read_stage` would read."""
     lora = adapters_in(workdir)
     if lora and stage != "dit" and stage not in _own_stages(workdir):
-        return read_meta(find(lora["base"]), stage)
+        return read_meta(base_of(workdir, lora), stage)
     if shipped.is_exported(workdir):
         return shipped.read_meta(workdir, stage)
     directory = workdir / "checkpoints" / stage
@@ -154,7 +160,7 @@ def read_meta(workdir: Path, stage: str) -> dict[str, Any]:
 def stage_shapes(workdir: Path, stage: str) -> dict[str, tuple[int, ...]]:
     """Path ("dit/blocks/...") -> shape of the parameters that `read_stage` would read."""
     if lora := adapters_in(workdir):
-        return stage_shapes(find(lora["base"]), stage)
+        return stage_shapes(base_of(workdir, lora), stage)
     if shipped.is_exported(workdir):
         return shipped.shapes(workdir, stage)
     directory = workdir / "checkpoints" / stage

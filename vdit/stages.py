@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -43,6 +44,7 @@ from vdit.errors import UserError
 from vdit.loading import Base, read_base, read_stage, refuse_changed
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
+from vdit.nn.lora import flat
 from vdit.nn.patch import to_float
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import Dense, Rows, denoising_objective
@@ -52,7 +54,7 @@ from vdit.objectives.packed import Packed
 from vdit.objectives.vae import Adversary, Perceptual, vae_objective
 from vdit.published.lpips import read_weights
 from vdit.runtime.checkpoint import IMPORTED, restore_ema
-from vdit.runtime.mesh import data_process, map_paths, param_sharding, replicated
+from vdit.runtime.mesh import data_process, param_sharding, replicated
 from vdit.runtime.processes import zero_first
 from vdit.runtime.progress import say
 from vdit.shipped import find
@@ -225,7 +227,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     objective, stream = make(config, runtime, latents, encoder, text)
     # A denoiser knows one normalisation: a run that goes on with one keeps it.
     checkpoints, place = runtime.checkpoints("dit"), functools.partial(param_sharding, runtime.mesh)
-    base = read_base(config.dit.lora.base, place) if config.dit.lora.rank else None
+    base = read_base(find(config.dit.lora.base), place) if config.dit.lora.rank else None
     learned = base.statistics() if base else initial.statistics(config, checkpoints)
     statistics = learned or latents.statistics()
     known = runtime.checkpoints("dit").newest_meta() or {}
@@ -253,15 +255,15 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
 def adapted(
     config: ConfigDict, runtime: Runtime, objective: Objective, base: Base
 ) -> tuple[Objective, dict[str, Any], str]:
-    """The objective of adapters, the frozen parameters beside them, and their digest."""
+    """The objective of adapters, the frozen parameters beside them, and their digest; uses `base`
+    up."""
     made, stored = config.dit.lora, runtime.checkpoints("dit").newest_meta()
     refuse_changed(stored or {"base": base.digest}, base, runtime.workdir)
-    dtype = BASE_DTYPES[made.base_dtype]
-
-    def cast(path: str, leaf: jax.Array) -> jax.Array:
-        return leaf.astype(dtype) if dtype and path.endswith("kernel") else leaf
-
-    groups = base.groups | {"dit": map_paths(cast, base.groups["dit"])}
+    dtype, denoiser = BASE_DTYPES[made.base_dtype], flat(base.groups.pop("dit"))
+    for path in denoiser:  # leaf by leaf: memory never holds both copies of all
+        if dtype and path.endswith("kernel"):
+            denoiser[path] = denoiser[path].astype(dtype)
+    groups = base.groups | {"dit": unflatten_dict(denoiser, sep="/")}
     return lora(objective, made.paths, made.rank, made.alpha, made.dropout), groups, base.digest
 
 

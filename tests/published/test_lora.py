@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import unflatten_dict
 from models.test_wan import given, imported, inputs, root, tokens
 from safetensors.numpy import load_file, save_file
 
 from experiments import base, dit_paper, unet
-from tools.importing.parts import denoiser_shapes
 from vdit.errors import UserError
+from vdit.initial import denoiser_shapes
 from vdit.nn.lora import flat, merged
+from vdit.nn.lora import shapes as adapter_shapes
 from vdit.published.lora import WEIGHTS, parse, places, read_adapters, to_peft
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "lora"
@@ -161,15 +163,12 @@ def test_full_updates_of_weights_biases_and_modulations(params: Any, tmp_path: P
 def test_what_is_written_comes_back(kind: str, root: Path, tmp_path: Path) -> None:
     """Every kernel of every network, convolutions too; Stable Diffusion's by diffusers' names."""
     if kind == "wan":
-        shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype),
-                              imported("t2v", root)[1])  # fmt: skip
+        shapes = imported("t2v", root)[1]
     else:
         of = {"vdit": base, "paper": dit_paper, "unet": unet}[kind].get_config
         config = of("smoke")
         config.dit.unet.temporal = False
         shapes = denoiser_shapes(config, config.text.width)
-    from vdit.nn.lora import shapes as adapter_shapes
-
     low = {}
     for path, leaf in flat(shapes).items():
         if path.endswith("/kernel"):
@@ -188,8 +187,6 @@ def test_what_is_written_comes_back(kind: str, root: Path, tmp_path: Path) -> No
 
 
 def unflat(low: dict[str, Any]) -> Any:
-    from flax.traverse_util import unflatten_dict
-
     return unflatten_dict(low, sep="/")
 
 
