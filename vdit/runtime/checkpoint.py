@@ -248,20 +248,28 @@ def _finite(arrays: Sequence[jax.Array]) -> list[jax.Array]:
 
 
 def not_finite(tree: Any) -> list[str]:
-    """The names of the arrays with a NaN or an infinity in them, wherever they are: JAX's are
-    looked at on their devices, by all processes together."""
+    """The names of the arrays with a NaN or an infinity in them, wherever they are: those on
+    accelerators, or on several devices, are looked at there, by all processes together."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     named = [(p, x) for p, x in leaves if jax.numpy.issubdtype(x.dtype, jax.numpy.inexact)]
-    device = [x for _, x in named if isinstance(x, jax.Array)]
+    device = [x for _, x in named if _elsewhere(x)]
     found = iter(jax.device_get(_finite(device)) if device else ())
 
     def good(x: Any) -> bool:
-        if isinstance(x, jax.Array):
+        if _elsewhere(x):
             return bool(next(found))
         flat = np.asarray(x).reshape(-1)
         return all(np.isfinite(flat[i : i + PIECE]).all() for i in range(0, len(flat), PIECE))
 
     return [_name(path) for path, x in named if not good(x)]
+
+
+def _elsewhere(x: Any) -> bool:
+    """Whether an array is not simply in the host's memory, where pieces of it can be looked at (all
+    at once, XLA would copy a bfloat16 array in float32)."""
+    if not isinstance(x, jax.Array):
+        return False
+    return len(x.devices()) > 1 or next(iter(x.devices())).platform != "cpu"
 
 
 def refuse_not_finite(directory: Folder, step: int, tree: Any) -> None:
