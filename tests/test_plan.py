@@ -13,8 +13,16 @@ from tools import plan
 from tools.planning import gpus, wan
 from tools.planning.chips import Topology, topology
 from tools.planning.compiler import devices_of
-from tools.planning.estimate import abstract_mesh, device_bytes, insides
-from tools.planning.hlo import collectives
+from tools.planning.estimate import (
+    Options,
+    abstract_mesh,
+    device_bytes,
+    estimate,
+    insides,
+    model_of,
+    nbytes,
+)
+from tools.planning.hlo import collectives, kernels
 from tools.planning.products import flops
 from tools.planning.step import lower_sampling, lower_training, training
 from vdit.initial import denoiser_shapes
@@ -51,6 +59,13 @@ def test_what_guidance_sends_is_explained_in_sampling_alone() -> None:
     (trained,), (sampled,) = (collectives(module, MESH, mode) for mode in ("train", "sample"))
     assert trained.axes == sampled.axes == "data"
     assert not trained.reason and "predictions" in sampled.reason
+
+
+def test_kernels_are_read_with_their_loops() -> None:
+    splash = '  %splash_mha_fwd.3 = bf16[8] custom-call(%p), custom_call_target="tpu_custom_call"\n'
+    cudnn = '  %c.1 = (f32[8], u8[0]) custom-call(%p), custom_call_target="__cudnn$fmhaSoftmax"\n'
+    text = HLO.replace("  %g = ", f"{splash}{cudnn}  %g = ").replace("  %w = ", f"{splash}  %w = ")
+    assert kernels(text) == {"splash_mha_fwd": 6, "__cudnn$fmhaSoftmax": 5}
 
 
 def test_of_branches_the_costliest_is_counted_once() -> None:
@@ -204,6 +219,25 @@ def test_the_steps_trace_from_shapes_alone(experiment: ModuleType) -> None:
     for stage in ("vae", "dit"):
         assert "stablehlo" in lower_training(config, stage, mesh).as_text()
     assert "stablehlo" in lower_sampling(config, mesh).as_text()
+
+
+def test_a_plan_of_adapters() -> None:
+    """Their base is frozen: counted, split, without moments and gradients of its kernels."""
+    config = base.get_config("smoke")
+    whole = model_of(config, "dit")
+    config.dit.auxiliary = ()
+    config.dit.lora.rank, config.dit.lora.base_dtype = 4, "bfloat16"
+    model = model_of(config, "dit")
+    trained, kept = model.state[0]["params"], nbytes(model.frozen)
+    assert trained.keys() == {"lora"} and nbytes(trained) < kept
+    assert nbytes(model.frozen["dit"]) < nbytes(whole.state[0]["params"]["dit"])  # bfloat16
+    assert nbytes(model.state[0]["opt"]) < nbytes(whole.state[0]["opt"]) / 2
+    assert 2 / 3 * 0.9 < model.model_flops / whole.model_flops < 0.95
+    sizes = mesh_sizes({"fsdp": 4}, 4)
+    made = estimate(model, Options(8), sizes, Topology("v5e", 4))
+    assert kept / 4 <= made.frozen < kept and made.params < made.frozen
+    mesh = make_mesh({"fsdp": 2}, jax.devices()[:2])
+    assert "stablehlo" in lower_training(config, "dit", mesh).as_text()
 
 
 def test_a_torus_is_cut_as_a_mesh_asks() -> None:

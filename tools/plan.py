@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from vdit.config import joined
+from vdit.config import default, joined
 from vdit.errors import UserError
 from vdit.runtime.mesh import make_mesh, mesh_sizes
 from vdit.train import check_batch
@@ -42,7 +42,7 @@ from .planning.estimate import (
     state_bytes,
     with_,
 )
-from .planning.hlo import collectives
+from .planning.hlo import collectives, kernels
 from .planning.step import lower_sampling, lower_training, token_grid, without_folder
 
 ROOM = 0.9  # usable share of a device's memory
@@ -210,7 +210,7 @@ def print_estimate(plan: Plan, mode: str, stage: str, where: Topology) -> None:
     times_of(plan, mode, stage, where, made.seconds, made.most)
     of = f"{chip.hbm / GIB:.0f} ({where.kind}, {chip.source})"
     print(f"\nGiB on a device      estimate   of {of}")
-    for name in ("params", "optimizer", "ema", "inputs", "temporaries", "total"):
+    for name in ("params", "frozen", "optimizer", "ema", "inputs", "temporaries", "total"):
         print(f"  {name:18} {getattr(made, name) / GIB:9.3f}")
     if mode == "sample":
         print(f"  {'beside it':18} {made.beside / GIB:9.3f}  text encoder and autoencoder")
@@ -222,6 +222,7 @@ class Compiled(NamedTuple):
     state: int  # bytes per device, like temporaries
     temporaries: int
     rows: list[Any]  # collectives
+    kernels: dict[str, int]  # calls by name
     seconds: float  # of compilation
 
     @property
@@ -244,10 +245,10 @@ def compile_plan(plan: Plan, mode: str, stage: str, name: str, where: Topology) 
     else:
         lowered = lower_sampling(plan.config, mesh)
     compiled = compiled_of(lowered, name, where.platform)
-    memory = compiled.memory_analysis()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
     return Compiled(
         memory.argument_size_in_bytes, memory.temp_size_in_bytes,
-        collectives(compiled.as_text(), plan.sizes, mode), time.monotonic() - began,
+        collectives(text, plan.sizes, mode), kernels(text), time.monotonic() - began,
     )  # fmt: skip
 
 
@@ -264,6 +265,9 @@ def print_compiled(plan: Plan, got: Compiled, mode: str, stage: str, where: Topo
         f"  {'total':18} {got.total / GIB:9.3f} {made.total / GIB:10.3f}"
         f" ({made.total / got.total - 1:+.0%}), {got.total / chip.hbm:.0%} of the device's"
     )
+    if got.kernels:
+        called = ", ".join(f"{name} {count:,}" for name, count in sorted(got.kernels.items()))
+        print(f"\nkernels, calls        {called}")
     if got.total > chip.hbm:
         raise UserError(f"{got.total / GIB:.1f} GiB do not fit into {chip.hbm / GIB:.0f} GiB")
     print("\ncollectives, one device              count      sent MB  why")
@@ -392,7 +396,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not options.fast:
             devices_of(options.topology, where)  # fails early without the compiler
         # A published text encoder's folder need not be at hand; its other checks are of the text.
-        known = {"text__encoder": "learned"} if without_folder(config) else {}
+        known: dict[str, Any] = {"text__encoder": "learned"} if without_folder(config) else {}
+        if config.dit.lora.rank and not config.dit.lora.base:  # nor need the base of adapters
+            known["dit__lora"] = default().dit.lora
         joined.check(with_(config, **known), where.platform)
         plan_run(config, options, where)
         return 0

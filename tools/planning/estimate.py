@@ -19,7 +19,7 @@ from vdit.config.denoiser import latent_shape
 from vdit.diffusion.sampler import configured
 from vdit.models.dit import preset
 from vdit.runtime.attention import exchange
-from vdit.runtime.mesh import AXES, STACKED, param_sharding
+from vdit.runtime.mesh import AXES, STACKED, map_paths, param_sharding
 from vdit.train import init_state
 
 from . import step
@@ -50,7 +50,7 @@ class Model(NamedTuple):
     """Mesh-independent quantities; bytes and FLOPs per sample, over all devices."""
 
     state: Any  # shapes of state and EMA; of sampling {"params": ...} and nothing
-    params: int
+    params: int  # with those that are frozen
     model_flops: float  # forward and backward, nothing twice; of sampling all its steps
     again_flops: float  # rematerialisation
     saved: Bytes  # residuals between the forward and the backward pass
@@ -62,6 +62,8 @@ class Model(NamedTuple):
     inputs: float = 0.0  # bytes of a batch's data
     stream: float = 0.0  # elements between two of the denoiser's layers; 0: not of a denoiser
     heads: int = 1
+    frozen: Any = ()  # shapes of what adapters are laid beside
+    outside: float = 0.0  # bytes of the largest parameter outside of the layers
     beside: Any = ()  # of sampling: shapes of the other parts' parameters, and those not split
 
 
@@ -76,6 +78,7 @@ class Estimate(NamedTuple):
     compute: float
     hbm: float
     ici: float
+    frozen: float = 0.0  # bytes of the base of adapters
     beside: float = 0.0  # bytes of the text encoder and the autoencoder while sampling
 
     @property
@@ -91,7 +94,7 @@ class Estimate(NamedTuple):
     @property
     def kept(self) -> float:
         """Bytes of the step's arguments."""
-        return self.params + self.optimizer + self.ema + self.inputs
+        return self.params + self.frozen + self.optimizer + self.ema + self.inputs
 
     @property
     def seconds(self) -> float:
@@ -146,13 +149,14 @@ class Kept(NamedTuple):
     wide: int  # of them those of float32
     optimizer: int
     ema: int
+    frozen: int
 
 
 def state_bytes(model: Model, sizes: Mapping[str, int]) -> Kept:
     """One device's share."""
     mesh, (state, ema) = abstract_mesh(sizes), model.state
     wide = jax.tree.map(lambda x: x if x.dtype == "float32" else None, state["params"])
-    trees = state["params"], wide, state["opt"], ema
+    trees = state["params"], wide, state["opt"], ema, model.frozen
     return Kept(*(device_bytes(mesh, tree) for tree in trees))
 
 
@@ -227,6 +231,18 @@ def layers_of(params: Any) -> tuple[int, float]:
     return max(depth.values()), stacks[most]
 
 
+def outside_of(params: Any) -> float:
+    """Bytes of the largest parameter that is in no stack of layers."""
+    found = [0]
+
+    def one(name: str, leaf: Any) -> None:
+        if not STACKED.search(name):
+            found.append(math.prod(leaf.shape) * leaf.dtype.itemsize)
+
+    map_paths(one, params)
+    return float(max(found))
+
+
 def stream_of(config: ConfigDict, stage: str) -> tuple[float, int]:
     """Elements of a clip's activations between layers of the denoiser, and its heads; 0 unless a
     denoiser is trained on clips of one shape."""
@@ -251,12 +267,14 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     remat = config.run.remat
     again = 0 if remat == "none" else gradient_flops(plain, stage, platform) - once
     group = {"vae": "vae", "dit": "dit", "classify": "vivit"}[stage]
-    layers, layer_params = layers_of({group: state["params"][group]})
+    frozen = made.frozen.get("base", {})
+    network = {group: (frozen or state["params"])[group]}
+    layers, layer_params = layers_of(network)
     stream, heads = stream_of(config, stage)
     a_layer = per_sample["none"].times(1 / layers if remat != "none" else 0.0)
     return Model(
         state=(state, ema),
-        params=sum(math.prod(x.shape) for x in jax.tree.leaves(state["params"])),
+        params=sum(math.prod(x.shape) for x in jax.tree.leaves((state["params"], frozen))),
         model_flops=once,
         again_flops=again,
         saved=per_sample[remat],
@@ -268,6 +286,8 @@ def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
         inputs=nbytes(made.batch) / made.options.batch,
         stream=stream,
         heads=heads,
+        frozen=frozen,
+        outside=outside_of(network),
     )
 
 
@@ -302,6 +322,7 @@ def sampling_of(config: ConfigDict, platform: str = "tpu") -> Model:
         inputs=nbytes(made.arguments[1:]) / config.sample.batch,
         stream=calls * stream,
         heads=heads,
+        outside=outside_of({"dit": params["dit"]}),
         beside=step.beside(config),
     )
 
@@ -340,6 +361,26 @@ def sent_between(
         yield "collective-permute", "sequence", 2 * bytes_of * local / tensor * (r - 1)
 
 
+def sent_by(
+    model: Model, parts: int, share: float, sizes: Mapping[str, int], how: str, trained: float
+) -> Iterator[Sent]:
+    """All that a device sends, `parts` times with `share` samples; `trained`: its bytes of the
+    parameters that have gradients, 0 in sampling."""
+    # Parameters are split over fsdp and sequence; the other axes of tokens sum their gradients.
+    split = sizes["fsdp"] * sizes["sequence"] if sizes["fsdp"] > 1 else 1
+    copies, summed = sizes["data"], "data"
+    if split == 1:
+        copies, summed = copies * sizes["sequence"], "data+sequence"
+    whole = 4 * model.params / sizes["tensor"]  # of one tensor shard, float32
+    gathered = parts * model.passes * whole / 2
+    if trained and not model.frozen:
+        gathered += parts * whole
+    yield "all-gather", "fsdp+sequence", gathered * (split - 1) / split
+    yield "all-reduce", summed, 2 * trained * (copies - 1) / copies
+    for kind, axes, size in sent_between(model, share, sizes, how, trained > 0):
+        yield kind, axes, parts * size
+
+
 def estimate(
     model: Model,
     options: Options,
@@ -353,7 +394,7 @@ def estimate(
     `how` is run.sequence, `kept` the `state_bytes` where they are known. Tokens are split over
     data, fsdp and sequence, heads and an MLP's inside over tensor.
     """
-    params, wide, optimizer, ema = kept or state_bytes(model, sizes)
+    params, wide, optimizer, ema, frozen = kept or state_bytes(model, sizes)
     training = bool(optimizer)
     devices = math.prod(sizes.values())
     parts = options.accumulate
@@ -368,34 +409,23 @@ def estimate(
     temporaries += wide / 2  # in bfloat16, once, before the layers run
     if training:
         temporaries += params * (2 if parts > 1 else 1)  # gradients
-    if sizes["fsdp"] > 1:  # a gathered layer in bfloat16, and its gradient
-        temporaries += model.layer_params / sizes["tensor"] * (6 if training else 2)
+    trained = training and not frozen
+    if sizes["fsdp"] > 1:  # a gathered layer in bfloat16, what else is gathered, and gradients
+        temporaries += model.layer_params / sizes["tensor"] * (6 if trained else 2)
+        temporaries += model.outside * (2 if trained else 1)
     total = options.batch * (model.model_flops + model.again_flops)
     whole = 4 * model.params / sizes["tensor"]  # of one tensor shard, float32
     # State moves once each way, bfloat16 weights once per pass, residuals twice.
     traffic = parts * model.passes * whole / 2
-    # Parameters are split over fsdp and sequence; the other axes of tokens sum their gradients.
-    split = sizes["fsdp"] * sizes["sequence"] if sizes["fsdp"] > 1 else 1
-    copies, summed = sizes["data"], "data"
-    if split == 1:
-        copies, summed = copies * sizes["sequence"], "data+sequence"
-    gathered = parts * model.passes * whole / 2
     if training:
         traffic += 2 * (2 * params + optimizer)
         traffic += 2 * parts * (saved + moved * model.layers)
-        gathered += parts * whole
     else:
         traffic += 2 * moved * model.layers * model.passes
-    sent: list[Sent] = [("all-gather", "fsdp+sequence", gathered * (split - 1) / split)]
-    if training:
-        sent.append(("all-reduce", summed, 2 * params * (copies - 1) / copies))
-    sent += [
-        (kind, axes, parts * size)
-        for kind, axes, size in sent_between(model, share, sizes, how, training)
-    ]
+    sent = sent_by(model, parts, share, sizes, how, params if training else 0)
     chip = where.chip
     return Estimate(
         params, optimizer, ema, inputs, temporaries,
         total / devices / chip.flops, traffic / chip.hbm_rate,
-        sum(where.seconds(*part, sizes) for part in sent), beside_bytes(model, sizes),
+        sum(where.seconds(*part, sizes) for part in sent), frozen, beside_bytes(model, sizes),
     )  # fmt: skip

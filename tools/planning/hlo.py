@@ -19,6 +19,7 @@ MESH = re.compile(r"replica_groups=mesh\[([^]]*)\](?:, device_ids=\(\[([\d,]+)\]
                   r" \{([^}]*)\}")  # fmt: skip
 IOTA = re.compile(r"replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 LISTED = re.compile(r"(?:replica_groups|source_target_pairs)=\{(\{[\d,{} ]*\})\}")
+CUSTOM = re.compile(r'%([^ ]+?)[.\d]* = .*custom_call_target="(tpu_custom_call|__cu[^"]+)"')
 
 # Reasons for collectives; others are flagged.
 GRADIENTS = "sums over the batch: gradients, loss, norms"
@@ -152,6 +153,18 @@ def counts(made: Mapping[str, list[str]], entry: str) -> dict[str, int]:
 
     visit(entry, 1)
     return total
+
+
+def kernels(text: str) -> Counter[str]:
+    """How often a step calls each kernel that XLA did not generate: Pallas's by the names of its
+    functions ("splash_mha_fwd_residuals"), cuDNN's and cuBLAS's by their targets."""
+    made, entry = computations(text)
+    often, found = counts(made, entry), Counter[str]()
+    for name, lines in made.items():
+        for line in lines:
+            if (call := CUSTOM.search(line)) and often.get(name):
+                found[call[1] if call[2] == "tpu_custom_call" else call[2]] += often[name]
+    return found
 
 
 def collectives(text: str, mesh: Mapping[str, int], mode: str = "train") -> list[Row]:

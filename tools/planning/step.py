@@ -17,6 +17,7 @@ from vdit import stages
 from vdit.config.autoencoder import build_lpips, build_vae
 from vdit.config.classes import read_classes
 from vdit.config.denoiser import latent_shape, targets, token_pixels
+from vdit.config.lora import BASE_DTYPES
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
 from vdit.errors import UserError
@@ -25,9 +26,10 @@ from vdit.model import Inputs, Scan, narrow, settings_of
 from vdit.models.text import TextEncoder
 from vdit.models.text_encoders import T5
 from vdit.nn.narrow import operand_dtypes
+from vdit.objectives.lora import lora
 from vdit.objectives.objective import Objective
 from vdit.published.text_folder import FAMILIES
-from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
+from vdit.runtime.mesh import batch_sharding, map_paths, param_sharding, replicated
 from vdit.tokens import Budget
 from vdit.train import abstract_state, compiled_step
 
@@ -123,7 +125,22 @@ def training(
     frozen = {"mean": channels, "std": channels}
     if encoder.frozen and kind == "ids":
         frozen["text"] = text_shapes(encoder, config.text.length)
+    if config.dit.lora.rank:
+        objective, frozen["base"] = adapted(config, objective, batch)
     return Training(stage, objective, options, batch, frozen, config.seed + 1)
+
+
+def adapted(config: ConfigDict, base: Objective, batch: Shapes) -> tuple[Objective, Any]:
+    """The objective of adapters, and the frozen parameters beside them (`stages.adapted`)."""
+    made = config.dit.lora
+    dtype = BASE_DTYPES[made.base_dtype]
+
+    def cast(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        narrow = dtype is not None and path.startswith("dit/") and path.endswith("kernel")
+        return shape(leaf.shape, dtype if narrow else leaf.dtype)
+
+    groups = map_paths(cast, jax.eval_shape(base.init, jax.random.key(0), batch))
+    return lora(base, made.paths, made.rank, made.alpha, made.dropout), groups
 
 
 def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
@@ -180,6 +197,15 @@ def placed(tree: Any, sharding: NamedSharding) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree)
 
 
+def split(tree: Any, mesh: Mesh) -> Any:
+    """The shapes of parameters, sharded as in training."""
+    return jax.tree.map(
+        lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
+        tree,
+        param_sharding(mesh, tree),
+    )
+
+
 def lowered(function: Any, mesh: Mesh, *arguments: Any, **static: Any) -> jax.stages.Lowered:
     """A jitted function for the mesh's platform, which need not be this machine's."""
     traced = function.trace(*arguments, **static)
@@ -195,6 +221,8 @@ def lower_training(config: ConfigDict, stage: str, mesh: Mesh) -> jax.stages.Low
     step = compiled_step(made.objective, made.options, config.run, mesh, abstract)
     with jax.set_mesh(mesh):
         frozen = placed(made.frozen, replicated(mesh))
+        if "base" in frozen:
+            frozen["base"] = split(made.frozen["base"], mesh)
         return lowered(step, mesh, *abstract, frozen, placed(made.batch, batch_sharding(mesh)))
 
 
@@ -257,10 +285,5 @@ def lower_sampling(config: ConfigDict, mesh: Mesh) -> jax.stages.Lowered:
     made = sampling(config, mesh)
     params, inputs = made.arguments
     with jax.set_mesh(mesh):
-        params = jax.tree.map(
-            lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where),
-            params,
-            param_sharding(mesh, params),
-        )
         inputs = placed(inputs, replicated(mesh))
-        return lowered(made.denoise, mesh, params, inputs, settings=made.settings)
+        return lowered(made.denoise, mesh, split(params, mesh), inputs, settings=made.settings)
