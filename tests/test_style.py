@@ -38,6 +38,7 @@ LAYERS = {
     "report": 13,
     "run": 14,
     "doctor": 14,
+    "flags": 14,
     "main": 15,
     "cli": 15,
     "__main__": 15,
@@ -124,7 +125,7 @@ def test_the_package_stays_small() -> None:
     core = [path for path in FILES if path not in worlds]
     assert lines(core) <= 23_000
     assert lines(FILES) <= 28_700
-    assert lines([ROOT / "vdit" / "main.py"]) <= 180
+    assert lines([ROOT / "vdit" / "main.py"]) <= 150
     assert lines([ROOT / "README.md"]) <= 200
 
 

@@ -95,9 +95,9 @@ def flags_of(name: str) -> list[tuple[str, str]]:
         ]  # fmt: skip
     if name in ("doctor", "completion"):
         return []
-    from vdit import main
+    from vdit.flags import flags_of
 
-    return [(f"--{flag}=", text) for flag, text in main.flags_of(name).items()]
+    return [(f"--{flag}=", text) for flag, text in flags_of(name).items()]
 
 
 def usage(name: str) -> str:
