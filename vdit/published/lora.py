@@ -93,7 +93,8 @@ def places(params: Mapping[str, Any]) -> dict[str, Place]:
         for pattern, name, axes in rows:
             for path, leaf in params.items():
                 if (match := re.fullmatch(pattern, path)) and "{*}" not in name:
-                    found = dict(_layers(match.expand(name), path, axes, leaf.shape)) | found
+                    for full, place in _layers(match.expand(name), path, axes, leaf.shape):
+                        found.setdefault(full, place)
     return found
 
 
