@@ -83,8 +83,6 @@ def training(
     config: ConfigDict, stage: str, mesh: Mesh | None = None, platform: str | None = None
 ) -> Training:
     """The step of stage "vae", "dit" or "classify", for a mesh or for one device of a platform."""
-    if config.dit.lora.rank:
-        raise UserError("dit.lora.rank: plans are of trainings without adapters; 0 is allowed")
     options, (height, width) = config[stage].train, config.data.size
     frozen: dict[str, Any] = {}
     batch: Shapes = {"ordinal": shape((options.batch,), jnp.uint32)}
