@@ -221,6 +221,14 @@ def test_the_steps_trace_from_shapes_alone(experiment: ModuleType) -> None:
     assert "stablehlo" in lower_sampling(config, mesh).as_text()
 
 
+def test_gpus_by_estimate_need_no_plugin(capsys: pytest.CaptureFixture[str]) -> None:
+    """Two layers of XL, whose attention would be cuDNN's."""
+    flags = ["--config=experiments/xl.py", "--config.dit.preset=1152x2x16", "--topology=h100:2x8"]
+    for mode in ("train", "sample"):
+        assert plan.main([*flags, f"--mode={mode}", "--mesh=fsdp:16", "--fast", "--row"]) == 0
+        assert "h100:2x8 | fsdp:16" in capsys.readouterr().out
+
+
 def test_a_plan_of_adapters() -> None:
     """Their base is frozen: counted, split, without moments and gradients of its kernels."""
     config = base.get_config("smoke")

@@ -54,6 +54,7 @@ from vdit.errors import UserError
 from vdit.published import weights
 from vdit.runtime.checkpoint import IMPORTED, Checkpoints
 from vdit.runtime.files import atomic_folder, write_text
+from vdit.runtime.machine import return_freed_memory
 from vdit.runtime.mesh import param_sharding
 from vdit.runtime.progress import Progress, say
 from vdit.shipped import OWN
@@ -114,6 +115,7 @@ def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Sto
             if stored is not None and parity.fits(stored, part.plan):
                 report(MODELS[stage](exact(imported.config)), params, part.plan, stored)
             del params
+            return_freed_memory()
 
 
 MODELS: dict[str, Callable[[ConfigDict], Any]] = {

@@ -254,15 +254,15 @@ def stream_of(config: ConfigDict, stage: str) -> tuple[float, int]:
 
 def model_of(config: ConfigDict, stage: str, platform: str = "tpu") -> Model:
     """Traces the step of a stage (a few seconds, no device)."""
-    made = step.training(config, stage, None, platform)
+    # Products inside a kernel are blockwise, and cuDNN's cannot be traced everywhere: plain XLA.
+    plain = with_(config, run__attention="xla")
+    made = step.training(plain, stage, None, platform)
     begin = functools.partial(init_state, made.objective, made.options, seed=made.seed)
     state, ema = jax.eval_shape(begin, made.batch)
     per_sample = {
         remat: residuals(with_(config, run__remat=remat), stage, platform)
         for remat in {"none", config.run.remat}
     }
-    # Products inside a Pallas kernel are blockwise: count those of plain XLA.
-    plain = with_(config, run__attention="xla")
     once = gradient_flops(with_(plain, run__remat="none"), stage, platform)
     remat = config.run.remat
     again = 0 if remat == "none" else gradient_flops(plain, stage, platform) - once

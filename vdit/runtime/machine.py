@@ -45,6 +45,12 @@ def keep_freed_memory() -> bool:
     return all(mallopt(ctypes.c_int(name), ctypes.c_int(value)) for name, value in settings)
 
 
+def return_freed_memory() -> None:
+    """Gives the system back what has been freed: glibc keeps much of it between large objects."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
+
+
 def operand_dtype(name: str, mesh: Mesh | None = None, platform: str | None = None) -> Any:
     """The dtype of matmul operands by its name in `DTYPES`; "auto" is the machine's fastest.
 
