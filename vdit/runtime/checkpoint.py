@@ -514,8 +514,6 @@ class Checkpoints:
             self._bad = set(all_steps(self.directory))
             return None
         self._bad = {other for other in all_steps(self.directory) if other > step}
-        if not self._bad and jax.process_index() == 0:
-            self._prune()  # as the save did, unless its process was killed
         meta = load_meta(self.directory, step)
         if check is not None:
             check(meta)
@@ -537,6 +535,8 @@ class Checkpoints:
                 iterator.set_state(json.loads(files[0].read_text(encoding="utf-8")))
         read = _read(self.directory, step, **items)
         refuse_not_finite(self.directory, step, {item: read[item] for item in abstract})
+        if not self._bad and jax.process_index() == 0:
+            self._prune()  # as the save did, unless its process was killed
         return Restored(step, read["state"], read["ema"], meta)
 
     def _make_way(self, step: int, trees: Any) -> None:
