@@ -9,7 +9,9 @@ import pytest
 from tools import fuzz
 from vdit.errors import UserError
 
-QUICK = ("mp4", "gif", "png", "jsonl", "csv", "shots", "cache", "cache_json", "lora")
+QUICK = (
+    "mp4", "gif", "png", "jsonl", "csv", "shots", "cache", "cache_json", "lora", "names", "flags"
+)  # fmt: skip
 
 
 def test_mutations_end_in_what_was_read_or_one_line() -> None:

@@ -208,7 +208,11 @@ def test_nothing_held_out_scores_the_training_clips(
     ("vae.train.adam_learning_rate", float("inf")), ("dit.train.learning_rate", 11.0),
     ("classify.train.learning_rate", -1.0), ("vae.train.discriminator.adam_learning_rate", 1e9),
     ("vae.train.ema", 1.5), ("sample.guidance", float("nan")), ("seed", -1), ("seed", 2**32),
-    ("dit.logit_normal", (float("nan"), 1.0)),
+    ("dit.logit_normal", (float("nan"), 1.0)), ("vae.train.steps", 10**23), ("text.length", 2**31),
+    ("latents.shard", 0), ("latents.batch", -1), ("sample.clips", 0), ("eval.captions", 0),
+    ("text.heads", 0), ("text.depth", -1), ("vae.width", 0), ("vae.mlp_ratio", 0.0),
+    ("vae.kl_weight", -1.0), ("dit.text_drop", 1.5), ("eval.given", -1), ("data.stride", -0.5),
+    ("sample.steps", 10**6), ("dit.patch", (1, -1)),
 ])  # fmt: skip
 def test_numbers_out_of_range_are_refused_before_anything_is_written(
     name: str, value: float, tmp_path: Path

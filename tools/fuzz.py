@@ -3,25 +3,31 @@
     python -m tools.fuzz [--mutations=10000] [--seed=0] [--only=KIND,...]
 
 A mutation is a valid file of a kind with one to four changes: flipped bits, other bytes or numbers,
-parts that are deleted, doubled or moved, tokens that trip parsers. It is read as the program reads
-it: media by the decoding processes under limits, tables as a folder's captions, shot lists as
---shots, shards and manifests as the latent cache and as a TensorFlow Datasets set, weights as an
-imported autoencoder, adapters as --lora. It must be read, or refused in one line. Anything else is
-a failure: another exception, a refusal of several lines, a process that ends or is silent for a
-minute. (Decoding processes may end, which is what they are for; those are counted separately.)
+parts that are deleted, doubled or moved, tokens that trip parsers, other numbers in a container's
+boxes (matrices, edits, colours, tiles, alpha). It is read as the program reads it: media by the
+decoding processes under limits, tables, text files and names as a folder's captions, shot lists as
+--shots, flags as a request, shards and manifests as the latent cache and as a TensorFlow Datasets
+set, weights as an imported autoencoder, adapters as --lora. It must be read, with each caption at
+its own film, or refused in one line. Anything else is a failure: another exception, a refusal of
+several lines, a process that ends or is silent for a minute. (Decoding processes may end, which is
+what they are for; those are counted separately.)
 
 Prints a table, and the kind and number of each failure: `--only=KIND --seed=S --at=NUMBER` repeats
 one. Exit status 1 after a failure, 2 for wrong arguments.
 """
 
+import contextlib
+import functools
 import json
 import multiprocessing
 import os
 import re
+import shutil
 import sys
 import tempfile
 import time
 import traceback
+import unicodedata
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -33,6 +39,7 @@ import numpy as np
 
 from vdit.data.decode import DecodeError, Decoder, Limits, one_line
 from vdit.errors import UserError
+from vdit.runtime.files import write_text
 from vdit.runtime.video import gif_bytes, webp_bytes, write_mp4
 
 from .parsers import Parser
@@ -46,16 +53,25 @@ WORDS = (
     b"[" * 3000, b"1e999", b"-1", b"0", b"NaN", b"null", b"true", b"9" * 400, b"\xff\xfe", b"[]",
     b"{}", b'""', b'"\\ud800"', b'"a\\nb"', b'"x"', b"99999999999", b"1.5", b"",
     b"\xef\xbb\xbf", b"\xe2\x80\xa8", b"\xf0\x9f\x8e\x88", b"<b>&amp;</b>", b"%s", b"=1+1",
+    b"[1]", b"[!a]", b"*", b"?", b"#", b"@", b":", b"~", b"-", b" ", b"nan", b"-inf", b"1e400",
+    b"-0", b"A", "é".encode(), b"e\xcc\x81", "ẞ".encode(), "ﬁ".encode(), "𠮷".encode() * 60,
+    b"x" * 255,
 )  # fmt: skip
+BOXES = re.compile(
+    rb"tkhd|mvhd|mdhd|elst|stts|ctts|stsd|colr|pasp|clap|irot|imir|ispe|pixi|auxC|iloc|iprp|ipma|iref"
+    rb"|pitm|av1C|avcC"
+)
 TOKEN = re.compile(rb'-?\d+(\.\d+)?|"[^"]*"|[^\W\d]+|\S')
 EXTREME = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
 class Kind(NamedTuple):
-    """`make(folder)` writes valid files and lists those to mutate; `read(folder)` reads them."""
+    """`make(folder)` writes valid files and lists those to mutate; `read(folder)` reads them;
+    `change(data, rng)` mutates one, by default as bytes or text."""
 
     make: Callable[[Path], list[Path]]
     read: Callable[[Path], None]
+    change: Callable[[bytes, np.random.Generator], bytes] | None = None
 
 
 # --------------------------------------------------------------------------------------------------
@@ -98,6 +114,18 @@ def mutate(data: bytes, rng: np.random.Generator, text: bool) -> bytes:
     return bytes(mutated)
 
 
+def mutate_boxes(data: bytes, rng: np.random.Generator) -> bytes:
+    """Data with one to four other numbers in the boxes of an MP4, MOV or AVIF."""
+    mutated, places = bytearray(data), [found.end() for found in BOXES.finditer(data)]
+    for _ in range(int(rng.integers(1, 5))):
+        at = places[rng.integers(0, len(places))] + int(rng.integers(0, 24)) * 2
+        width = 2 ** int(rng.integers(0, 3))
+        value = (*EXTREME, 0x10000, 0xFFFF0000, 9, 16, 18, int(rng.integers(0, 2**32)))
+        number = value[rng.integers(0, len(value))] % 256**width
+        mutated[at : at + width] = number.to_bytes(width, "big")
+    return bytes(mutated)
+
+
 def mend_png(data: bytes) -> bytes:
     """A PNG file with correct checksums, as far as its chunks can be followed."""
     mutated, at = bytearray(data), 8
@@ -120,7 +148,7 @@ def _video() -> np.ndarray:
     return (ramp * 2654435761 >> 13 & 255).astype(np.uint8)
 
 
-def _media(suffix: str, write: Callable[[Path], Any]) -> Kind:
+def _media(suffix: str, write: Callable[[Path], Any], change: Any = None) -> Kind:
     """A media file, probed and decoded like the films of a folder."""
     decoder: list[Decoder] = []
 
@@ -137,7 +165,7 @@ def _media(suffix: str, write: Callable[[Path], Any]) -> Kind:
         for piece in decoder[0].stream(path, 10.0, (16, 16), until=60.0):
             assert piece.dtype == np.uint8 and piece.shape[1:] == (16, 16, 3)
 
-    return Kind(make, read)
+    return Kind(make, read, change)
 
 
 def _by_av(
@@ -170,7 +198,12 @@ def _image(kind: str) -> Callable[[Path], None]:
 
         profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
         profile = profile.replace(b"\0s\0R\0G\0B", b"\0o\0t\0h\0r")  # sRGB's own are not applied
-        Image.fromarray(_video()[0]).save(path, kind, icc_profile=profile)
+        exif = Image.Exif()
+        exif[0x0112] = 5  # of an AVIF boxes irot and imir
+        picture = Image.fromarray(_video()[0])
+        if kind != "JPEG":
+            picture.putalpha(128)
+        picture.save(path, kind, icc_profile=profile, exif=exif)
 
     return write
 
@@ -196,10 +229,118 @@ def _table(name: str, text: str) -> Kind:
     return Kind(make, read)
 
 
+def _lines(name: str, text: str, read: Callable[[Path, list[str]], None]) -> Kind:
+    """A file of lines, as UTF-8 with what is none replaced by surrogates, as in names of files."""
+
+    def make(folder: Path) -> list[Path]:
+        (folder / name).write_text(text, encoding="utf-8")
+        return [folder / name]
+
+    def lines(folder: Path) -> None:
+        read(folder, os.fsdecode((folder / name).read_bytes()).split("\n"))
+
+    return Kind(make, lines)
+
+
+def _read_names(folder: Path, names: list[str]) -> None:
+    """Films of these names, each with a text beside it or a row in other spellings; and samples."""
+    from vdit.data.captions import rows
+    from vdit.show import slug, unused
+
+    root = folder / "clips"
+    root.mkdir()
+    try:
+        films: list[str] = []
+        for name in names:
+            with contextlib.suppress(OSError, ValueError):  # no name of a file
+                path = root / f"{name}.mp4"
+                if path.parent == root and not path.exists():
+                    path.touch()
+                    films.append(path.name)
+        known = {name: f"caption {k}" for k, name in enumerate(films)}
+        for name, caption in known.items():
+            with contextlib.suppress(OSError):
+                (root / name).with_suffix(".txt").write_text(caption)
+        for row in rows(root, strict=False) if films else ():
+            assert known[row.file] == row.caption, f"{row.file!a} has {row.caption}"
+        for path in root.glob("*.txt"):
+            path.unlink()
+        form = ("NFC", "NFD")[len(names) % 2]
+        listed = [
+            json.dumps({"file": unicodedata.normalize(form, name), "caption": caption})
+            for name, caption in known.items()
+        ]
+        (root / "captions.jsonl").write_text("\n".join(listed))
+        same = Counter(unicodedata.normalize(form, name) for name in films)
+        for row in rows(root, strict=False) if films else ():
+            alone = same[unicodedata.normalize(form, row.file)] == 1
+            assert known[row.file] == row.caption or not alone, f"{row.file!a} has {row.caption}"
+        for name in names:
+            path = unused(root / "samples", f"{slug(name)}-{2**32 - 1}")
+            assert path.parent == root / "samples" and not path.exists()
+            write_text(path, "")
+    finally:
+        shutil.rmtree(root)
+
+
+def _read_flags(folder: Path, lines: list[str]) -> None:
+    """A request's flags, one a line, up to the work of the model."""
+    from types import SimpleNamespace
+
+    from vdit import main
+    from vdit.config import default
+    from vdit.config.command import plain
+    from vdit.config.denoiser import build_dit
+    from vdit.sample import Model
+    from vdit.show import parse_size, read_given
+
+    values: dict[str, Any] = {"seconds": None, "fps": None, "size": None, "num": 1, "seed": 0}
+    given: list[str] = []
+    for line in plain(lines):
+        name, _, text = line.removeprefix("--").partition("=")
+        if name == "given":
+            given.append(text)
+        elif name in values:
+            try:
+                values[name] = main.FLAGS[name].parser.parse(text)
+            except (TypeError, ValueError) as error:  # absl's own line
+                raise UserError(" ".join(str(error).split())) from None
+    config = default()
+    asked: Any = SimpleNamespace(
+        config=config, classes=(), tokenizer=SimpleNamespace(encode=lambda *given: None),
+        check_parts=lambda *given: None, dit=build_dit(config),
+    )  # fmt: skip
+    clip = Model.clip(asked, values["seconds"], values["fps"], parse_size(values["size"]))
+    assert 0 < clip.frames and 0 < clip.fps <= 240
+    num = min(values["num"], 4) if values["num"] > 0 and values["num"] < 2**16 else values["num"]
+    rows = Model._asks(asked, ["a"], clip, num, values["seed"], [], [])
+    assert all(0 <= row.seed < 2**32 for row in rows)
+    for text in given:
+        with contextlib.suppress(DecodeError):  # there is no such file
+            read_given(str(folder / text.replace("\0", "")), clip.fps, (8, 8), 9)
+
+
 def _plain(caption: str) -> None:
     """Asserts that a caption is one line of encodable text."""
     assert caption.strip() and "\n" not in caption
     caption.encode("utf-8")
+
+
+def _beside() -> Kind:
+    """A film with a text file beside it."""
+
+    def make(folder: Path) -> list[Path]:
+        (folder / "one.mp4").touch()
+        (folder / "one.txt").write_text("a “red” ball\r\nfalls, 球 🎈\n", encoding="utf-8")
+        return [folder / "one.txt"]
+
+    def read(folder: Path) -> None:
+        from vdit.data.captions import rows
+
+        for row in rows(folder, strict=False):
+            _plain(row.caption)
+
+    return Kind(make, read)
 
 
 def _make_shots(folder: Path) -> list[Path]:
@@ -358,8 +499,21 @@ KINDS = {
     "weights_json": Kind(lambda folder: _make_weights(folder, "config.json"), _read_weights),
     "lora": Kind(lambda folder: _make_lora(folder, "adapter_model.safetensors"), _read_lora),
     "lora_json": Kind(lambda folder: _make_lora(folder, "adapter_config.json"), _read_lora),
-}
-TEXT = ("jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json", "lora_json")
+    "turned_boxes": _media(
+        "mov", _by_av("libx264", "yuv420p", rotation=90, colour=(9, 18, 9)), mutate_boxes
+    ),
+    "avif_boxes": _media("avif", _image("AVIF"), mutate_boxes),
+    "caption": _beside(),
+    "names": _lines("names", "one\nÜber größe\na b [1]\n-x @ 2.5\n🎬 50% #1\n", _read_names),
+    "flags": _lines(
+        "flags", "--seconds=2.5\n--fps=12\n--size=32x48\n--num=2\n--seed=7\n--given=a@b.png@0.5\n",
+        _read_flags,
+    ),
+}  # fmt: skip
+TEXT = (
+    "jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json", "lora_json", "caption",
+    "names", "flags",
+)  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------
@@ -404,7 +558,8 @@ class Case:
         """Mutation `number` of a seed."""
         rng = np.random.default_rng((seed, list(KINDS).index(self.name), number))
         path = sorted(self.good)[int(rng.integers(0, len(self.good)))]
-        data = mutate(self.good[path], rng, self.name in TEXT)
+        change = self.kind.change or functools.partial(mutate, text=self.name in TEXT)
+        data = change(self.good[path], rng)
         if self.name == "png" and rng.integers(0, 2):
             data = mend_png(data)
         path.write_bytes(data)

@@ -39,6 +39,7 @@ PROCESS = flags.DEFINE_integer("process", None, "index of this process, from 0")
 
 def parse(argv: Sequence[str]) -> tuple[str | None, Path]:
     """Reads the flags: the config's path as given, and the workdir (runs/NAME[-ARGUMENT])."""
+    command.check_folder()
     path = next((a.split("=", 1)[1] for a in argv if a.lstrip("-").startswith("config=")), None)
     file, _, argument = (path or "").partition(":")
     command.check_flags(argv[1:], FLAGS)
@@ -47,7 +48,7 @@ def parse(argv: Sequence[str]) -> tuple[str | None, Path]:
     try:
         rest = FLAGS(list(argv))
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(command.of_flags(error)) from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; flags are --name=value")
     if MODE.value not in MODES:

@@ -34,22 +34,23 @@ def read_given(
 
     Refuses a time outside the clip of `frames`; cuts frames behind its end.
     """
+    shown = one_line(text)
     name, at, seconds = text.rpartition("@")
     if not at or not _is_number(seconds) or (Path(text).exists() and not Path(name).exists()):
         name, seconds = text, "0"
     try:
         frame = round(float(seconds) * fps)
     except (ValueError, OverflowError):
-        raise UserError(f"--given={text}: FILE@SECONDS is expected") from None
+        raise UserError(f"--given={shown}: FILE@SECONDS is expected") from None
     last = (frames - 1) / fps
     if not 0 <= frame < frames:
-        raise UserError(f"--given={text}: the clip lasts from 0 to {last:g} s")
+        raise UserError(f"--given={shown}: the clip lasts from 0 to {last:g} s")
     video, said = read_clip(name, fps, size, frames if size else 1)
     if len(video) > frames - frame:
         video = video[: frames - frame]
         said += f", cut to {len(video)} frames"
     if len(video) >= frames:
-        raise UserError(f"--given={text} fills the clip of {last:g} s: a longer one is needed")
+        raise UserError(f"--given={shown} fills the clip of {last:g} s: a longer one is needed")
     return Given(video, frame), said
 
 
@@ -88,7 +89,7 @@ def parse_size(text: str | None) -> tuple[int, int] | None:
         return None
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
     if not match:
-        raise UserError(f"--size={text}: HEIGHTxWIDTH is expected, e.g. 32x48")
+        raise UserError(f"--size={one_line(text)}: HEIGHTxWIDTH is expected, e.g. 32x48")
     return int(match[1]), int(match[2])
 
 

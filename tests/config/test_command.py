@@ -25,6 +25,25 @@ def test_a_space_and_a_home_are_understood(monkeypatch: pytest.MonkeyPatch) -> N
     assert command.plain(["--negative=~/x", "--out=~/x"]) == ["--negative=~/x", "--out=/home/me/x"]
 
 
+def test_a_folder_that_is_gone_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(UserError, match="the current folder is gone"):
+        main.parse(["vdit", "--workdir=run"])
+
+
+@pytest.mark.parametrize("flag, words", [
+    ("--config.nosuch=1", "--config has no field 'nosuch'"),
+    ("--config.vae.widht=3", "--config has no field 'widht' Did you mean \"width\" instead of"),
+])  # fmt: skip
+def test_an_unknown_field_is_named(flag: str, words: str) -> None:
+    code = "import sys; from vdit import main; main.parse(sys.argv)"
+    command = [sys.executable, "-c", code, f"--config={ROOT}/experiments/base.py", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert words in done.stderr.splitlines()[-1]
+
+
 def test_a_colon_in_a_path_is_told(tmp_path: Path) -> None:
     (tmp_path / "a:b").mkdir()
     (tmp_path / "a:b" / "c.py").write_text("")

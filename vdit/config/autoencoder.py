@@ -79,7 +79,9 @@ def check(config: ConfigDict) -> None:
 
 SECTION = shared.Section(fields, check, free=("chunk", "tile", *shared.FREE_OF_TRAINING))
 LATENTS = shared.Section(
-    latents_fields, lambda config: shared.check_positive(config, "latents.clips"), free=("batch",)
+    latents_fields,
+    lambda config: shared.check_positive(config, "latents.clips", "latents.batch", "latents.shard"),
+    free=("batch",),
 )
 
 
@@ -91,6 +93,8 @@ class Row(NamedTuple):
 
 
 def _check_vivit(config: ConfigDict) -> None:
+    sizes = ("width", "encoder_depth", "decoder_depth", "mlp_ratio")
+    shared.check_positive(config, *(f"vae.{name}" for name in sizes))
     heads, width = config.vae.heads, config.vae.width
     if heads < 1 or width % (2 * heads):
         raise shared.refusal(config, "vae.heads vae.width", "heads of even width are allowed")

@@ -10,7 +10,7 @@ import sys
 import traceback
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from ml_collections import ConfigDict
 
@@ -74,6 +74,23 @@ def plain(argv: Sequence[str]) -> list[str]:
         return name + equals + os.path.expanduser(value)
 
     return [expanded(word) for word in words]
+
+
+def check_folder() -> None:
+    """Refuses (UserError) a current folder that has been deleted: no path means anything there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the current folder is gone ({error.strerror}): cd to another") from error
+
+
+def of_flags(error: Exception) -> str:
+    """The line of an error that absl or ml_collections raises for a flag."""
+    said: Any = error
+    while isinstance(error, AttributeError | KeyError) and isinstance(said, Exception):
+        said = said.args[0] if said.args else "of that name"
+    unknown = "" if said is error else "--config has no field "
+    return unknown + " ".join(str(said).split())
 
 
 def load(path: str) -> ConfigDict:

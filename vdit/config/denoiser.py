@@ -87,8 +87,9 @@ def check(config: ConfigDict) -> None:
     jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
     if "truth" in targets(config):
         sources.known(config, "truth", "dit.auxiliary")
-    if not 0.0 <= config.dit.caption_drop <= 1.0:
-        raise shared.refusal(config, "dit.caption_drop", "0 to 1 is allowed")
+    for name in ("text_drop", "caption_drop"):
+        if not 0.0 <= config.dit[name] <= 1.0:
+            raise shared.refusal(config, f"dit.{name}", "0 to 1 is allowed")
 
 
 SECTION = shared.Section(

@@ -1,7 +1,7 @@
 """All sections, and the checks that read several of them."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -55,14 +55,33 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     _check_chunk(config)
     if "classify" in config.stages:
         _check_classify(config)
+    for name, value in _numbers(config):  # last, for most fields have a narrower range
+        if value < 0 and name not in SIGNED:
+            raise UserError(f"{name} is {value}: 0 or more is allowed")
+
+
+MOST_STEPS = 10_000  # of sampling
+MOST = 2**31 - 1  # what a 32-bit integer holds
+SIGNED = {f"config.mesh.{name}" for name in ("data", "fsdp", "tensor", "sequence")} | {
+    "config.dit.logit_normal", "config.sample.guidance", "config.sample.push"
+}  # fmt: skip
+
+
+def _numbers(config: ConfigDict) -> Iterator[tuple[str, int | float]]:
+    """All numbers of the configuration, by the names of their fields."""
+    for name, value in flat(config, "config").items():
+        numbers = value if isinstance(value, list) else [value]
+        yield from ((name, x) for x in numbers if isinstance(x, int | float))
 
 
 def _check_numbers(config: ConfigDict) -> None:
-    """Refuses what is not finite, and a seed that JAX or a world does not take."""
-    for name, value in flat(config, "config").items():
-        numbers = value if isinstance(value, (list, tuple)) else [value]
-        if any(isinstance(x, float) and not math.isfinite(x) for x in numbers):
+    """Refuses what is not finite or no array can have, and a seed that JAX or a world does not
+    take."""
+    for name, value in _numbers(config):
+        if not math.isfinite(value):
             raise UserError(f"{name} is {value}: finite numbers are allowed")
+        if abs(value) > MOST and name != "config.seed":
+            raise UserError(f"{name} is {value}: up to {MOST} is allowed")
     if not 0 <= config.seed < 2**32 - 1:  # stage dit draws with the next one
         raise UserError(f"config.seed is {config.seed}: 0 to {2**32 - 2} is allowed")
 
@@ -168,6 +187,8 @@ def times_of(config: ConfigDict, settings: Any) -> jax.Array:
 
     dit.shift stands for a shift of 0; grids that set noise levels themselves are not shifted.
     """
+    if not 1 <= settings.steps <= MOST_STEPS:
+        raise UserError(f"sample.steps is {settings.steps}: 1 to {MOST_STEPS} is allowed")
     shift = settings.shift or config.dit.shift
     if settings.spacing not in schedule.SHIFTED:
         shift = 1.0

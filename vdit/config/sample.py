@@ -46,7 +46,7 @@ def fields() -> ConfigDict:
 def check(config: ConfigDict) -> None:
     """Checks the sampler and the sizes."""
     shared.check_names(config, {"sample.sampler": SAMPLERS})
-    shared.check_positive(config, "sample.steps", "sample.batch", "sample.zoom")
+    shared.check_positive(config, "sample.steps", "sample.batch", "sample.clips", "sample.zoom")
     if not 0 <= config.sample.ema <= LONGEST:
         raise shared.refusal(config, "sample.ema", f"0 to {LONGEST} is allowed")
 
@@ -63,4 +63,4 @@ def eval_fields() -> ConfigDict:
 
 
 SECTION = shared.Section(fields, check)
-EVAL = shared.Section(eval_fields, lambda config: None)
+EVAL = shared.Section(eval_fields, lambda config: shared.check_positive(config, "eval.captions"))

@@ -41,6 +41,9 @@ def check(config: ConfigDict) -> None:
     shared.check_only(config, ("text.path",), "text.encoder", text_folder.FAMILIES)
     if config.text.encoder in text_folder.FAMILIES:
         build_text_encoder(config, build_tokenizer(config, Path()))  # reads no tensors yet
+    if config.text.encoder == "learned":
+        shared.check_positive(config, *(f"text.{n}" for n in ("vocab", "width", "depth", "heads")))
+        build_text_encoder(config, Vocabulary(config.text.vocab))
 
 
 SECTION = shared.Section(fields, check, free=("path",))  # a folder counts by its content

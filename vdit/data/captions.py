@@ -80,7 +80,8 @@ def rows(
     skips = _Skips(shown, strict, [] if skipped is None else skipped)
     unused: Skipped = []
     clips, exact = _files(root, skips, unused)
-    texts = {_nfc(stem): text for stem, text in exact.items()} | exact
+    stems = {os.path.splitext(name)[0] for name in clips}
+    texts = {_nfc(stem): text for stem, text in exact.items() if stem not in stems} | exact
     if not clips:
         raise UserError(f"{shown}: no clips in this folder ({', '.join(SUFFIXES)})")
     tables = [name for name in TABLES if (root / name).is_file()]
