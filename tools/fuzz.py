@@ -32,7 +32,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -265,7 +265,7 @@ def _read_names(folder: Path, names: list[str]) -> None:
             assert known[row.file] == row.caption, f"{row.file!a} has {row.caption}"
         for path in root.glob("*.txt"):
             path.unlink()
-        form = ("NFC", "NFD")[len(names) % 2]
+        form: Literal["NFC", "NFD"] = "NFD" if len(names) % 2 else "NFC"
         listed = [
             json.dumps({"file": unicodedata.normalize(form, name), "caption": caption})
             for name, caption in known.items()
