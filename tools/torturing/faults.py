@@ -119,10 +119,10 @@ CHAINS: dict[str, list[Fault]] = {
     "failing": [
         _failing(name)  # in the order of a run: each life comes to the next one
         for name in (
-            r"config\.json$", r"/\.lock$", r"metrics\.jsonl$", "tfevents", r"vae/\d+$", "digests",
-            "tokenizer", r"latents/.*array_record$", r"array_record\.json$", "manifest",
-            r"dit/\d+$", r"samples/.*mp4$", r"samples/.*webp$", r"samples/.*json$", "sheet", "wall",
-            "reconstructions", r"loss\.png$", r"report\.html$",
+            r"/\.lock$", "tokenizer", r"captions\.json$", r"config\.json$", r"metrics\.jsonl$",
+            "tfevents", r"vae/\d+$", "digests", r"latents/.*array_record$", r"array_record\.json$",
+            "manifest", r"dit/\d+$", r"samples/.*mp4$", r"samples/.*webp$", r"samples/.*json$", "sheet",
+            "wall", "reconstructions", r"loss\.png$", r"report\.html$",
         )
     ],
     "small": [_small(512), _small(4096)],
