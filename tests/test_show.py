@@ -153,6 +153,11 @@ def test_given_files_may_have_an_at_in_their_name(
     assert (part.frame, read) == (2 if at == "@0.2" else 0, str(tmp_path / name))
 
 
+def test_a_name_that_no_file_can_have_is_one_line() -> None:
+    with pytest.raises(UserError, match="File name too long"):
+        read_given("x" * 300 + "@0.5", 10.0, (8, 8), 9)
+
+
 def test_a_shot_list_may_have_a_byte_order_mark(tmp_path: Path) -> None:
     text = json.dumps([{"start": 0, "caption": "Übel"}], ensure_ascii=False)
     (tmp_path / "shots.json").write_text(text, encoding="utf-8-sig")

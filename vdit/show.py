@@ -36,7 +36,7 @@ def read_given(
     """
     shown = one_line(text)
     name, at, seconds = text.rpartition("@")
-    if not at or not _is_number(seconds) or (Path(text).exists() and not Path(name).exists()):
+    if not at or not _is_number(seconds) or (os.path.exists(text) and not os.path.exists(name)):
         name, seconds = text, "0"
     try:
         frame = round(float(seconds) * fps)
