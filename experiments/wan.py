@@ -54,7 +54,7 @@ def get_config(variant: str = "1.3b") -> ConfigDict:
                 kind = tuple if isinstance(value, list) else type(value)
                 section, field = name.rsplit(".", 1)
                 value_of(config, section)[field] = config_dict.placeholder(kind)
-    config.stages = ("latents", "dit")
+    config.stages = ("latents", "dit", "low") if variant == "a14b" else ("latents", "dit")
     config.data.source = "folder"
     config.data.path = ""  # set by --config.data.path=CLIPS
     config.data.heldout = 0.0

@@ -16,14 +16,20 @@ from experiments import wan
 from tests.published.test_wan_pipeline import pipeline
 from tools import export_weights, import_weights
 from vdit import run
-from vdit.config.denoiser import training_times
+from vdit.config.denoiser import build_denoiser, training_times
 from vdit.config.identity import inherit
+from vdit.config.text import build_text_encoder, build_tokenizer
+from vdit.data.latents import Latents
 from vdit.errors import UserError
+from vdit.nn.patch import unpatchify
+from vdit.objectives.diffusion import Dense
 from vdit.published.layouts import STEM
-from vdit.runtime.checkpoint import load_meta, restore_ema
+from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
 from vdit.runtime.metrics import read
 from vdit.runtime.video import write_mp4
 from vdit.sample import Given, load
+from vdit.stages import pattern_table
+from vdit.tokens import pattern_shares
 
 PROMPT = "a small red ball falls"
 
@@ -52,7 +58,8 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
             return root / "clips"
         source, imported = root / f"source-{kind}", root / f"imported-{kind}"
         if not source.exists():
-            pipeline(source, kind)
+            name, _, two = kind.partition("-")
+            pipeline(source, two or name, 0.9 if two else None)
             command = [f"--source={source}", f"--workdir={imported}"]
             assert import_weights.main(command) == 0
         if what == "source":
@@ -164,6 +171,60 @@ def test_given_frames_are_trained_where_tokens_have_times(places: Callable[..., 
     np.testing.assert_array_equal(video[:1], image)
     with pytest.raises(UserError, match="given.image is 0.8 .* one time for all tokens"):
         run.run(configured(places("clips"), **shares), places("work"))
+
+
+def test_image_to_video_learns_from_first_frames(places: Callable[..., Path]) -> None:
+    """Latents and features of each clip's first frame are cached; in front of them is a mask."""
+    work = places("work", "i2v")
+    config = configured(places("clips"), **{"dit.train.steps": 1})
+    run.run(config, work)
+    cached = [Latents(work / "latents")[i] for i in range(2)]
+    batch = {name: np.stack([row[name] for row in cached]) for name in cached[0]}
+    assert batch["beside"].shape == (2, 3, 8, 12, 3) and batch["image"].shape == (2, 10, 6)
+    encoder, table = (
+        build_text_encoder(config, build_tokenizer(config, work)),
+        pattern_table(config),
+    )
+    denoiser, given = build_denoiser(config, encoder), pattern_shares(table, dict(config.dit.given))
+    meta = load_meta(work / "checkpoints" / "dit", 1)["latents"]
+    mean, std = (np.array(meta[name], np.float32) for name in ("mean", "std"))
+    rows = Dense(table, given, training_times(config), 0.0)
+    batch |= {"ordinal": np.arange(2, dtype=np.uint32)}
+    frozen = {"mean": jax.numpy.asarray(mean), "std": jax.numpy.asarray(std)}
+    condition = rows.draw(denoiser, {}, frozen, batch, jax.random.key(0)).condition
+    beside = unpatchify(condition.beside.reshape(2, 3, 4, 6, -1), (1, 2, 2))
+    assert (beside[:, 0, ..., :4] == 1).all() and (beside[:, 1:, ..., :4] == 0).all()
+    plain = (batch["beside"].astype(np.float32) - mean) / std
+    np.testing.assert_allclose(beside[..., 4:], plain, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(condition.image, batch["image"].astype(np.float32))
+    # The first latent frame is of the image alone, as the clip's own; the others are of grey.
+    np.testing.assert_allclose(batch["beside"][:, 0], batch["latent"][:, 0], atol=2e-3)
+    assert np.abs(batch["beside"][:, 1:] - batch["latent"][:, 1:3]).max() > 0.1
+    image = np.zeros((1, 32, 48, 3), np.uint8)
+    video = load(work).generate(PROMPT, given=[Given(image)], steps=1, seconds=0.1)[0].video
+    assert video.shape == (5, 32, 48, 3)
+
+
+def test_experts_are_trained_one_by_one(places: Callable[..., Path], tmp_path: Path) -> None:
+    """Each at its own times; the other one stays the imported one, also in the pipeline."""
+    work = places("work", "a14b-t2v")
+    directory = work / "checkpoints"
+    config = configured(places("clips"), **{"dit.train.steps": 1})
+    config.stages = ("latents", "low")
+    run.run(config, work)
+    assert [newest_good_step(directory / stage) for stage in ("dit", "low")] == [0, 1]
+    out = tmp_path / "out"
+    assert export_weights.main([f"--workdir={work}", f"--out={out}", "--pipeline=link"]) == 0
+    assert [p.name for p in sorted(out.iterdir()) if not p.is_symlink()] == ["transformer_2"]
+    config.stages = ("latents", "dit", "low")
+    run.run(config, work)
+    assert [newest_good_step(directory / stage) for stage in ("dit", "low")] == [1, 1]
+    high, low = (training_times(config, stage) for stage in ("dit", "low"))
+    u = jax.numpy.linspace(0.0, 0.999, 500)
+    assert (high(u) >= 0.9).all() and (low(u) <= 0.9).all() and low(u).max() > 0.89
+    config.stages = ("latents", "low")
+    with pytest.raises(UserError, match="low is allowed for two experts"):
+        run.run(configured(places("clips"), stages=config.stages), places("work"))
 
 
 def test_meshes_learn_the_same(places: Callable[..., Path]) -> None:

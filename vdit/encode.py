@@ -17,7 +17,13 @@ from ml_collections import ConfigDict
 
 from vdit.config.autoencoder import build_vae
 from vdit.config.classes import write_classes
-from vdit.config.denoiser import targets, token_pixels
+from vdit.config.denoiser import (
+    build_dit,
+    build_image_encoder,
+    conditions_content,
+    targets,
+    token_pixels,
+)
 from vdit.config.identity import digest, stage_fields
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
@@ -28,6 +34,7 @@ from vdit.errors import Interrupted, UserError
 from vdit.initial import take_tokenizer
 from vdit.models.autoencoder import encode_in_chunks
 from vdit.models.text import encode_features
+from vdit.models.wan import begun_with
 from vdit.nn.patch import pad_to_multiple, to_float
 from vdit.runtime.files import read_cache, write_text
 from vdit.runtime.fingerprint import fingerprint
@@ -53,6 +60,8 @@ def cache_latents(config: ConfigDict, runtime: Runtime, vae_params: Params) -> L
         content["truth"] = "with"
     if config.dit.lora.rank:  # fields say how the autoencoder was trained, unless it is a base's
         content["vae"] = fingerprint(vae_params["vae"])
+    if build_dit(config).beside:
+        content |= conditions_content(config) | {"beside": "with"}
     mine = digest(stage_fields(config, "latents") | content)
     count = min(config.latents.clips, len(clips))
     if agreed(_is_finished(folder, mine, count)):
@@ -101,6 +110,9 @@ class ClipEncoder:
         )
         self._captions = CaptionEncoder(config, runtime.workdir, clips)
         self._videos = VideoEncoder(config, runtime, vae_params)
+        # Image to video: the first frame's latents beside the noisy ones, and its features
+        self._beside, self._images = build_dit(config).beside > 0, build_image_encoder(config)
+        self._image_params = None if self._images is None else self._images.load()
 
     def shard(self, indices: range) -> Elements:
         """The elements of clips, in order; clips of one shape are encoded together."""
@@ -122,20 +134,32 @@ class ClipEncoder:
 
         before = None
         for rows, video in ahead(read, range(0, len(indices), size)):
-            encoded = self._videos.encode(video)
+            encoded = self._videos.encode(video), self._image(video)
             if before is not None:
                 yield from self._elements(*before)
             before = rows, encoded
         if before is not None:
             yield from self._elements(*before)
 
+    def _image(self, video_BTHW3: np.ndarray) -> dict[str, jax.Array]:
+        """ "beside" and "image" of clips, as `objectives.diffusion.Dense` takes them."""
+        if not self._beside:
+            return {}
+        first, count = video_BTHW3[:, 0], video_BTHW3.shape[1]
+        found = {"beside": self._videos.encode_alone(begun_with(first, count))}
+        if self._images is not None:
+            features = self._images.features(self._image_params, [*first])
+            found["image"] = features.astype(jnp.float16)
+        return found
+
     def _elements(
-        self, rows: Sequence[Mapping[str, Any]], encoded: tuple[jax.Array, jax.Array]
+        self, rows: Sequence[Mapping[str, Any]], encoded: Any
     ) -> Iterator[dict[str, np.ndarray]]:
         captions = self._captions.encode(rows)
-        latent, variance = (np.asarray(value) for value in encoded)
+        (latent, variance), image = jax.tree.map(np.asarray, encoded)
         for i, (row, caption) in enumerate(zip(rows, captions, strict=True)):
             element = {"latent": latent[i], "variance": variance[i]} | caption
+            element |= {name: value[i] for name, value in image.items()}
             if "fps" in row:  # data.shapes
                 element["fps"] = np.float32(row["fps"])
                 element["frames"] = np.int32(self._videos.latent_frames(len(row["video"])))
@@ -302,6 +326,13 @@ class VideoEncoder:
             ]
             latent, variance = jnp.split(jnp.concatenate(encoded, axis=1), 2, axis=-1)
             return latent.astype(jnp.float16), variance.mean((1, 2, 3))
+
+    def encode_alone(self, video_BTHW3: np.ndarray) -> jax.Array:
+        """Latents of clips, without extra spans."""
+        with jax.set_mesh(self._mesh):
+            video = jax.device_put(video_BTHW3, batch_sharding(self._mesh))
+            encoded = encode_in_chunks(self._encode_chunk, video, self._patch, self._chunk)
+            return jnp.split(encoded, 2, axis=-1)[0].astype(jnp.float16)
 
 
 def _encode_chunk(

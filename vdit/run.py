@@ -54,13 +54,17 @@ def run(config: ConfigDict, workdir: Path, watch: Watch | None = None) -> None:
         metrics.write("run", 0, machine)
         results: dict[str, Any] = {}
         started = time.monotonic()
-        for name in _with_needs(config.stages):
+        names = _with_needs(config.stages)
+        for name in names:
             if name in config.stages and preemption.reached(0):
                 raise Interrupted(f"stopped before stage {name}; run again")
             preemption.rest()
             stage = STAGES[name]
             needed = (results[stage.needs],) if stage.needs else ()
-            results[name] = stage.run(config, runtime, *needed)
+            result = stage.run(config, runtime, *needed)
+            if name in [STAGES[other].needs for other in names]:  # else its memory is free again
+                results[name] = result
+            del result
             if name in config.stages:
                 say(f"{name}: done in {clock(time.monotonic() - started)}")
                 started = time.monotonic()
@@ -76,7 +80,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
     content: dict[str, str] = {}
 
     def refuse_other() -> None:
-        for stage in ("vae", "dit", "classify"):
+        for stage in ("vae", "dit", "low", "classify"):
             stages.refuse_other(config, stage, dataclasses.replace(runtime, content=content))
 
     refuse_other()  # before films are decoded
@@ -85,7 +89,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
             clips = sources.source(config, "train", workdir)
             content = sources.identity(config, clips)
             refuse_other()
-            if not {"latents", "dit"}.isdisjoint(config.stages):
+            if not {"latents", "dit", "low"}.isdisjoint(config.stages):
                 check_captions(config, workdir, clips)
     with zero_first("config"):
         if zero:
@@ -164,6 +168,7 @@ STAGES = {
     "vae": Stage(stages.train_vae),
     "latents": Stage(stages.cache_latents, needs="vae"),
     "dit": Stage(stages.train_dit, needs="latents"),
+    "low": Stage(stages.train_low, needs="latents"),
     "model": Stage(_model),  # the trained workdir, loaded; not listed in a configuration
     "sample": Stage(_sample_stage, needs="model"),
     "eval": Stage(_eval_stage, needs="model"),

@@ -21,6 +21,7 @@ from vdit.config.denoiser import build_dit, build_image_encoder, latent_shape, t
 from vdit.errors import UserError
 from vdit.loading import read_parts
 from vdit.model import Codec, Inputs, Scan, Settings, everywhere, settings_of
+from vdit.models import wan
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.published.image_folder import resized
 from vdit.runtime.mesh import replicate, spread
@@ -340,12 +341,9 @@ class Model:
         if other := [x.shape[:2] for x in images if x.shape[0] * size[1] != x.shape[1] * size[0]]:
             (height, width), to = other[0], f"{size[0]}x{size[1]}"
             say(f"given image of {height}x{width}: resized to {to}, which changes its aspect")
-        video = np.full((len(images), clip.frames, *size, 3), 127.5, np.float32)
-        video[:, 0] = [resized(image, size, "LANCZOS") for image in images]
-        latent = np.asarray(self.encode(video))
-        mask = np.zeros((*latent.shape[:-1], self.dit.beside - latent.shape[-1]), np.float32)
-        mask[:, 0] = 1.0
-        beside = jnp.asarray(np.concatenate([mask, latent], axis=-1))
+        first = np.stack([resized(image, size, "LANCZOS") for image in images])
+        latent = np.asarray(self.encode(wan.begun_with(first, clip.frames)))
+        beside = wan.with_mask(jnp.asarray(latent), self.dit.beside)
         if self.images is None:
             return beside, None
         # By way of the host, as the frames.

@@ -106,8 +106,9 @@ def refuse_other(config: ConfigDict, stage: str, runtime: Runtime, begins: bool 
     if step == IMPORTED and stage != "classify":
         old, new = of_networks(old), of_networks(new)
     names, said = changed(old, new), differences(old, new)
-    ended = step >= config[stage].train.steps
-    if names and (ended or not all(re.fullmatch(stage + CURES, name) for name in names)):
+    section = "dit" if stage == "low" else stage
+    ended = step >= config[section].train.steps
+    if names and (ended or not all(re.fullmatch(section + CURES, name) for name in names)):
         raise UserError(
             f"{runtime.workdir} holds stage {stage} of another run: {said};"
             " choose another --workdir"
@@ -156,15 +157,15 @@ def pattern_table(config: ConfigDict) -> Patterns:
 
 def denoising(
     config: ConfigDict, encoder: TextEncoder, mesh: Mesh | None = None,
-    platform: str | None = None, longest: tuple[int, int] | None = None,
+    platform: str | None = None, longest: tuple[int, int] | None = None, stage: str = "dit",
 ) -> Objective:  # fmt: skip
-    """What stage dit learns of clips that are all alike: every pattern of given spans.
+    """What stage dit (or low) learns of clips that are all alike: every pattern of given spans.
 
     `longest`: tokens of their longest captions, if they are known.
     """
     table, dit = pattern_table(config), config.dit
     shares = pattern_shares(table, dict(dit.given))
-    times = training_times(config)
+    times = training_times(config, stage)
     rows = Dense(table, shares, times, dit.text_drop, dit.caption_drop, longest)
     return _denoising(config, build_denoiser(config, encoder, mesh, platform), rows)
 
@@ -215,22 +216,27 @@ def train_vae(config: ConfigDict, runtime: Runtime) -> Params:
     )  # fmt: skip
 
 
-def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
+def train_low(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
+    """Stage low: the second of two experts, which has the lower noise levels."""
+    return train_dit(config, runtime, latents, "low")
+
+
+def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents, stage: str = "dit") -> Params:
     """Stage dit: the EMA parameters of the denoiser (and of the learned text encoder)."""
-    refuse_other(config, "dit", runtime, begins=True)
+    refuse_other(config, stage, runtime, begins=True)
     tokenizer = build_tokenizer(config, runtime.workdir)
     encoder = build_text_encoder(config, tokenizer, runtime.mesh)
     text = "features" if "features" in latents[0] else "ids"
     if missing := [name for name in targets(config) if name not in latents[0]]:
         raise UserError(f"dit.auxiliary needs {', '.join(missing)} of each clip: no source has it")
     make = packed_rows if config.data.shapes else dense_batches
-    objective, stream = make(config, runtime, latents, encoder, text)
+    objective, stream = make(config, runtime, latents, encoder, text, stage)
     # A denoiser knows one normalisation: a run that goes on with one keeps it.
-    checkpoints, place = runtime.checkpoints("dit"), functools.partial(param_sharding, runtime.mesh)
+    checkpoints, place = runtime.checkpoints(stage), functools.partial(param_sharding, runtime.mesh)
     base = read_base(find(config.dit.lora.base), place) if config.dit.lora.rank else None
     learned = base.statistics() if base else initial.statistics(config, checkpoints)
     statistics = learned or latents.statistics()
-    known = runtime.checkpoints("dit").newest_meta() or {}
+    known = checkpoints.newest_meta() or {}
     frozen: dict[str, Any] = dict(statistics)
     if encoder.frozen and text == "ids":
         ids = np.zeros((1, tokenizer.length), np.int32)
@@ -238,7 +244,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
     denoiser = build_denoiser(config, encoder)
     if empty := denoiser.empty_text(tokenizer, frozen.get("text")):
         frozen["empty"] = empty
-    meta = stage_meta(config, "dit", runtime.content) | {
+    meta = stage_meta(config, stage, runtime.content) | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
         "vae": stage_meta(config, "vae", runtime.content)["digest"],
         **({"imported": known["imported"]} if "imported" in known else {}),
@@ -247,8 +253,8 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents) -> Params:
         objective, frozen["base"], meta["base"] = adapted(config, runtime, objective, base)
     options, seed = config.dit.train, config.seed + 1
     return fit(
-        "dit", objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta,
-        begin=initial.begin(config, "dit"),
+        stage, objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta,
+        begin=initial.begin(config, stage),
     )  # fmt: skip
 
 
@@ -271,8 +277,9 @@ Trained = tuple[Objective, Iterator[Mapping[str, np.ndarray]]]  # what is learne
 
 
 def dense_batches(
-    config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str
-) -> Trained:
+    config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str,
+    stage: str = "dit",
+) -> Trained:  # fmt: skip
     """Clips that are all alike, with every pattern of given spans; text is "ids" or "features"."""
     there = {name.rstrip("0123456789") for name in pattern_table(config).names}
     there |= {"image"} if "prefix" in there else set()
@@ -281,8 +288,9 @@ def dense_batches(
         say(f"dit: clips of {config.data.frames} frames are too short to train {', '.join(short)}")
     # Published models see a text without words as well, which has a length of its own.
     longest = latents.longest() if config.dit.model == "vdit" else None
-    objective = denoising(config, encoder, runtime.mesh, longest=longest)
-    more = tuple(name for name in ("features", "starts", "label") if name in latents[0])
+    objective = denoising(config, encoder, runtime.mesh, longest=longest, stage=stage)
+    optional = ("features", "starts", "label", "beside", "image")
+    more = tuple(name for name in optional if name in latents[0])
     fields = ("latent", "ids", "mask", *more, *targets(config))
     batch, threads = config.dit.train.batch, config.data.threads
     share = data_process(runtime.mesh)
@@ -290,8 +298,9 @@ def dense_batches(
 
 
 def packed_rows(
-    config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str
-) -> Trained:
+    config: ConfigDict, runtime: Runtime, latents: Latents, encoder: TextEncoder, text: str,
+    stage: str = "dit",
+) -> Trained:  # fmt: skip
     """Clips of data.shapes side by side in rows of one length; dit.train.batch counts rows."""
     patch, p = tuple(config.dit.patch), config.vae.patch[0]
     sizes = latents.sizes(patch)
@@ -317,10 +326,10 @@ def packed_rows(
         f"dit: {len(sizes.tokens)} clips of {sizes.tokens.min()} to {sizes.tokens.max()} tokens in"
         f" {len(plan)} rows of {budget.tokens} tokens, {100 * empty:.1f}% of them padding"
     )
-    if runtime.checkpoints("dit").latest() is None:
-        runtime.metrics.truncate("dit", -1)  # a run that was stopped before its first checkpoint
+    if runtime.checkpoints(stage).latest() is None:
+        runtime.metrics.truncate(stage, -1)  # a run that was stopped before its first checkpoint
         packing = {"rows": len(plan), "row_tokens": budget.tokens, "padding": empty}
-        runtime.metrics.write("dit", 0, packing)
+        runtime.metrics.write(stage, 0, packing)
     return packed_denoising(config, encoder, budget, runtime.mesh), stream
 
 

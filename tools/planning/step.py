@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vdit import stages
 from vdit.config.autoencoder import build_lpips, build_vae
 from vdit.config.classes import read_classes
-from vdit.config.denoiser import latent_shape, targets, token_pixels
+from vdit.config.denoiser import build_dit, latent_shape, targets, token_pixels
 from vdit.config.lora import BASE_DTYPES
 from vdit.config.text import Vocabulary, build_text_encoder, build_tokenizer
 from vdit.data import sources
@@ -70,6 +70,9 @@ def text_encoder(config: ConfigDict, mesh: Mesh | None, platform: str | None) ->
     if config.text.encoder in FAMILIES:
         tokens = build_tokenizer(config, Path())  # of the folder
     return build_text_encoder(config, tokens, mesh, platform)
+
+
+IMAGE_TOKENS = 257  # of CLIP's ViT-H, which Wan 2.1 reads
 
 
 def token_grid(config: ConfigDict) -> tuple[int, int, int]:
@@ -144,7 +147,7 @@ def adapted(config: ConfigDict, base: Objective, batch: Shapes) -> tuple[Objecti
 def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
     """A batch of `stages.dense_batches`, without the ordinals."""
     rows, length = config.dit.train.batch, config.text.length
-    _, h, w, channels = latent_shape(config, config.data.frames, *config.data.size)
+    t, h, w, channels = latent_shape(config, config.data.frames, *config.data.size)
     stored, shots = len(stages.pattern_table(config).times), sources.most_shots(config)
     captions = (rows, 1 + shots, length) if shots else (rows, length)
     batch = {
@@ -158,6 +161,10 @@ def dense_batch(config: ConfigDict, kind: str, width: int) -> Shapes:
         batch["features"] = shape((*captions, width), jnp.float16)
     if config.data.label:
         batch["label"] = shape((rows,), jnp.int32)
+    if build_dit(config).beside:
+        batch["beside"] = shape((rows, t, h, w, channels), jnp.float16)
+    if config.dit.wan.image:
+        batch["image"] = shape((rows, IMAGE_TOKENS, config.dit.wan.image), jnp.float16)
     return batch
 
 

@@ -6,7 +6,7 @@
 from ml_collections import ConfigDict
 
 ROAD = ("vae", "latents", "dit", "sample", "eval")  # from pixels to samples, in order
-STAGES = (*ROAD, "classify")  # what a run may do
+STAGES = (*ROAD, "low", "classify")  # what a run may do
 
 
 def default() -> ConfigDict:

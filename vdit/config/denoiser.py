@@ -282,13 +282,16 @@ def build_process(config: ConfigDict) -> schedule.Process:
     return schedule.process(config.dit.process)
 
 
-def training_times(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
-    """The function that turns uniform numbers into training times."""
+def training_times(config: ConfigDict, stage: str = "dit") -> Callable[[jax.Array], jax.Array]:
+    """The function that turns uniform numbers into training times: of two experts, those of the
+    stage's."""
+    boundary = config.dit.wan.boundary
     return functools.partial(
         schedule.sample_times,
         build_process(config),
         logit_normal=config.dit.logit_normal or None,
         shift=config.dit.shift,
+        between=(0.0, boundary) if stage == "low" else (boundary, 1.0),
     )
 
 

@@ -39,6 +39,9 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
+    if "low" in config.stages and not (config.dit.wan.boundary and not config.dit.lora.rank):
+        fields = "stages dit.wan.boundary dit.lora.rank"
+        raise refusal(config, fields, "low is allowed for two experts, without adapters")
     _check_numbers(config)
     for section in SECTIONS.values():
         section.check(config)
@@ -237,7 +240,7 @@ def _check_classify(config: ConfigDict) -> None:
 
 def check_mesh(config: ConfigDict, sizes: Mapping[str, int]) -> None:
     """Checks that the mesh divides the denoiser's heads, if a denoiser is trained."""
-    if "dit" not in config.stages:
+    if {"dit", "low"}.isdisjoint(config.stages):
         return
     where, all_heads = denoiser.DENOISERS[config.dit.model].heads(config)
     try:

@@ -247,3 +247,18 @@ def check(width: int, heads: int) -> None:
         raise UserError(
             f"dit width {width} with {heads} heads: heads of an even size of at least 6 are allowed"
         )
+
+
+def begun_with(image_BHW3: np.ndarray, frames: int) -> np.ndarray:
+    """The videos (B, T, H, W, 3), values 0 to 255, whose latents stand beside the noisy ones: the
+    image that the video begins with, then grey."""
+    video = np.full((len(image_BHW3), frames, *image_BHW3.shape[1:]), 127.5, np.float32)
+    video[:, 0] = image_BHW3
+    return video
+
+
+def with_mask(latent_BnhwZ: jax.Array, channels: int) -> jax.Array:
+    """`Condition.beside` as latents (B, n, h, w, `channels`): in front of those of such videos a
+    mask, 1 where the image is."""
+    shape = (*latent_BnhwZ.shape[:-1], channels - latent_BnhwZ.shape[-1])
+    return jnp.concatenate([jnp.zeros(shape).at[:, 0].set(1.0), latent_BnhwZ], axis=-1)

@@ -6,6 +6,7 @@ Dimension key: B batch, n latent frames, h w places, Z latent channels, L tokens
 channels, J captions of a clip, S text tokens of a caption, K shots.
 """
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
@@ -15,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vdit.denoiser import Denoiser
+from vdit.models.wan import with_mask
 from vdit.objectives.auxiliary import Drawn, Weighted, hidden_layers, target_names, variance_bound
 from vdit.objectives.objective import Batch, Objective, Params, Sums, low_discrepancy, sample_keys
 from vdit.tokens import Layout, Patterns, dense_tokens, fill, filled
@@ -137,6 +139,8 @@ class Dense:
     Single captions are dropped with probability `caption_drop`, all of a clip with `text_drop`, and
     with them the "label" (B,) of class-conditional models. `longest`: tokens of the longest caption
     of a clip and of a shot, if known; captions are cut to it, and padding behind costs nothing.
+    Of image to video, "beside" (B, n, h, w, Z) are the latents of `wan.begun_with`, and "image"
+    (B, S, E) the features of the image.
     """
 
     table: Patterns
@@ -208,4 +212,10 @@ class Dense:
         condition = denoiser.condition(
             features, mask, chosen.drop_B, batch.get("label"), frozen.get("empty"), shot_length
         )
+        if "beside" in batch:
+            begun = (batch["beside"].astype(jnp.float32) - mean) / std
+            begun = with_mask(begun, denoiser.network.beside)
+            beside = fill(dense_tokens(begun, denoiser.patch, *place)[0], denoiser.multiple)
+            image = batch["image"].astype(jnp.float32) if "image" in batch else None
+            condition = dataclasses.replace(condition, beside=beside, image=image)
         return Drawn(x0, eps, chosen.t_B, filled(layout, denoiser.multiple), condition, wanted)
