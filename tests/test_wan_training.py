@@ -21,6 +21,7 @@ from vdit.config.identity import inherit
 from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.data.latents import Latents
 from vdit.errors import UserError
+from vdit.models.text import encode_features
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import Dense
 from vdit.published.layouts import STEM
@@ -197,6 +198,10 @@ def test_image_to_video_learns_from_first_frames(places: Callable[..., Path]) ->
     plain = (batch["beside"].astype(np.float32) - mean) / std
     np.testing.assert_allclose(beside[..., 4:], plain, rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(condition.image, batch["image"].astype(np.float32))
+    # Eight devices have encoded the captions together.
+    params = encoder.init(jax.random.key(0), batch["ids"], batch["mask"])
+    features = encode_features(encoder, params, batch["ids"], batch["mask"])
+    np.testing.assert_allclose(batch["features"], features, atol=1e-3)
     # The first latent frame is of the image alone, as the clip's own; the others are of grey.
     np.testing.assert_allclose(batch["beside"][:, 0], batch["latent"][:, 0], atol=2e-3)
     assert np.abs(batch["beside"][:, 1:] - batch["latent"][:, 1:3]).max() > 0.1

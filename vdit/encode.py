@@ -38,7 +38,8 @@ from vdit.models.wan import begun_with
 from vdit.nn.patch import pad_to_multiple, to_float
 from vdit.runtime.files import read_cache, write_text
 from vdit.runtime.fingerprint import fingerprint
-from vdit.runtime.mesh import batch_sharding, local_mesh, to_local
+from vdit.runtime.machine import host_memory
+from vdit.runtime.mesh import batch_sharding, local_mesh, make_mesh, spread, to_local
 from vdit.runtime.processes import agreed, together, zero_first
 from vdit.runtime.progress import Progress
 from vdit.tokens import extra_spans, patterns, shot_list
@@ -272,7 +273,10 @@ class CaptionEncoder:
         self._params: Any = None
         if self._encoder.frozen and config.latents.features:
             empty = np.zeros((1, self._tokenizer.length), np.int32)
-            self._params = self._encoder.init(jax.random.key(0), empty, empty > 0)
+            with host_memory():
+                params = self._encoder.init(jax.random.key(0), empty, empty > 0)
+            # One device may not hold a large encoder: all of this process do together.
+            self._params = spread(make_mesh({"fsdp": -1}, jax.local_devices()), params)
 
     def encode(self, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, np.ndarray]]:
         """The "ids", "mask" and, if they are cached, "features" of each clip's caption.

@@ -54,6 +54,7 @@ from vdit.objectives.packed import Packed
 from vdit.objectives.vae import Adversary, Perceptual, vae_objective
 from vdit.published.lpips import read_weights
 from vdit.runtime.checkpoint import IMPORTED, restore_ema
+from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import data_process, param_sharding, replicated
 from vdit.runtime.processes import zero_first
 from vdit.runtime.progress import say
@@ -242,8 +243,9 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents, stage: str
         ids = np.zeros((1, tokenizer.length), np.int32)
         frozen["text"] = encoder.init(jax.random.key(0), ids, ids > 0)
     denoiser = build_denoiser(config, encoder)
-    if empty := denoiser.empty_text(tokenizer, frozen.get("text")):
-        frozen["empty"] = empty
+    with host_memory():  # a large encoder, for one text
+        if empty := denoiser.empty_text(tokenizer, frozen.get("text")):
+            frozen["empty"] = empty
     meta = stage_meta(config, stage, runtime.content) | {
         "latents": {name: [float(v) for v in value] for name, value in statistics.items()},
         "vae": stage_meta(config, "vae", runtime.content)["digest"],
