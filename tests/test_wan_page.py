@@ -38,11 +38,13 @@ def test_the_page(tmp_path: Path) -> None:
     assert len(found) >= 6
     for line in found:
         _, _, module, *arguments = shlex.split(line)
+        if "experiments/lora.py" in line:  # two steps instead of 300
+            arguments += ["--config.dit.train.steps=2", "--config.sample.clips=1"]
         done = subprocess.run(
             [sys.executable, "-m", module, *arguments], cwd=tmp_path, env=env, text=True,
             capture_output=True, timeout=LIMIT,
         )  # fmt: skip
         assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
     assert list((tmp_path / "samples").glob("*.mp4"))
-    assert (tmp_path / "OUT" / "model_index.json").is_file()
-    assert not (tmp_path / "OUT" / "transformer").is_symlink()
+    assert (tmp_path / "PIPELINE" / "model_index.json").is_file()
+    assert not (tmp_path / "PIPELINE" / "transformer").is_symlink()
