@@ -121,8 +121,8 @@ CHAINS: dict[str, list[Fault]] = {
         for name in (
             r"/\.lock$", "tokenizer", r"captions\.json$", r"config\.json$", r"metrics\.jsonl$",
             "tfevents", r"vae/\d+$", "digests", r"latents/.*array_record$", r"array_record\.json$",
-            "manifest", r"dit/\d+$", r"samples/.*mp4$", r"samples/.*webp$", r"samples/.*json$", "sheet",
-            "wall", "reconstructions", r"loss\.png$", r"report\.html$",
+            "manifest", r"dit/\d+$", r"samples/.*mp4$", r"samples/.*webp$", r"samples/.*json$",
+            "sheet", "wall", "reconstructions", r"loss\.png$", r"report\.html$",
         )
     ],
     "small": [_small(512), _small(4096)],
