@@ -67,7 +67,7 @@ def factors() -> dict[str, tuple[np.ndarray, np.ndarray]]:
     made = {}
     for i, name in enumerate(ORIGINAL):
         out, into = SHAPES.get(name, (16, 16))
-        made[f"blocks.1.{name}"] = drawn(i, RANK, into), drawn(i + 9, out, RANK)
+        made[f"blocks.1.{name}"] = 0.3 * drawn(i, RANK, into), 0.3 * drawn(i + 9, out, RANK)
     return made
 
 
