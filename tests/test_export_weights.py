@@ -91,7 +91,7 @@ def test_what_is_not_whole_is_one_line_and_nothing_is_written(
 
     refused(export_weights.main, flags, "checkpoints/dit holds no checkpoint")
     refused(export_weights.main, [*flags, "--stage=vae"], "(vae.model=vivit) is no network of")
-    refused(export_weights.main, [*flags, "--stage=vae", "--own"], "takes no --stage")
+    refused(export_weights.main, [*flags, "--stage=vae", "--own"], "take no --stage")
     refused(export_weights.main, [*flags, "--stage=text"], "invalid choice")
     assert export_weights.main([*flags, "--own"]) == 0
     refused(export_weights.main, [*flags, "--own"], "already exists")

@@ -192,7 +192,7 @@ def test_guided_sampling_on_a_mesh_is_that_of_one_device(side: int) -> None:
     assert config.sample.guidance != 1
     made = sampling(config)
     rng = np.random.default_rng(0)
-    params, (mask, features, starts, clean, given, times, _, label, _) = made.arguments
+    params, (mask, features, starts, clean, given, times, _, label, *_) = made.arguments
     draw = functools.partial(jax.tree.map, lambda x: 0.1 * rng.normal(size=x.shape).astype("f4"))
     inputs = Inputs(
         np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),

@@ -109,7 +109,7 @@ def test_what_guidance_refuses() -> None:
         ({"guidance_parallel": 2.0}, "guidance_parallel was 2.0"),
         ({"guidance_radius": -1.0}, "guidance_radius -1.0"),
         ({"order": 0, "sampler": "unipc"}, "order was 0"),
-        ({"steps": 0}, "steps was 0"),
+        ({"steps": 0}, "sample.steps is 0"),
     ):
         with pytest.raises(UserError) as error:
             settings_of(default(), **changes)

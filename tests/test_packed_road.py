@@ -246,7 +246,7 @@ def test_films_of_a_folder_are_packed_at_the_shapes_that_suit_them(
         video += np.arange(40, dtype=np.uint8)[:, None, None, None]
         write_mp4(root / f"{number}.mp4", video, fps=10)
         (root / f"{number}.txt").write_text(f"film {number}")
-    config.data.source, config.data.path = "folder", str(root)
+    config.data.source, config.data.path, config.dit.auxiliary = "folder", str(root), ()
     config.latents.shard, config.dit.train.steps, config.dit.train.warmup = 100, 2, 0
     joined.check(config)
     clips = sources.training_clips(config, tmp_path)

@@ -170,7 +170,7 @@ def test_given_frames_come_back_exactly_wherever_they_are(model: Model) -> None:
 def test_given_frames_need_no_program_of_their_own(model: Model) -> None:
     clip = np.zeros((5, 32, 32, 3), np.uint8)
     model.generate("a ball", num=3, steps=2)
-    (run, _), *_ = model.scan._compiled.values()
+    run, *_ = model.scan._compiled.values()
     compiled = run._cache_size()
     for given in (Given(clip, 0), Given(clip[:1], 0)):
         model.generate("a ball", num=3, steps=2, given=[given])

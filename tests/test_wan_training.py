@@ -143,7 +143,7 @@ def test_an_untrained_pipeline_is_the_imported_one(
     for more, words in (
         ([f"--source={places('source', 'ti2v')}"], "is not the one that"),
         ([f"--source={tmp_path}"], "holds no model_index.json"),
-        (["--own"], "one of both"),
+        (["--own"], "one of them"),
         (["--stage=vae"], "take no --stage"),
     ):
         shutil.rmtree(out, ignore_errors=True)

@@ -25,7 +25,7 @@ def made(dtype: str) -> tuple[Any, Any, Any]:
     config.run.dtype, config.sample.batch, config.sample.steps = dtype, 1, 2
     config.sample.guidance, config.sample.push = 2.0, 0.5
     planned = sampling(config)
-    params, (mask, features, starts, clean, given, times, seeds, label, _) = planned.arguments
+    params, (mask, features, starts, clean, given, times, seeds, label, *_) = planned.arguments
     inputs = Inputs(
         np.ones(mask.shape, bool), draw(features), starts, draw(clean), np.zeros(given.shape, bool),
         np.arange(times.shape[1], dtype=np.float32)[None], np.zeros(seeds.shape, seeds.dtype),
