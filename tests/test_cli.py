@@ -210,6 +210,7 @@ def outside(installed: Path, folder: Path, *words: str) -> subprocess.CompletedP
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_packages_are_inside_of_vdit(installed: Path) -> None:
     assert {path.name for path in installed.iterdir()} == {"vdit"}
     for name in (
@@ -227,6 +228,7 @@ def test_the_packages_are_inside_of_vdit(installed: Path) -> None:
         )
 
 
+@pytest.mark.slow
 def test_it_works_outside_of_the_checkout(installed: Path, tmp_path: Path) -> None:
     plan = ["plan", "--topology=v5e:1x1", "--fast", "--best=1"]
     done = outside(installed, tmp_path, *plan, "--config=packed")  # which imports base

@@ -26,6 +26,8 @@ from vdit.sample import load
 
 WORDS = {"prompt": "a red ball falls", "seconds": 0.5, "num": 1}
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from tests.models.test_wan import given, imported, inputs, tokens
-from tests.published.test_lora import CASE, drawn, file, unflat
+from tests.published.test_lora_files import CASE, drawn, file, unflat
 from vdit.nn.lora import flat, merged, shapes
 from vdit.published.lora import WEIGHTS, read_adapters, to_peft
 

@@ -248,6 +248,7 @@ def begun(init: str) -> Any:
     return config
 
 
+@pytest.mark.slow
 def test_a_run_begins_from_weights(
     tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from several import LIMIT
 
 from tests.published.test_wan_pipeline import pipeline
@@ -27,6 +28,7 @@ def commands() -> list[str]:
     )
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     """TI2V's weights take every command: from words, from an image, finetuned and written back."""
     pipeline(tmp_path / "FOLDER", "ti2v")

@@ -86,6 +86,7 @@ def losses(work: Path) -> list[float]:
     return [row["loss"] for row in read(work) if row["stage"] == "dit" and "loss" in row]
 
 
+@pytest.mark.slow
 def test_a_few_steps_learn_two_clips_and_resume_to_the_bit(
     places: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -174,6 +175,7 @@ def test_given_frames_are_trained_where_tokens_have_times(places: Callable[..., 
         run.run(configured(places("clips"), **shares), places("work"))
 
 
+@pytest.mark.slow
 def test_image_to_video_learns_from_first_frames(places: Callable[..., Path]) -> None:
     """Latents and features of each clip's first frame are cached; in front of them is a mask."""
     work = places("work", "i2v")
@@ -210,6 +212,7 @@ def test_image_to_video_learns_from_first_frames(places: Callable[..., Path]) ->
     assert video.shape == (5, 32, 48, 3)
 
 
+@pytest.mark.slow
 def test_experts_are_trained_one_by_one(places: Callable[..., Path], tmp_path: Path) -> None:
     """Each at its own times; the other one stays the imported one, also in the pipeline."""
     work = places("work", "a14b-t2v")
@@ -232,6 +235,7 @@ def test_experts_are_trained_one_by_one(places: Callable[..., Path], tmp_path: P
         run.run(configured(places("clips"), stages=config.stages), places("work"))
 
 
+@pytest.mark.slow
 def test_meshes_learn_the_same(places: Callable[..., Path]) -> None:
     found = []
     for mesh in ({"fsdp": 8}, {"data": 2, "fsdp": 2, "sequence": 2}):
