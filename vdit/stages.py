@@ -142,7 +142,7 @@ def compression(
         adversary = Adversary(judge, vae.adversarial_weight, start)
     model = build_vae(config, mesh, platform)
     weights, others = (vae.kl_weight, vae.l1_weight), (perceptual, adversary)
-    return vae_objective(model, *weights, *others, body_weight=vae.body_weight)
+    return vae_objective(model, *weights, *others, vae.body_weight, tuple(vae.crop))
 
 
 def _denoising(config: ConfigDict, denoiser: Denoiser, rows: Rows) -> Objective:

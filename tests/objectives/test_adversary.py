@@ -234,6 +234,9 @@ def test_the_discriminator_has_an_optimizer_of_its_own() -> None:
         ({"adversarial_weight": -1.0}, "adversarial_weight"),
         ({"adversarial_width": 12}, "multiple of 8"),
         ({"adversarial_weight": 1.0, "adversarial_levels": 6}, "halved"),
+        ({"crop": (20, 1)}, "a multiple of 8"),
+        ({"crop": (64, 1)}, "up to 32"),
+        ({"crop": (16, 0)}, "1 or more"),
     ],
 )
 def test_what_is_no_discriminator_is_refused(changes: dict[str, Any], words: str) -> None:

@@ -21,7 +21,7 @@ from vdit.models.vae import VAE
 from vdit.nn.patch import to_float, to_uint8
 from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
-from vdit.objectives.vae import Perceptual, vae_objective
+from vdit.objectives.vae import Perceptual, cropped, vae_objective
 from vdit.published.text_folder import encoder
 from vdit.tokens import dense_tokens, pattern_shares, patterns
 
@@ -271,6 +271,33 @@ def test_bodies_weigh_more_in_the_autoencoder_s_loss() -> None:
     more = (squared * masks["some"][..., None]).mean((1, 2, 3, 4)).sum()
     np.testing.assert_allclose(loss["some"][0], lost + 3.0 * more, rtol=1e-5)
     np.testing.assert_allclose(loss["some"][2]["mse"], sums["mse"], rtol=1e-6)
+
+
+def test_crops_are_squares_of_their_clips_where_bodies_are() -> None:
+    model = VAE((2, 4, 4), channels=3, width=16, encoder_depth=1, decoder_depth=1, heads=2)
+    # Each pixel tells its clip, frame, row and column, so a square tells where it is from.
+    index = np.indices((4, 3, 16, 24))
+    video = np.stack([index[0] * 3 + index[1], index[2], index[3]], -1).astype(np.uint8)
+    bodies = (np.abs(index[2] - 8) < 2) & (np.abs(index[3] - 18) < 2)
+    data = {"video": video, "ordinal": np.arange(4, dtype=np.uint32)}
+    key = jax.random.key(1)
+    cut = jax.jit(cropped, static_argnums=(2, 3))
+    plain, chosen = cut(data, key, 8, 5), cut(data | {"bodies": bodies}, key, 8, 5)
+    for each in (plain, chosen):
+        squares = np.asarray(each["video"])
+        assert squares.shape == (20, 3, 8, 8, 3) and each["ordinal"].tolist() == list(range(20))
+        for number, (_, row, column) in enumerate(squares[:, 0, 0, 0].tolist()):
+            whole = video[number // 5, :, row : row + 8, column : column + 8]
+            np.testing.assert_array_equal(squares[number], whole)
+    rows, columns = np.asarray(plain["video"])[:, 0, 0, 0, 1:].T
+    assert len(set(rows)) > 4 and rows.max() <= 8 and columns.max() <= 16
+    assert chosen["bodies"].mean() > 2.5 * bodies.mean()
+    objective = vae_objective(model, 0.1, 0.5, body_weight=3.0)
+    on_crops = vae_objective(model, 0.1, 0.5, body_weight=3.0, crop=(8, 5))
+    params = jax.jit(objective.init)(key, data)
+    found = jax.jit(on_crops.loss)(params, {}, data | {"bodies": bodies}, key)
+    want = jax.jit(objective.loss)(params, {}, chosen, key)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, want)
 
 
 def test_pixels_round_trip() -> None:

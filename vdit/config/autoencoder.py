@@ -45,6 +45,9 @@ def fields() -> ConfigDict:
     vae.l1_weight = 0.0  # weight of the L1 error, added to the squared error
     # Further weight of the squared error where bodies are; for simulated clips
     vae.body_weight = 0.0
+    # Trained on squares of each clip: their side in pixels and their number; side 0: whole frames.
+    # With vae.body_weight they are chosen where bodies are
+    vae.crop = (0, 1)
     vae.lpips_weight = 0.0  # weight of the perceptual loss; needs pip install 'vdit[lpips]'
     vae.lpips_net = "alex"  # network of the perceptual loss: alex or vgg
     # Weight of the adversarial loss, times the ratio of the other losses' gradient norm to its own
@@ -186,6 +189,12 @@ def build_vae(
 def _check_losses(config: ConfigDict) -> None:
     """Checks the losses; the perceptual loss needs its weights installed."""
     vae, size = config.vae, tuple(config.data.size)
+    side, count = vae.crop if len(vae.crop) == 2 else (0, 0)
+    if count < 1 or side > min(size) or any(side % each for each in vae.patch[1:]):
+        rows, columns = vae.patch[1:]
+        allowed = f"(a multiple of {rows} and {columns} up to {min(size)}, 1 or more)"
+        raise shared.refusal(config, "vae.crop vae.patch data.size", f"{allowed} is allowed")
+    size = (side, side) if side else size
     shared.check_names(config, {"vae.lpips_net": lpips.NETS})
     for name in ("body_weight", "lpips_weight", "adversarial_weight", "adversarial_start"):
         if vae[name] < 0:

@@ -106,14 +106,48 @@ def adversarial(
     return total_B, parts | {"adaptive": jnp.full_like(on_B, adaptive)}
 
 
+TRIES = 3  # random places from which a crop is chosen by its bodies
+
+
+def cropped(batch: Batch, key: jax.Array, side: int, count: int) -> dict[str, jax.Array]:
+    """`count` random squares of `side` pixels from each clip, as a batch of their own.
+
+    With batch["bodies"] each is the one of `TRIES` that shows most of them.
+    """
+    height, width = batch["video"].shape[2:4]
+    has_bodies = "bodies" in batch
+
+    def square(x: jax.Array, at: jax.Array) -> jax.Array:
+        start, size = (0, at[0], at[1], *[0] * (x.ndim - 3)), (len(x), side, side, *x.shape[3:])
+        return jax.lax.dynamic_slice(x, start, size)
+
+    def one(clip: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
+        room = jnp.array([height - side + 1, width - side + 1])
+        tries = TRIES if has_bodies else 1
+        places = (jax.random.uniform(key, (tries, count, 2)) * room[None, None]).astype(jnp.int32)
+        at = places[0]
+        if has_bodies:
+            squares = jax.vmap(jax.vmap(functools.partial(square, clip["bodies"])))(places)
+            fullest = squares.sum((2, 3, 4)).argmax(0)
+            at = jax.vmap(lambda n, tried: tried[n], (0, 1))(fullest, places)
+        return {name: jax.vmap(functools.partial(square, x))(at) for name, x in clip.items()}
+
+    clips = {name: batch[name] for name in ("video", "bodies") if name in batch}
+    keys = sample_keys(jax.random.fold_in(key, 1), batch["ordinal"])
+    squares = {name: x.reshape(-1, *x.shape[2:]) for name, x in jax.vmap(one)(clips, keys).items()}
+    ordinal = batch["ordinal"][:, None] * count + jnp.arange(count, dtype=jnp.uint32)[None]
+    return {**squares, "ordinal": ordinal.reshape(-1)}
+
+
 def vae_objective(
     model: Autoencoder, kl_weight: float, l1_weight: float, perceptual: Perceptual | None = None,
-    adversary: Adversary | None = None, body_weight: float = 0.0,
+    adversary: Adversary | None = None, body_weight: float = 0.0, crop: tuple[int, int] = (0, 1),
 ) -> Objective:  # fmt: skip
     """Mean squared (and, by its weight, absolute) error of pixels plus weighted KL to N(0, 1).
 
     With `body_weight` the squared error of pixels of batch["bodies"] (B, T, H, W) counts 1 +
-    `body_weight` times.
+    `body_weight` times. `crop`: side and number of the squares of each clip that it learns from
+    (`cropped`); side 0: whole frames.
 
     The KL is a mean over latent elements (Kingma and Welling 2014, Appendix B), so its weight
     does not depend on the patch. LPIPS is a mean over frames. With an adversary the sum is of both
@@ -132,7 +166,11 @@ def vae_objective(
             params["discriminator"] = adversary.model.init(first, video)["params"]
         return params
 
+    side, count = crop
+
     def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
+        if side:
+            batch = cropped(batch, key, side, count)
         video = to_float(batch["video"])
         noise_BthwZ = noise(video, key, batch["ordinal"])
 
@@ -156,7 +194,9 @@ def vae_objective(
         parts["kl"] = kl.mean(AXES)
         total_B += kl_weight * parts["kl"]
         if adversary is not None:
-            on_B = (batch["ordinal"] >= adversary.start).astype(jnp.float32)
+            on_B = (batch["ordinal"] >= adversary.start * (count if side else 1)).astype(
+                jnp.float32
+            )
             lost = out, video, on_B, to_last, lambda out: apart(out)[0]
             lost_B, more = adversarial(adversary, params["discriminator"], *lost)
             total_B, parts = total_B + lost_B, parts | more
