@@ -118,8 +118,8 @@ def cropped(batch: Batch, key: jax.Array, side: int, count: int) -> dict[str, ja
     has_bodies = "bodies" in batch
 
     def square(x: jax.Array, at: jax.Array) -> jax.Array:
-        start, size = (0, at[0], at[1], *[0] * (x.ndim - 3)), (len(x), side, side, *x.shape[3:])
-        return jax.lax.dynamic_slice(x, start, size)
+        start: Any = (0, at[0], at[1], *[0] * (x.ndim - 3))
+        return jax.lax.dynamic_slice(x, start, (len(x), side, side, *x.shape[3:]))
 
     def one(clip: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         room = jnp.array([height - side + 1, width - side + 1])
