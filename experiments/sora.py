@@ -27,5 +27,12 @@ def get_config(variant: str = "") -> ConfigDict:
         config.vae.heads = 6
         config.vae.encoder_depth, config.vae.decoder_depth = 2, 3
         config.vae.detail = 768
-        config.vae.train.batch = 2
+        config.vae.kl_weight = 1e-4
+        config.vae.crop = (32, 2)
+        config.vae.train.batch = 4
+        config.vae.train.steps = 5600
+        config.latents.clips = 8000
+        config.dit.preset = "micro"
+        config.dit.train.steps = 6000
+        config.dit.train.ema = 0.998
     return config
