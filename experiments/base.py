@@ -109,6 +109,8 @@ def get_config(variant: str = "") -> ConfigDict:
     16 videos at a time: the activations of more do not fit the CPU's caches.
     """
     config = default()
+    config.sample.eta = 0.0
+    config.sample.steps = 12
     config.sample.shift = 8.0
     config.sample.push = 1.0
     config.sample.batch = 16

@@ -40,6 +40,7 @@ def get_config(variant: str = "") -> ConfigDict:
         dit.logit_normal = ()
         dit.shift = 1.0
         config.sample.shift = 0.0
+        config.sample.eta = 1.0
         config.sample.steps = 50
     if "smoke" in names:
         dit.unet.widths = (16, 16)

@@ -18,6 +18,8 @@ def get_config(variant: str = "") -> ConfigDict:
         raise UserError(f"experiments/xl.py:{variant}: it has no variants")
     config = base.get_config()
     config.sample.shift = config.sample.push = 0.0
+    config.sample.steps = 25
+    config.sample.eta = 1.0
     config.data.source = "folder"  # set by --config.data.path=FOLDER
     config.data.frames = 65
     config.data.size = (256, 256)
