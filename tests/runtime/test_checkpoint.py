@@ -284,7 +284,7 @@ def test_an_error_in_the_background_is_raised_and_cleaned_up(
     checkpoints.close()
 
 
-@pytest.mark.parametrize("name", ["run [1]", "a\\b", "what?", "all*"])
+@pytest.mark.parametrize("name", ["run [1]", "a\\b", "what?", "all*", "gs:/b", "\udcff"])
 def test_a_path_that_orbax_takes_for_a_pattern_is_refused_at_once(
     name: str, tmp_path: Path
 ) -> None:
@@ -296,7 +296,18 @@ def test_a_path_that_orbax_takes_for_a_pattern_is_refused_at_once(
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", ["a b", "ünï 🎬", "50%20 #1", "{a,b}", "it's;", "x" * 255])
+@pytest.mark.parametrize("name", ["a\\b", "gs:"])
+def test_checkpoints_that_were_moved_where_orbax_finds_nothing_are_refused(
+    name: str, two_steps: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(two_steps, tmp_path / name / "stage")
+    with pytest.raises(UserError, match="cannot be kept under a path with"):
+        newest_good_step(tmp_path / name / "stage")
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "ünï 🎬", "50%20 #1", "{a,b}", "it's;\n", "gs:x", "x" * 255]
+)
 def test_any_other_path_holds_checkpoints(name: str, tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / name)
     checkpoints.save(3, {"w": jnp.ones(2)}, {"e": jnp.arange(2)}, None, {})
@@ -308,7 +319,7 @@ def test_what_cannot_be_read_back_is_no_finished_save(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Here orbax loses the arrays, as it would in a folder whose name is a pattern."""
-    monkeypatch.setattr("vdit.runtime.checkpoint.PATTERN", "")
+    monkeypatch.setattr("vdit.runtime.checkpoint.refuse_pattern", lambda path: None)
     checkpoints = Checkpoints(tmp_path / "run [1]")
     checkpoints.save(1, {"w": jnp.ones(2)}, {"w": jnp.ones(2)}, None, {})
     with pytest.raises(UserError, match=r"cannot save checkpoint .*1: it cannot be read back"):

@@ -41,7 +41,9 @@ DIGESTS = "digests.json"
 ITEMS = ("state", "ema", "iterator", "meta")
 TO_SAMPLE = ("ema", "meta")  # items that are enough to use a model
 TEMPORARY = "*.orbax-checkpoint-tmp*"  # what an interrupted save leaves
-PATTERN = "[*?\\"  # orbax takes them for a pattern's wherever they stand in a path
+# Wherever they stand in a path, orbax takes these for another path's or for a bucket's address.
+UNREADABLE = re.compile(r"\\|(?<=/)(?:gs|s3|az|hf):(?=/)|[\ud800-\udfff]")
+UNSAFE = re.compile(rf"[\[*?]|{UNREADABLE.pattern}")  # and these, when it saves, for a pattern's
 ATTEMPTS = 10  # at a step that a run may prune while it is read
 PIECE = 2**20  # numbers looked through at a time, which caches hold
 T = TypeVar("T")
@@ -126,6 +128,7 @@ def newest_good_step(directory: Folder, items: tuple[str, ...] = TO_SAMPLE) -> i
     Warns of each newer step that is damaged, naming the file. Raises `UserError` if all are. The
     steps are listed again after each, since a run may save and prune meanwhile.
     """
+    refuse_pattern(directory, UNREADABLE)
     tried: dict[tuple[int, bool], str] = {}
     while True:
         there = [(step, is_finished(directory, step)) for step in all_steps(directory)]
@@ -281,13 +284,13 @@ def refuse_not_finite(directory: Folder, step: int, tree: Any) -> None:
         )
 
 
-def refuse_pattern(path: Folder) -> None:
-    """Refuses (UserError) a path in which orbax would lose its files."""
-    whole = Path(path).absolute().as_posix()
-    if wrong := [c for c in PATTERN if c in whole]:
+def refuse_pattern(path: Folder, unsafe: re.Pattern[str] = UNSAFE) -> None:
+    """Refuses (UserError) a path in which orbax would lose its files, or not find them."""
+    whole = f"{Path(path).absolute().as_posix()}/"
+    if wrong := dict.fromkeys(unsafe.findall(whole)):
         raise UserError(
-            f"{whole}: checkpoints cannot be kept under a path with {' or '.join(wrong)} in it;"
-            " choose another --workdir"
+            f"{whole[:-1]}: checkpoints cannot be kept under a path with {' or '.join(wrong)} in"
+            " it; choose another --workdir"
         )
 
 
