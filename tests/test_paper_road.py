@@ -240,6 +240,7 @@ def test_texts_without_words() -> None:
         ("data.shapes", ((5, 32, 32, 10.0),), "one shape"),
         ("dit.paper.conditioning", "in_context", "joint is allowed"),
         ("dit.model", "vdit", "no other takes it"),
+        ("dit.wan.boundary", -1.0, "only wan takes it"),
         ("sample.spacing", "even", "exponential, flow_sigmas, wan or times"),
     ],
 )

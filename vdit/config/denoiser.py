@@ -83,6 +83,7 @@ def check(config: ConfigDict) -> None:
     if config.dit.learned_variance and build_process(config).points is None:
         fields = "dit.learned_variance dit.process"
         raise shared.refusal(config, fields, "a beta table such as ddpm is allowed")
+    shared.check_only(config, ("dit.wan.boundary",), "dit.model", ("wan",))
     # Traced, without computing: refuses times that do not fit the process.
     jax.eval_shape(training_times(config), jax.ShapeDtypeStruct((1,), jnp.float32))
     if "truth" in targets(config):
