@@ -1,4 +1,4 @@
-"""Your own videos: a folder of MP4, WebM or GIF files with captions, at 64x64 pixels.
+"""Your own films, MP4, WebM, AVI or GIF, in a folder with captions, at 64x64 pixels.
 
 python -m vdit.main --config=experiments/folder.py --config.data.path=FOLDER
 python -m vdit.main --config=experiments/folder.py:smoke --config.data.path=FOLDER

@@ -13,7 +13,7 @@ import av
 import numpy as np
 import pytest
 
-from vdit.data.captions import checked_caption
+from vdit.data.captions import SUFFIXES, checked_caption
 from vdit.data.clips import tell_skipped
 from vdit.data.decode import Decoder
 from vdit.data.films import fitting
@@ -478,7 +478,7 @@ def test_what_is_not_used_is_named(
     (root / ".hidden").write_text(" ")
     source = make(skipped_path=tmp_path / "skipped.jsonl")
     assert [pixels for _, pixels in items(source)] == [pixels for _, pixels in want]
-    no_film = "not a film (.gif, .mkv, .mov, .mp4, .webm)"
+    no_film = f"not a film ({', '.join(SUFFIXES)})"
     assert dict(source.skipped) == {
         "bad.mp4": "bad.txt: the caption is empty or no text",
         "none.mp4": "no caption; write none.txt beside it, or a row in captions.jsonl or"
@@ -507,7 +507,7 @@ def test_one_wrong_row_of_many_is_skipped_and_named(
         "captions.csv line 3": "2 to 4.6 s is outside of a.mp4, which is 4 s long",
         "captions.csv line 5": "start 'x' is not a number",
         "captions.csv line 6": "b.mp4 again, as in line 4",
-        "captions.csv line 8": "no clip 'd.mp4' in the folder (.gif, .mkv, .mov, .mp4, .webm)",
+        "captions.csv line 8": f"no clip 'd.mp4' in the folder ({', '.join(SUFFIXES)})",
         "captions.csv line 9": "not 4 cells",
     }
     with pytest.raises(UserError, match="line 5: start 'x'"):

@@ -23,7 +23,7 @@ from vdit.data.decode import is_text, is_time, one_line
 from vdit.errors import UserError
 from vdit.runtime.files import read_text
 
-SUFFIXES = (".gif", ".mkv", ".mov", ".mp4", ".webm")
+SUFFIXES = (".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm")
 TABLES = ("captions.jsonl", "captions.csv")
 COLUMNS = ("file", "caption", "start", "end")
 Line = tuple[int, dict[str, Any] | UserError]  # its number, and its fields or what is wrong
