@@ -174,6 +174,18 @@ def test_where_times_go_back_frames_are_counted(tmp_path: Path, decoder: Decoder
     assert numbers(streamed(decoder, path, 10)) == list(range(20))
 
 
+def test_where_times_never_rise_frames_are_counted(tmp_path: Path, decoder: Decoder) -> None:
+    path = encode(tmp_path / "a.mp4", numbered(8), coding={"bf": "0"})
+    with av.open(str(path)) as film, av.open(str(tmp_path / "a.mkv"), "w") as container:
+        stream = container.add_stream_from_template(film.streams.video[0])
+        for packet in film.demux(video=0):
+            packet.stream, packet.pts, packet.dts, packet.duration = stream, 0, 0, 0
+            container.mux([packet] if packet.size else [])
+    info = decoder.probe(tmp_path / "a.mkv")
+    assert info.frames == 8 and info.seconds == pytest.approx(0.8)
+    assert numbers(streamed(decoder, tmp_path / "a.mkv", 10)) == list(range(8))
+
+
 def test_turned_films_are_shown_upright(tmp_path: Path, decoder: Decoder) -> None:
     picture = np.zeros((32, 64, 3), np.uint8)
     picture[:16, :32], picture[:16, 32:], picture[16:, :32] = RED, GREEN, BLUE
@@ -257,6 +269,21 @@ def test_transparency_is_over_white(tmp_path: Path, decoder: Decoder) -> None:
         near = 4 if name in coded else 0
         for place, want in (((8, 8), 255), ((8, 24), RED), ((24, 8), 127)):
             assert np.abs(got[place] - want).max() <= near, name
+
+
+def test_what_is_clear_without_an_alpha_channel_is_white(tmp_path: Path, decoder: Decoder) -> None:
+    """An animated WebP whose frames cover a part of its canvas, and 16-bit gray with a level that
+    stands for nothing."""
+    rgba = np.zeros((32, 32, 4), np.uint8)
+    rgba[:, :16] = (*RED, 255)
+    part = [Image.fromarray(rgba)] * 2
+    part[0].save(tmp_path / "a.webp", save_all=True, append_images=part[1:], duration=100)
+    assert Image.open(tmp_path / "a.webp").mode == "RGB"
+    deep = np.repeat(np.array([[90 * 257, 7 * 257]], np.uint16), 16, 1).repeat(32, 0)
+    Image.fromarray(deep).save(tmp_path / "a.png", transparency=7 * 257)
+    for name, want in (("a.webp", RED), ("a.png", (90, 90, 90))):
+        got = decoder.frames(tmp_path / name, [0.0])[0].astype(int)
+        assert np.abs(got[8, 8] - want).max() <= 4 and (got[8, 24] == 255).all(), name
 
 
 def test_pictures(tmp_path: Path, decoder: Decoder) -> None:

@@ -7,12 +7,12 @@ pixels and transparency over white, in the colours of SDR: HDR (PQ, HLG) and wid
 to BT.709, an HD film that names no matrix is read by that of BT.709, as players do, and interlaced
 frames are deinterlaced. They are scaled (area down, bicubic up) until they cover the requested
 size, and center-cropped. Time starts at the first frame; the frame at time t is the last one that
-began by then, at constant and variable frame rates alike; where timestamps go back, frames are
-counted by the rate. If the last picture of an animation has no duration, it lasts as long as the
-one before. A file that is truncated, or has any damaged frame, is refused. Pillow reads PNG, JPEG,
-WebP and AVIF, still (one frame at time 0) or animated, and PyAV the rest; the content decides, not
-the name. Of a JPEG with several pictures (a gain map, a second eye) the first is shown. HEIC is
-refused: its picture may lie in many streams.
+began by then, at constant and variable frame rates alike; where timestamps go back, or have not
+risen yet, frames are counted by the rate. If the last picture of an animation has no duration, it
+lasts as long as the one before. A file that is truncated, or has any damaged frame, is refused.
+Pillow reads PNG, JPEG, WebP and AVIF, still (one frame at time 0) or animated, and PyAV the rest;
+the content decides, not the name. Of a JPEG with several pictures (a gain map, a second eye) the
+first is shown. HEIC is refused: its picture may lie in many streams.
 
 Dimension key: n frames, H height, W width.
 """
@@ -258,12 +258,15 @@ class _File:
 
         Image.MAX_IMAGE_PIXELS = None  # `limits` replaces its warning
         try:
-            with Image.open(self.path, formats=PICTURES) as image:
+            image: Any = Image.open(self.path, formats=PICTURES)
+            with image:
                 self._check_pixels(image.width, image.height)
                 count = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
                 start = length = 0.0
                 # A PNG may have a picture before its animation, for programs that play none.
                 first = int(count > 1 and bool(image.info.get("default_image")))
+                if getattr(image, "rawmode", "") == "RGBX":  # what no WebP's frame covers is clear
+                    image._mode = image.rawmode = "RGBA"
                 for index in range(first, count):
                     image.seek(index)
                     image.load()
@@ -303,9 +306,10 @@ class _File:
                         raise Bad(f"damaged at {end:.2f} s")
                     if first is None:
                         first = pts or 0
-                    # A frame without a time, or with a falling one, follows the previous frame.
+                    # A frame without a time, or with a falling one, follows the previous frame, as
+                    # do all those of a file whose times are all the same.
                     at = end if pts is None else (pts - first) * tick
-                    before, start = start, at if at >= start else end
+                    before, start = start, at if at >= start and (at or not end) else end
                     usual = start - before or usual
                     end = start + ((frame.duration or 0) * tick or usual or 0.1)
                     shape = *_turn(frame), _pixel_aspect(stream)
@@ -370,7 +374,8 @@ class _File:
                     watch.beat(last)
             except av.FFmpegError as error:
                 raise Bad(f"damaged at {last:.2f} s ({said(error)})") from None
-        return frames, end - start if start < end and not falls else frames * usual
+        rising = not falls and (frames == 1 or start < last)
+        return frames, end - start if rising and start < end else frames * usual
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[tuple[Any, Any]]:
@@ -470,7 +475,9 @@ def _upright_rgb(image: Any) -> np.ndarray:
     from PIL import Image, ImageOps
 
     if image.mode.startswith("I"):  # 16-bit grayscale, which Pillow would clip
-        image = Image.fromarray((np.asarray(image).astype(np.int64) >> 8).astype(np.uint8))
+        deep_HW = np.asarray(image).astype(np.int64)
+        alpha_HW = np.where(deep_HW == image.info.get("transparency", -1), 0, 255)
+        image = Image.fromarray(np.dstack([deep_HW >> 8, alpha_HW]).astype(np.uint8), "LA")
     image = in_srgb(ImageOps.exif_transpose(image))
     if image.has_transparency_data:
         return _over_white(np.asarray(image.convert("RGBA")))
