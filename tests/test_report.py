@@ -229,6 +229,21 @@ def test_the_time_of_all_stages_leaves_out_the_row_of_the_whole_run(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, rows)))
     words = Tags(report.write_report(tmp_path).read_text()).words
     assert "15:00minutes, all stages" in words and "30:07" not in words
+    # It was killed early: the next part's first row is of a later second. Samples were made again.
+    rows = [
+        {"stage": "run", "step": 0},
+        {"stage": "vae", "step": 5, "seconds": 10.0},
+        {"stage": "run", "step": 0},
+        {"stage": "vae", "step": 7, "seconds": 20.0},
+        {"stage": "vae", "step": 9, "seconds": 30.0},
+        {"stage": "sample", "step": 9, "seconds": 50.0},
+        {"stage": "run", "step": 0, "seconds": 85.0},
+        {"stage": "run", "step": 0},
+        {"stage": "sample", "step": 9, "seconds": 40.0},
+    ]
+    assert {k: v["seconds"] for k, v in report.stage_values(rows).items()} == {
+        "vae": 40.0, "sample": 40.0
+    }  # fmt: skip
 
 
 def test_scores_stand_beside_their_ceilings(page):

@@ -258,22 +258,27 @@ def _autoencoder(rows: Sequence[Row]) -> Row:
 def stage_values(rows: Sequence[Row]) -> dict[str, dict[str, float]]:
     """The last value of each metric per stage, without "run", which covers all stages.
 
-    The seconds of a stage that was resumed are those of all its parts: they begin again with each.
+    The seconds of a stage that was resumed are those of all its parts: they begin again with each,
+    which a row of "run" without seconds begins. What was done again at the same step counts once.
     """
     stages: dict[str, dict[str, float]] = defaultdict(dict)
-    spent: dict[str, list[float]] = defaultdict(list)  # the last row of each part
+    spent: dict[str, list[tuple[int, float]]] = defaultdict(list)  # step, seconds: ends of parts
+    begun: set[str] = set()  # stages with seconds in the newest part
     for row in rows:
         name, numbers = row["stage"], {key: n for key, n in row.items() if _is_number(n)}
         if name == "run":
+            begun = begun if "seconds" in row else set()
             continue
         if "task" in row:  # a score, whose seconds are a video's
             numbers.pop("seconds", None)
         if (seconds := numbers.get("seconds")) is not None:
-            parts = spent[name]
-            if parts and seconds >= parts[-1]:
+            parts, step = spent[name], row["step"]
+            goes_on = name in begun and seconds >= parts[-1][1]
+            if parts and (goes_on or step <= parts[-1][0]):
                 parts.pop()
-            parts.append(seconds)
-            numbers["seconds"] = sum(parts)
+            parts.append((step, seconds))
+            begun.add(name)
+            numbers["seconds"] = sum(seconds for _, seconds in parts)
         stages[name] |= numbers
     return stages
 
