@@ -56,6 +56,7 @@ def test_a_colon_in_a_path_is_told(tmp_path: Path) -> None:
     ("\nget_config = lambda: 1 / 0", "line 2: ZeroDivisionError: division by zero"),
     ("def get_config(:", "SyntaxError"), ("", "KeyError: 'get_config'"),
     ("open('/nowhere')", "line 1: FileNotFoundError"),
+    ("import sys\nsys.exit(3)", "line 2: SystemExit: 3"),
     ("def get_config():\n    return 3", "gives no ConfigDict but 3"),
     ("def get_config():\n    from vdit.config import default\n    default().vae.widht = 3",
      "line 3: AttributeError: 'Key \"widht\" does not exist"),

@@ -120,7 +120,7 @@ def load(path: str) -> ConfigDict:
         config = runpy.run_path(file)["get_config"](*argument)
     except UserError:
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == file]
         where = f"line {lines[-1]}: " if lines else ""
         said = " ".join(str(error).split())
