@@ -13,7 +13,15 @@ from vdit.config.denoiser import build_dit
 from vdit.errors import UserError
 from vdit.model import settings_of
 from vdit.sample import Clip, Model, Result
-from vdit.show import read_given, read_shots, sample_request, slug, unused, write_result
+from vdit.show import (
+    read_given,
+    read_shots,
+    reserved,
+    sample_request,
+    slug,
+    unused,
+    write_result,
+)
 
 
 class Drawn(Model):
@@ -59,6 +67,18 @@ def test_samples_are_never_written_over(tmp_path: Path) -> None:
     (tmp_path / "u\u0308-0.mp4").touch()
     assert [unused(tmp_path, name).name for name in ("é-0", "ü-0")] == ["é-0-2.mp4", "ü-0-2.mp4"]
     assert len(request(tmp_path / "wide", "𠮷𠮷 " * 99)) == 1  # of four bytes each
+
+
+def test_two_requests_at_a_time_take_two_names(tmp_path: Path) -> None:
+    """Both have looked for a free name before one of them has written anything."""
+    with (
+        reserved(tmp_path / "out", "a-ball-0") as one,
+        reserved(tmp_path / "out", "A-Ball-0") as two,
+    ):
+        assert (one.name, two.name) == ("a-ball-0.mp4", "A-Ball-0-2.mp4")
+    with pytest.raises(KeyboardInterrupt), reserved(tmp_path, "a-ball-0") as one:
+        raise KeyboardInterrupt
+    assert not one.exists() and two.exists()
 
 
 def test_several_videos_are_shown_side_by_side(

@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy as np
 from vdit.data import sources
 from vdit.data.decode import is_text, is_time, one_line, read_clip
 from vdit.errors import UserError
-from vdit.runtime.files import atomic_path, read_text, write_text
+from vdit.runtime.files import all_or_nothing, atomic_path, read_text, refusing, write_text
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import Progress, each, say
@@ -126,14 +126,14 @@ def sample_request(
             if not zero:
                 continue
             name = f"{slug(result.settings['prompt'])}-{result.settings['seed']}"
-            path = unused(folder, name, {path.stem for path in paths})
-            shown = write_result(path, result, model.config.sample.zoom)
+            with reserved(folder, name) as path:
+                shown = write_result(path, result, model.config.sample.zoom)
             wall += [shown] * small
             say(str(path))
             paths.append(path)
         if len(wall) > 1:
-            place = unused(folder, f"{paths[0].stem}-wall").with_suffix(".webp")
-            write_wall(place, np.stack(wall), fps, model.config.sample.zoom)
+            with reserved(folder, f"{paths[0].stem}-wall", ".webp") as place:
+                write_wall(place, np.stack(wall), fps, model.config.sample.zoom)
             say(str(place))
     return paths
 
@@ -158,15 +158,30 @@ def slug(text: str, most: int = 60) -> str:
     return f"video-{name}" if name in TASKS else name
 
 
-def unused(folder: Path, name: str, taken: Collection[str] = ()) -> Path:
+def unused(folder: Path, name: str) -> Path:
     """FOLDER/NAME.mp4, or NAME-2 and so on: nothing there is written over."""
 
     def plain(name: str) -> str:  # some file systems take other forms and cases for the same
         return unicodedata.normalize("NFC", name).casefold()
 
-    there = {plain(path.stem) for path in folder.glob("*.*")} | set(map(plain, taken))
+    there = {plain(path.stem) for path in folder.glob("*.*")}
     names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
     return folder / f"{next(name for name in names if plain(name) not in there)}.mp4"
+
+
+@contextlib.contextmanager
+def reserved(folder: Path, name: str, suffix: str = ".mp4") -> Iterator[Path]:
+    """An `unused` path, where an empty file keeps other processes from taking it until it is
+    written; after an error there is none."""
+    with refusing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        while True:
+            path = unused(folder, name).with_suffix(suffix)
+            with contextlib.suppress(FileExistsError):
+                path.open("x").close()
+                break
+    with all_or_nothing(path):
+        yield path
 
 
 def write_result(path: Path, result: Result, zoom: int) -> np.ndarray:
