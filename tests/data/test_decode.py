@@ -473,6 +473,13 @@ def test_untagged_films_are_read_by_the_matrix_of_their_size(
     assert np.abs(decoder.frames(tmp_path / "a.mp4", [0.0])[0].astype(int) - RED).max() <= 4
 
 
+def test_colours_that_cannot_be_converted_are_named(tmp_path: Path, decoder: Decoder) -> None:
+    coding = {"x264-params": "colormatrix=YCgCo"}
+    path = encode(tmp_path / "a.mp4", numbered(2), pix_fmt="yuv444p", coding=coding)
+    with pytest.raises(DecodeError, match="in colours of matrix 8, which FFmpeg cannot convert"):
+        streamed(decoder, path, 10)
+
+
 @pytest.mark.parametrize("order", ["tff", "bff"])
 def test_interlaced_films_lose_their_combs(tmp_path: Path, decoder: Decoder, order: str) -> None:
     def scene(field: int) -> np.ndarray:

@@ -178,7 +178,11 @@ def _send_frames(file: "_File", request: dict[str, Any], watch: _Watch) -> None:
         while target is not None and target < before:
             if given == limits.frames:
                 raise Bad(f"over {limits.frames} frames at that rate: the limit")
-            picture = fit(shown) if picture is None else picture
+            try:
+                picture = fit(shown) if picture is None else picture
+            except OSError as error:  # of swscale
+                colours = f"in colours of matrix {int(shown.frame.colorspace)}, which FFmpeg"
+                raise Bad(f"{colours} cannot convert ({said(error)})") from None
             watch.frame(picture, shown.start)
             given, target = given + 1, next(wanted, None)
             watch.beat(shown.start)
