@@ -122,14 +122,18 @@ def read_clip(
 
     Raises `DecodeError`.
     """
+    try:
+        os.stat(path)
+    except OSError as error:  # said at once, without a worker
+        raise DecodeError(path, said(error)) from None
     with Decoder() as decoder:
         info = decoder.probe(path)
         video = np.concatenate(list(decoder.stream(path, fps, size, until=frames / fps)))
-    said = f"{path}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
-    said += "".join(f", {text}" for name, text in TREATED.items() if name in info.treated.split())
+    line = f"{path}: {info.width}x{info.height}, {len(video)} frames at {fps:g} a second"
+    line += "".join(f", {text}" for name, text in TREATED.items() if name in info.treated.split())
     if size is not None and (info.height, info.width) != size:
-        said += f", resized to {size[1]}x{size[0]}"
-    return video[:frames], said
+        line += f", resized to {size[1]}x{size[0]}"
+    return video[:frames], line
 
 
 class Decoder(contextlib.AbstractContextManager):
