@@ -551,6 +551,12 @@ def test_names_are_the_same_in_every_form_of_unicode(
         text.unlink()
 
 
+def test_a_table_may_be_written_by_hand_on_windows(root: Path, make: Callable[..., Folder]) -> None:
+    text = 'file, caption\r\na.mp4, "a, then b"\r\nb.mp4, b\r\nmore\\c.gif, c\r\n'
+    (root / "Captions.CSV").write_text(text, encoding="utf-8-sig", newline="")
+    assert sorted(make().captions) == ["a, then b", "b", "c"]
+
+
 HEAD = "file,caption,start,end\n"
 GOOD = "b.mp4,b,,\nmore/c.gif,c,,\n"
 

@@ -4,7 +4,7 @@ A row of a table has a file and its caption. With `start` and `end` (seconds) it
 film, so one long film can have many captions. The text file of `cat.mp4` is `cat.txt`.
 
 A name in a table may have Windows' separators, and another form of Unicode or other cases than the
-file's.
+file's. The cells of captions.csv may have spaces before them.
 """
 
 import collections
@@ -84,13 +84,14 @@ def rows(
     texts = {_nfc(stem): text for stem, text in exact.items() if stem not in stems} | exact
     if not clips:
         raise UserError(f"{shown}: no clips in this folder ({', '.join(SUFFIXES)})")
-    tables = [name for name in TABLES if (root / name).is_file()]
+    named = (path.name for path in root.iterdir() if path.is_file())
+    tables = sorted((name for name in named if name.lower() in TABLES), reverse=True)
     if len(tables) > 1:
         raise UserError(f"{shown}: captions in {' and '.join(tables)}; one of them is allowed")
     lines: Lines = []
     if tables:
         table = root / tables[0]
-        lines = list((_jsonl if table.suffix == ".jsonl" else _csv)(table))
+        lines = list((_jsonl if table.suffix.lower() == ".jsonl" else _csv)(table))
     measured = ["measures" in fields for _, fields in lines if not isinstance(fields, UserError)]
     curated = bool(measured) and all(measured)
     if not tables or (curated and not curated_too):
@@ -207,7 +208,7 @@ def _files(root: Path, skips: _Skips, unused: Skipped) -> tuple[list[str], dict[
         for name in sorted(files):
             inside = Path(folder, name).relative_to(root).as_posix()
             stem, suffix = os.path.splitext(inside)
-            if name.startswith(".") or inside in TABLES:
+            if name.startswith(".") or inside.lower() in TABLES:
                 continue
             if suffix.lower() == ".txt":
                 texts[stem] = inside if suffix == ".txt" else texts.get(stem, inside)
@@ -267,7 +268,8 @@ def _jsonl(path: Path) -> Iterator[Line]:
 
 def _csv(path: Path) -> Iterator[Line]:
     """(line, fields) of every row under the header; empty cells are left out."""
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
+    text = io.StringIO(_text(path), newline="")
+    reader = csv.DictReader(text, strict=True, skipinitialspace=True)
     shown = one_line(str(path))
     try:
         head = list(reader.fieldnames or [])
