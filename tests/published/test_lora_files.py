@@ -230,6 +230,13 @@ def test_what_does_not_fit_is_named(
     assert words in str(caught.value) and str(caught.value).startswith(f"{tmp_path}/a.saf")
 
 
+def test_a_header_that_is_none_is_one_line(params: Any, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes((2**62).to_bytes(8, "little") + b'{"a": 1}')
+    with pytest.raises(UserError, match="its header says 4611686018427387904 bytes; allowed"):
+        read_adapters(path, params)
+
+
 def test_values_dtypes_and_metadata(params: Any, tmp_path: Path) -> None:
     ones = np.ones((16, 2), np.float32)
     path, plain = tmp_path / "a.safetensors", {A: ones.T.copy(), B: ones}

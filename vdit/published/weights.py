@@ -227,7 +227,8 @@ def pickled(name: str) -> str:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file whose header has been read."""
+    """The metadata of a safetensors file."""
+    read_header(path)  # refuses what is none
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         return parse_json(path, file.read(length)).get("__metadata__", {})
