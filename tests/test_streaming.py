@@ -23,7 +23,7 @@ from vdit.config.denoiser import latent_shape, token_pixels
 from vdit.config.text import Vocabulary, build_text_encoder
 from vdit.errors import UserError
 from vdit.models.autoencoder import decode_in_chunks, encode_in_chunks
-from vdit.sample import Clip, Given, Model, Result
+from vdit.sample import Clip, Given, Model, Result, whole_spans
 from vdit.show import write_result
 
 MODELS = {"vivit": (2, 4, 4), "causal": (2, 4, 4), "kl": (1, 4, 4)}
@@ -161,6 +161,11 @@ def test_what_is_shown_as_given_is_what_the_model_is_given(
         assert int(np.asarray(inputs.given_Bn).sum()) == 1 + (used - 1) // p
         said = f"the first {used} of {frames} frames are used"
         assert (said in capsys.readouterr().out) == (used < frames)
+    video = np.zeros((5, 8, 8, 3), np.uint8)
+    assert len(whole_spans([Given(video, 8), Given(video, 3)], 17, p)[0]) == 2
+    for frames in ((0, 0), (7, 3)):  # what is shown could be what one of both is alone
+        with pytest.raises(UserError, match="given frames may not overlap"):
+            whole_spans([Given(video, frame) for frame in frames], 17, p)
 
 
 MEASURE = """

@@ -6,6 +6,7 @@ text width, K shots.
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -391,7 +392,7 @@ def whole_spans(given: Sequence[Given], frames: int, p: int) -> tuple[list[Given
     what to say about it.
 
     The model is conditioned on these, and these are put into its video: both are the same frames.
-    Raises UserError for a span outside of the clip.
+    Raises UserError for a span outside of the clip, and for two of the same frames.
     """
     spans, said = [], []
     for part in given:
@@ -408,6 +409,12 @@ def whole_spans(given: Sequence[Given], frames: int, p: int) -> tuple[list[Given
             said.append(
                 f"given at frame {part.frame}: the first {count} of {len(part.video)} frames are"
                 f" used, for this model takes {takes}"
+            )
+    for one, other in itertools.pairwise(sorted(spans, key=lambda span: span.frame)):
+        if other.frame < one.frame + len(one.video):
+            raise UserError(
+                f"{len(one.video)} frames given at frame {one.frame}, and others at frame"
+                f" {other.frame}: given frames may not overlap"
             )
     return spans, said
 
