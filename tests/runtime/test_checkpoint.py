@@ -1,6 +1,7 @@
 """What is saved comes back to the bit, on any topology; what is damaged is found and named."""
 
 import functools
+import gc
 import os
 import re
 import shutil
@@ -325,6 +326,18 @@ def test_what_cannot_be_read_back_is_no_finished_save(
     with pytest.raises(UserError, match=r"cannot save checkpoint .*1: it cannot be read back"):
         checkpoints.close()
     assert checkpoints.steps() == []
+
+
+def test_reading_a_save_back_leaves_nothing_in_memory(two_steps: Path) -> None:
+    """Each save is read back: what stayed of one would stay of thousands."""
+
+    def blocks() -> int:
+        checkpoint.refuse_unreadable(two_steps / "20")
+        gc.collect()
+        return sys.getallocatedblocks()
+
+    first, *_, last = [blocks() for _ in range(5)][1:]
+    assert last - first < 100
 
 
 def test_a_reader_beside_a_writer_takes_the_step_that_has_replaced_its_own(copy: Path) -> None:
