@@ -21,6 +21,7 @@ from vdit.data.sources import most_shots
 from vdit.errors import UserError
 from vdit.evaluate import heldout
 from vdit.sample import Model, load
+from vdit.shipped import find
 from vdit.worlds.scores import oracle_of
 
 from .parsers import Parser
@@ -120,7 +121,7 @@ def plot(rows: Sequence[Score], path: Path) -> None:
 def measured(arguments: Sequence[str]) -> None:
     """Prints a line for each row as it is measured, then the table."""
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, help="a trained workdir of a simulated source")
+    parser.add_argument("--workdir", required=True, help="a trained workdir of a simulated source, or base")
     parser.add_argument("--captions", type=int, default=128, help="held-out captions")
     parser.add_argument("--samplers", default=";".join(ROWS), help=f"some of {'; '.join(ROWS)}")
     parser.add_argument("--evaluations", default=",".join(map(str, EVALUATIONS)))
@@ -134,15 +135,16 @@ def measured(arguments: Sequence[str]) -> None:
     texts = flags.evaluations.split(",")
     if not all(text.isdecimal() and int(text) > 1 for text in texts) or flags.captions < 1:
         raise UserError("--evaluations of 2 or more, as 4,8,25, and --captions of 1 or more")
-    config, rows = read_config(Path(flags.workdir)), []
+    workdir, rows = find(flags.workdir), []
+    config = read_config(workdir)
     for length in flags.ema.split(","):
         try:
             config.sample.ema = float(length)
         except ValueError:
             raise UserError(f"--ema={length}: numbers as 0,0.05,0.1 are allowed") from None
         joined.check(config)
-        model = load(flags.workdir, config)
-        clips = heldout(model, Path(flags.workdir), flags.captions)
+        model = load(workdir, config)
+        clips = heldout(model, workdir, flags.captions)
         for name, text in itertools.product(names, texts):
             rows.append(measure(model, clips, name, int(text), flags.seed))
             print(f"{length} {name} {text} {rows[-1].scores['every_attribute']:.3f}", flush=True)

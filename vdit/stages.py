@@ -1,5 +1,6 @@
 """The training stages: compress (vae), encode once (latents), denoise (dit); name (classify)."""
 
+import dataclasses
 import functools
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -27,9 +28,11 @@ from vdit.config.identity import (
     differences,
     digest,
     of_networks,
+    read_config,
     stage_fields,
     stored_fields,
 )  # fmt: skip
+from vdit.config.joined import times_of
 from vdit.config.lora import BASE_DTYPES
 from vdit.config.text import build_text_encoder, build_tokenizer, text_content
 from vdit.data import sources
@@ -39,15 +42,18 @@ from vdit.data.latents import Latents
 from vdit.data.loader import PackedBatches, batches
 from vdit.data.packing import Sample, budget_of, draw_sample, padding
 from vdit.denoiser import Denoiser
+from vdit.diffusion.schedule import seen
 from vdit.encode import cache_latents as cache_latents
 from vdit.errors import UserError
 from vdit.loading import Base, read_base, read_stage, refuse_changed
+from vdit.model import settings_of, steered
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
 from vdit.nn.lora import flat
 from vdit.nn.patch import to_float
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import Dense, Rows, denoising_objective
+from vdit.objectives.distill import distilled
 from vdit.objectives.lora import lora
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import Packed
@@ -168,7 +174,33 @@ def denoising(
     shares = pattern_shares(table, dict(dit.given))
     times = training_times(config, stage)
     rows = Dense(table, shares, times, dit.text_drop, dit.caption_drop, longest)
-    return _denoising(config, build_denoiser(config, encoder, mesh, platform), rows)
+    denoiser = build_denoiser(config, encoder, mesh, platform)
+    objective = _denoising(config, denoiser, rows)
+    return distilling(config, objective, denoiser, rows) if dit.distill.steps else objective
+
+
+def distilling(
+    config: ConfigDict, objective: Objective, denoiser: Denoiser, rows: Dense
+) -> Objective:
+    """What a denoiser learns from the steps that its teacher takes, as that samples by default."""
+    teacher, made = read_config(find(config.dit.lora.base or config.init)), config.dit.distill
+    settings = settings_of(teacher, steps=made.steps * made.parts)
+    if settings.guidance_levels != (0.0, 1.0):
+        raise UserError(
+            f"dit.distill.steps: its teacher's sample.guidance_levels is"
+            f" {settings.guidance_levels}: (0, 1) is allowed"
+        )
+    process = seen(denoiser.process, settings.spacing)
+    steer = functools.partial(steered, settings=settings, process=process)
+    times = np.asarray(times_of(teacher, settings))
+    ends = times_of(teacher, dataclasses.replace(settings, steps=made.steps))
+    if not np.allclose(times[:: made.parts], ends, atol=1e-6):
+        raise UserError(
+            f"dit.distill: {made.steps} steps of sample.spacing={settings.spacing} are not some of"
+            f" {settings.steps}: trailing is allowed"
+        )
+    denoiser = dataclasses.replace(denoiser, process=process)
+    return distilled(objective, denoiser, rows, steer, times, made.parts)
 
 
 def packed_denoising(
@@ -251,6 +283,8 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents, stage: str
         "vae": stage_meta(config, "vae", runtime.content)["digest"],
         **({"imported": known["imported"]} if "imported" in known else {}),
     }
+    if config.dit.distill.steps and not base:
+        frozen["base"] = read_base(find(config.init), place).groups
     if base:
         objective, frozen["base"], meta["base"] = adapted(config, runtime, objective, base)
     options, seed = config.dit.train, config.seed + 1

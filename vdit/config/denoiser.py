@@ -65,6 +65,10 @@ def fields() -> ConfigDict:
     # has layers
     dit.auxiliary = ("auto",)
     dit.lora = lora.fields()
+    # The denoiser of config.init, or of dit.lora.base, guidance included, is learned in few steps
+    distill = dit.distill = ConfigDict()
+    distill.steps = 0  # steps to sample in; 0: no distillation
+    distill.parts = 6  # steps of the teacher in each of them
     dit.train = shared.training(steps=2300, batch=32, learning_rate=0.02)
     dit.train.accumulate = 4  # fastest on CPUs: activations of a micro-batch stay in the cache
     return dit
@@ -75,6 +79,7 @@ def check(config: ConfigDict) -> None:
     shared.check_training(config, "dit")
     check_dit(config)
     lora.check(config)
+    _check_distill(config)
     tables: dict[str, Iterable[str]] = {
         "dit.process": schedule.PROCESSES, "dit.prediction": PREDICTIONS,
         "dit.loss_weight": WEIGHTS,
@@ -91,6 +96,20 @@ def check(config: ConfigDict) -> None:
     for name in ("text_drop", "caption_drop"):
         if not 0.0 <= config.dit[name] <= 1.0:
             raise shared.refusal(config, f"dit.{name}", "0 to 1 is allowed")
+
+
+def _check_distill(config: ConfigDict) -> None:
+    """Checks that there is a teacher, and that it can be followed."""
+    steps, parts = config.dit.distill.steps, config.dit.distill.parts
+    if not steps:
+        return
+    if steps < 0 or parts < 1:
+        raise shared.refusal(config, "dit.distill.steps dit.distill.parts", "1 or more are allowed")
+    if not (config.init or config.dit.lora.base):
+        raise shared.refusal(config, "dit.distill.steps init", "a trained workdir is needed")
+    if config.data.shapes or tuple(config.dit.auxiliary) not in ((), ("auto",)):
+        fields = "dit.distill.steps data.shapes dit.auxiliary"
+        raise shared.refusal(config, fields, "clips that are alike and no other loss are allowed")
 
 
 SECTION = shared.Section(
@@ -250,7 +269,8 @@ def auxiliary_losses(config: ConfigDict, network: Network) -> list[Weighted]:
     """The auxiliary losses that dit.auxiliary names."""
     chosen = tuple(config.dit.auxiliary)
     if chosen == ("auto",):
-        known = sources.chosen(config).truth and network.layers and not config.dit.lora.rank
+        alone = config.dit.lora.rank or config.dit.distill.steps
+        known = sources.chosen(config).truth and network.layers and not alone
         chosen = AUTO if known else ()
     return auxiliary(chosen, network)
 
