@@ -121,7 +121,9 @@ def plot(rows: Sequence[Score], path: Path) -> None:
 def measured(arguments: Sequence[str]) -> None:
     """Prints a line for each row as it is measured, then the table."""
     parser = Parser(description=__doc__.split("\n")[0])
-    parser.add_argument("--workdir", required=True, help="a trained workdir of a simulated source, or base")
+    parser.add_argument(
+        "--workdir", required=True, help="a trained workdir of a simulated source, or base"
+    )
     parser.add_argument("--captions", type=int, default=128, help="held-out captions")
     parser.add_argument("--samplers", default=";".join(ROWS), help=f"some of {'; '.join(ROWS)}")
     parser.add_argument("--evaluations", default=",".join(map(str, EVALUATIONS)))
