@@ -13,7 +13,7 @@ from vdit.config.identity import read_config
 from vdit.errors import UserError
 from vdit.shipped import find
 
-PARTS = 24  # steps of the teacher in all
+PARTS = 20  # steps of the teacher in all
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -29,7 +29,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.dit.auxiliary = ()
     config.dit.distill.steps = config.sample.steps = int(steps or 4)
     config.dit.distill.parts = PARTS // config.dit.distill.steps
-    config.dit.train.steps = 700
+    config.dit.train.steps = 1400
+    config.dit.train.batch = 16
+    config.dit.train.accumulate = 2
     config.dit.train.learning_rate = 0.01
     config.dit.train.adam_learning_rate = 1e-3
     config.dit.train.ema = 0.99

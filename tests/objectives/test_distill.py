@@ -90,7 +90,7 @@ def test_guidance_and_steps_of_the_teacher_are_what_is_learned() -> None:
 def test_what_cannot_be_distilled_is_refused() -> None:
     config = distill.get_config("base")
     joined.check(config)
-    assert config.dit.distill.steps * config.dit.distill.parts == 24
+    assert config.dit.distill.steps * config.dit.distill.parts == 20
     for changes, words in (({"init": ""}, "trained workdir"), ({"dit.distill.parts": 0}, "1 or")):
         config = distill.get_config("base,2")
         config.update_from_flattened_dict(changes)
