@@ -57,7 +57,7 @@ from vdit.objectives.distill import distilled
 from vdit.objectives.lora import lora
 from vdit.objectives.objective import Objective
 from vdit.objectives.packed import Packed
-from vdit.objectives.vae import Adversary, Perceptual, vae_objective
+from vdit.objectives.vae import Adversary, Perceptual, on_crops, vae_objective
 from vdit.published.lpips import read_weights
 from vdit.runtime.checkpoint import IMPORTED, restore_ema
 from vdit.runtime.machine import host_memory
@@ -140,15 +140,17 @@ def compression(
 ) -> Objective:
     """What stage vae learns."""
     vae, perceptual, adversary = config.vae, None, None
+    side, count = vae.crop
     if vae.lpips_weight:
         perceptual = Perceptual(build_lpips(config, mesh, platform), vae.lpips_weight)
     if vae.adversarial_weight:
         judge = build_discriminator(config, mesh, platform)
-        start = vae.adversarial_start * vae.train.batch
+        start = vae.adversarial_start * vae.train.batch * (count if side else 1)
         adversary = Adversary(judge, vae.adversarial_weight, start)
     model = build_vae(config, mesh, platform)
     weights, others = (vae.kl_weight, vae.l1_weight), (perceptual, adversary)
-    return vae_objective(model, *weights, *others, vae.body_weight, tuple(vae.crop))
+    objective = vae_objective(model, *weights, *others, vae.body_weight)
+    return on_crops(objective, side, count) if side else objective
 
 
 def _denoising(config: ConfigDict, denoiser: Denoiser, rows: Rows) -> Objective:

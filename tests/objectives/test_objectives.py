@@ -21,7 +21,7 @@ from vdit.models.vae import VAE
 from vdit.nn.patch import to_float, to_uint8
 from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.objective import Objective, low_discrepancy, sample_keys
-from vdit.objectives.vae import Perceptual, cropped, vae_objective
+from vdit.objectives.vae import Perceptual, cropped, on_crops, vae_objective
 from vdit.published.text_folder import encoder
 from vdit.tokens import dense_tokens, pattern_shares, patterns
 
@@ -293,9 +293,8 @@ def test_crops_are_squares_of_their_clips_where_bodies_are() -> None:
     assert len(set(rows)) > 4 and rows.max() <= 8 and columns.max() <= 16
     assert chosen["bodies"].mean() > 2.5 * bodies.mean()
     objective = vae_objective(model, 0.1, 0.5, body_weight=3.0)
-    on_crops = vae_objective(model, 0.1, 0.5, body_weight=3.0, crop=(8, 5))
     params = jax.jit(objective.init)(key, data)
-    found = jax.jit(on_crops.loss)(params, {}, data | {"bodies": bodies}, key)
+    found = jax.jit(on_crops(objective, 8, 5).loss)(params, {}, data | {"bodies": bodies}, key)
     want = jax.jit(objective.loss)(params, {}, chosen, key)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, want)
 

@@ -106,6 +106,67 @@ def adversarial(
     return total_B, parts | {"adaptive": jnp.full_like(on_B, adaptive)}
 
 
+def vae_objective(
+    model: Autoencoder, kl_weight: float, l1_weight: float, perceptual: Perceptual | None = None,
+    adversary: Adversary | None = None, body_weight: float = 0.0,
+) -> Objective:  # fmt: skip
+    """Mean squared (and, by its weight, absolute) error of pixels plus weighted KL to N(0, 1).
+
+    With `body_weight` the squared error of pixels of batch["bodies"] (B, T, H, W) counts 1 +
+    `body_weight` times.
+
+    The KL is a mean over latent elements (Kingma and Welling 2014, Appendix B), so its weight
+    does not depend on the patch. LPIPS is a mean over frames. With an adversary the sum is of both
+    players' losses, each cut off from the other's parameters.
+    """
+
+    def noise(video_BTHWC: jax.Array, key: jax.Array, ordinal_B: jax.Array) -> jax.Array:
+        shape = model.latent_shape(*video_BTHWC.shape[1:4])
+        return jax.vmap(lambda k: jax.random.normal(k, shape))(sample_keys(key, ordinal_B))
+
+    def init(key: jax.Array, batch: Batch) -> Params:
+        video = to_float(batch["video"][:1])
+        params = {"vae": model.init(key, video, noise(video, key, batch["ordinal"][:1]))["params"]}
+        if adversary is not None:
+            first, _ = jax.random.split(key)
+            params["discriminator"] = adversary.model.init(first, video)["params"]
+        return params
+
+    def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
+        video = to_float(batch["video"])
+        noise_BthwZ = noise(video, key, batch["ordinal"])
+
+        def run(last: jax.Array) -> Any:
+            vae = {"params": replaced(params["vae"], model.LAST, last)}
+            out, *posterior = model.apply(vae, video, noise_BthwZ)
+            return out, posterior
+
+        last = functools.reduce(lambda tree, name: tree[name], model.LAST, params["vae"])
+        if adversary is None:
+            out, (mean, log_variance) = run(last)
+        else:  # from the output's gradient to the last layer's is a cheap step
+            out, to_last, (mean, log_variance) = jax.vjp(run, last, has_aux=True)
+        bodies = body_weight * batch["bodies"] if body_weight else None
+        apart = functools.partial(
+            distance, video=video, l1_weight=l1_weight, bodies=bodies, perceptual=perceptual,
+            frozen=frozen,
+        )  # fmt: skip
+        total_B, parts = apart(out)
+        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
+        parts["kl"] = kl.mean(AXES)
+        total_B += kl_weight * parts["kl"]
+        if adversary is not None:
+            on_B = (batch["ordinal"] >= adversary.start).astype(jnp.float32)
+            lost = out, video, on_B, to_last, lambda out: apart(out)[0]
+            lost_B, more = adversarial(adversary, params["discriminator"], *lost)
+            total_B, parts = total_B + lost_B, parts | more
+        parts["psnr"] = -10.0 * jnp.log10(parts["mse"] / 4.0 + 1e-10)
+        weight = jnp.float32(video.shape[0])
+        return total_B.sum(), weight, {name: part.sum() for name, part in parts.items()}
+
+    return Objective(init, loss)
+
+
 TRIES = 3  # random places from which a crop is chosen by its bodies
 
 
@@ -139,69 +200,10 @@ def cropped(batch: Batch, key: jax.Array, side: int, count: int) -> dict[str, ja
     return {**squares, "ordinal": ordinal.reshape(-1)}
 
 
-def vae_objective(
-    model: Autoencoder, kl_weight: float, l1_weight: float, perceptual: Perceptual | None = None,
-    adversary: Adversary | None = None, body_weight: float = 0.0, crop: tuple[int, int] = (0, 1),
-) -> Objective:  # fmt: skip
-    """Mean squared (and, by its weight, absolute) error of pixels plus weighted KL to N(0, 1).
-
-    With `body_weight` the squared error of pixels of batch["bodies"] (B, T, H, W) counts 1 +
-    `body_weight` times. `crop`: side and number of the squares of each clip that it learns from
-    (`cropped`); side 0: whole frames.
-
-    The KL is a mean over latent elements (Kingma and Welling 2014, Appendix B), so its weight
-    does not depend on the patch. LPIPS is a mean over frames. With an adversary the sum is of both
-    players' losses, each cut off from the other's parameters.
-    """
-
-    def noise(video_BTHWC: jax.Array, key: jax.Array, ordinal_B: jax.Array) -> jax.Array:
-        shape = model.latent_shape(*video_BTHWC.shape[1:4])
-        return jax.vmap(lambda k: jax.random.normal(k, shape))(sample_keys(key, ordinal_B))
-
-    def init(key: jax.Array, batch: Batch) -> Params:
-        video = to_float(batch["video"][:1])
-        params = {"vae": model.init(key, video, noise(video, key, batch["ordinal"][:1]))["params"]}
-        if adversary is not None:
-            first, _ = jax.random.split(key)
-            params["discriminator"] = adversary.model.init(first, video)["params"]
-        return params
-
-    side, count = crop
+def on_crops(objective: Objective, side: int, count: int) -> Objective:
+    """An autoencoder's objective on `cropped` clips instead of whole ones."""
 
     def loss(params: Params, frozen: Any, batch: Batch, key: jax.Array) -> Sums:
-        if side:
-            batch = cropped(batch, key, side, count)
-        video = to_float(batch["video"])
-        noise_BthwZ = noise(video, key, batch["ordinal"])
+        return objective.loss(params, frozen, cropped(batch, key, side, count), key)
 
-        def run(last: jax.Array) -> Any:
-            vae = {"params": replaced(params["vae"], model.LAST, last)}
-            out, *posterior = model.apply(vae, video, noise_BthwZ)
-            return out, posterior
-
-        last = functools.reduce(lambda tree, name: tree[name], model.LAST, params["vae"])
-        if adversary is None:
-            out, (mean, log_variance) = run(last)
-        else:  # from the output's gradient to the last layer's is a cheap step
-            out, to_last, (mean, log_variance) = jax.vjp(run, last, has_aux=True)
-        bodies = body_weight * batch["bodies"] if body_weight else None
-        apart = functools.partial(
-            distance, video=video, l1_weight=l1_weight, bodies=bodies, perceptual=perceptual,
-            frozen=frozen,
-        )  # fmt: skip
-        total_B, parts = apart(out)
-        kl = 0.5 * (jnp.square(mean) + jnp.exp(log_variance) - 1.0 - log_variance)
-        parts["kl"] = kl.mean(AXES)
-        total_B += kl_weight * parts["kl"]
-        if adversary is not None:
-            on_B = (batch["ordinal"] >= adversary.start * (count if side else 1)).astype(
-                jnp.float32
-            )
-            lost = out, video, on_B, to_last, lambda out: apart(out)[0]
-            lost_B, more = adversarial(adversary, params["discriminator"], *lost)
-            total_B, parts = total_B + lost_B, parts | more
-        parts["psnr"] = -10.0 * jnp.log10(parts["mse"] / 4.0 + 1e-10)
-        weight = jnp.float32(video.shape[0])
-        return total_B.sum(), weight, {name: part.sum() for name, part in parts.items()}
-
-    return Objective(init, loss)
+    return Objective(objective.init, loss)
