@@ -25,6 +25,8 @@ def wan(config: ConfigDict) -> None:
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.run.remat = "full"
     config.run.unroll = 1
+    if config.dit.wan.boundary:  # two experts
+        config.stages = ("latents", "dit", "low", "sample")
 
 
 def get_config(variant: str = "") -> ConfigDict:

@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 from safetensors.numpy import load_file
 
+import experiments.lora
 from experiments import wan
 from tests.published.test_wan_pipeline import pipeline
 from tools import export_weights, import_weights
@@ -25,6 +26,7 @@ from vdit.models.text import encode_features
 from vdit.nn.patch import unpatchify
 from vdit.objectives.diffusion import Dense
 from vdit.published.layouts import STEM
+from vdit.published.lora import WEIGHTS
 from vdit.runtime.checkpoint import load_meta, newest_good_step, restore_ema
 from vdit.runtime.metrics import read
 from vdit.runtime.video import write_mp4
@@ -233,6 +235,43 @@ def test_experts_are_trained_one_by_one(places: Callable[..., Path], tmp_path: P
     config.stages = ("latents", "low")
     with pytest.raises(UserError, match="low is allowed for two experts"):
         run.run(configured(places("clips"), stages=config.stages), places("work"))
+
+
+@pytest.mark.slow
+def test_experts_have_adapters_of_their_own(places: Callable[..., Path], tmp_path: Path) -> None:
+    """One is trained, then both; a file of each is merged into its own, as in the workdir."""
+    base, new = places("work", "a14b-t2v"), tmp_path / "new"
+    config = experiments.lora.get_config(str(base))
+    assert config.stages == ("latents", "dit", "low", "sample")
+    config.data.path, config.data.frames, config.data.size = str(places("clips")), 9, (32, 48)
+    config.dit.train.steps, config.dit.train.warmup, config.dit.lora.rank = 1, 0, 2
+    config.dit.train.learning_rate = 0.1
+
+    def video(workdir: Path, *lora: str) -> np.ndarray:
+        options: dict[str, Any] = {"steps": 2, "seconds": 0.1, "seed": 1, "size": (32, 48)}
+        (made,) = load(workdir, lora=lora).generate(PROMPT, **options)
+        return made.video.astype(int)
+
+    def export(name: str, *more: str) -> Path:
+        out = tmp_path / name
+        assert export_weights.main([f"--workdir={new}", f"--out={out}", *more]) == 0
+        return out
+
+    plain, low = video(base), Path("transformer_2", WEIGHTS)
+    for stages, written in ((("latents", "low"), [low]), (("dit",), [Path(WEIGHTS), low])):
+        config.stages = stages
+        run.run(config, new)
+        files = export(f"files {stages}", "--lora")
+        assert sorted(p.relative_to(files) for p in files.rglob("*.safetensors")) == written
+        named = [f"{'low=' if path == low else ''}{files / path}" for path in written]
+        made = video(new)
+        assert np.abs(made - plain).max() > 1 and np.abs(video(base, *named) - made).max() <= 1
+    for text, words in (("low=a.safetensors", "second of two experts"), ("low=:x", "FILE:WEIGHT")):
+        with pytest.raises(UserError, match=words):
+            load(places("work"), lora=[text])
+    whole, again = export("whole", "--pipeline=link"), tmp_path / "again"
+    assert import_weights.main([f"--source={whole}", f"--workdir={again}"]) == 0
+    assert np.abs(video(again) - made).max() <= 1
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ tokenizer.json, classes.json, vdit.json, and digests of these. `tools.import_wei
 DIR may be the name of weights in the package.
 
 Of a workdir of adapters (dit.lora) the denoiser is exported with them merged. With --lora FOLDER
-gets the adapters alone, pytorch_lora_weights.safetensors as diffusers and PEFT read it; of networks
-that diffusers does not have, under vdit's names.
+gets the adapters alone, pytorch_lora_weights.safetensors as diffusers and PEFT read it (of a second
+expert in FOLDER/transformer_2); of networks that diffusers does not have, under vdit's names.
 
 Exports the EMA, or with --raw the raw parameters; more than 5 GB go to several shards with an
 index. Exit status 2 for invalid arguments or models. FOLDER is written completely or not at all.
@@ -51,7 +51,16 @@ from vdit.config.autoencoder import build_vae
 from vdit.config.classifier import answer_names, build_classifier
 from vdit.config.identity import USED, read_config, write_config
 from vdit.errors import UserError
-from vdit.loading import adapters_in, read_meta, read_own, read_stage, stages_of
+from vdit.loading import (
+    DENOISERS,
+    adapters_in,
+    own_stages,
+    read_meta,
+    read_own,
+    read_stage,
+    stages_of,
+    with_bases,
+)
 from vdit.published import layouts, lora, vae_folder, vivit_folder, weights
 from vdit.published.family import Sizes
 from vdit.published.layouts import LAYOUTS
@@ -168,18 +177,23 @@ def own(workdir: Path, out: Path, raw: bool = False, dtype: Any = None) -> None:
 
 
 def adapters(workdir: Path, out: Path, raw: bool) -> None:
-    """Writes the adapters of a denoiser alone."""
+    """Writes the adapters of a denoiser alone, of a second expert into a folder of its own."""
     config, made = read_config(workdir), adapters_in(workdir)
     if not made:
         raise UserError(f"{workdir}: it was trained without adapters (dit.lora.rank is 0)")
-    groups = read_own(workdir, "dit", raw=raw).params["lora"]
-    if others := groups.keys() - {"dit"}:
-        raise UserError(f"{workdir}: --lora writes adapters of the denoiser, not of {others.pop()}")
     shapes = initial.shapes(config, "dit", workdir)["dit"]
     layout, scale = LAYOUTS.get(config.dit.model), (made["alpha"] or made["rank"]) / made["rank"]
-    prefix = layout.folders[0][0] if layout else "transformer"
-    tensors, metadata = lora.to_peft(groups["dit"], shapes, scale, prefix)
-    save_file(tensors, out / lora.WEIGHTS, metadata)
+    prefix, second = layout.folders[0] if layout else ("transformer", "")
+    for stage in [s for s in own_stages(workdir) if s in DENOISERS] or ["dit"]:
+        groups = read_own(workdir, stage, raw=raw).params["lora"]
+        if others := groups.keys() - {"dit"}:
+            raise UserError(
+                f"{workdir}: --lora writes the denoiser's adapters, not {others.pop()}'s"
+            )
+        tensors, metadata = lora.to_peft(groups["dit"], shapes, scale, prefix)
+        folder = out / second if stage == "low" else out
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / lora.WEIGHTS, metadata)
 
 
 def pipeline(
@@ -187,10 +201,13 @@ def pipeline(
 ) -> None:
     """Writes the imported pipeline with the networks that were trained since; `place` links or
     copies the other parts."""
-    directory = workdir / "checkpoints"
-    steps = {stage: newest_good_step(directory / stage) for stage in ("dit", "low", "vae")}
-    metas = {s: load_meta(directory / s, step) for s, step in steps.items() if step is not None}
-    imported = {stage: meta["imported"] for stage, meta in metas.items() if "imported" in meta}
+    steps, imported = dict[str, int](), dict[str, Any]()
+    for folder in with_bases(workdir):
+        for stage in (*DENOISERS, "vae"):
+            directory = folder / "checkpoints" / stage
+            if (step := newest_good_step(directory)) is not None:
+                steps[stage] = steps.get(stage) or step
+                imported[stage] = load_meta(directory, step).get("imported", {})
     if "source" not in imported.get("dit", {}):
         raise UserError(f"--pipeline: {workdir} was not imported from a pipeline's folder")
     source = Path(source or imported["dit"]["source"])

@@ -27,7 +27,7 @@ REQUEST = (
     flags.DEFINE_integer("seed", 0, "sample: seed of the first video"),
     flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames to condition on"),
     flags.DEFINE_string("shots", None, "sample: JSON file, captions with the times they start"),
-    flags.DEFINE_multi_string("lora", [], "sample: FILE[:WEIGHT], adapters to merge"),
+    flags.DEFINE_multi_string("lora", [], "sample: [low=]FILE[:WEIGHT], adapters to merge"),
     flags.DEFINE_multi_string("video", [], "features: a video's file; may be given again"),
     flags.DEFINE_string("out", None, "sample, eval, features: output folder (in the workdir)"),
 )

@@ -34,6 +34,8 @@ from vdit.runtime.machine import host_memory
 from vdit.runtime.mesh import param_sharding, spread
 from vdit.shipped import Stage, find
 
+DENOISERS = ("dit", "low")  # stages: of two experts, the second for low noise levels
+
 
 class Parts(NamedTuple):
     """The arguments of `sample.Model`."""
@@ -54,11 +56,11 @@ def read_stage(
 ) -> Stage:  # fmt: skip
     """`read_own`, of adapters with their base: merged with its denoiser, or its other networks."""
     lora = adapters_in(workdir)
-    if lora and stage != "dit" and stage not in _own_stages(workdir):
+    if lora and _is_base_s(workdir, stage):
         return read_stage(base_of(workdir, lora), stage, place, 0.0, raw)
     step, groups, meta = read_own(workdir, stage, place, ema, raw)
     if "lora" in groups:
-        base, low = read_base(base_of(workdir, lora), place), groups["lora"]
+        base, low = read_base(base_of(workdir, lora), place, stage), groups["lora"]
         refuse_changed(meta, base, workdir)
         scale = (lora["alpha"] or lora["rank"]) / lora["rank"]
         groups = base.groups | {n: merged_in_place(base.groups[n], low[n], scale) for n in low}
@@ -91,9 +93,15 @@ def base_of(workdir: Path, lora: Mapping[str, Any]) -> Path:
     return source
 
 
-def read_base(source: Path, place: Callable[[Any], Any] | None) -> Base:
+def with_bases(workdir: Path) -> list[Path]:
+    """A workdir, and of adapters the base, and its base."""
+    lora = adapters_in(workdir)
+    return [workdir, *(with_bases(base_of(workdir, lora)) if lora else ())]
+
+
+def read_base(source: Path, place: Callable[[Any], Any] | None, stage: str = "dit") -> Base:
     """A base as it samples; see `restore_ema` for `place`."""
-    _, groups, meta = read_stage(source, "dit", place, read_config(source).sample.ema)
+    _, groups, meta = read_stage(source, stage, place, read_config(source).sample.ema)
     return Base(source, groups, meta["latents"], fingerprint(groups))
 
 
@@ -136,20 +144,26 @@ def read_own(
 
 def stages_of(workdir: Path) -> list[str]:
     """The stages that are trained, or exported; of adapters with those of their base."""
-    lora, own = adapters_in(workdir), _own_stages(workdir)
-    return list(dict.fromkeys([*(stages_of(base_of(workdir, lora)) if lora else ()), *own]))
+    folders = reversed(with_bases(workdir))
+    return list(dict.fromkeys(stage for folder in folders for stage in own_stages(folder)))
 
 
-def _own_stages(workdir: Path) -> list[str]:
+def own_stages(workdir: Path) -> list[str]:
+    """The stages that a workdir itself holds."""
     if shipped.is_exported(workdir):
         return shipped.stages_of(workdir)
     return [stage for stage in USED if (workdir / "checkpoints" / stage).is_dir()]
 
 
+def _is_base_s(workdir: Path, stage: str) -> bool:
+    """Whether a workdir of adapters leaves a stage to its base: of two experts, one may be left."""
+    return stage not in (own_stages(workdir) or DENOISERS)
+
+
 def read_meta(workdir: Path, stage: str) -> dict[str, Any]:
     """The metadata that `read_stage` would read."""
     lora = adapters_in(workdir)
-    if lora and stage != "dit" and stage not in _own_stages(workdir):
+    if lora and _is_base_s(workdir, stage):
         return read_meta(base_of(workdir, lora), stage)
     if shipped.is_exported(workdir):
         return shipped.read_meta(workdir, stage)
@@ -178,20 +192,22 @@ def read_parts(
     encoder = build_text_encoder(config, tokenizer)
     params: dict[str, Any] = {}
     meta: dict[str, Any] = {}
-    experts = ("dit", "low") if config.dit.model == "wan" and config.dit.wan.boundary else ()
+    experts = DENOISERS if config.dit.model == "wan" and config.dit.wan.boundary else ()
+    files = [parse(text) for text in lora]
+    if not experts and any(file.stage == "low" for file in files):
+        raise UserError("--lora=low=FILE: it is for the second of two experts (dit.wan.boundary)")
     for stage in ("vae", *(experts or ("dit",))):
         split = None if mesh is None or stage == "vae" else functools.partial(param_sharding, mesh)
         _, groups, meta = read_stage(workdir, stage, split, config.sample.ema)
         params |= {name: groups[name] for name in ("vae", "text") if name in groups}
         if "dit" in groups:  # a single device may not hold two experts
+            for file in files:
+                if file.stage == stage:
+                    low = read_adapters(file.path, groups["dit"])
+                    groups["dit"] = merged_in_place(groups["dit"], low, file.weight)
             to_host = mesh is None and stage in experts
             params[stage] = jax.device_get(groups["dit"]) if to_host else groups["dit"]
         del groups
-    if lora and "low" in params:
-        raise UserError("--lora with two experts (dit.wan.boundary): not allowed")
-    for text in lora:
-        file, weight = parse(text)
-        params["dit"] = merged_in_place(params["dit"], read_adapters(file, params["dit"]), weight)
     for name, value in conditions_content(config).items():
         if meta["fields"].get(name) != value:
             path, what = "dit.wan.image_path", "image"

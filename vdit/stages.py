@@ -268,7 +268,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents, stage: str
     objective, stream = make(config, runtime, latents, encoder, text, stage)
     # A denoiser knows one normalisation: a run that goes on with one keeps it.
     checkpoints, place = runtime.checkpoints(stage), functools.partial(param_sharding, runtime.mesh)
-    base = read_base(find(config.dit.lora.base), place) if config.dit.lora.rank else None
+    base = read_base(find(config.dit.lora.base), place, stage) if config.dit.lora.rank else None
     learned = base.statistics() if base else initial.statistics(config, checkpoints)
     statistics = learned or latents.statistics()
     known = checkpoints.newest_meta() or {}
@@ -288,7 +288,7 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents, stage: str
     if config.dit.distill.steps and not base:
         frozen["base"] = read_base(find(config.init), place).groups
     if base:
-        objective, frozen["base"], meta["base"] = adapted(config, runtime, objective, base)
+        objective, frozen["base"], meta["base"] = adapted(config, runtime, objective, base, stage)
     options, seed = config.dit.train, config.seed + 1
     return fit(
         stage, objective, stream, options, runtime, seed=seed, frozen=frozen, meta=meta,
@@ -297,11 +297,11 @@ def train_dit(config: ConfigDict, runtime: Runtime, latents: Latents, stage: str
 
 
 def adapted(
-    config: ConfigDict, runtime: Runtime, objective: Objective, base: Base
+    config: ConfigDict, runtime: Runtime, objective: Objective, base: Base, stage: str
 ) -> tuple[Objective, dict[str, Any], str]:
     """The objective of adapters, the frozen parameters beside them, and their digest; uses `base`
     up."""
-    made, stored = config.dit.lora, runtime.checkpoints("dit").newest_meta()
+    made, stored = config.dit.lora, runtime.checkpoints(stage).newest_meta()
     refuse_changed(stored or {"base": base.digest}, base, runtime.workdir)
     dtype, denoiser = BASE_DTYPES[made.base_dtype], flat(base.groups.pop("dit"))
     for path in denoiser:  # leaf by leaf: memory never holds both copies of all

@@ -266,11 +266,12 @@ def test_values_dtypes_and_metadata(params: Any, tmp_path: Path) -> None:
 
 
 def test_files_and_weights(tmp_path: Path) -> None:
-    assert parse("a.safetensors") == (Path("a.safetensors"), 1.0)
-    assert parse("a.safetensors:0.8") == (Path("a.safetensors"), 0.8)
-    assert parse("runs/a:b:-1e-1") == (Path("runs/a:b"), -0.1)
+    assert parse("a.safetensors") == (Path("a.safetensors"), 1.0, "dit")
+    assert parse("a.safetensors:0.8") == (Path("a.safetensors"), 0.8, "dit")
+    assert parse("low=a.safetensors:0.8") == (Path("a.safetensors"), 0.8, "low")
+    assert parse("runs/a:b:-1e-1") == (Path("runs/a:b"), -0.1, "dit")
     (tmp_path / "a:2").touch()
-    assert parse(f"{tmp_path}/a:2") == (tmp_path / "a:2", 1.0)
+    assert parse(f"{tmp_path}/a:2") == (tmp_path / "a:2", 1.0, "dit")
     for wrong in ("a:", "a:x", "a:nan", "a:inf"):
         with pytest.raises(UserError, match="FILE or FILE:WEIGHT is allowed"):
             parse(wrong)

@@ -39,9 +39,8 @@ def check(config: ConfigDict, platform: str | None = None) -> None:
     for stage in config.stages:
         if stage not in STAGES:
             raise UserError(f"stages: {stage!r} is unknown; known are {', '.join(STAGES)}")
-    if "low" in config.stages and not (config.dit.wan.boundary and not config.dit.lora.rank):
-        fields = "stages dit.wan.boundary dit.lora.rank"
-        raise refusal(config, fields, "low is allowed for two experts, without adapters")
+    if "low" in config.stages and not config.dit.wan.boundary:
+        raise refusal(config, "stages dit.wan.boundary", "low is allowed for two experts")
     _check_numbers(config)
     for section in SECTIONS.values():
         section.check(config)

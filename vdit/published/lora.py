@@ -43,14 +43,25 @@ LARGEST = 1e9  # limit of an alpha
 Part = tuple[str, Tensor]  # a key of a file and its tensor
 
 
-def parse(text: str) -> tuple[Path, float]:
-    """The file and the weight of FILE or FILE:WEIGHT."""
-    file, colon, weight = text.rpartition(":")
-    if not colon or Path(text).exists():
-        return Path(text), 1.0
+class Chosen(NamedTuple):
+    """What --lora names."""
+
+    path: Path
+    weight: float = 1.0
+    stage: str = "dit"  # or low, the second of two experts
+
+
+def parse(text: str) -> Chosen:
+    """The file, the weight and the network of FILE or FILE:WEIGHT, with low= before it or not."""
+    given, stage = text, "dit"
+    if text.startswith("low=") and not Path(text).exists():
+        given, stage = text.removeprefix("low="), "low"
+    file, colon, weight = given.rpartition(":")
+    if not colon or Path(given).exists():
+        return Chosen(Path(given), stage=stage)
     try:
         if math.isfinite(value := float(weight)):
-            return Path(file), value
+            return Chosen(Path(file), value, stage)
     except ValueError:
         pass
     raise UserError(f"--lora={text}: FILE or FILE:WEIGHT is allowed, WEIGHT a number such as 0.8")
