@@ -1,15 +1,16 @@
 """Imports published weights into a workdir, which then samples like any other.
 
     python -m tools.import_weights --source=FOLDER --workdir=DIR [--vae=FOLDER] [--text=FOLDER]
-        [--image=FOLDER] [--mesh=fsdp:8] [--parity=FILE]
+        [--image=FOLDER] [--copy] [--mesh=fsdp:8] [--parity=FILE]
     python -m vdit.main --mode=sample --workdir=DIR --prompt="golden retriever"
 
 FOLDER is one of
 
 - a pipeline of diffusers, with the folders transformer/ (of two experts transformer_2/ as well) or
   unet/, vae/, text_encoder/, tokenizer/, image_encoder/ and scheduler/, or a denoiser alone
-  (config.json and safetensors, possibly sharded), with --vae, --text and --image. Text and image
-  encoders are not copied: DIR refers to their folders;
+  (config.json and safetensors, possibly sharded), with --vae, --text and --image. Nothing is stored
+  twice: DIR has links to the files of the denoiser and the autoencoder, with digests, and refers to
+  the folders of text and image encoders;
 - an autoencoder alone, which becomes the stage vae;
 - a ViT or ViViT of transformers, with or without a head, which becomes the stage classify;
 - the output of `tools.export_weights --own`.
@@ -26,13 +27,16 @@ section 3.4): by central frame or filter inflation of the tubelet embedding (--s
 positions interpolated to data.size and a new head. `python -m vdit.main` with the same flags and
 --workdir=DIR trains it.
 
-DIR gets config.json and checkpoints with digests, sharded for --mesh. It is written under a
-temporary name and renamed when complete. FOLDER is validated first; errors name the file or tensor.
---parity compares activations with those stored from a reference implementation
-(`tools/parity.py`), block by block. Exit status 2 for invalid arguments or weights.
+DIR gets config.json and checkpoints with digests: links, or with --copy or --mesh copies, sharded
+for the mesh. It is written under a temporary name and renamed when complete. FOLDER is validated
+first; errors name the file or tensor. --parity compares activations with those stored from a
+reference implementation (`tools/parity.py`), block by block. Exit status 2 for invalid arguments or
+weights.
 """
 
 import argparse
+import json
+import shutil
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -52,7 +56,8 @@ from vdit.config.identity import USED, write_config
 from vdit.config.shared import value_of
 from vdit.errors import UserError
 from vdit.published import weights
-from vdit.runtime.checkpoint import IMPORTED, Checkpoints
+from vdit.runtime import linked
+from vdit.runtime.checkpoint import IMPORTED, Checkpoints, write_digests
 from vdit.runtime.files import atomic_folder, write_text
 from vdit.runtime.machine import return_freed_memory
 from vdit.runtime.mesh import param_sharding
@@ -69,9 +74,31 @@ from .importing.published import planned
 FOLDERS = ("vae", "text", "image")  # flags of folders beside --source
 
 
-def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
-    """Reads a network, saves it as workdir/checkpoints/STAGE/0, and returns its parameters."""
-    group = USED[stage][0]
+def link(folder: Path, group: str, plan: weights.Plan) -> None:
+    """Puts links to the files of a plan, and their table, in the place of a step's EMA."""
+    shutil.rmtree(folder / "ema")
+    (folder / "ema").mkdir()
+    rows: dict[str, Any] = {}
+    for parts, source in plan.items():
+        rank = len(source.shape) - source.stacked  # without trailing ones of the file
+        dtypes = [weights.FLOATS[tensor.dtype] for _, tensor in source.tensors]
+        rows["/".join((group, *parts))] = {
+            "shape": source.shape, "dtype": jnp.result_type(*dtypes).name,
+            "stacked": source.stacked, "axes": source.axes, "tensors": [
+                (tensor.file.name, dtype.name, tensor.begin, tensor.shape[:rank])
+                for (_, tensor), dtype in zip(source.tensors, dtypes, strict=True)
+            ],
+        }  # fmt: skip
+    for path in {tensor.file for source in plan.values() for _, tensor in source.tensors}:
+        (folder / "ema" / path.name).symlink_to(path.resolve())
+    write_text(folder / "ema" / linked.TABLE, json.dumps(rows))
+    write_digests(folder)
+
+
+def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path, copy: bool = True) -> Any:
+    """Reads a network, saves it as workdir/checkpoints/STAGE/0, or links to its files, and returns
+    its parameters."""
+    group, copy = USED[stage][0], copy or part.groups or part.finish is not None
 
     def named(tree: Any) -> Any:
         return tree if part.groups else {group: tree}
@@ -95,14 +122,18 @@ def write_part(stage: str, part: Part, mesh: Mesh | None, workdir: Path) -> Any:
     largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
     checkpoints = Checkpoints(workdir / "checkpoints" / stage, keep=1, in_flight=largest)
     state = {"step": np.zeros((), np.int32)}
-    checkpoints.save(IMPORTED, state, named(params), None, part.meta)
+    checkpoints.save(IMPORTED, state, named(params) if copy else state, None, part.meta)
     checkpoints.close()
+    if not copy:
+        link(checkpoints.directory / str(IMPORTED), group, part.plan)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     say(f"{part.folder}: {count:,} parameters, stage {stage}")
     return params
 
 
-def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None) -> None:
+def write(
+    imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Stored | None, copy: bool
+) -> None:
     """Writes the workdir, completely or not at all."""
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
         raise UserError(f"{workdir} already exists; choose another --workdir")
@@ -111,7 +142,7 @@ def write(imported: Import, workdir: Path, mesh: Mesh | None, stored: parity.Sto
         for name, text in imported.files.items():
             write_text(temporary / name, text)
         for stage, part in imported.parts.items():
-            params = write_part(stage, part, mesh, temporary)
+            params = write_part(stage, part, mesh, temporary, copy)
             if stored is not None and parity.fits(stored, part.plan):
                 report(MODELS[stage](exact(imported.config)), params, part.plan, stored)
             del params
@@ -175,7 +206,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options, changes = parser.parse_known_args(arguments)
         mesh = mesh_of(options.mesh)
         imported = planned_by(options, changes)
-        write(imported, options.workdir, mesh, activations(options.parity, imported))
+        copy = options.copy or mesh is not None  # whose files are in the mesh's shards
+        write(imported, options.workdir, mesh, activations(options.parity, imported), copy)
     except UserError as error:
         print(f"import_weights: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

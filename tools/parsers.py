@@ -64,6 +64,7 @@ def import_weights(text: str | None = None) -> Parser:
     parser.add_argument("--vae", type=Path, help="folder of the autoencoder")
     parser.add_argument("--text", type=Path, help="folder of the text encoder")
     parser.add_argument("--image", type=Path, help="folder of the image encoder")
+    parser.add_argument("--copy", action="store_true", help="copy the weights, link to none")
     parser.add_argument("--mesh", default="", help="AXIS:SIZE,... that checkpoints are sharded for")
     parser.add_argument("--parity", type=Path, help="stored activations to compare with")
     parser.add_argument("--config", help="the network to initialise from a ViT or ViViT")

@@ -5,6 +5,7 @@ key), the EMA, the data iterator and the metadata (JSON). After orbax has commit
 is opened and one read back; then `digests.json`, the size and digest of every file, is written
 inside, last and atomically: a folder without it is an unfinished save. A damaged or unfinished step
 is named in a warning, and the step before it is used. Arrays that are not finite are not saved.
+An imported EMA may be links to other files (`linked`), with their digests.
 """
 
 import contextlib
@@ -30,6 +31,7 @@ from etils import epath
 from jax.sharding import SingleDeviceSharding
 
 from vdit.errors import Diverged, UserError
+from vdit.runtime import linked
 from vdit.runtime.files import disk_reason, write_text
 from vdit.runtime.processes import agreed
 from vdit.runtime.progress import each
@@ -241,7 +243,10 @@ def _read(directory: Folder, step: int, **items: Any) -> Any:
                 f"checkpoint {folder} has format {meta['format']}; this vdit reads format {FORMAT}"
             )
         items.pop("meta", None)
-        read = dict(reader.restore(folder, args=ocp.args.Composite(**items))) if items else {}
+        there = [name for name in items if linked.table(folder / name)]
+        read = {name: linked.load(folder / name, items.pop(name).item) for name in there}
+        if items:
+            read |= dict(reader.restore(folder, args=ocp.args.Composite(**items)))
     return read | {"meta": meta}
 
 
@@ -347,6 +352,8 @@ def _saved_tree(directory: Folder, step: int, item: str) -> Any:
 
 
 def _saved_shapes(directory: Folder, step: int, item: str) -> Any:
+    if found := linked.shapes(Path(directory) / str(step) / item):
+        return found
     tree = _saved_tree(directory, step, item)
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), tree)
 
