@@ -146,7 +146,7 @@ def test_a_base_that_has_changed_is_refused(origin: Path, learned: Path, tmp_pat
     ({"dropout": 1.0}, "0 to less than 1 is allowed"),
     ({"paths": "("}, r"dit.lora.paths is '\(': no regex"),
     ({"paths": "nowhere"}, "no kernel matches 'nowhere'; there are "),
-    ({"base_dtype": "int3"}, "dit.lora.base_dtype='int3': known are bfloat16, stored"),
+    ({"base_dtype": "int3"}, "dit.lora.base_dtype='int3': known are bfloat16, int8, stored"),
     ({"dit.preset": "micro"}, "has other networks: dit.preset was 'smoke', now 'micro'"),
     ({"vae.channels": 4}, "has other networks: vae.channels was 8, now 4"),
     ({"dit.auxiliary": (("truth", 1.0),)}, "none is allowed with adapters"),

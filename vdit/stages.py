@@ -49,7 +49,7 @@ from vdit.loading import Base, read_base, read_stage, refuse_changed
 from vdit.model import settings_of, steered
 from vdit.models.chunks import row_places
 from vdit.models.text import TextEncoder
-from vdit.nn.lora import flat
+from vdit.nn.lora import flat, narrowed
 from vdit.nn.patch import to_float
 from vdit.objectives.classify import answers, classify_objective
 from vdit.objectives.diffusion import Dense, Rows, denoising_objective
@@ -304,9 +304,9 @@ def adapted(
     made, stored = config.dit.lora, runtime.checkpoints(stage).newest_meta()
     refuse_changed(stored or {"base": base.digest}, base, runtime.workdir)
     dtype, denoiser = BASE_DTYPES[made.base_dtype], flat(base.groups.pop("dit"))
-    for path in denoiser:  # leaf by leaf: memory never holds both copies of all
+    for path in list(denoiser):  # leaf by leaf: memory never holds both copies of all
         if dtype and path.endswith("kernel"):
-            denoiser[path] = denoiser[path].astype(dtype)
+            denoiser |= narrowed(path, denoiser[path], dtype)
     groups = base.groups | {"dit": unflatten_dict(denoiser, sep="/")}
     return lora(objective, made.paths, made.rank, made.alpha, made.dropout), groups, base.digest
 

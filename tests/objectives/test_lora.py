@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from contributing import run
+from flax.traverse_util import unflatten_dict
 from test_mesh_models import made
 from test_packed import FROZEN, SAMPLES, batch, objective, perturbed, value_and_grad
 
@@ -17,7 +18,7 @@ from vdit.denoiser import Denoiser
 from vdit.diffusion.schedule import process, sample_times
 from vdit.errors import UserError
 from vdit.models.dit import DiT
-from vdit.nn.lora import beside, flat, merged
+from vdit.nn.lora import SCALE, beside, flat, merged, narrowed
 from vdit.objectives.diffusion import Dense, denoising_objective
 from vdit.objectives.lora import lora
 from vdit.published.text_folder import encoder
@@ -182,6 +183,32 @@ def test_apart_as_merged_in_every_network(stage: str) -> None:
     np.testing.assert_allclose(apart, loss(whole), rtol=1e-4)
     assert abs(float(loss(params)) / float(apart) - 1) > 1e-3
     assert flat(beside(params, adapters["lora"])).keys() > flat(params).keys()
+
+
+def test_int8_kernels_are_what_they_are_rounded_to(params: Any) -> None:
+    """In every block, 127 steps to each output's largest weight; gradients are the adapters'."""
+    narrow, rounded = flat(params), flat(params)
+    for path in [path for path in narrow if path.startswith("dit/") and path.endswith("kernel")]:
+        narrow |= narrowed(path, narrow[path], jnp.int8)
+        if scale := [narrow[name] for name in [path[:-6] + SCALE] if name in narrow]:
+            assert narrow[path].dtype == jnp.int8
+            near = narrow[path] * scale[0][:, None]
+            assert (abs(near - rounded[path]) <= 0.51 * scale[0][:, None]).all()
+            rounded[path] = near
+        else:
+            rounded[path] = narrow[path]
+    assert sum(path.endswith(SCALE) for path in narrow) == 11
+    adapted = lora(OBJECTIVE, r"/(q|v|up)/kernel$", rank=2)
+    adapters = drawn(jax.eval_shape(adapted.init, jax.random.key(0), BATCH))
+
+    @jax.jit
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def loss(adapters: Any, base: Any) -> Any:
+        done = adapted.loss(adapters, STATISTICS | {"base": base}, BATCH, jax.random.key(1))
+        return done[0], done[1]
+
+    got, want = (loss(adapters, unflatten_dict(base, sep="/")) for base in (narrow, rounded))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), got, want)
 
 
 def test_a_pattern_without_a_kernel_is_refused() -> None:

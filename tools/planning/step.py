@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from ml_collections import ConfigDict
 
@@ -25,11 +26,12 @@ from vdit.initial import text_shapes
 from vdit.model import Inputs, Scan, narrow, settings_of
 from vdit.models.text import TextEncoder
 from vdit.models.text_encoders import T5
+from vdit.nn.lora import flat, narrowed
 from vdit.nn.narrow import operand_dtypes
 from vdit.objectives.lora import lora
 from vdit.objectives.objective import Objective
 from vdit.published.text_folder import FAMILIES
-from vdit.runtime.mesh import batch_sharding, map_paths, param_sharding, replicated
+from vdit.runtime.mesh import batch_sharding, param_sharding, replicated
 from vdit.tokens import Budget
 from vdit.train import abstract_state, compiled_step
 
@@ -135,12 +137,11 @@ def adapted(config: ConfigDict, base: Objective, batch: Shapes) -> tuple[Objecti
     """The objective of adapters, and the frozen parameters beside them (`stages.adapted`)."""
     made = config.dit.lora
     dtype = BASE_DTYPES[made.base_dtype]
-
-    def cast(path: str, leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        narrow = dtype is not None and path.startswith("dit/") and path.endswith("kernel")
-        return shape(leaf.shape, dtype if narrow else leaf.dtype)
-
-    groups = map_paths(cast, jax.eval_shape(base.init, jax.random.key(0), batch))
+    leaves = flat(jax.eval_shape(base.init, jax.random.key(0), batch))
+    for path in list(leaves):
+        if dtype and path.startswith("dit/") and path.endswith("kernel"):
+            leaves |= jax.eval_shape(lambda x, path=path: narrowed(path, x, dtype), leaves[path])
+    groups = unflatten_dict(leaves, sep="/")
     return lora(base, made.paths, made.rank, made.alpha, made.dropout), groups
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from vdit.config import shared
 from vdit.errors import UserError
 
-BASE_DTYPES: dict[str, Any] = {"stored": None, "bfloat16": jnp.bfloat16}
+BASE_DTYPES: dict[str, Any] = {"stored": None, "bfloat16": jnp.bfloat16, "int8": jnp.int8}
 
 
 def fields() -> ConfigDict:
@@ -21,7 +21,8 @@ def fields() -> ConfigDict:
     lora.dropout = 0.0  # share of an adapter's input features that a step leaves out
     # Regex of the kernels that have adapters, here those of attention
     lora.paths = r"^dit/(.*/)?(q|k|v|o)/kernel$"
-    lora.base_dtype = "stored"  # of the frozen kernels: as in the base's checkpoint, or bfloat16
+    # Of the frozen kernels: as in the base's checkpoint, bfloat16, or int8 in the blocks
+    lora.base_dtype = "stored"
     return lora
 
 

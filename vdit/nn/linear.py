@@ -27,7 +27,7 @@ class Linear(nn.Module):
     """x_D @ kernel_DF + bias_F, over flattened leading axes where that is fast (`Matmul.rows`).
 
     Operands are cast to `matmul.dtype`; sums and the result are float32. A low-rank adapter beside
-    the kernel (`vdit.nn.lora`) is computed apart.
+    the kernel, or the scale of an int8 kernel (`vdit.nn.lora`), is applied apart.
     `window`: the axes that D is stored as: (q, r, C), a convolution's kernel, for patches.
     """
 
@@ -47,7 +47,12 @@ class Linear(nn.Module):
             return kernel.reshape(*(self.window or shape[:1]), self.features)
 
         kernel, rows = self.param("kernel", init).reshape(shape), self.matmul.rows(x)
+        scale: Any = self.get_variable("params", lora.SCALE)  # of an int8 kernel
+        if scale is not None:
+            kernel = kernel.astype(self.matmul.dtype)
         out = product(rows, kernel, self.matmul)
+        if scale is not None:
+            out = out * scale.reshape((1,) * (out.ndim - 1) + (-1,))
         if self.has_variable("params", lora.DOWN):
             down, up = lora.factors(self)
             low = product(rows, down.reshape(shape[0], -1), self.matmul)

@@ -17,6 +17,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from vdit.nn.stack import STACKED
 
 DOWN, UP = "lora_down", "lora_up"
+SCALE = "kernel_scale"  # beside an int8 kernel: that of each output
 Flat = Mapping[str, Any]  # a tree with paths "a/b/c"
 
 
@@ -44,6 +45,16 @@ def scaled(adapters: Any, scale: Any) -> Any:
 def beside(params: Any, adapters: Any) -> Any:
     """Parameters with adapters beside their kernels, as `nn.linear` and `nn.conv` read them."""
     return unflatten_dict(flat(params) | flat(adapters), sep="/")
+
+
+def narrowed(path: str, kernel: jax.Array, dtype: Any) -> dict[str, jax.Array]:
+    """A frozen kernel at `path` in bfloat16; or in int8, rounded to 127ths of each output's largest
+    weight, if it is of a stacked linear layer."""
+    if dtype != jnp.int8 or not STACKED.search(path) or kernel.ndim != 3:
+        return {path: kernel.astype(jnp.bfloat16)}
+    scale = jnp.abs(kernel.astype(jnp.float32)).max(1) / 127
+    whole = jnp.round(kernel / jnp.maximum(scale, 1e-30)[:, None]).astype(jnp.int8)
+    return {path: whole, path.removesuffix("kernel") + SCALE: scale}
 
 
 def factors(module: Any) -> tuple[jax.Array, jax.Array]:

@@ -53,9 +53,8 @@ class Chosen(NamedTuple):
 
 def parse(text: str) -> Chosen:
     """The file, the weight and the network of FILE or FILE:WEIGHT, with low= before it or not."""
-    given, stage = text, "dit"
-    if text.startswith("low=") and not Path(text).exists():
-        given, stage = text.removeprefix("low="), "low"
+    given = text.removeprefix("low=")
+    stage = "dit" if given == text else "low"
     file, colon, weight = given.rpartition(":")
     if not colon or Path(given).exists():
         return Chosen(Path(given), stage=stage)
