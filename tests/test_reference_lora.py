@@ -64,6 +64,18 @@ def test_what_is_written_loads_in_diffusers(
     assert np.abs(want - plain).max() > 0.1 * np.abs(plain).max()
     near(f"LoRA to diffusers, {paths}", run(merged(params, unflat(low), 0.7)), want, 1e-5)
     near("and back", run(merged(params, read_adapters(tmp_path, params))), want, 1e-5)
+    # Of a second expert: the first stays as it was.
+    network = theirs()
+    pipeline = diffusers.WanPipeline(
+        tokenizer=None, text_encoder=None, vae=None, scheduler=None, transformer=theirs(),
+        transformer_2=network, boundary_ratio=0.9,
+    )  # fmt: skip
+    (tmp_path / "transformer_2").mkdir()
+    (tmp_path / WEIGHTS).rename(tmp_path / "transformer_2" / WEIGHTS)
+    options = {"subfolder": "transformer_2", "weight_name": WEIGHTS}
+    pipeline.load_lora_weights(tmp_path, load_into_transformer_2=True, **options)
+    near(f"LoRA to a second expert, {paths}", answer(network), want, 1e-6)
+    np.testing.assert_array_equal(answer(pipeline.transformer), plain)
 
 
 def test_what_peft_writes_is_read(ours: Any, tmp_path: Path, near: Any) -> None:
