@@ -39,8 +39,9 @@ USED: dict[str, tuple[str, ...]] = {
 # What may differ between weights that were imported and the training that begins with them.
 OF_TRAINING = (
     r"(seed|data|latents)\b"
-    r"|vae\.(train|kl_weight|l1_weight|lpips_\w+|adversarial_\w+)\b"
-    r"|dit\.(train|given|shift|logit_normal|loss_weight|text_drop|caption_drop|pack|auxiliary)\b"
+    r"|vae\.(train|kl_weight|l1_weight|body_weight|crop|lpips_\w+|adversarial_\w+)\b"
+    r"|dit\.(train|given|shift|logit_normal|loss_weight|text_drop|caption_drop|pack|auxiliary"
+    r"|distill)\b"
 )
 
 
