@@ -169,7 +169,8 @@ def chain(name: str, whole: Path, folder: Path, say: Callable[[str], None]) -> l
         for fault in CHAINS[name]:
             how = meet(fault, workdir, folder)  # whose disk is not full
             wrong += [f"{fault.name}: {how}"] if how else []
-            say(f"{fault.name}: {how or 'one line, status 2' if fault.said else 'goes on'}")
+            good = "one line, status 2" if fault.said else "goes on"
+            say(f"{fault.name}: {how or good}")
         finish(Life(workdir, ALONE, arguments(workdir, ALONE), logs=folder))
         wrong += [f"{name}: {line}" for line in apart(differences, whole, workdir)]
         say(f"{name}: {'equal to the bit' if not wrong else '; '.join(wrong)}")
