@@ -2,10 +2,12 @@
 
 import functools
 import gc
+import itertools
 import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -283,6 +285,20 @@ def test_an_error_in_the_background_is_raised_and_cleaned_up(
         checkpoints.wait()
     assert checkpoints.steps() == []
     checkpoints.close()
+
+
+@pytest.mark.parametrize("in_flight", [None, 2**20])
+def test_a_clock_that_jumps_is_no_timeout(
+    in_flight: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By hours, as after a laptop's sleep."""
+    true, hours = time.time, itertools.cycle((0, 4, -4, 2, -2))
+    monkeypatch.setattr(time, "time", lambda: true() + 3600.0 * next(hours))
+    checkpoints, iterator = Checkpoints(tmp_path, in_flight=in_flight), clips()
+    for step in (1, 2):
+        checkpoints.save(step, *make_state(step), iterator, META)
+    checkpoints.close()
+    equal(restore_ema(tmp_path, 2), make_state(2)[1])
 
 
 @pytest.mark.parametrize("name", ["run [1]", "a\\b", "what?", "all*", "gs:/b", "\udcff"])

@@ -47,6 +47,7 @@ TEMPORARY = "*.orbax-checkpoint-tmp*"  # what an interrupted save leaves
 UNREADABLE = re.compile(r"\\|(?<=/)(?:gs|s3|az|hf):(?=/)|[\ud800-\udfff]")
 UNSAFE = re.compile(rf"[\[*?]|{UNREADABLE.pattern}")  # and these, when it saves, for a pattern's
 ATTEMPTS = 10  # at a step that a run may prune while it is read
+PATIENCE = 7 * 86400  # seconds that a save may take, or the clock may jump in it
 PIECE = 2**20  # numbers looked through at a time, which caches hold
 T = TypeVar("T")
 log = logging.getLogger("vdit")
@@ -457,13 +458,20 @@ class Checkpoints:
             items["iterator"] = grain.checkpoint.CheckpointSave(iterator)
         if self._saver is None:
             _quieten()
-            handler = ocp.CompositeCheckpointHandler()
+            # Orbax waits for folders and arrays by the wall clock, which may jump.
+            patient = ocp.options.AsyncOptions(
+                timeout_secs=PATIENCE, create_directories_asynchronously=False
+            )
+            options = ocp.CompositeOptions(async_options=patient)
+            handler = ocp.CompositeCheckpointHandler(composite_options=options)
             if self._in_flight is not None:
                 most: Any = (1.01 * self._in_flight + 2**20) / 1e9
                 limited = ocp.StandardCheckpointHandler(save_concurrent_gb=most)
                 others = [name for name in ITEMS if name != "ema"]
-                handler = ocp.CompositeCheckpointHandler(*others, ema=limited)
-            self._saver = ocp.AsyncCheckpointer(handler)
+                handler = ocp.CompositeCheckpointHandler(
+                    *others, ema=limited, composite_options=options
+                )
+            self._saver = ocp.AsyncCheckpointer(handler, async_options=patient)
         thread = threading.Thread(target=self._finish, args=(step,), name=f"checkpoint {step}")
         try:
             self._saver.save(self.directory / str(step), args=ocp.args.Composite(**items))
