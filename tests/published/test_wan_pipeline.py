@@ -208,7 +208,7 @@ def test_an_image_to_video(
     assert "18x20: resized to 16x24" in capsys.readouterr().out
     np.testing.assert_array_equal(first, again)
     assert (first != another).mean() > 0.2
-    for parts in ([], [Given(one, 4)], [Given(one), Given(other)]):
+    for parts in ([], [Given(one, 4)], [Given(one), Given(other, 4)]):
         with pytest.raises(UserError, match="needs one image, given at 0"):
             sampled(model, given=parts, steps=4)
     if not boundary:  # what the network reads beside the latents matters
