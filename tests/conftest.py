@@ -54,7 +54,7 @@ def memory(request: Any) -> Iterator[None]:
 
 # The longest files run first, so that no worker ends with one of them while the other idles.
 LONG = (
-    "test_road.py", "test_mesh_models.py", "test_notebook.py", "test_style.py",
+    "test_road.py", "test_mesh_models.py", "test_style.py",
     "test_processes_road.py", "test_shots_road.py", "test_paper_road.py",
 )  # fmt: skip
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jupytext
 import nbformat
+import pytest
 from cheap import FLAGS
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ def test_the_notebook_is_made_from_its_source() -> None:
             assert not cell.outputs and cell.execution_count is None, "clear the outputs"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_at_smoke_size(tmp_path: Path) -> None:
     """In a copy of the tree, so that nothing is left behind in this one."""
     for name in ("vdit", "experiments", "notebooks"):

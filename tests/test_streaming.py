@@ -203,6 +203,7 @@ def measured(chunk: int, frames: list[int], folder: Path) -> list[float]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's peak")
 def test_memory_does_not_grow_with_length(tmp_path: Path) -> None:
     """17 frames and 1,441 by causal convolutions, in chunks of two latent frames; and as one chunk,

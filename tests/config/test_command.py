@@ -114,6 +114,7 @@ def work(*given):
     os.kill(os.getpid(), signal.SIGINT)
     time.sleep(30)
 main.work = work
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell said "&"
 main.command.leave(main.main(["vdit", "--mode=sample", f"--workdir={sys.argv[1]}", "--prompt=y"]))
 """
 
