@@ -1,6 +1,6 @@
 """Few-step sampling: a trained denoiser learns its own guided trajectory in four steps.
 
-python -m vdit.main --config=experiments/distill.py:WORKDIR --workdir=NEW      15 minutes
+python -m vdit.main --config=experiments/distill.py:WORKDIR --workdir=NEW      about 20 minutes
 python -m vdit.main --config=experiments/distill.py:WORKDIR,2 --workdir=NEW    in two steps
 
 WORKDIR is a workdir, or weights of the package (base). The student samples without guidance: one
