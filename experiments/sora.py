@@ -15,24 +15,27 @@ from vdit.errors import UserError
 
 
 def get_config(variant: str = "") -> ConfigDict:
-    """The playground with shots, latents of 96 numbers for 4x16x16 pixels, and the simulator's
+    """The playground with shots, in tokens of 4x16x16 pixels and 256 numbers, with the simulator's
     truth in the objectives of both stages."""
     if variant not in ("", "smoke"):
         raise UserError(f"experiments/sora.py:{variant}: the known variant is smoke")
     config = playground.get_config("shots_smoke" if variant else "shots")
     config.data.objects = (1, 4)
     config.vae.body_weight = 8.0
+    config.data.fps = 8.0
+    config.data.frames = 33 if not variant else 17
+    config.vae.patch = (4, 4, 4)
+    config.vae.channels = 16
+    config.dit.patch = (4, 4)
     if not variant:
-        config.vae.width = 192
-        config.vae.heads = 6
         config.vae.encoder_depth, config.vae.decoder_depth = 2, 3
-        config.vae.detail = 768
+        config.vae.detail = 384
         config.vae.kl_weight = 1e-4
         config.vae.crop = (32, 2)
         config.vae.train.batch = 4
-        config.vae.train.steps = 5600
-        config.latents.clips = 8000
-        config.dit.preset = "micro"
+        config.vae.train.steps = 6000
+        config.latents.clips = 12_000
+        config.dit.preset = "256x6x8"
         config.dit.train.steps = 6000
         config.dit.train.ema = 0.998
     return config

@@ -23,10 +23,10 @@ from tools.planning.estimate import (
     nbytes,
 )
 from tools.planning.hlo import collectives, kernels
-from tools.planning.products import flops
 from tools.planning.step import lower_sampling, lower_training, training
 from vdit.initial import denoiser_shapes
 from vdit.runtime.mesh import make_mesh, mesh_sizes
+from vdit.runtime.products import flops
 from vdit.train import init_state
 
 MESH = {"data": 2, "fsdp": 4, "tensor": 1, "sequence": 1}

@@ -43,10 +43,10 @@ from vdit.runtime.attention import KERNELS, runs_here
 from vdit.runtime.files import write_text
 from vdit.runtime.machine import matmul
 from vdit.runtime.optimizer import make_optimizer
+from vdit.runtime.products import flops
 from vdit.tokens import Condition, Layout, text_condition
 
 from .parsers import Parser
-from .planning.products import flops
 
 # Dense bfloat16 TFLOP/s of a chip whose name contains the key, from NVIDIA's data sheets.
 PEAKS = {

@@ -22,7 +22,7 @@ from vdit.nn.product import Matmul
 from vdit.objectives.objective import Objective, Params
 from vdit.runtime import averages
 from vdit.runtime.checkpoint import Checkpoints
-from vdit.runtime.machine import matmul
+from vdit.runtime.machine import matmul, peak
 from vdit.runtime.mesh import (
     batch_sharding,
     gather,
@@ -35,6 +35,8 @@ from vdit.runtime.metrics import Metrics
 from vdit.runtime.optimizer import ema_update, make_optimizer
 from vdit.runtime.preemption import Preemption
 from vdit.runtime.processes import Watch
+from vdit.runtime.products import OTHERS, flops
+from vdit.runtime.profile import Profile
 from vdit.runtime.progress import Progress, say
 
 # "params" and "opt" by group, "step", "key", and with train.averages "averages"
@@ -128,7 +130,7 @@ def make_step(
             loss, weight, metrics = objective.loss(whole, frozen, part, key)
             return loss, {"weight": weight, "loss": loss, **metrics}
 
-        gradient = jax.grad(total, has_aux=True)
+        gradient = jax.named_scope("gradient")(jax.grad(total, has_aux=True))
         if options.accumulate == 1:
             grads, sums = gradient(params, batch)
         else:
@@ -147,17 +149,15 @@ def make_step(
         weight = sums.pop("weight")
         grads = jax.tree.map(lambda g: g / weight, grads)
         new_params, new_opt = {}, {}
-        for group, made in optimizers(options, params, how).items():
-            updates, new_opt[group] = made.update(grads[group], state["opt"][group], params[group])
-            new_params[group] = optax.apply_updates(params[group], updates)
+        with jax.named_scope("optimizer"):
+            for group, made in optimizers(options, params, how).items():
+                old = state["opt"][group], params[group]
+                updates, new_opt[group] = made.update(grads[group], *old)
+                new_params[group] = optax.apply_updates(params[group], updates)
         metrics = {name: value / weight for name, value in sums.items()}
         metrics["grad_norm"] = optax.tree.norm(grads)
-        new = {
-            "params": new_params,
-            "opt": new_opt,
-            "step": state["step"] + 1,
-            "key": state["key"],
-        }
+        new = {"params": new_params, "opt": new_opt, "key": state["key"]}
+        new["step"] = state["step"] + 1
         if "averages" in state:
             new["averages"] = averages.follow(state["averages"], new_params, state["step"])
         return new, ema_update(ema, new_params, options.ema, state["step"]), metrics
@@ -188,6 +188,12 @@ def compiled_step(
         donate_argnums=(0, 1),
         out_shardings=(*jax.tree.map(lambda x: x.sharding, abstract), replicated(mesh)),
     )
+
+
+def products_of(step: Any, *arguments: Any) -> int:
+    """FLOPs of the products of a compiled step's gradient (but for what Pallas kernels loop over,
+    and what is computed again for want of memory)."""
+    return flops(step.trace(*arguments).jaxpr.jaxpr, OTHERS)
 
 
 def check_batch(stage: str, options: ConfigDict, sizes: Mapping[str, int]) -> None:
@@ -256,6 +262,7 @@ class _Log:
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
         self._began = self._last = time.monotonic()
         self._last_step, self._waited = start, 0.0
+        self.flops, self._peak = 0, peak(runtime.mesh)  # of a step's products
 
     def next(self, batches: Iterator[Mapping[str, np.ndarray]]) -> Mapping[str, np.ndarray]:
         """The next batch; counts the time in which no step was running while it was read."""
@@ -285,6 +292,10 @@ class _Log:
             now = time.monotonic()
             row = {name: float(value) for name, value in values.items()}
             row["steps_per_second"] = (step - self._last_step) / (now - self._last)
+            rate = self.flops * row["steps_per_second"]
+            row["teraflops_per_second"] = rate / 1e12
+            if self._peak:
+                row["mfu"] = rate / self._peak
             row["wait"] = self._waited / (now - self._last)  # no step was running
             row["seconds"] = now - self._began
             self._runtime.metrics.write(self._stage, step, row)
@@ -317,24 +328,27 @@ def fit(
     frozen = {n: (spread if n == "base" else replicate)(mesh, x) for n, x in frozen.items()}
     step_fn = compiled_step(objective, options, run, mesh, abstract)
     active = jax.process_index() == 0
-    with checkpoints.closing(), Progress(stage, options.steps, start, active=active) as progress:
+    traced = run.profile if active else "", stage, runtime.workdir / "profile" / stage
+    bar = Progress(stage, options.steps, start, active=active)
+    with checkpoints.closing(), bar as progress, Profile(*traced) as profile:
         log = _Log(stage, options.steps, runtime, checkpoints, progress, start)
         if start >= options.steps and checkpoints.latest() is None:  # taken over
             checkpoints.save(start, state, ema, batches, meta)
         for step in range(start + 1, options.steps + 1):
             runtime.watch.step(stage, step, first=step == start + 1)
-            if batch is None:
-                batch = place(mesh, log.next(batches))
-            with jax.set_mesh(mesh):
+            batch = batch or place(mesh, log.next(batches))
+            with jax.set_mesh(mesh), profile.step(step):
+                log.flops = log.flops or products_of(step_fn, state, ema, frozen, batch)
                 state, ema, values = step_fn(state, ema, frozen, batch)
             batch = None
             log.add(step, values)
+            profile.after(step, values)
             stop = runtime.preemption.reached(step)
             if stop or step % run.save_every == 0 or step == options.steps:
                 log.settle()
                 if preview is not None:  # before the save: a run that ends here does it again
                     preview(ema, step)
-                if kept is not None:
+                if kept:
                     kept.wait()
                 checkpoints.save(step, state, ema, batches, meta)
                 if kept is not None:

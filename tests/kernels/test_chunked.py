@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from beside import beside_xla, difference, inputs
 
-from tools.planning.products import inner_jaxprs
 from vdit.kernels import chunked
 from vdit.nn import dot_product
+from vdit.runtime.products import inner_jaxprs
 
 SMALL = functools.partial(chunked.attend, chunk=8)
 LENGTHS = [(16, 16), (13, 22), (3, 41), (17, 8)]

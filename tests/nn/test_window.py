@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tools.planning.products import flops
 from vdit.nn import dot_product
 from vdit.nn.window import windowed
+from vdit.runtime.products import flops
 
 Sizes = tuple[int, int, int]
 

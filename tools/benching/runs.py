@@ -18,9 +18,9 @@ from vdit.diffusion.schedule import process, timesteps
 from vdit.models.dit import DiT
 from vdit.runtime import attention
 from vdit.runtime.optimizer import make_optimizer
+from vdit.runtime.products import Product, flops, products
 from vdit.tokens import dense_tokens, text_condition
 
-from ..planning.products import Product, flops, products
 from .cases import (
     CHANNELS,
     TEXT_TOKENS,

@@ -20,11 +20,11 @@ from vdit.diffusion.sampler import configured
 from vdit.models.dit import preset
 from vdit.runtime.attention import exchange
 from vdit.runtime.mesh import AXES, STACKED, map_paths, param_sharding
+from vdit.runtime.products import flops, widest
 from vdit.train import init_state
 
 from . import step
 from .chips import Topology
-from .products import flops, widest
 
 WORKING = 1.0  # working set of a rematerialised layer's backward pass, in residuals
 MOVED = 2.6  # memory traffic of a layer in training, in residuals

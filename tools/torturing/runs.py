@@ -37,7 +37,8 @@ LAZY = (
     "matplotlib.backends.backend_svg", "matplotlib.backends.backend_agg", "vdit.worlds.clips",
     "tensorboard.compat.proto.event_pb2", "tensorboard.summary.writer.record_writer",
 )  # fmt: skip
-TIMES = ("steps_per_second", "wait", "seconds")  # of a row of metrics: no two runs have the same
+# Of a row of metrics, what no two runs have alike.
+TIMES = ("steps_per_second", "teraflops_per_second", "mfu", "wait", "seconds")
 # Of a workdir, what is compared otherwise, or differs by times and the names of processes.
 APART = ("checkpoints", "tensorboard", ".processes", "metrics.jsonl", "report.html", ".lock")
 QUICK = "--xla_backend_optimization_level=0 --xla_cpu_parallel_codegen_split_count=1"

@@ -9,7 +9,7 @@ from vdit.config import shared
 from vdit.nn.attention import Attend
 from vdit.nn.product import Matmul
 from vdit.nn.stack import REMAT, Gather
-from vdit.runtime import attention
+from vdit.runtime import attention, profile
 from vdit.runtime.machine import DTYPES, matmul
 from vdit.runtime.mesh import gather
 
@@ -35,6 +35,7 @@ def run_fields() -> ConfigDict:
     run.unroll = 64  # layers unrolled at a time; 1 compiles fastest
     run.remat = "none"  # activation rematerialisation in the denoiser: none, dots or full
     run.log_every = 20  # steps between rows of metrics.jsonl
+    run.profile = ""  # FIRST:LAST steps of each stage of which a profiler's trace is written
     run.save_every = 200  # steps between checkpoints
     run.keep = 2  # newest checkpoints kept
     # Seconds without a step after which a process prints its stacks and exits (ten times as many
@@ -54,6 +55,11 @@ def check_run(config: ConfigDict) -> None:
     shared.check_positive(
         config, "run.log_every", "run.save_every", "run.keep", "run.unroll", "run.lost"
     )
+    try:
+        profile.parse(config.run.profile)
+    except ValueError:
+        allowed = "FIRST:LAST, steps from 1 on, such as 100:105, is allowed"
+        raise shared.refusal(config, "run.profile", allowed) from None
     if config.run.stuck < 0:
         raise shared.refusal(config, "run.stuck", "seconds, or 0 (never), are allowed")
 

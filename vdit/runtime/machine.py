@@ -14,6 +14,15 @@ from vdit.nn.product import Matmul
 from vdit.runtime.mesh import platform_of
 
 DTYPES = ("auto", "float32", "bfloat16")
+# FLOP/s of bfloat16 products with float32 sums, by the kind of a device (of some TPUs half a chip)
+# as JAX names it; from the vendors' data sheets.
+PEAKS = {
+    "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5": 459e12, "TPU v6 lite": 918e12,
+    "TPU7x": 2307e12 / 2, "NVIDIA A100-SXM4-40GB": 312e12, "NVIDIA A100-SXM4-80GB": 312e12,
+    "NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12, "NVIDIA B200": 2250e12,
+    "NVIDIA L4": 121e12, "NVIDIA GeForce RTX 4090": 165e12, "NVIDIA GeForce RTX 5090": 209e12,
+    "NVIDIA RTX PRO 6000 Blackwell": 504e12,
+}  # fmt: skip
 NARROW = ("avx512_bf16", "amx_bf16")  # flags of x86 CPUs that multiply bfloat16 in hardware
 
 
@@ -72,6 +81,12 @@ def matmul(name: str, mesh: Mesh | None = None, platform: str | None = None) -> 
     one = mesh is None or mesh.size == 1
     on_cpu = one and (platform or platform_of(mesh)) == "cpu"
     return Matmul(operand_dtype(name, mesh, platform), flatten=one, on_cpu=on_cpu)
+
+
+def peak(mesh: Mesh) -> float | None:
+    """FLOP/s of all devices of a mesh together; None for a kind that is not in `PEAKS`."""
+    one = PEAKS.get(mesh.devices.flat[0].device_kind)
+    return one and one * mesh.size
 
 
 def device_memory() -> int | None:
