@@ -1,5 +1,6 @@
 """Weights in the package: written from a workdir, taken for one everywhere, begun from."""
 
+import functools
 import json
 import shutil
 import sys
@@ -27,6 +28,7 @@ from vdit.runtime.mesh import make_mesh
 from vdit.runtime.metrics import Metrics
 
 HERE = Path(__file__).parents[1]
+ONE = jax.devices()[0]
 PROMPT = "--prompt=a small red ball falls"
 
 
@@ -214,7 +216,7 @@ def test_what_is_not_shipped(
 
     refused("already exists; --replace replaces it", "--name=tiny")
     refused("small letters", "--name=../tiny")
-    refused("no trained stage dit and vae", "--name=none", "--workdir=nowhere")
+    refused("no trained stage vae", "--name=none", "--workdir=nowhere")
     monkeypatch.setattr(ship, "MOST", 2 * ship.size(tiny) - 1)
     refused("together are allowed", "--name=two")
     assert ship.main([*flags, "--name=tiny", "--replace"]) == 0
@@ -227,7 +229,11 @@ def test_what_is_not_shipped(
 @pytest.mark.parametrize("name", shipped.names())
 def test_all_weights_in_the_package_are_whole(name: str) -> None:
     shipped.verify(shipped.ROOT / name)
-    assert vdit.load(name).config.dit.model in ("vdit", "paper", "unet", "wan")
+    stages = shipped.stages_of(shipped.ROOT / name)
+    if "dit" in stages:
+        assert vdit.load(name).config.dit.model in ("vdit", "paper", "unet", "wan")
+    else:
+        assert stages == ["vae"]
     assert shipped.card(name).keys() >= {"scores", "trained", "commit", "parameters"}
 
 
@@ -274,6 +280,30 @@ def test_a_run_begins_from_weights(
     with pytest.raises(UserError, match="init was 'tiny', now ''"):
         config.init = ""
         run.run(config, out)
+
+
+def test_an_autoencoder_alone_is_shipped_and_begun_with(
+    tiny: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = smoke()
+    made = trained(config, Path("alone"), "vae")
+    flags = ["--workdir=alone", "--name=eyes", f"--into={tiny.parent}"]
+    assert ship.main(flags) == 0
+    assert shipped.card("eyes")["parameters"].keys() == {"vae"}
+    config = begun("eyes")
+    initial.check(config, Path("mine"))
+    place = functools.partial(jax.tree.map, lambda _: jax.sharding.SingleDeviceSharding(ONE))
+    step, groups = initial.begin(config, "vae")(place)
+    assert step == 12
+    same(groups, rounded(made["vae"]["ema"]))
+    assert initial.begin(config, "dit")(place) == (0, {})
+    assert "eyes has an autoencoder alone" in capsys.readouterr().out
+    assert initial.statistics(config, Checkpoints(Path("mine/checkpoints/dit"))) is None
+    assert command("--mode=sample", "--workdir=eyes", PROMPT) == 2
+    assert "has no stage dit; there are vae" in one_line(capsys.readouterr().err)
+    with pytest.raises(UserError, match=r"embed_latent/kernel is \(8, 32\) there, \(16, 32\)"):
+        config.vae.channels = 16
+        initial.check(config, Path("mine"))
 
 
 def test_weights_that_do_not_fit_are_refused_before_anything_is_written(

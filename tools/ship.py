@@ -2,10 +2,11 @@
 
     python -m tools.ship --workdir=DIR --name=NAME [--replace] [--into=vdit/weights]
 
-vdit/weights/NAME gets the EMA of the stages vae and dit in bfloat16, config.json, the tokenizer,
-digests of all files, and card.json: scores, training time, the commit that is checked out. All
-weights in the package may have 25 MB together. It is written completely or not at all; weights of
-that name are replaced with --replace alone. Exit status 2 for invalid arguments or workdirs.
+vdit/weights/NAME gets the EMA of the stages vae and, if it is trained, dit in bfloat16,
+config.json, the tokenizer, digests of all files, and card.json: scores, training time, the commit
+that is checked out. All weights in the package may have 25 MB together. It is written completely or
+not at all; weights of that name are replaced with --replace alone. Exit status 2 for invalid
+arguments or workdirs.
 """
 
 import argparse
@@ -22,7 +23,7 @@ from typing import Any
 import ml_dtypes
 
 from vdit.errors import UserError
-from vdit.loading import stages_of
+from vdit.loading import read_stage, stages_of
 from vdit.published.weights import read_header
 from vdit.report import stage_values
 from vdit.runtime.checkpoint import write_digests
@@ -63,7 +64,10 @@ def card_of(workdir: Path, folder: Path) -> dict[str, Any]:
         if stage in ("vae", "dit") and "seconds" in values
     }
     machine: dict[str, Any] = next((row for row in reversed(rows) if row["stage"] == "run"), {})
-    tensors = {stage: read_header(folder / f"{stage}.safetensors") for stage in ("vae", "dit")}
+    tensors = {
+        stage: read_header(path)
+        for stage in ("vae", "dit") if (path := folder / f"{stage}.safetensors").exists()
+    }  # fmt: skip
     return {
         "commit": commit(),
         "parameters": {
@@ -92,8 +96,9 @@ def ship(workdir: Path, name: str, into: Path, replace: bool) -> int:
         raise UserError(f"--name={name}: small letters, digits, - and _ are allowed")
     if target.exists() and not replace:
         raise UserError(f"{target} already exists; --replace replaces it")
-    if lacking := {"vae", "dit"} - {*stages_of(workdir)}:
-        raise UserError(f"{workdir} has no trained stage {' and '.join(sorted(lacking))}")
+    stages = stages_of(workdir)
+    if "vae" not in stages:
+        raise UserError(f"{workdir} has no trained stage vae")
     temporary = into / f".{name}.{os.getpid()}.tmp"
     try:
         temporary.mkdir(parents=True)
@@ -102,7 +107,10 @@ def ship(workdir: Path, name: str, into: Path, replace: bool) -> int:
         write_digests(temporary)
         for path in temporary.iterdir():  # safetensors are written for their owner alone
             path.chmod(0o644)
-        load(temporary)  # what cannot be read back is not shipped
+        if "dit" in stages:
+            load(temporary)  # what cannot be read back is not shipped
+        else:
+            read_stage(temporary, "vae")
         others = sum(size(path) for path in into.iterdir() if path not in (temporary, target))
         if others + size(temporary) > MOST:
             raise UserError(

@@ -1,8 +1,8 @@
 """config.init: a run that begins from the weights of another workdir, or of the package.
 
-Its autoencoder is taken over as it is. Denoiser and text encoder begin at step 0 with these weights
-and a new optimizer, and keep what they have learned with: the tokenizer, and the mean and deviation
-that latents are normalised with.
+Its autoencoder is taken over as it is; it may be all that is there. Denoiser and text encoder begin
+at step 0 with these weights and a new optimizer, and keep what they have learned with: the
+tokenizer, and the mean and deviation that latents are normalised with.
 """
 
 import functools
@@ -23,7 +23,7 @@ from vdit.config.denoiser import build_dit
 from vdit.config.identity import differences, of_networks, read_config, stage_fields
 from vdit.config.text import build_text_encoder, build_tokenizer
 from vdit.errors import UserError
-from vdit.loading import read_meta, read_stage, stage_shapes
+from vdit.loading import read_meta, read_stage, stage_shapes, stages_of
 from vdit.models.text import TextEncoder
 from vdit.runtime.checkpoint import Checkpoints
 from vdit.runtime.files import write_text
@@ -52,7 +52,7 @@ def check(config: ConfigDict, workdir: Path) -> None:
             f"init={config.init} has text.encoder={theirs.text.encoder}, this run has"
             f" {config.text.encoder}"
         )
-    for stage in ("vae", "dit"):
+    for stage in ("vae", "dit") if "dit" in stages_of(source) else ("vae",):
         wanted = flatten_dict(shapes(config, stage, source), sep="/")
         there = stage_shapes(source, stage)
         for name in sorted(wanted.keys() | there.keys()):
@@ -103,6 +103,9 @@ def begin(config: ConfigDict, stage: str) -> Begin | None:
         return None
 
     def read(place: Callable[[Any], Any]) -> tuple[int, Any]:
+        if stage not in stages_of(find(config.init)):
+            say(f"{stage}: begins from random weights: {config.init} has an autoencoder alone")
+            return 0, {}
         step, params, _ = read_stage(find(config.init), stage, place)
         say(f"{stage}: begins from the weights of {config.init}")
         return max(step, config.vae.train.steps) if stage == "vae" else 0, params
@@ -113,7 +116,7 @@ def begin(config: ConfigDict, stage: str) -> Begin | None:
 def statistics(config: ConfigDict, checkpoints: Checkpoints) -> dict[str, np.ndarray] | None:
     """The latents' "mean" and "std" that the denoiser has learned with, if it has begun."""
     meta = checkpoints.newest_meta()
-    if meta is None and config.init:
+    if meta is None and config.init and "dit" in stages_of(find(config.init)):
         meta = read_meta(find(config.init), "dit")
     if meta is None or "latents" not in meta:
         return None
