@@ -16,7 +16,7 @@ import vdit
 from vdit import shipped
 from vdit.config import command
 from vdit.errors import UserError
-from vdit.runtime import attention
+from vdit.runtime import attention, compiled
 from vdit.runtime.machine import NARROW, operand_dtype
 from vdit.runtime.progress import clock, say
 
@@ -135,8 +135,7 @@ def lines() -> Iterator[tuple[str, str]]:
         yield "optional", f"{name} ({use}): {'there' if there else 'not installed'}"
     yield (
         "cache",
-        os.environ.get("JAX_COMPILATION_CACHE_DIR")
-        or ("none: JAX_COMPILATION_CACHE_DIR=FOLDER keeps what is compiled"),
+        str(compiled.keep() or os.environ.get(compiled.NAME) or "none: nothing can be written"),
     )
     yield "run.dtype", f"auto is {jnp.dtype(dtype).name}"
     yield "run.attention", f"auto is {_kernels(dtype)}"

@@ -39,7 +39,7 @@ def work(path: str | None, workdir: Path) -> None:
 
     from vdit import run
     from vdit.config import default
-    from vdit.runtime import files, machine, preemption, processes
+    from vdit.runtime import compiled, files, machine, preemption, processes
 
     preemption.listen()
     config = default() if path is None else CONFIG.value
@@ -47,6 +47,7 @@ def work(path: str | None, workdir: Path) -> None:
     if who is not None:
         processes.connect(who, config.run.lost)
     processes.check()
+    compiled.keep()
     if jax.default_backend() == "cpu":
         machine.keep_freed_memory()
     stopped = None  # in all processes, at the same step
