@@ -135,6 +135,34 @@ def curate(text: str | None = None) -> Parser:
     return parser
 
 
+def _size(text: str) -> tuple[int, int]:
+    height, _, width = text.partition("x")
+    if not (height.isdecimal() and width.isdecimal() and int(height) and int(width)):
+        raise argparse.ArgumentTypeError(f"{text}: HEIGHTxWIDTH")
+    return int(height), int(width)
+
+
+def measure(text: str | None = None) -> Parser:
+    """Of tools.measure."""
+    parser = _parser(
+        "measure", text,
+        "FVD, KVD, PSNR, SSIM and LPIPS of two folders of videos, or of a workdir, with intervals\n"
+        "and with the protocol that the numbers are of.",
+        "vdit measure --real=clips --made=samples --metrics=fvd,kvd --out=result.json",
+    )  # fmt: skip
+    parser.add_argument("--real", type=Path, help="a folder of videos")
+    parser.add_argument("--made", type=Path, help="a folder of videos")
+    parser.add_argument("--workdir", type=Path, help="or weights in the package")
+    parser.add_argument("--metrics", default="fvd,kvd", help="of fvd,kvd,psnr,ssim,lpips (fvd,kvd)")
+    parser.add_argument("--frames", type=int, default=16, help="first frames of each video (16)")
+    parser.add_argument("--fps", type=float, default=0.0, help="(that of the first real video)")
+    parser.add_argument("--size", type=_size, help="HEIGHTxWIDTH (that of the first real video)")
+    parser.add_argument("--count", type=int, default=256, help="--workdir: held-out clips (256)")
+    parser.add_argument("--out", type=Path, help="a JSON file of the results")
+    parser.add_argument("--compare", type=Path, nargs="+", help="results side by side")
+    return parser
+
+
 PARTS = ("dit", "wan", "vae", "sampling", "compile", "checkpoint", "attention", "loader")
 NUMBERS = {
     "width": 384, "depth": 12, "tokens": 512, "batch": 4, "levels": 2, "steps": 50, "repeats": 5,

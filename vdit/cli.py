@@ -47,6 +47,7 @@ COMMANDS = {
     "export": Command("networks as safetensors", tool="export_weights"),
     "restore": Command("list, verify, inspect, copy checkpoints", tool="restore_checkpoint"),
     "curate": Command("a folder of films: shots, filters, a table", tool="curate"),
+    "measure": Command("FVD, KVD, PSNR, SSIM, LPIPS of videos", tool="measure"),
     "bench": Command("speed on this machine", tool="bench"),
     "doctor": Command("this machine, and what vdit chooses on it", "vdit doctor"),
     "completion": Command(

