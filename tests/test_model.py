@@ -89,18 +89,22 @@ def test_steps_are_told_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     )
     monkeypatch.setattr(vdit.model, "sampling_mesh", lambda rows: None)
     kept = jax.config.jax_compilation_cache_dir
-    videos, told = [], list[int]()
+    videos, told, more = [], list[int](), list[int]()
     try:
-        for done, folder in ((None, kept), (told.append, None)):
+        cases = (None, kept, 1e8), (told.append, None, 1e8), (more.append, kept, 1)
+        for done, folder, large in cases:
             jax.config.update("jax_compilation_cache_dir", folder)
+            monkeypatch.setattr(vdit.model, "LARGE", large)
             scan = Scan(config, text_encoder(config, None, None), dict(params))
             scan.done = done
             videos.append(np.asarray(scan(inputs, settings_of(config))))
         jax.effects_barrier()
     finally:
         jax.config.update("jax_compilation_cache_dir", kept)
-    np.testing.assert_array_equal(*videos)
-    assert set(told) == {0, 1, 2, 3} and told[0] == 0
+    for video in videos[1:]:
+        np.testing.assert_array_equal(videos[0], video)
+    for numbers in (told, more):
+        assert set(numbers) == {0, 1, 2, 3} and numbers[0] == 0
 
 
 def test_what_guidance_refuses() -> None:

@@ -46,6 +46,7 @@ from vdit.runtime.mesh import gather, replicate, replicated, sampling_mesh, spre
 from vdit.runtime.processes import Watch
 from vdit.tokens import dense_tokens, filled
 
+LARGE = 10**8  # parameters of a denoiser whose steps take longer than to compile it again
 TOGETHER = 2 / 3  # most of a device's memory that two experts may fill; activations need some
 
 
@@ -254,9 +255,12 @@ class Scan:
         """run(params, inputs, settings=...) for a mesh, or for one device of `platform` (by default
         this one)."""
         denoiser = build_denoiser(self.config, self.encoder, mesh, platform)
-        # JAX does not keep programs with a callback in its compilation cache.
+        # JAX does not keep programs with a callback in its compilation cache: only where steps take
+        # long, or nothing is kept, do they tell of themselves.
         cached = getattr(jax.config, "jax_compilation_cache_dir", None)
-        tell = mesh is None and self.done is not None and not cached
+        networks = [self.params[name] for name in ("dit", "low") if name in self.params]
+        slow = not cached or sum(x.size for x in jax.tree.leaves(networks)) > LARGE
+        tell = mesh is None and self.done is not None and slow
         run = functools.partial(self._run, denoiser, gather(mesh), tell)
         static = ("settings", "phase")
         return jax.jit(run, static_argnames=static, out_shardings=everywhere(mesh))
