@@ -107,6 +107,41 @@ def test_steps_are_told_and_change_nothing(monkeypatch: pytest.MonkeyPatch) -> N
         assert set(numbers) == {0, 1, 2, 3} and numbers[0] == 0
 
 
+@pytest.mark.parametrize("sampler", ["ddim", "unipc"])
+def test_steps_can_be_watched_and_are_those_of_the_scan(
+    sampler: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fresh noise, and with a sampler that has a state; one program for all of them."""
+    config = base.get_config("smoke")
+    config.run.dtype, config.sample.batch, config.sample.steps = "float32", 2, 3
+    config.sample.sampler, config.sample.eta = sampler, 1.0
+    params, inputs = sampling(config).arguments
+    rng = np.random.default_rng(0)
+    params, inputs = jax.tree.map(
+        lambda x: (0.1 * rng.normal(size=x.shape)).astype(x.dtype), (params, inputs)
+    )
+    monkeypatch.setattr(vdit.model, "sampling_mesh", lambda rows: None)
+    scan = Scan(config, text_encoder(config, None, None), dict(params))
+    seen: list[tuple[int, np.ndarray]] = []
+
+    def watch(done: int, x0: Any) -> None:
+        seen.append((done, np.asarray(x0)))
+
+    whole = np.asarray(scan(inputs, settings_of(config)))
+    steps = np.asarray(scan(inputs, settings_of(config), watch))
+    np.testing.assert_allclose(steps, whole, atol=1e-5)
+    assert [done for done, _ in seen] == [1, 2, 3]
+    np.testing.assert_array_equal(seen[-1][1], steps)  # the last x0 is the result
+    scan(inputs, settings_of(config, steps=2, guidance=4.0), watch)
+    assert scan._stepwise[None][1]._cache_size() == 1
+
+    def cancel(done: int, x0: Any) -> None:
+        raise KeyError(done)
+
+    with pytest.raises(KeyError, match="1"):
+        scan(inputs, settings_of(config), cancel)
+
+
 def test_what_guidance_refuses() -> None:
     for changes, words in (
         ({"guidance_levels": (0.5, 0.2)}, "guidance_levels was (0.5, 0.2)"),
@@ -129,7 +164,7 @@ def test_negative_prompts_are_checked() -> None:
         tokenizer = SimpleNamespace(encode=lambda texts, where: None)
         model: Any = SimpleNamespace(classes=classes, tokenizer=tokenizer)
         settings = settings_of(default(), guidance=guidance)
-        return Model._negatives(model, negative, ["a", "b"], settings)
+        return Model.negatives(model, negative, ["a", "b"], settings)
 
     assert lists(None) == [None, None] and lists("c") == ["c", "c"]
     assert lists(["c", ""]) == ["c", ""]

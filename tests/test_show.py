@@ -39,7 +39,7 @@ class Drawn(Model):
 
     def generate(self, prompts: Any, *rest: Any, **request: Any) -> list[Result]:
         num, seed = request["num"], request["seed"]
-        asks = self._asks(prompts, Clip(5, 10.0, 8, 8), num, seed, (), ())
+        asks = self.asks(prompts, Clip(5, 10.0, 8, 8), num, seed, (), ())
         video = np.full((5, 8, 8, 3), 128, np.uint8)
         told = [{"prompt": ask.captions[0], "seed": ask.seed, "fps": 10.0} for ask in asks]
         return [Result(settings, lambda: iter([video])) for settings in told]

@@ -151,7 +151,7 @@ def test_what_is_shown_as_given_is_what_the_model_is_given(
     for frames, at in itertools.product((1, 2, 4, 5, 7, 9, 30), (0, 3, 16)):
         video = np.random.default_rng(0).integers(1, 255, (frames, 8, 8, 3), np.uint8)
         encoded.clear()
-        (ask,) = model._asks(["a ball"], clip, 1, 0, [Given(video, at)], ())
+        (ask,) = model.asks(["a ball"], clip, 1, 0, [Given(video, at)], ())
         inputs, _ = model._inputs([ask], clip)
         shown = model._result(ask, latent, clip, {}).video
         used = 1 + (min(frames, 17 - at) - 1) // p * p

@@ -313,7 +313,7 @@ def _read_flags(folder: Path, lines: list[str]) -> None:
     clip = Model.clip(asked, values["seconds"], values["fps"], parse_size(values["size"]))
     assert 0 < clip.frames and 0 < clip.fps <= 240
     num = min(values["num"], 4) if values["num"] > 0 and values["num"] < 2**16 else values["num"]
-    rows = Model._asks(asked, ["a"], clip, num, values["seed"], [], [])
+    rows = Model.asks(asked, ["a"], clip, num, values["seed"], [], [])
     assert all(0 <= row.seed < 2**32 for row in rows)
     for text in given:
         with contextlib.suppress(DecodeError):  # there is no such file

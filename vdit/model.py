@@ -190,6 +190,18 @@ def phases_of(config: ConfigDict, settings: Settings) -> list[Phase]:
     return [phase for phase in phases if phase.first < phase.last]
 
 
+class Ready(NamedTuple):
+    """Inputs as the sampler takes them."""
+
+    denoise: Denoise
+    process: Process
+    shape: tuple[int, ...]  # (L, C) of a video's tokens
+    latents: Callable[[jax.Array], jax.Array]  # (B, n, h, w, Z) of tokens (B, L, C)
+
+
+Watcher = Callable[[int, Any], None]  # of steps that are done, and their x0 (B, n, h, w, Z)
+
+
 class Scan:
     """The denoising scan, compiled once for each mesh and phase.
 
@@ -204,6 +216,7 @@ class Scan:
     ) -> None:  # fmt: skip
         self.config, self.encoder, self.params, self.mesh = config, encoder, params, mesh
         self._compiled: dict[Mesh | None, Any] = {}
+        self._stepwise: dict[Mesh | None, tuple[Any, Any]] = {}
         self._networks: dict[tuple[Mesh | None, str], Any] = {}
         self._watch, self._begun = watch or Watch(), list[Any]()
         self.done: Callable[[int], None] | None = None  # told of each step, on one device
@@ -214,25 +227,34 @@ class Scan:
         if self.done is not None:
             self.done(int((self._times > float(np.max(t)) + 1e-6).sum()))
 
-    def __call__(self, inputs: Inputs, settings: Settings) -> jax.Array:
-        """Normalised latents (B, n, h, w, Z), unchanged where given."""
+    def __call__(
+        self, inputs: Inputs, settings: Settings, watch: Watcher | None = None
+    ) -> jax.Array:
+        """Normalised latents (B, n, h, w, Z), unchanged where given.
+
+        With `watch`, which is called after each step, steps are calls of one program that is the
+        same for any number of steps and any guidance but 1; what it raises ends them.
+        """
         phases = phases_of(self.config, settings)
         guided = any(phase.guidance != 1.0 for phase in phases)
         mesh = self.mesh or sampling_mesh(inputs.clean_BnhwZ.shape[0] * (2 if guided else 1))
         if mesh is None:
             self._times = np.asarray(joined.times_of(self.config, settings))
-            return self._steps(mesh, inputs, settings, phases)
+            return self._steps(mesh, inputs, settings, phases, watch)
         program = settings, [x.shape for x in jax.tree.leaves(inputs)]
         self._watch.step("sample", len(self._begun) + 1, first=program not in self._begun)
         self._begun.append(program)
-        with jax.set_mesh(mesh):
-            latent = jax.device_get(self._steps(mesh, inputs, settings, phases))
-        self._watch.rest()
+        try:
+            with jax.set_mesh(mesh):
+                latent = jax.device_get(self._steps(mesh, inputs, settings, phases, watch))
+        finally:
+            self._watch.rest()
         return jnp.asarray(latent)
 
     def _steps(
-        self, mesh: Mesh | None, inputs: Inputs, settings: Settings, phases: list[Phase]
-    ) -> jax.Array:
+        self, mesh: Mesh | None, inputs: Inputs, settings: Settings, phases: list[Phase],
+        watch: Watcher | None = None,
+    ) -> jax.Array:  # fmt: skip
         """The phases in turn; each goes on from x and the sampler's state of the one before."""
         if mesh not in self._compiled:
             run = self.compiled(mesh)
@@ -243,6 +265,8 @@ class Scan:
                     narrow(self.params, dtypes, network)
             self._compiled[mesh] = run
         given, start = inputs if mesh is None else replicate(mesh, inputs), None
+        if watch is not None:
+            return self._one_by_one(mesh, given, settings, phases, watch)
         for phase in phases:
             params = self._placed(mesh, phase.network)
             start = self._compiled[mesh](params, given, start, settings=settings, phase=phase)
@@ -250,6 +274,56 @@ class Scan:
                 jax.block_until_ready(start)
         assert start is not None
         return start
+
+    def _one_by_one(
+        self, mesh: Mesh | None, given: Inputs, settings: Settings, phases: list[Phase],
+        watch: Watcher,
+    ) -> jax.Array:  # fmt: skip
+        """The phases step by step."""
+        if mesh not in self._stepwise:
+            denoiser, options = build_denoiser(self.config, self.encoder, mesh), ("settings",)
+            self._stepwise[mesh] = tuple(
+                jax.jit(functools.partial(run, denoiser, gather(mesh)), static_argnames=options,
+                        out_shardings=everywhere(mesh))
+                for run in (self._begin, self._step)
+            )  # type: ignore[assignment]  # fmt: skip
+        begun, step = self._stepwise[mesh]
+        times, start = np.asarray(joined.times_of(self.config, settings), np.float32), None
+        for phase in phases:
+            params, scale = self._placed(mesh, phase.network), np.float32(phase.guidance)
+            # A program's static settings are without those that it is given.
+            any_scale = 1.0 if phase.guidance == 1.0 else 2.0
+            fixed = dataclasses.replace(settings, steps=1, guidance=any_scale)
+            start = begun(params, given, settings=fixed) if start is None else start
+            for i in range(phase.first, phase.last):
+                place = times[i : i + 2], np.int32(i + 1), scale
+                start, x0, latents = step(params, given, start, *place, settings=fixed)
+                watch(i + 1, jax.block_until_ready(x0))
+        return latents
+
+    def _begin(
+        self, denoiser: Denoiser, gather: Callable[[Any], Any] | None, params: dict[str, Any],
+        inputs: Inputs, *, settings: Settings,
+    ) -> Any:  # fmt: skip
+        """x and the sampler's state before the first step."""
+        params = gather(params) if gather else params
+        shape = self._ready(denoiser, False, params, inputs, settings).shape
+        keys_B = jax.vmap(jax.random.key)(inputs.seeds_B)
+        return begin(settings.make(), initial_noise(keys_B, shape), keys_B)
+
+    def _step(
+        self, denoiser: Denoiser, gather: Callable[[Any], Any] | None, params: dict[str, Any],
+        inputs: Inputs, start: Any, times: jax.Array, number: jax.Array, scale: jax.Array, *,
+        settings: Settings,
+    ) -> Any:  # fmt: skip
+        """One step from times[0] to times[1]: x and the sampler's state, x0's latents and x's."""
+        params = gather(params) if gather else params
+        ready = self._ready(denoiser, False, params, inputs, settings, scale)
+        keys_B, sampler = jax.vmap(jax.random.key)(inputs.seeds_B), settings.make()
+        start, made = advance(
+            ready.denoise, start, times, ready.process, sampler, keys_B, number, every_step=True
+        )
+        return start, ready.latents(made.x0[0]), ready.latents(start[0])
 
     def compiled(self, mesh: Mesh | None, platform: str | None = None) -> Any:
         """run(params, inputs, settings=...) for a mesh, or for one device of `platform` (by default
@@ -292,9 +366,24 @@ class Scan:
         """The latents after the last phase, x and the sampler's state after any other."""
         phase = phase or Phase("dit", 0, settings.steps, settings.guidance)
         settings = dataclasses.replace(settings, guidance=phase.guidance)
+        params = gather(params) if gather else params
+        ready = self._ready(denoiser, tell, params, inputs, settings)
+        keys_B, sampler = jax.vmap(jax.random.key)(inputs.seeds_B), settings.make()
+        if start is None:
+            start = begin(sampler, initial_noise(keys_B, ready.shape), keys_B)
+        times = joined.times_of(self.config, settings)[phase.first : phase.last + 1]
+        start, _ = advance(
+            ready.denoise, start, times, ready.process, sampler, keys_B, phase.first + 1
+        )
+        return start if phase.last < settings.steps else ready.latents(start[0])
+
+    def _ready(
+        self, denoiser: Denoiser, tell: bool, params: dict[str, Any], inputs: Inputs,
+        settings: Settings, scale: jax.Array | None = None,
+    ) -> Ready:  # fmt: skip
+        """The denoiser with its inputs; see `steered` for `scale`."""
         process = seen(denoiser.process, settings.spacing)
         denoiser = dataclasses.replace(denoiser, process=process)
-        params = gather(params) if gather else params
         place = inputs.times_Bn, inputs.given_Bn, inputs.starts_BK
         clean, layout = dense_tokens(inputs.clean_BnhwZ, denoiser.patch, *place)
         (batch, length, _), grid = clean.shape, layout.grid
@@ -329,21 +418,20 @@ class Scan:
             denoised = denoiser(params, x_t, t, layout, condition)
             return jnp.where(known, clean, denoised.x0), denoised.share
 
-        keys_B, sampler = jax.vmap(jax.random.key)(inputs.seeds_B), settings.make()
-        if start is None:
-            start = begin(sampler, initial_noise(keys_B, clean.shape[1:]), keys_B)
-        times = joined.times_of(self.config, settings)[phase.first : phase.last + 1]
-        steer = steered(denoise, params["dit"], settings, process)
-        start, _ = advance(steer, start, times, process, sampler, keys_B, phase.first + 1)
-        if phase.last < settings.steps:
-            return start
-        return unpatchify(start[0].reshape(batch, *grid, -1), (1, *denoiser.patch))
+        steer = steered(denoise, params["dit"], settings, process, scale)
+
+        def latents(x: jax.Array) -> jax.Array:
+            return unpatchify(x.reshape(batch, *grid, -1), (1, *denoiser.patch))
+
+        return Ready(steer, process, clean.shape[1:], latents)
 
 
 def steered(
-    denoise: Callable[..., tuple[jax.Array, Any]], params: Any, settings: Settings, process: Process
-) -> Denoise:
-    """The denoiser with these parameters, classifier-free guidance and autoguidance."""
+    denoise: Callable[..., tuple[jax.Array, Any]], params: Any, settings: Settings,
+    process: Process, scale: jax.Array | None = None,
+) -> Denoise:  # fmt: skip
+    """The denoiser with these parameters, classifier-free guidance and autoguidance; `scale`: that
+    of guidance where it is no constant of the program."""
     plain: Denoise = functools.partial(denoise, params)
     weak: Denoise | None = None
     project: Callable[..., jax.Array] | None = None
@@ -359,7 +447,7 @@ def steered(
     parallel, radius = settings.guidance_parallel, settings.guidance_radius
     if (parallel, radius) != (1.0, 0.0):
         project = functools.partial(projected, parallel=parallel, radius=radius)
-    both = guided(plain, settings.guidance, weak, push, project)
+    both = guided(plain, settings.guidance if scale is None else scale, weak, push, project)
     levels = settings.guidance_levels
     return both if levels == (0.0, 1.0) else within(process, levels, both, alone)
 

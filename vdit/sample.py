@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from vdit.config.denoiser import build_dit, build_image_encoder, latent_shape, token_pixels
 from vdit.errors import UserError
 from vdit.loading import read_parts
-from vdit.model import Codec, Inputs, Scan, Settings, everywhere, settings_of
+from vdit.model import Codec, Inputs, Scan, Settings, Watcher, everywhere, settings_of
 from vdit.models import wan
 from vdit.models.text import TextEncoder, Tokenizer
 from vdit.published.image_folder import resized
@@ -180,6 +180,7 @@ class Model:
         push: float | None = None,
         negative: str | Sequence[str] | None = None,
         sampler: str | None = None,
+        watch: Watcher | None = None,
         **options: Any,
     ) -> list[Result]:
         """`num` videos for each prompt, with seeds `seed`, `seed` + 1, ... in order.
@@ -190,16 +191,17 @@ class Model:
         contain, or one list for each prompt (all of the same shapes and times). shots: start in
         seconds and caption of each shot, beside the prompt, which is the whole video's caption; or
         one list for each prompt. negative: the caption that guidance leads away from, or one for
-        each prompt. The others, and `options` of samplers (`eta`, `variance`, ...),
-        are as in the config's `sample`. Raises UserError.
+        each prompt. watch: called after each step of denoising, with their number and x0's latents,
+        which `decode` shows; what it raises ends the request. The others, and `options` of samplers
+        (`eta`, `variance`, ...), are as in the config's `sample`. Raises UserError.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         settings = settings_of(
             self.config, sampler=sampler, steps=steps, guidance=guidance, push=push, **options
         )
         clip = self.clip(seconds, fps, size)
-        negatives = self._negatives(negative, prompts, settings)
-        rows = self._asks(prompts, clip, num, seed, given, shots, negatives)
+        negatives = self.negatives(negative, prompts, settings)
+        rows = self.asks(prompts, clip, num, seed, given, shots, negatives)
         results: list[Result] = []
         batch = min(self.config.sample.batch, len(rows))
         total = -(-len(rows) // batch) * settings.steps
@@ -210,8 +212,9 @@ class Model:
                 full = [part[i % len(part)] for i in range(batch)]
                 inputs, count = self._inputs(full, clip)
                 self.scan.done = bar.beyond(number * settings.steps)
+                watched = _numbered(watch, number * settings.steps, count)
                 # Rows are cut on the host: on the device each would be a program.
-                latents = np.asarray(self.scan(inputs, settings)[:, :count])
+                latents = np.asarray(self.scan(inputs, settings, watched)[:, :count])
                 bar.update((number + 1) * settings.steps)
                 results += [
                     self._result(ask, latent, clip, settings.shown())
@@ -237,7 +240,7 @@ class Model:
             frames = clip_frames(seconds, fps, self.config.vae.patch[0])
         return Clip(frames, fps, height, width)
 
-    def _asks(
+    def asks(
         self, prompts: Sequence[str], clip: Clip, num: int, seed: int, given: Any, shots: Any,
         negatives: Sequence[str | None] = (),
     ) -> list[Ask]:  # fmt: skip
@@ -279,7 +282,7 @@ class Model:
             for k in range(num)
         ]
 
-    def _negatives(
+    def negatives(
         self, negative: str | Sequence[str] | None, prompts: Sequence[str], settings: Settings
     ) -> list[str | None]:
         """One negative caption, or none, for each prompt, validated (UserError)."""
@@ -437,6 +440,13 @@ def _per_prompt(
     if len(values) != len(prompts):
         raise UserError(f"{len(values)} {what} for {len(prompts)} prompts: one each is needed")
     return [list(value) for value in values]
+
+
+def _numbered(watch: Watcher | None, before: int, count: int) -> Watcher | None:
+    """The watcher of a batch after `before` steps, told of the clip's `count` latent frames."""
+    if watch is None:
+        return None
+    return lambda done, x0: watch(before + done, np.asarray(x0)[:, :count])
 
 
 def _is_shot(value: Any) -> bool:

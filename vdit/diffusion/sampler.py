@@ -246,7 +246,7 @@ def begin(sampler: Sampler, x_init: jax.Array, keys: jax.Array) -> tuple[jax.Arr
 
 def advance(
     denoise: Denoise, start: tuple[jax.Array, Any], times: jax.Array, process: Process,
-    sampler: Sampler, keys: jax.Array, first: int = 1, every_step: bool = False,
+    sampler: Sampler, keys: jax.Array, first: int | jax.Array = 1, every_step: bool = False,
 ) -> tuple[tuple[jax.Array, Any], Any]:  # fmt: skip
     """`sample` from x and a state, of which `times[0]` begins step number `first`: ((x, state),
     aux), from which another call goes on."""
@@ -264,7 +264,7 @@ def advance(
     aux = jax.tree.map(
         lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(denoise, x_init, times[0])[1]
     )
-    numbers = jnp.arange(first, first + times.shape[0] - 1)
+    numbers = first + jnp.arange(times.shape[0] - 1)
     (x, state, aux), made = jax.lax.scan(
         body, (x_init, state, aux), (times[:-1], times[1:], numbers)
     )
