@@ -56,6 +56,8 @@ class DataSource:
     truth: Callable[[Mapping[str, Any]], np.ndarray] | str | None = None
     # A clip -> bool (T, H, W), for vae.body_weight: the pixels in which bodies are.
     bodies: Callable[[Mapping[str, Any]], np.ndarray] | str | None = None
+    # (video uint8 (T, H, W, 3), fps) -> what an oracle reads from a clip, in lines for people.
+    reading: Callable[[np.ndarray, float], list[str]] | str | None = None
 
     def part(self, name: str) -> Any:
         """The field `name`, imported where a string names it."""
@@ -180,6 +182,7 @@ SOURCES: dict[str, DataSource] = {
         score_chunks=f"{BODIES}.length:score",
         truth=f"{BODIES}.source:picture_truth",
         bodies=f"{BODIES}.source:picture_bodies",
+        reading="vdit.worlds.reading:world",
     ),
     "shots": DataSource(
         f"{SHOTS}.source:make",
@@ -189,6 +192,7 @@ SOURCES: dict[str, DataSource] = {
         score="vdit.worlds.scores:score_shots",
         truth=f"{BODIES}.source:picture_truth",
         bodies=f"{BODIES}.source:picture_bodies",
+        reading="vdit.worlds.reading:shots",
     ),
     "playground": DataSource(
         f"{PLAYGROUND}.shots:make",
@@ -198,6 +202,7 @@ SOURCES: dict[str, DataSource] = {
         score="vdit.worlds.scores:score_playground",
         truth=f"{PLAYGROUND}.source:picture_truth",
         bodies=f"{PLAYGROUND}.source:picture_bodies",
+        reading="vdit.worlds.reading:playground",
     ),
     "folder": DataSource(
         _folder, takes=("strict", "heldout"), labels=("caption",), shapes=_folder_shapes
