@@ -36,6 +36,7 @@ LAYERS = {
     "classify": 13,
     "evaluate": 13,
     "report": 13,
+    "serve": 14,
     "run": 14,
     "doctor": 14,
     "flags": 14,

@@ -42,6 +42,7 @@ COMMANDS = {
     "features": Command(
         "a classifier's features of videos", "vdit features --workdir=runs/vivit --video=clip.mp4"
     ),
+    "serve": Command("a page to play with, and the same as JSON", "vdit serve --workdir=base"),
     "plan": Command("what a run needs on TPUs, without a TPU", tool="plan"),
     "import": Command("a workdir from published weights", tool="import_weights"),
     "export": Command("networks as safetensors", tool="export_weights"),

@@ -12,7 +12,13 @@ from vdit.config import command
 from vdit.errors import UserError
 
 FLAGS = flags.FLAGS
-MODES = ("run", "sample", "eval", "features")  # functions of vdit/run.py, which imports JAX
+MODES = (
+    "run",
+    "sample",
+    "eval",
+    "features",
+    "serve",
+)  # functions of vdit/run.py, which imports JAX
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "NAME[:ARGUMENT] or FILE.py[:ARGUMENT]")
 WORKDIR = flags.DEFINE_string("workdir", None, "where everything is written; or trained weights")
@@ -27,9 +33,12 @@ REQUEST = (
     flags.DEFINE_integer("seed", 0, "sample: seed of the first video"),
     flags.DEFINE_multi_string("given", [], "sample: FILE@SECONDS, frames to condition on"),
     flags.DEFINE_string("shots", None, "sample: JSON file, captions with the times they start"),
-    flags.DEFINE_multi_string("lora", [], "sample: [low=]FILE[:WEIGHT], adapters to merge"),
+    flags.DEFINE_multi_string("lora", [], "sample, serve: [low=]FILE[:WEIGHT], adapters"),
     flags.DEFINE_multi_string("video", [], "features: a video's file; may be given again"),
-    flags.DEFINE_string("out", None, "sample, eval, features: output folder (in the workdir)"),
+    flags.DEFINE_string("out", None, "sample, eval, features, serve: output folder"),
+    flags.DEFINE_string("host", "127.0.0.1", "serve: address to listen on; others need a token"),
+    flags.DEFINE_integer("port", 8000, "serve: port to listen on; 0: any that is free"),
+    flags.DEFINE_string("token", None, "serve: the token to ask for; a random one is printed"),
 )
 # Several processes, where JAX does not detect them (it does on TPU pods, with Slurm and Open MPI).
 COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT on which process 0 listens")

@@ -1,7 +1,8 @@
 """The command: `python -m vdit.main --config=FILE[:ARG] [--workdir=DIR] [--config.field=value]`.
 
 --mode=run runs the configuration's stages, --mode=sample generates videos from a trained workdir,
---mode=eval scores it, --mode=features writes a classifier's features of videos.
+--mode=eval scores it, --mode=features writes a classifier's features of videos, --mode=serve is a
+page to play with.
 
 Exit status: 2 for wrong input, in one line; 143 and 130 after SIGTERM and Ctrl-C, 1 where the loss
 is not finite or a process is lost or stuck (docs/pods.md): the same command continues.

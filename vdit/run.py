@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import functools
+import importlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +30,7 @@ from vdit.runtime.preemption import Preemption
 from vdit.runtime.processes import Watch, refuse_unshared, zero_alone, zero_first
 from vdit.runtime.progress import clock, say
 from vdit.sample import load
+from vdit.serve import check_installed
 from vdit.train import Runtime
 
 Request = Mapping[str, Any]  # the flags of --mode=sample and --mode=features by name
@@ -229,6 +232,17 @@ def features(given: ConfigDict | None, workdir: Path, watch: Watch, request: Req
             classify.write_features(shipped.find(workdir), out, request["video"])
 
 
+def serve(given: ConfigDict | None, workdir: Path, watch: Watch, request: Request) -> None:
+    """--mode=serve, in one process."""
+    check_installed()
+    if jax.process_count() > 1:
+        raise UserError("--mode=serve runs in one process")
+    start: Any = importlib.import_module("vdit.serve.start")  # which needs the extra web
+    load = functools.partial(_trained, given, workdir, watch)
+    out = Path(request["out"] or shipped.outputs(workdir) / "served")
+    start.serve(load, str(workdir), out, request)
+
+
 MODES: dict[str, Callable[[ConfigDict | None, Path, Watch, Request], None]] = {
-    "sample": sample, "eval": score, "features": features
+    "sample": sample, "eval": score, "features": features, "serve": serve
 }  # fmt: skip

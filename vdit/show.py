@@ -6,7 +6,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -38,19 +38,30 @@ def read_given(
     name, at, seconds = text.rpartition("@")
     if not at or not _is_number(seconds) or (os.path.exists(text) and not os.path.exists(name)):
         name, seconds = text, "0"
+    return placed(
+        f"--given={shown}", float(seconds), fps, frames,
+        lambda: read_clip(name, fps, size, frames if size else 1),
+    )  # fmt: skip
+
+
+def placed(
+    what: str, seconds: float, fps: float, frames: int, read: Callable[[], tuple[np.ndarray, str]]
+) -> tuple[Given, str]:
+    """What `read` gives (frames, and a message) at a time of a clip of `frames`, cut to its end;
+    `what` it is called in errors."""
     try:
-        frame = round(float(seconds) * fps)
+        frame = round(seconds * fps)
     except (ValueError, OverflowError):
-        raise UserError(f"--given={shown}: FILE@SECONDS is expected") from None
+        raise UserError(f"{what}: FILE@SECONDS is expected") from None
     last = (frames - 1) / fps
     if not 0 <= frame < frames:
-        raise UserError(f"--given={shown}: the clip lasts from 0 to {last:g} s")
-    video, said = read_clip(name, fps, size, frames if size else 1)
+        raise UserError(f"{what}: the clip lasts from 0 to {last:g} s")
+    video, said = read()
     if len(video) > frames - frame:
         video = video[: frames - frame]
         said += f", cut to {len(video)} frames"
     if len(video) >= frames:
-        raise UserError(f"--given={shown} fills the clip of {last:g} s: a longer one is needed")
+        raise UserError(f"{what} fills the clip of {last:g} s: a longer one is needed")
     return Given(video, frame), said
 
 
