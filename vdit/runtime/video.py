@@ -90,11 +90,14 @@ def gif_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
     return _animation(frames, durations, format="GIF", optimize=False, disposal=1)
 
 
-def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1) -> bytes:
-    """A looping, lossless animated WebP."""
+def webp_bytes(video_THW3: np.ndarray, fps: float, scale: int = 1, fast: bool = False) -> bytes:
+    """A looping, lossless animated WebP; a `fast` one takes a tenth of the time to write."""
     durations = _durations(len(video_THW3), fps, unit_ms=1)
     frames = [Image.fromarray(x) for x in _enlarged(video_THW3, scale)]
-    return _animation(frames, durations, format="WEBP", lossless=True, quality=80, method=4)
+    quality, method = (0, 0) if fast else (80, 4)
+    return _animation(
+        frames, durations, format="WEBP", lossless=True, quality=quality, method=method
+    )
 
 
 def png_bytes(image_HW3: np.ndarray, scale: int = 1) -> bytes:

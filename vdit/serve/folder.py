@@ -87,7 +87,7 @@ class Folder:
         with atomic_path(self.uploads / name) as temporary:
             with temporary.open("wb") as file:
                 copy(file)
-            with _named(shown):
+            with _named(shown, temporary):
                 info = self.decoder.probe(temporary)
                 first = self.decoder.frames(temporary, [0.0], _within(info.height, info.width))
         write_png(self.uploads / f"{name}.png", first[0])
@@ -124,7 +124,7 @@ class Folder:
         kept: list[np.ndarray] = []
         count = 0
         until = None if last else (frames if size else 1) / fps
-        with _named(shown):
+        with _named(shown, path):
             for part in self.decoder.stream(path, fps, size, until=until):
                 kept, count = [*kept, part], count + len(part)
                 while last and count - len(kept[0]) >= last:
@@ -166,9 +166,10 @@ def _within(height: int, width: int) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _named(shown: str) -> Iterator[None]:
+def _named(shown: str, path: Path) -> Iterator[None]:
     """Names a file that cannot be used as its owner does, not by its path here."""
+    shown = one_line(shown, 80)
     try:
         yield
     except DecodeError as error:
-        raise UserError(f"{one_line(shown, 80)}: {error.reason}") from None
+        raise UserError(f"{shown}: {error.reason.replace(str(path), shown)}") from None

@@ -1,6 +1,7 @@
 """The queue: one request is worked on at a time, in the order in which they came."""
 
 import collections
+import contextlib
 import enum
 import secrets
 import sys
@@ -63,7 +64,7 @@ class Full(UserError):
     """Too many requests wait."""
 
 
-class Queue:
+class Queue(contextlib.AbstractContextManager):
     """Calls work(job) for each job in turn, in a thread of its own, and `warm` before the first."""
 
     def __init__(self, work: Callable[[Job], None], warm: Callable[[], None] | None = None) -> None:
@@ -111,6 +112,9 @@ class Queue:
                 job.state = State.CANCELLED
             if job in self._waiting:
                 self._waiting.remove(job)
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Cancels all jobs, and waits for the end of the step."""

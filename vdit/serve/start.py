@@ -16,7 +16,7 @@ from vdit.serve.folder import Folder
 from vdit.serve.guard import LOCAL, is_local
 from vdit.serve.http import application
 from vdit.serve.queue import Queue
-from vdit.serve.work import Studio
+from vdit.serve.work import Studio, named
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{8,200}")  # what a cookie and an address take as it is
 
@@ -26,15 +26,16 @@ def serve(load: Any, name: str, out: Path, request: Mapping[str, Any]) -> None:
     host, token = request["host"], chosen_token(request["host"], request["token"])
 
     with contextlib.closing(listening(host, request["port"])) as listener:
+        lora = named(request["lora"])
+        plain = load(list(lora.values()))  # with all of them: a wrong file is refused at once
         with contextlib.closing(Folder(out)) as folder:
-            studio = Studio(load, folder, request["lora"], name)
-            run(studio, listener, host, token)
+            run(Studio(plain, load, folder, lora, name), listener, host, token)
 
 
 def run(studio: Studio, listener: socket.socket, host: str, token: str) -> None:
     """Answers on `listener`."""
     hosts = frozenset({*LOCAL, host.lower()}) if is_local(host) else None
-    with contextlib.closing(Queue(studio.work, studio.warm)) as queue:
+    with Queue(studio.work, studio.warm) as queue:
         config = uvicorn.Config(
             application(studio, queue, hosts, token), log_level="warning", server_header=False,
             ws="none",

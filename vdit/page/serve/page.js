@@ -278,7 +278,7 @@ function clock(seconds) {
 function said(state) {
   if (state.error) return state.error;
   if (state.state === "waiting") {
-    return state.place === 1 ? "1 request before this one" : state.place === 0 ? "begins"
+    return state.place === 1 ? "1 request before this one" : state.place === 0 ? "the server is getting ready"
       : `${state.place} requests before this one`;
   }
   if (state.step === 0) return "preparing; a new length or task is compiled first";
