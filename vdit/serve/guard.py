@@ -19,7 +19,7 @@ READING = ("GET", "HEAD")
 JSON_BYTES = 2**20  # of a body, at most
 HEADERS = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self';"
-    " img-src 'self' blob:; media-src 'self'; connect-src 'self'; base-uri 'none';"
+    " img-src 'self' data:; media-src 'self'; connect-src 'self'; base-uri 'none';"
     " form-action 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
     "cross-origin-opener-policy": "same-origin",

@@ -130,7 +130,10 @@ function drag(event, part, node) {
 function row(picture, middle, seconds, change, remove) {
   const time = element("input", { type: "number", value: shown(seconds), step: "any", min: "0" });
   time.setAttribute("aria-label", "seconds");
-  time.addEventListener("change", () => change(Number(time.value)));
+  time.addEventListener("change", () => {
+    time.value = shown(change(Number(time.value)));
+    drawTrack();
+  });
   const away = element("button", { type: "button", className: "quiet", textContent: "Remove" });
   away.addEventListener("click", remove);
   return element("li", {}, picture, middle, element("span", { className: "at" }, time, "s"), away);
@@ -141,7 +144,7 @@ function givenRow(part) {
     : element("span", { className: "swatch" });
   const name = element("span", { className: "name", textContent: part.name, title: part.name });
   return row(picture, name, part.at,
-    (seconds) => { place(part, seconds); drawTimeline(); },
+    (seconds) => { place(part, seconds); return part.at; },
     () => { given = given.filter((other) => other !== part); drawTimeline(); });
 }
 
@@ -152,7 +155,7 @@ function shotRow(shot, number) {
   caption.setAttribute("aria-label", `caption of shot ${number + 1}`);
   caption.addEventListener("input", () => { shot.caption = caption.value; drawBands(); });
   return row(swatch, caption, shot.start,
-    (seconds) => { shot.start = seconds; drawTimeline(); },
+    (seconds) => { shot.start = seconds; return seconds; },
     () => { shots = shots.filter((other) => other !== shot); drawTimeline(); });
 }
 
@@ -168,7 +171,8 @@ function drawBands() {
   }));
 }
 
-function drawTimeline() {
+/** All but the rows, in which somebody may be writing. */
+function drawTrack() {
   if ($("hint-seconds")) {
     $("hint-seconds").textContent = `${frames()} frames, ${shown(length())} s`;
   }
@@ -176,8 +180,12 @@ function drawTimeline() {
   drawRuler();
   drawBands();
   $("marks").replaceChildren(...given.map(mark));
-  $("rows").replaceChildren(...given.map(givenRow), ...shots.map(shotRow));
   $("empty").hidden = given.length + shots.length > 0;
+}
+
+function drawTimeline() {
+  drawTrack();
+  $("rows")?.replaceChildren(...given.map(givenRow), ...shots.map(shotRow));
 }
 
 async function addFiles(files, seconds) {
@@ -229,7 +237,7 @@ function listenToTimeline() {
     drawTimeline();
     $("rows").lastChild.querySelector("input").focus();
   });
-  $("seconds").addEventListener("input", drawTimeline);
+  $("seconds").addEventListener("input", drawTrack);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -404,10 +412,9 @@ function card(result) {
 function reading(settings) {
   if (!settings.reading) return null;
   const lines = settings.reading.map((line) => element("li", { textContent: line }));
-  const list = element("ul", { className: "reading", title: "What the oracle of the world reads" });
-  list.setAttribute("aria-label", "The oracle reads");
-  list.append(...lines);
-  return list;
+  const title = "It knows the renderer of the world, not the model or the prompt";
+  lines.unshift(element("li", { title }, element("b", { textContent: "The oracle reads" })));
+  return element("ul", { className: "reading" }, ...lines);
 }
 
 function details(settings) {
@@ -476,4 +483,7 @@ $("random").addEventListener("click", () => {
 $("older").addEventListener("click", older);
 listenToTimeline();
 drawTimeline();
-older().then(() => { for (const job of remembered()) follow(job.id, job.prompt); });
+older().then(() => {
+  document.body.dataset.ready = "";
+  for (const job of remembered()) follow(job.id, job.prompt);
+});
