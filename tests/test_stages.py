@@ -195,8 +195,9 @@ def test_nothing_held_out_scores_the_training_clips(
 ) -> None:
     """So that a single clip can be learned by heart."""
     made: list[Any] = []
-    monkeypatch.setattr("vdit.data.folder.Folder", lambda path, **given: made.append(given))
+    monkeypatch.setattr("vdit.data.captioned.Captioned", lambda store, **given: made.append(given))
     config = folder.get_config("smoke")
+    config.data.path = str(tmp_path)
     config.data.heldout = share
     for split in ("train", "heldout"):
         sources.source(config, split, tmp_path)

@@ -17,7 +17,7 @@ from vdit.data.captions import SUFFIXES, checked_caption
 from vdit.data.clips import tell_skipped
 from vdit.data.decode import Decoder
 from vdit.data.films import fitting
-from vdit.data.folder import Folder
+from vdit.data.folder import FilmFolder, Folder
 from vdit.errors import UserError
 from vdit.runtime.video import write_gif, write_mp4
 
@@ -277,15 +277,15 @@ def test_films_are_shown_at_the_sizes_that_suit_their_aspect(
     write_mp4(root / "tall.mp4", np.zeros((2, 32, 24, 3), np.uint8), fps=10)
     sizes = [(8, 8), (12, 16), (16, 12), (13, 16)]
     want = {"a.mp4": {1}, "tall.mp4": {2}}
-    memory = tmp_path / "aspects.json"
-    assert fitting(root, want, sizes[:3], memory) == want
+    memory, store = tmp_path / "aspects.json", FilmFolder(root, tmp_path / "cache")
+    assert fitting(store, want, sizes[:3], memory) == want
     monkeypatch.setattr(Decoder, "probe", None)  # what was measured is remembered
-    assert fitting(root, want, sizes[:3], memory) == want
-    assert fitting(root, ["a.mp4"], [*sizes, (37, 48)], memory) == {"a.mp4": {1, 4}}
-    assert fitting(root, ["a.mp4"], [(8, 8)], memory) == {"a.mp4": {0}}
+    assert fitting(store, want, sizes[:3], memory) == want
+    assert fitting(store, ["a.mp4"], [*sizes, (37, 48)], memory) == {"a.mp4": {1, 4}}
+    assert fitting(store, ["a.mp4"], [(8, 8)], memory) == {"a.mp4": {0}}
     monkeypatch.undo()
     memory.write_text("[3]")
-    assert fitting(root, want, sizes[:3], memory) == want
+    assert fitting(store, want, sizes[:3], memory) == want
 
 
 def test_bad_films_are_skipped_counted_and_named(

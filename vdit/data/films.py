@@ -16,17 +16,19 @@ import stat
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
-from vdit.data.decode import TREATED, DecodeError, Decoder, Limits, is_time, one_line
+from vdit.data.decode import TREATED, DecodeError, Decoder, Limits, is_time
 from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, read_cache, write_text
 from vdit.runtime.progress import say
 
 FORMAT = 2  # changes whenever the same film would be stored differently
+DIGESTS = "digests.json"  # in a cache's folder: those of files (`file_digests`)
 
 Progress = Callable[[float, float], None]  # (seconds decoded, seconds in all)
 
@@ -51,15 +53,27 @@ class Film:
             raise UserError(f"{self.path}: damaged cache ({error}); delete it and rerun") from None
 
 
+class Films(Protocol):
+    """Where films are stored, each under a name."""
+
+    where: str  # names the whole in messages
+
+    def digests(self, names: Sequence[str], workers: int = 1) -> dict[str, str]:
+        """SHA-256 of the bytes of each film, or of its name if it cannot be read."""
+
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """A film as a file, for as long as the context lasts."""
+
+
 class FilmCache:
-    """A cache in `folder` of the films of `root`, decoded at `size` (height, width) and `fps`.
+    """A cache in `folder` of the films of a store, decoded at `size` (height, width) and `fps`.
 
     The key of a film is the digest of its bytes and the settings: a film that changes is decoded
     again, one that is moved or renamed is not.
     """
 
-    def __init__(self, root: Path, folder: Path, size: tuple[int, int], fps: float):
-        self.root, self.folder, self.size, self.fps = root, folder, size, fps
+    def __init__(self, store: Films, folder: Path, size: tuple[int, int], fps: float):
+        self.store, self.folder, self.size, self.fps = store, folder, size, fps
 
     def decode(
         self, ends: Mapping[str, float], max_bytes: int, limits: Limits | None = None,
@@ -71,7 +85,7 @@ class FilmCache:
         """
         cores = min(os.cpu_count() or 1, 8)
         workers = workers or cores
-        digests = file_digests(self.root, sorted(ends), self.folder / "digests.json", workers)
+        digests = self.store.digests(sorted(ends), workers)
         paths = {name: self._path(digest, ends[name]) for name, digest in digests.items()}
         films = {
             name: film for name, path in paths.items() if (film := self._load(path, digests[name]))
@@ -85,7 +99,8 @@ class FilmCache:
 
         def probe(name: str) -> None:
             try:
-                info = decoder.probe(self.root / name)
+                with self.store.file(name) as path:
+                    info = decoder.probe(path)
                 lengths[name] = min(info.seconds, ends[name])
                 with lock:
                     treated.update(info.treated.split())
@@ -102,10 +117,11 @@ class FilmCache:
         def decode(name: str) -> None:
             until = None if ends[name] == math.inf else ends[name]
             try:
-                pieces = decoder.stream(
-                    self.root / name, self.fps, self.size, until, lambda at: reached(name, at)
-                )
-                films[name] = _store(paths[name], pieces, self.size, digests[name])
+                with self.store.file(name) as path:
+                    pieces = decoder.stream(
+                        path, self.fps, self.size, until, lambda at: reached(name, at)
+                    )
+                    films[name] = _store(paths[name], pieces, self.size, digests[name])
             except DecodeError as error:
                 failed[name] = error.reason
             reached(name, math.inf)
@@ -143,7 +159,7 @@ class FilmCache:
         need = frames * self.size[0] * self.size[1] * 3
         if need > max_bytes:
             raise UserError(
-                f"{one_line(str(self.root))}: {need / 2**30:.2g} GiB of frames at {self.size[0]}x"
+                f"{self.store.where}: {need / 2**30:.2g} GiB of frames at {self.size[0]}x"
                 f"{self.size[1]} and {self.fps:g} fps, over the limit of "
                 f"{max_bytes / 2**30:.2g} GiB; lower size or fps, or give fewer films"
             )
@@ -175,7 +191,7 @@ def _store(path: Path, pieces: Iterator[np.ndarray], size: tuple[int, int], dige
     return Film(path, frames, begin, digest)
 
 
-def _status(path: Path) -> tuple[str, int, int, int]:
+def file_status(path: Path) -> tuple[str, int, int, int]:
     """Real path, size, and times of a file's last changes."""
     try:
         status = os.stat(path)
@@ -191,7 +207,7 @@ def file_digests(
 
     The file `remembered` caches them by path, size and times.
     """
-    known, keys = read_cache(remembered), {name: repr(_status(root / name)) for name in names}
+    known, keys = read_cache(remembered), {name: repr(file_status(root / name)) for name in names}
     found: dict[str, str] = {key: known[key] for key in keys.values() if key in known}
 
     def work(name: str) -> None:
@@ -266,7 +282,7 @@ def _print(film: Film, size: tuple[int, int]) -> np.ndarray:
 
 
 def fitting(
-    root: Path, files: Iterable[str], sizes: Sequence[tuple[int, int]], remembered: Path
+    store: Films, files: Iterable[str], sizes: Sequence[tuple[int, int]], remembered: Path
 ) -> dict[str, set[int]]:
     """Indices of the sizes (height, width) that suit each film's aspect ratio.
 
@@ -276,11 +292,11 @@ def fitting(
     known, found = read_cache(remembered), {}
     aspects = {}
     with Decoder() as decoder:
-        for name in sorted(set(files)):
-            key = repr(_status(root / name))
+        for name, key in store.digests(sorted(set(files))).items():
             aspect: Any = known.get(key)
             if not is_time(aspect) or aspect <= 0:
-                info = decoder.probe(root / name)
+                with store.file(name) as path:
+                    info = decoder.probe(path)
                 aspect = info.height / info.width
             aspects[key] = aspect
             ratios = [height / width / aspect for height, width in sizes]

@@ -62,10 +62,13 @@ class DataSource:
     def part(self, name: str) -> Any:
         """The field `name`, imported where a string names it."""
         value = getattr(self, name)
-        if not isinstance(value, str):
-            return value
-        module, _, attribute = value.partition(":")
-        return getattr(importlib.import_module(module), attribute)
+        return _imported(value) if isinstance(value, str) else value
+
+
+def _imported(name: str) -> Any:
+    """What "module:name" names."""
+    module, _, attribute = name.partition(":")
+    return getattr(importlib.import_module(module), attribute)
 
 
 def clip_shape(config: ConfigDict) -> dict[str, Any]:
@@ -74,14 +77,22 @@ def clip_shape(config: ConfigDict) -> dict[str, Any]:
     return {"frames": data.frames, "size": tuple(data.size), "fps": data.fps}
 
 
-def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
-    from vdit.data.folder import Folder
+def _store(config: ConfigDict, workdir: Path) -> Any:
+    """The `captioned.Store` of data.source."""
+    make, fields = STORES[config.data.source]
+    options = {name: config.data[name] for name in fields}
+    return _imported(make)(config.data.path, workdir / "clips", **options)
+
+
+def _captioned(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
+    from vdit.data.captioned import Captioned
 
     heldout = config.data.heldout
+    store = options.pop("store", None) or _store(config, workdir)
 
-    def clips(split: str) -> Folder:
-        return Folder(
-            config.data.path,
+    def clips(split: str) -> Captioned:
+        return Captioned(
+            store,
             **{**clip_shape(config), **options},
             stride=config.data.stride,
             strict=config.data.strict,
@@ -99,7 +110,7 @@ def _folder(config: ConfigDict, split: str, workdir: Path, **options: Any) -> So
     return by_caption(made, sorted({*made.captions, *other.captions}))
 
 
-def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
+def _captioned_shapes(config: ConfigDict, workdir: Path) -> Mixture:
     """Each training film at those of data.shapes that suit its aspect.
 
     Raises `UserError` for a shape that suits none.
@@ -107,22 +118,22 @@ def _folder_shapes(config: ConfigDict, workdir: Path) -> Mixture:
     from vdit.data.clips import write_skipped
     from vdit.data.films import fitting
 
-    base: Any = _folder(config, "train", workdir)
-    shapes, root = config.data.shapes, Path(config.data.path)
+    store, shapes = _store(config, workdir), config.data.shapes
+    base: Any = _captioned(config, "train", workdir, store=store)
     sizes = [(int(height), int(width)) for _, height, width, _ in shapes]
     files = [row.file for row in base.rows]
-    shown = fitting(root, files, sizes, workdir / "clips" / "aspects.json")
+    shown = fitting(store, files, sizes, workdir / "clips" / "aspects.json")
     made: list[Any] = []
     skipped = list(base.skipped)
     for i, (frames, _, _, fps) in enumerate(shapes):
         parts = [row for row in base.rows if i in shown[row.file]]
         if not parts:
             raise UserError(
-                f"data.shapes has {tuple(shapes[i])!r}: every film of {root} has an aspect that"
-                " another shape suits better; leave it out"
+                f"data.shapes has {tuple(shapes[i])!r}: every film of {store.where} has an aspect"
+                " that another shape suits better; leave it out"
             )
         options = {"frames": int(frames), "size": sizes[i], "fps": fps, "parts": parts}
-        made.append(_folder(config, "train", workdir, **options))
+        made.append(_captioned(config, "train", workdir, store=store, **options))
         skipped += made[-1].skipped
     write_skipped(workdir / "skipped.jsonl", skipped)
     rates = [float(shape[3]) for shape in shapes]
@@ -170,6 +181,11 @@ TEMPLATE = "a video of {label}"  # data.template where nobody has set it
 OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
 # The fields of config.data that not every source takes.
 OPTIONAL = ("detail", "shots", "strict", "heldout", *OF_TFDS)
+# Sources of captioned films: their `captioned.Store`, and the fields of config.data that it takes.
+FIELDS = ("video_field", "caption_field")
+STORES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "folder": ("vdit.data.folder:FilmFolder", ()),
+}
 BODIES, SHOTS, PLAYGROUND = (f"vdit.worlds.{name}" for name in ("bodies", "shots", "playground"))
 SOURCES: dict[str, DataSource] = {
     "world": DataSource(
@@ -204,9 +220,15 @@ SOURCES: dict[str, DataSource] = {
         bodies=f"{PLAYGROUND}.source:picture_bodies",
         reading="vdit.worlds.reading:playground",
     ),
-    "folder": DataSource(
-        _folder, takes=("strict", "heldout"), labels=("caption",), shapes=_folder_shapes
-    ),
+    **{
+        name: DataSource(
+            _captioned,
+            ("strict", "heldout", *fields),
+            labels=("caption",),
+            shapes=_captioned_shapes,
+        )
+        for name, (_, fields) in STORES.items()
+    },
     "tfds": DataSource(_tfds, takes=("heldout", *OF_TFDS), labels=("caption",), check=_check_tfds),
 }
 BUILT_IN = frozenset(SOURCES)
