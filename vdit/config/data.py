@@ -10,17 +10,23 @@ def fields() -> ConfigDict:
     """config.data."""
     data = ConfigDict()
     # world: physics of single bodies and pairs; shots: the same with cuts; playground: animated
-    # characters, cameras, ramps and towers; folder: video files with captions; tfds: a prepared
-    # TFDS video set
+    # characters, cameras, ramps and towers; folder: video files with captions; webdataset: tar
+    # shards of these; tfds: a prepared TFDS video set
     data.source = "world"
-    data.path = ""  # folder: directory of videos; tfds: data_dir, the directory above SET
+    # folder: directory of videos; tfds: data_dir, the directory above SET; webdataset: a file, a
+    # directory or a pattern (*, ?, {000..127}, {a,b})
+    data.path = ""
     data.name = ""  # tfds: SET[/CONFIG][:VERSION]; empty: the only set in data.path
     data.native_fps = 0.0  # tfds: frame rate of the stored videos; 0: "fps" in metadata.json
     data.template = sources.TEMPLATE  # tfds: caption of a class label
-    data.video_field = ""  # tfds: feature with the videos; empty: detected by type
-    data.caption_field = ""  # tfds: Text or ClassLabel feature; empty: the only one, or by name
+    # tfds: feature with the videos; empty: detected by type. webdataset: file ending of the videos;
+    # empty: the sample's only film, else its only picture
+    data.video_field = ""
+    # tfds: Text or ClassLabel feature; empty: the only one, or by name. webdataset: file ending of
+    # the captions, or field of the .json; empty: .txt, else "caption" or "text" of the .json
+    data.caption_field = ""
     # Class label, for dit.paper.classes. world: shape, colour, size or motion of a clip's one body;
-    # folder, tfds: "caption", with a class for each distinct caption (tfds: each ClassLabel)
+    # films and tfds: "caption", with a class for each distinct caption (tfds: each ClassLabel)
     data.label = ""
     data.frames = 17  # frames per clip: 1 + k * vae.patch[0]
     data.size = (32, 32)  # height, width in pixels
@@ -29,11 +35,11 @@ def fields() -> ConfigDict:
     data.shots = (1, 1)  # shots, playground (up to 4): fewest and most shots per clip
     # playground: longest captions. 0: a clause, 1: a sentence, 2: with events, 3: hundreds of words
     data.detail = 3
-    data.stride = 1.0  # folder, tfds: seconds between the starts of clips from one video
-    # folder: refuse it for a film that cannot be read, a wrong row or a missing caption, instead of
-    # skipping these
+    data.stride = 1.0  # not of worlds: seconds between the starts of clips from one video
+    # folder, webdataset: refuse it for a film that cannot be read, a wrong row or a missing caption,
+    # instead of skipping these
     data.strict = False
-    # folder, tfds: share of the clips held out; 0 (folder): none, the training clips are scored
+    # Not of worlds: share of the clips held out; 0 (not tfds): none, the training clips are scored
     data.heldout = 0.1
     data.threads = 1  # reader threads
     # Clip shapes (frames, height, width, fps) for the denoiser, taken in turn and packed into rows

@@ -185,6 +185,7 @@ OPTIONAL = ("detail", "shots", "strict", "heldout", *OF_TFDS)
 FIELDS = ("video_field", "caption_field")
 STORES: dict[str, tuple[str, tuple[str, ...]]] = {
     "folder": ("vdit.data.folder:FilmFolder", ()),
+    "webdataset": ("vdit.data.tars:Tars", FIELDS),
 }
 BODIES, SHOTS, PLAYGROUND = (f"vdit.worlds.{name}" for name in ("bodies", "shots", "playground"))
 SOURCES: dict[str, DataSource] = {

@@ -27,12 +27,28 @@ def atomic_path(path: str | os.PathLike[str]) -> Iterator[Path]:
     On an error the temporary file is removed and `path` stays unchanged; see `refusing`.
     """
     path = Path(path)
-    mine = f"{HOST}-{os.getpid()}-{os.urandom(3).hex()}"
-    temporary = path.with_name(f".{path.stem[:STEM]}.{mine}.tmp{path.suffix}")
+    temporary = _beside(path)
     with refusing(path), all_or_nothing(temporary):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def temporary_path(folder: Path, name: str) -> Iterator[Path]:
+    """Yields a path in `folder`, with the suffix of `name`; deletes the file at the end."""
+    temporary = _beside(folder / name)
+    with all_or_nothing(temporary):
+        with refusing(temporary):
+            folder.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new name beside `path`, which `sweep` recognises."""
+    mine = f"{HOST}-{os.getpid()}-{os.urandom(3).hex()}"
+    return path.with_name(f".{path.stem[:STEM]}.{mine}.tmp{path.suffix}")
 
 
 @contextlib.contextmanager
