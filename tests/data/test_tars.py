@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,14 @@ def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, caption in CAPTIONS.items():
         (root / name).with_suffix(".txt").write_text(caption + "\n")
     return root
+
+
+@pytest.fixture(scope="module")
+def decoded(films: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache of the films, at the size that most tests want."""
+    cache = tmp_path_factory.mktemp("decoded")
+    Folder(films, cache=cache, frames=5, size=(8, 8), workers=1)
+    return cache
 
 
 def samples(films: Path) -> list[dict[str, Any]]:
@@ -80,7 +89,9 @@ def root(tmp_path: Path, films: Path) -> Path:
 
 
 @pytest.fixture
-def make(tmp_path: Path, root: Path) -> Callable[..., Captioned]:
+def make(tmp_path: Path, root: Path, decoded: Path) -> Callable[..., Captioned]:
+    shutil.copytree(decoded, tmp_path / "cache")
+
     def make(path: Any = None, video_field: str = "", caption_field: str = "", **options: Any):
         given = {"frames": 5, "size": (8, 8), "stride": 0.5, "heldout": 0.0, "workers": 1}
         store = Tars(str(path or root), tmp_path / "cache", video_field, caption_field)
@@ -92,6 +103,7 @@ def make(tmp_path: Path, root: Path) -> Callable[..., Captioned]:
 def test_the_clips_are_those_of_the_folder(
     films: Path, root: Path, make: Callable[..., Captioned], tmp_path: Path
 ) -> None:
+    shutil.rmtree(tmp_path / "cache")
     options: dict[str, Any] = {"frames": 5, "size": (8, 8), "stride": 0.5, "workers": 1}
     for split in SPLITS:
         for share in (0.0, 0.3) if split == "train" else (0.3,):
@@ -146,7 +158,7 @@ def test_the_index_is_kept_and_renewed(
     counted = lambda shard, *given: (built.append(shard.name), build(shard, *given))[1]  # noqa: E731
     monkeypatch.setattr(tars, "build", counted)
     with monkeypatch.context() as closed:
-        closed.setattr(tars, "read", None)  # decoded films are read from the cache
+        closed.setattr(tars, "read", None)  # nor is a shard opened
         assert items(make()) == items(first) and not built
     # Another state of a shard, other fields and an index of another shard are noticed.
     write(root / "clips-000001.tar", samples(films)[2:] + [samples(films)[0]])

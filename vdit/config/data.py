@@ -11,20 +11,24 @@ def fields() -> ConfigDict:
     data = ConfigDict()
     # world: physics of single bodies and pairs; shots: the same with cuts; playground: animated
     # characters, cameras, ramps and towers; folder: video files with captions; webdataset: tar
-    # shards of these; tfds: a prepared TFDS video set
+    # shards of these; parquet: tables of these; datasets: a folder that Hugging Face's datasets
+    # saved; tfds: a prepared TFDS video set
     data.source = "world"
-    # folder: directory of videos; tfds: data_dir, the directory above SET; webdataset: a file, a
-    # directory or a pattern (*, ?, {000..127}, {a,b})
+    # folder: directory of videos; tfds: data_dir, the directory above SET; webdataset, parquet: a
+    # file, a directory of files or a pattern (*, ?, {000..127}, {a,b}); datasets: the directory
     data.path = ""
-    data.name = ""  # tfds: SET[/CONFIG][:VERSION]; empty: the only set in data.path
+    # tfds: SET[/CONFIG][:VERSION]; empty: the only set in data.path. datasets: split; empty: train
+    data.name = ""
     data.native_fps = 0.0  # tfds: frame rate of the stored videos; 0: "fps" in metadata.json
     data.template = sources.TEMPLATE  # tfds: caption of a class label
-    # tfds: feature with the videos; empty: detected by type. webdataset: file ending of the videos;
-    # empty: the sample's only film, else its only picture
+    # Feature (tfds) or column (parquet, datasets) of the videos; empty: detected by name and type.
+    # webdataset: their file ending; empty: the sample's only film, else its only picture
     data.video_field = ""
-    # tfds: Text or ClassLabel feature; empty: the only one, or by name. webdataset: file ending of
-    # the captions, or field of the .json; empty: .txt, else "caption" or "text" of the .json
+    # Feature or column of the captions; empty: detected by name and type. webdataset: their file
+    # ending, or field of the .json; empty: .txt, else "caption" or "text" of the .json
     data.caption_field = ""
+    # parquet, datasets: rows to keep, as pyarrow writes conditions: "[('seconds', '>', 2)]"
+    data.filter = ""
     # Class label, for dit.paper.classes. world: shape, colour, size or motion of a clip's one body;
     # films and tfds: "caption", with a class for each distinct caption (tfds: each ClassLabel)
     data.label = ""
@@ -36,10 +40,10 @@ def fields() -> ConfigDict:
     # playground: longest captions. 0: a clause, 1: a sentence, 2: with events, 3: hundreds of words
     data.detail = 3
     data.stride = 1.0  # not of worlds: seconds between the starts of clips from one video
-    # folder, webdataset: refuse it for a film that cannot be read, a wrong row or a missing caption,
-    # instead of skipping these
+    # Not of worlds and tfds: refuse a set for a film that cannot be read, a wrong row or a missing
+    # caption, instead of skipping these
     data.strict = False
-    # Not of worlds: share of the clips held out; 0 (not tfds): none, the training clips are scored
+    # Share of the clips held out, not of worlds; 0 (not tfds): none, the training clips are scored
     data.heldout = 0.1
     data.threads = 1  # reader threads
     # Clip shapes (frames, height, width, fps) for the denoiser, taken in turn and packed into rows

@@ -34,15 +34,14 @@ BRACES = re.compile(r"\{(?:(\d+)\.\.(\d+)|([^{}]*,[^{}]*))\}")
 
 @dataclasses.dataclass
 class Index:
-    """What a shard holds. Its names of films lack that of the shard, but for films that are files
-    of their own, `outside`."""
+    """What a shard holds; its names lack that of the shard."""
 
     films: dict[str, tuple[Any, str]]  # where the reader finds it, and SHA-256 of its bytes
-    captions: list[tuple[str, str]]  # (film, caption)
+    # (what names it in messages, film, caption). A film that is not in `films` is a file's path.
+    captions: list[tuple[str, str, str]]
     wrong: Skipped  # films that cannot be used, as (name, reason)
     unused: Skipped  # what is no film, as (name, reason)
     schema: str = ""  # equal for shards that belong together
-    outside: bool = False
 
 
 Build = Callable[[Path], Index]
@@ -73,12 +72,11 @@ class Shards:
                     f"{one_line(str(shard))} has {index.schema}, and {one_line(str(shards[0]))}"
                     f" {indices[0].schema}: shards of one schema are allowed"
                 )
-            begin = "" if index.outside else f"{name}/"
             for film, (place, digest) in index.films.items():
-                self._films[begin + film] = shard, place, digest
-            for number, (film, caption) in enumerate(index.captions):
-                where = f"{name} row {number}" if index.outside else begin + film
-                self._rows.append(Row(where, begin + film, caption))
+                self._films[f"{name}/{film}"] = shard, place, digest
+            for where, film, caption in index.captions:
+                inside = f"{name}/{film}" if film in index.films else film
+                self._rows.append(Row(f"{name}/{where}", inside, caption))
             self._wrong += [(f"{name}/{film}", reason) for film, reason in index.wrong]
             self._unused += [(f"{name}/{what}", reason) for what, reason in index.unused]
 
@@ -161,10 +159,10 @@ def _remembered(place: Path, status: list[Any]) -> Index | None:
     try:
         index = Index(**fields["index"])
         index.films = {str(name): (at, str(sha)) for name, (at, sha) in index.films.items()}
-        pairs = index.captions, index.wrong, index.unused
-        index.captions, index.wrong, index.unused = [
-            [(str(a), str(b)) for a, b in p] for p in pairs
-        ]
+        index.captions = [(str(a), str(b), str(c)) for a, b, c in index.captions]
+        index.wrong, index.unused = (
+            [(str(name), str(why)) for name, why in pairs] for pairs in (index.wrong, index.unused)
+        )
         return index
     except (KeyError, TypeError, ValueError, AttributeError):
         return None

@@ -180,12 +180,14 @@ def _check_tfds(config: ConfigDict) -> None:
 TEMPLATE = "a video of {label}"  # data.template where nobody has set it
 OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
 # The fields of config.data that not every source takes.
-OPTIONAL = ("detail", "shots", "strict", "heldout", *OF_TFDS)
+OPTIONAL = ("detail", "shots", "strict", "heldout", "filter", *OF_TFDS)
 # Sources of captioned films: their `captioned.Store`, and the fields of config.data that it takes.
 FIELDS = ("video_field", "caption_field")
 STORES: dict[str, tuple[str, tuple[str, ...]]] = {
     "folder": ("vdit.data.folder:FilmFolder", ()),
     "webdataset": ("vdit.data.tars:Tars", FIELDS),
+    "parquet": ("vdit.data.tables:Parquet", (*FIELDS, "filter")),
+    "datasets": ("vdit.data.tables:Saved", (*FIELDS, "filter", "name")),
 }
 BODIES, SHOTS, PLAYGROUND = (f"vdit.worlds.{name}" for name in ("bodies", "shots", "playground"))
 SOURCES: dict[str, DataSource] = {

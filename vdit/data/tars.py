@@ -133,7 +133,7 @@ def _take(
     for data in read(shard, film.place):
         digest.update(data)
     index.films[name] = film.place, digest.hexdigest()
-    index.captions.append((name, caption))
+    index.captions.append((name, name, caption))
 
 
 def _caption(shard: Path, sample: Mapping[str, Member], texts: list[str], field: str) -> str:
