@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-webdriver = pytest.importorskip("selenium.webdriver", reason="the extra browser is not installed")
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 BROWSER, DRIVER = (shutil.which(name) for name in ("chromium", "chromedriver"))
 if not BROWSER or not DRIVER:
     pytest.skip("chromium and chromium-driver are not installed", allow_module_level=True)

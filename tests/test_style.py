@@ -122,10 +122,10 @@ def lines(paths: Iterable[Path]) -> int:
 
 
 def test_the_package_stays_small() -> None:
-    worlds = [path for path in FILES if "worlds" in path.parts]
-    core = [path for path in FILES if path not in worlds]
-    assert lines(core) <= 23_150
-    assert lines(FILES) <= 28_800
+    beside = [path for path in FILES if {"worlds", "serve"} & set(path.parts)]
+    core = [path for path in FILES if path not in beside]
+    assert lines(core) <= 24_250
+    assert lines(FILES) <= 31_200
     assert lines([ROOT / "vdit" / "main.py"]) <= 150
     assert lines([ROOT / "README.md"]) <= 200
 
