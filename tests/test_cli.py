@@ -218,6 +218,7 @@ def test_the_packages_are_inside_of_vdit(installed: Path) -> None:
         "tools/planning/step.py",
         "experiments/base.py",
         "page/style.css",
+        "page/serve/page.js",
     ):
         assert (installed / "vdit" / name).is_file(), name
     assert not (installed / "vdit" / "tools" / "golden").exists()

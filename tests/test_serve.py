@@ -21,7 +21,7 @@ from experiments import base
 from vdit import cli, main, serve
 from vdit.errors import UserError
 from vdit.serve import folder as folders
-from vdit.serve import guard, start, work
+from vdit.serve import guard, pages, start, work
 from vdit.serve.folder import Folder, new_id
 from vdit.serve.http import application
 from vdit.serve.queue import MOST, Full, Job, Queue, State
@@ -119,6 +119,8 @@ def test_the_page_has_what_the_model_takes(client: TestClient) -> None:
     assert (takes["frames"], takes["size"], takes["given"]) == (9, "16x16", "any")
     assert takes["shots"] is False and takes["oracle"] is True and takes["lora"] == []
     assert takes["example"]
+    assert 'id="shot"' in pages.index(takes | {"shots": True})
+    assert 'id="pick"' not in pages.index(takes | {"given": "none"})
     paths = client.get("/openapi.json").json()["paths"]
     assert {"/api/model", "/api/jobs", "/api/jobs/{name}", "/api/uploads", "/api/results"} <= {
         *paths

@@ -20,6 +20,8 @@ from vdit.serve.work import Studio, named
 
 TOKEN = re.compile(r"[A-Za-z0-9_-]{8,200}")  # what a cookie and an address take as it is
 
+EVERYWHERE = ("0.0.0.0", "::")
+
 
 def serve(load: Any, name: str, out: Path, request: Mapping[str, Any]) -> None:
     """Listens until it is stopped. load(FILES) gives the model `name` with these adapters."""
@@ -40,7 +42,8 @@ def run(studio: Studio, listener: socket.socket, host: str, token: str) -> None:
             application(studio, queue, hosts, token), log_level="warning", server_header=False,
             ws="none",
         )  # fmt: skip
-        shown = f"[{host}]" if ":" in host else host
+        name = socket.gethostname() if host in EVERYWHERE else host
+        shown = f"[{name}]" if ":" in name else name
         say(f"results in {studio.folder.root}")
         address = f"http://{shown}:{listener.getsockname()[1]}/"
         say(f"open {address}{f'?token={token}' if token else ''} (Ctrl-C stops)")

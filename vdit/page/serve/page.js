@@ -93,12 +93,15 @@ function drawRuler() {
   ruler.lastChild.style.left = "100%";
 }
 
+/** Where a mark begins, which is never behind the end. */
+const leftOf = (part) => `min(${(100 * part.at) / length()}%, 100% - 2.6rem)`;
+
 function mark(part) {
   const node = element("button", { type: "button", className: "mark" });
   const total = length();
   node.setAttribute("aria-label", `${part.name}, at ${shown(part.at)} seconds; arrow keys move it`);
   node.title = `${part.name}: at ${shown(part.at)} s`;
-  node.style.left = `${(100 * part.at) / total}%`;
+  node.style.left = leftOf(part);
   const width = Math.max(part.seconds || 0, 1 / fps());
   node.style.width = `${(100 * Math.min(width, total - part.at)) / total}%`;
   if (part.picture) node.style.backgroundImage = `url("${part.picture}")`;
@@ -121,7 +124,7 @@ function drag(event, part, node) {
   node.setPointerCapture(event.pointerId);
   const move = (now) => {
     place(part, at + ((now.clientX - from) / width) * length());
-    node.style.left = `${(100 * part.at) / length()}%`;
+    node.style.left = leftOf(part);
   };
   node.addEventListener("pointermove", move);
   node.addEventListener("pointerup", () => drawTimeline(), { once: true });
