@@ -87,7 +87,7 @@ def _claim(config: ConfigDict, runtime: Runtime) -> dict[str, str]:
             stages.refuse_other(config, stage, dataclasses.replace(runtime, content=content))
 
     refuse_other()  # before films are decoded
-    if stages.reads_clips(config) or config.data.path:
+    if stages.reads_clips(config) or sources.has_files(config):
         with zero_first("clips"):
             clips = sources.source(config, "train", workdir)
             content = sources.identity(config, clips)
@@ -130,8 +130,9 @@ def _trained(
     machine, none."""
     workdir = shipped.find(workdir)
     config, mesh = read_config(workdir), None
-    if given is not None and given.data.path and given.data.source == config.data.source:
-        config.data.path = given.data.path  # the folder may have moved
+    if given is not None and given.data.source == config.data.source:  # which may have moved
+        config.data.path = given.data.path or config.data.path
+        config.data.mixture = given.data.mixture or config.data.mixture
     if given is not None or jax.process_count() > 1:
         mesh = make_mesh(dict((given or config).mesh))
         joined.check_mesh(config, mesh.shape)
@@ -142,7 +143,7 @@ def _refuse_other_data(config: ConfigDict, workdir: Path) -> None:
     """Refuses (UserError) to score on files other than those of the training: they are split
     anew, and what is held out of them may have been trained on."""
     meta = Checkpoints(workdir / "checkpoints" / "dit").newest_meta()
-    if config.data.path and meta is not None:
+    if sources.has_files(config) and meta is not None:
         with zero_first("clips"):
             clips = sources.source(config, "train", workdir)
         stages.refuse_other_data(config, "dit", meta, sources.identity(config, clips))

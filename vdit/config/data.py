@@ -12,11 +12,14 @@ def fields() -> ConfigDict:
     # world: physics of single bodies and pairs; shots: the same with cuts; playground: animated
     # characters, cameras, ramps and towers; folder: video files with captions; webdataset: tar
     # shards of these; parquet: tables of these; datasets: a folder that Hugging Face's datasets
-    # saved; tfds: a prepared TFDS video set
+    # saved; mixture: several of these; tfds: a prepared TFDS video set
     data.source = "world"
     # folder: directory of videos; tfds: data_dir, the directory above SET; webdataset, parquet: a
     # file, a directory of files or a pattern (*, ?, {000..127}, {a,b}); datasets: the directory
     data.path = ""
+    # mixture: (source, path, share) of each source of films, or (source, path, share, frames) for
+    # clips of another length, such as 1 for pictures, which the denoiser alone has, at data.shapes
+    data.mixture = ()
     # tfds: SET[/CONFIG][:VERSION]; empty: the only set in data.path. datasets: split; empty: train
     data.name = ""
     data.native_fps = 0.0  # tfds: frame rate of the stored videos; 0: "fps" in metadata.json
@@ -59,4 +62,5 @@ def check(config: ConfigDict) -> None:
     sources.check(config, default())
 
 
-SECTION = shared.Section(fields, check, free=("threads", "path"))  # files count by their content
+# Files count by their content.
+SECTION = shared.Section(fields, check, free=("threads", "path", "mixture"))

@@ -290,7 +290,6 @@ def fitting(
     the films' aspects.
     """
     known, found = read_cache(remembered), {}
-    aspects = {}
     with Decoder() as decoder:
         for name, key in store.digests(sorted(set(files))).items():
             aspect: Any = known.get(key)
@@ -298,9 +297,9 @@ def fitting(
                 with store.file(name) as path:
                     info = decoder.probe(path)
                 aspect = info.height / info.width
-            aspects[key] = aspect
+            known[key] = aspect
             ratios = [height / width / aspect for height, width in sizes]
             shown = [min(ratio, 1 / ratio) for ratio in ratios]
             found[name] = {i for i, share in enumerate(shown) if share >= max(shown) - 0.05}
-    write_text(remembered, json.dumps(aspects))
+    write_text(remembered, json.dumps(known))
     return found

@@ -6,8 +6,9 @@ packages add rows by an entry point of the group vdit.sources, experiments by `r
 
 import dataclasses
 import importlib
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 
 from vdit.data.labels import Labelled, Question, by_caption
 from vdit.data.loader import Source
-from vdit.data.mixture import Mixture
+from vdit.data.mixture import Mixture, Shares
 from vdit.errors import UserError
 
 GROUP = "vdit.sources"  # of entry points
@@ -115,31 +116,118 @@ def _captioned_shapes(config: ConfigDict, workdir: Path) -> Mixture:
 
     Raises `UserError` for a shape that suits none.
     """
+    shapes = range(len(config.data.shapes))
+    mixture, used = _shaped(config, workdir, shapes)
+    _check_used(config, used, config.data.path)
+    return mixture
+
+
+def _shaped(config: ConfigDict, workdir: Path, shapes: Sequence[int]) -> tuple[Mixture, list[int]]:
+    """The training films at those of some of data.shapes that suit; and the numbers of these."""
     from vdit.data.clips import write_skipped
     from vdit.data.films import fitting
 
-    store, shapes = _store(config, workdir), config.data.shapes
+    store = _store(config, workdir)
     base: Any = _captioned(config, "train", workdir, store=store)
-    sizes = [(int(height), int(width)) for _, height, width, _ in shapes]
-    files = [row.file for row in base.rows]
-    shown = fitting(store, files, sizes, workdir / "clips" / "aspects.json")
-    made: list[Any] = []
-    skipped = list(base.skipped)
-    for i, (frames, _, _, fps) in enumerate(shapes):
-        parts = [row for row in base.rows if i in shown[row.file]]
+    sizes = [(int(height), int(width)) for _, height, width, _ in config.data.shapes]
+    files, aspects = [row.file for row in base.rows], workdir / "clips" / "aspects.json"
+    shown = fitting(store, files, [sizes[i] for i in shapes], aspects)
+    made, used, skipped = list[Any](), list[int](), list(base.skipped)
+    for number, i in enumerate(shapes):
+        frames, _, _, fps = config.data.shapes[i]
+        parts = [row for row in base.rows if number in shown[row.file]]
         if not parts:
-            raise UserError(
-                f"data.shapes has {tuple(shapes[i])!r}: every film of {store.where} has an aspect"
-                " that another shape suits better; leave it out"
-            )
+            continue
         options = {"frames": int(frames), "size": sizes[i], "fps": fps, "parts": parts}
         made.append(_captioned(config, "train", workdir, store=store, **options))
+        used.append(i)
         skipped += made[-1].skipped
     write_skipped(workdir / "skipped.jsonl", skipped)
-    rates = [float(shape[3]) for shape in shapes]
+    rates = [float(config.data.shapes[i][3]) for i in used]
     mixture = Mixture(made, rates, endless=False, to_the_end=True)
     mixture.skipped = list(dict.fromkeys(skipped))
-    return mixture
+    return mixture, used
+
+
+def _check_used(config: ConfigDict, used: Collection[int], where: str) -> None:
+    """Refuses shapes that suit no film."""
+    for i, shape in enumerate(config.data.shapes):
+        if i not in used:
+            raise UserError(
+                f"data.shapes has {tuple(shape)!r}: every film of {where} has an aspect that"
+                " another shape suits better; leave it out"
+            )
+
+
+def _parts(config: ConfigDict) -> list[tuple[ConfigDict, float]]:
+    """The configuration of each source of data.mixture, and its share."""
+    parts = []
+    for source, path, share, *frames in config.data.mixture:
+        part = config.copy_and_resolve_references()
+        part.data.source, part.data.path, part.data.mixture = source, path, ()
+        part.data.frames = frames[0] if frames else config.data.frames
+        parts.append((part, float(share)))
+    return parts
+
+
+def _shares(workdir: Path, made: list[Any], shares: list[float], kinds: Any = None) -> Shares:
+    from vdit.data.clips import write_skipped
+
+    mixed = Shares(made, shares, kinds)
+    write_skipped(workdir / "skipped.jsonl", mixed.skipped)
+    return mixed
+
+
+def _mixture(config: ConfigDict, split: str, workdir: Path) -> Shares:
+    """The sources of data.mixture whose clips have data.frames."""
+    parts = [x for x in _parts(config) if x[0].data.frames == config.data.frames]
+    made = [_captioned(part, split, workdir) for part, _ in parts]
+    return _shares(workdir, made, [share for _, share in parts])
+
+
+def _mixture_shapes(config: ConfigDict, workdir: Path) -> Shares:
+    """Each source of data.mixture at data.shapes, those of other frames at shapes of as many."""
+    made, kinds, shapes = list[Any](), list[list[int]](), config.data.shapes
+    for part, _ in _parts(config):
+        frames = part.data.frames
+        own = [i for i, x in enumerate(shapes) if frames in (config.data.frames, x[0])]
+        mixture, used = _shaped(part, workdir, own)
+        made.append(mixture)
+        kinds.append(used)
+    _check_used(config, {i for used in kinds for i in used}, "data.mixture")
+    return _shares(workdir, made, [share for _, share in _parts(config)], kinds)
+
+
+def _is_part(part: Any) -> bool:
+    """Whether it is (source, path, share), with or without frames."""
+    if not isinstance(part, tuple | list) or len(part) not in (3, 4):
+        return False
+    source, path, share = part[:3]
+    sound = isinstance(source, str) and isinstance(path, str) and isinstance(share, int | float)
+    return sound and source in STORES and 0 < share < math.inf
+
+
+def _check_mixture(config: ConfigDict) -> None:
+    """Checks data.mixture."""
+    data = config.data
+    if data.path or not data.mixture:
+        raise UserError(
+            "data.source=mixture: data.mixture lists (source, path, share), data.path is empty"
+        )
+    known = [data.frames, *(int(shape[0]) for shape in data.shapes)]
+    for part in data.mixture:
+        if not _is_part(part):
+            raise UserError(
+                f"data.mixture has {part!r}: (source, path, share) or (source, path, share, frames)"
+                f" is allowed, with a source of {', '.join(STORES)} and a share over 0"
+            )
+        if part[3:] and (not isinstance(part[3], int) or part[3] not in known):
+            raise UserError(
+                f"data.mixture has {part!r}: {part[3]!r} frames; data.frames and data.shapes have"
+                f" {', '.join(map(str, sorted(set(known))))}"
+            )
+    if all(part[3:] not in ((), (data.frames,)) for part in map(tuple, data.mixture)):
+        raise UserError(f"data.mixture has no source of data.frames={data.frames} frames")
 
 
 def _tfds(config: ConfigDict, split: str, workdir: Path, **options: Any) -> Source:
@@ -180,7 +268,7 @@ def _check_tfds(config: ConfigDict) -> None:
 TEMPLATE = "a video of {label}"  # data.template where nobody has set it
 OF_TFDS = ("name", "native_fps", "template", "video_field", "caption_field")
 # The fields of config.data that not every source takes.
-OPTIONAL = ("detail", "shots", "strict", "heldout", "filter", *OF_TFDS)
+OPTIONAL = ("detail", "shots", "strict", "heldout", "filter", "mixture", *OF_TFDS)
 # Sources of captioned films: their `captioned.Store`, and the fields of config.data that it takes.
 FIELDS = ("video_field", "caption_field")
 STORES: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -234,6 +322,12 @@ SOURCES: dict[str, DataSource] = {
     },
     "tfds": DataSource(_tfds, takes=("heldout", *OF_TFDS), labels=("caption",), check=_check_tfds),
 }
+SOURCES["mixture"] = DataSource(
+    _mixture,
+    ("strict", "heldout", "mixture", *FIELDS),
+    check=_check_mixture,
+    shapes=_mixture_shapes,
+)
 BUILT_IN = frozenset(SOURCES)
 
 
@@ -329,9 +423,15 @@ def most_shots(config: ConfigDict) -> int:
     return most if least and most >= least else 0
 
 
+def has_files(config: ConfigDict) -> bool:
+    """Whether the configuration names files of clips."""
+    return bool(config.data.path or config.data.mixture)
+
+
 def identity(config: ConfigDict, clips: Any) -> dict[str, str]:
-    """What identifies the files in data.path: a digest of the videos, or else the path."""
-    if not config.data.path:
+    """What identifies the files in data.path or data.mixture: a digest of the videos, or else the
+    path."""
+    if not has_files(config):
         return {}
     pictures = getattr(clips, "pictures", "") or getattr(clips, "digest", "")
     return {"data.content": pictures or os.path.realpath(config.data.path)}
