@@ -124,8 +124,8 @@ def lines(paths: Iterable[Path]) -> int:
 def test_the_package_stays_small() -> None:
     beside = [path for path in FILES if {"worlds", "serve"} & set(path.parts)]
     core = [path for path in FILES if path not in beside]
-    assert lines(core) <= 24_250
-    assert lines(FILES) <= 31_200
+    assert lines(core) <= 24_400
+    assert lines(FILES) <= 31_350
     assert lines([ROOT / "vdit" / "main.py"]) <= 150
     assert lines([ROOT / "README.md"]) <= 200
 

@@ -132,10 +132,9 @@ class FilmCache:
             stored = {film.path: film for film in films.values()}
             self._check_room(stored.values(), sum(lengths.values()), max_bytes)
             _each(decode, [name for name in new if name not in failed], workers, decoder.close)
-        for name, path in paths.items():
-            same = first.get(path, name)
-            films |= {name: films[same]} if same in films else {}
-            failed |= {name: failed[same]} if same in failed else {}
+        same = {name: first.get(path, name) for name, path in paths.items()}
+        films |= {name: films[x] for name, x in same.items() if x in films}
+        failed |= {name: failed[x] for name, x in same.items() if x in failed}
         return films, sorted(failed.items())
 
     def _path(self, digest: str, end: float) -> Path:
