@@ -1,6 +1,8 @@
 """Six abilities in one model: characters with faces in several shots, by long captions, on a CPU.
 
 python -m vdit.main --config=experiments/sora.py
+python -m vdit.main --config=experiments/sora.py --config.init=sora    with the autoencoder of the
+                                                                  package, which took an hour
 python -m vdit.main --config=experiments/sora.py:smoke    all stages in a minute, no quality
 
 Clips of four seconds at 64x64 pixels: one to four characters of four materials in four places, one

@@ -115,6 +115,7 @@ def _weights() -> Iterator[str]:
         whole: dict[str, Any] = next((row for row in scores if row.get("objects") == "all"), {})
         right = whole.get("every_attribute")
         said = f", every attribute {right:.2f}" if right is not None else ""
+        said += "" if "dit" in about["parameters"] else ", an autoencoder alone"
         yield f"{name}: {size:.1f} M parameters, trained for {clock(spent)}{said}"
 
 

@@ -188,6 +188,11 @@ def read_parts(
 ) -> Parts:  # fmt: skip
     """config.json, tokenizer.json and the newest good checkpoints; see `vdit.sample.load`."""
     config = overrides if overrides is not None else read_config(workdir)
+    if shipped.is_exported(workdir) and "dit" not in stages_of(workdir):
+        raise UserError(
+            f"{workdir} has an autoencoder alone: --config.init={workdir.name} trains a denoiser of"
+            " its latents"
+        )
     tokenizer = build_tokenizer(config, workdir)
     encoder = build_text_encoder(config, tokenizer)
     params: dict[str, Any] = {}
