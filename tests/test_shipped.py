@@ -300,7 +300,9 @@ def test_an_autoencoder_alone_is_shipped_and_begun_with(
     assert "eyes has an autoencoder alone" in capsys.readouterr().out
     assert initial.statistics(config, Checkpoints(Path("mine/checkpoints/dit"))) is None
     assert command("--mode=sample", "--workdir=eyes", PROMPT) == 2
-    assert "eyes has an autoencoder alone: --config.init=eyes trains" in one_line(capsys.readouterr().err)
+    assert "eyes has an autoencoder alone: --config.init=eyes trains" in one_line(
+        capsys.readouterr().err
+    )
     with pytest.raises(UserError, match=r"embed_latent/kernel is \(8, 32\) there, \(16, 32\)"):
         config.vae.channels = 16
         initial.check(config, Path("mine"))
