@@ -13,6 +13,7 @@ import numpy as np
 from scipy import ndimage
 
 from vdit.data import sources
+from vdit.model import Codec
 from vdit.runtime.metrics import Metrics
 from vdit.runtime.processes import zero_alone, zero_first
 from vdit.runtime.progress import each
@@ -57,7 +58,7 @@ def ssim(video_NTHWC: np.ndarray, truth_NTHWC: np.ndarray) -> np.ndarray:
     return value.reshape(len(value), -1).mean(1)
 
 
-def reconstruct(model: Model, videos: np.ndarray, batch: int = 32) -> np.ndarray:
+def reconstruct(model: Model | Codec, videos: np.ndarray, batch: int = 32) -> np.ndarray:
     """Clips through the autoencoder and back."""
     height, width = videos.shape[2:4]
     parts = []
@@ -68,7 +69,9 @@ def reconstruct(model: Model, videos: np.ndarray, batch: int = 32) -> np.ndarray
     return np.concatenate(parts)
 
 
-def heldout(model: Model, workdir: Path, count: int, **options: Any) -> list[dict[str, Any]]:
+def heldout(
+    model: Model | Codec, workdir: Path, count: int, **options: Any
+) -> list[dict[str, Any]]:
     """The first `count` held-out clips."""
     with zero_first("clips"):
         source = sources.source(model.config, "heldout", workdir, **options)
