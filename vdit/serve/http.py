@@ -193,10 +193,10 @@ def _errors(status: int, wrong: list[Wrong]) -> JSONResponse:
 
 def _invalid(request: Request, error: Any) -> JSONResponse:
     """What pydantic refuses, in the same form as the rest."""
-    wrong = [
-        Wrong(".".join(map(str, one["loc"][1:])) or "body", _sentence(one["msg"]))
-        for one in error.errors()
-    ]
+    wrong = []
+    for one in error.errors():
+        place = () if one["type"] == "json_invalid" else one["loc"][1:]
+        wrong.append(Wrong(".".join(map(str, place)) or "body", _sentence(one["msg"])))
     return _errors(422, wrong)
 
 
