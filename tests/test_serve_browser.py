@@ -1,5 +1,6 @@
 """The page of `vdit serve` in a real browser: Debian's chromium, without a window."""
 
+import contextlib
 import shutil
 import socket
 import threading
@@ -21,7 +22,7 @@ from selenium.webdriver.common.keys import Keys  # noqa: E402
 from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
 from test_serve import queue, studio, workdir  # noqa: E402, F401
 
-from vdit.serve import guard  # noqa: E402
+from vdit.serve import guard, requests  # noqa: E402
 from vdit.serve.http import application  # noqa: E402
 from vdit.serve.queue import Queue  # noqa: E402
 from vdit.serve.work import Studio  # noqa: E402
@@ -29,9 +30,9 @@ from vdit.serve.work import Studio  # noqa: E402
 PATIENCE = 600  # seconds: nothing here is about time
 
 
-@pytest.fixture(scope="module")
-def address(studio: Studio, queue: Queue) -> Iterator[str]:  # noqa: F811
-    """Of a server in a thread."""
+@contextlib.contextmanager
+def served(studio: Studio, queue: Queue) -> Iterator[str]:  # noqa: F811
+    """The address of a server in a thread."""
     app = application(studio, queue, guard.LOCAL)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none"))
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -40,6 +41,12 @@ def address(studio: Studio, queue: Queue) -> Iterator[str]:  # noqa: F811
         yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture(scope="module")
+def address(studio: Studio, queue: Queue) -> Iterator[str]:  # noqa: F811
+    with served(studio, queue) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +163,36 @@ def test_a_request_is_cancelled(driver: Any, address: str) -> None:
     page.wait(".job", 0)
     page.wait(".result", before + 1)
     assert not page.complaints()
+
+
+def test_shots_of_a_model_that_takes_them(
+    driver: Any,
+    studio: Studio,  # noqa: F811
+    queue: Queue,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(requests, "most_shots", lambda config: 2)
+    with served(studio, queue) as address:
+        page = Page(driver, address)
+        for caption in ("a red ball falls", "a red ball rests"):
+            page.click("#shot")
+            driver.switch_to.active_element.send_keys(caption)
+        times = [field.get_attribute("value") for field in page.all("#rows .at input")]
+        assert times == ["0", "0.5"]  # where the first one had its middle, on a frame
+        bands = [band.text for band in page.wait("#bands div", 2)]
+        assert bands == ["1 a red ball falls", "2 a red ball rests"]
+        page.write("prompt", "two shots")
+        page.write("steps", "2")
+        before = len(page.all(".result"))
+        page.click("#go")
+        first = page.wait(".result", before + 1)[0]
+        first.find_elements(By.TAG_NAME, "button")[-1].click()  # same seed, other words
+        assert len(page.wait("#bands div", 2)) == 2
+        page.click("#rows button")  # the second one does not start at 0
+        page.click("#go")
+        page.wait("#error-shots:not([hidden])")
+        assert "must start at 0" in page.all("#error-shots")[0].text
+        assert not page.complaints()
 
 
 @pytest.mark.parametrize("width", [400, 900, 1500])
