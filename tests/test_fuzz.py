@@ -10,7 +10,8 @@ from tools import fuzz
 from vdit.errors import UserError
 
 QUICK = (
-    "mp4", "gif", "png", "jsonl", "csv", "shots", "cache", "cache_json", "lora", "names", "flags"
+    "mp4", "gif", "png", "jsonl", "csv", "shots", "cache", "cache_json", "lora", "names", "flags",
+    "tar", "parquet",
 )  # fmt: skip
 
 

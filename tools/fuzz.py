@@ -401,6 +401,51 @@ def _read_set(folder: Path) -> None:
         _plain(clip["caption"])
 
 
+def _make_tar(folder: Path) -> list[Path]:
+    import io
+    import tarfile
+
+    path = folder / "films.tar"
+    with tarfile.open(path, "w") as tar:
+        for name, data in (("a.mp4", b"film"), ("a.txt", b"one"), ("b.gif", b"film"),
+                           ("b.json", b'{"caption": "two"}'), ("c" * 120 + ".png", b""),
+                           ("c" * 120 + ".txt", "\u00fc".encode())):  # fmt: skip
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    return [path]
+
+
+def _make_parquet(folder: Path) -> list[Path]:
+    import pyarrow
+    from pyarrow import parquet
+
+    films = {"video": [b"one", b"two", None], "caption": ["a", "b", "c"], "n": [1.0, 2.0, 3.0]}
+    parquet.write_table(pyarrow.table(films), folder / "films.parquet")
+    return [folder / "films.parquet"]
+
+
+def _read_store(store: Any) -> None:
+    """The captions and bytes of films in a shard; they are not decoded."""
+    for row in store.rows(False, []):
+        _plain(row.caption)
+        with store.file(row.file) as path:
+            path.stat()
+
+
+def _read_tar(folder: Path) -> None:
+    from vdit.data.tars import Tars
+
+    _read_store(Tars(str(folder / "films.tar"), folder / "cache"))
+
+
+def _read_parquet(folder: Path) -> None:
+    from vdit.data.tables import Parquet
+
+    path = str(folder / "films.parquet")
+    _read_store(Parquet(path, folder / "cache", filter="[('n', '<', 9)]"))
+
+
 def _make_weights(folder: Path, name: str) -> list[Path]:
     from vdit.models.vae_conv import ConvVAE
     from vdit.published import vae_folder, weights
@@ -509,6 +554,8 @@ KINDS = {
         "flags", "--seconds=2.5\n--fps=12\n--size=32x48\n--num=2\n--seed=7\n--given=a@b.png@0.5\n",
         _read_flags,
     ),
+    "tar": Kind(_make_tar, _read_tar),
+    "parquet": Kind(_make_parquet, _read_parquet),
 }  # fmt: skip
 TEXT = (
     "jsonl", "csv", "shots", "cache_json", "tfds_json", "weights_json", "lora_json", "caption",

@@ -84,8 +84,7 @@ class FilmCache:
         Failures are (name, reason). Raises `UserError` if all frames exceed `max_bytes`.
         """
         cores = min(os.cpu_count() or 1, 8)
-        workers = workers or cores
-        digests = self.store.digests(sorted(ends), workers)
+        digests = self.store.digests(sorted(ends), workers or cores)
         paths = {name: self._path(digest, ends[name]) for name, digest in digests.items()}
         films = {
             name: film for name, path in paths.items() if (film := self._load(path, digests[name]))
@@ -93,7 +92,7 @@ class FilmCache:
         # Names of the same bytes are decoded once.
         first = {path: name for name, path in reversed(paths.items()) if name not in films}
         new = sorted(first.values())
-        workers = min(workers, max(1, len(new)))
+        workers = min(workers or cores, max(1, len(new)))
         failed, lengths, done = dict[str, str](), dict[str, float](), dict[str, float]()
         treated, lock = collections.Counter[str](), threading.Lock()
 
