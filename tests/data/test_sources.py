@@ -89,7 +89,10 @@ def test_an_installed_package_adds_a_source(
     with pytest.raises(UserError, match="arrays:make is no vdit DataSource"):
         joined.check(config)
     config.data.source = "films"
-    known = "known are arrays, folder, installed, playground, shots, tfds, world, wrong"
+    known = (
+        "known are arrays, datasets, folder, installed, mixture, parquet, playground, shots, tfds,"
+        " webdataset, world, wrong"
+    )
     with pytest.raises(UserError, match=f"data.source='films': {known}"):
         joined.check(config)
 
@@ -104,7 +107,12 @@ def test_a_built_in_name_is_taken(registry: None) -> None:
     [
         ("world", "detail", 1, "data.detail is given with data.source=world: only playground"),
         ("folder", "shots", (1, 2), "only shots and playground take it"),
-        ("mine", "name", "set", "data.name is given with data.source=mine: only tfds takes it"),
+        (
+            "mine",
+            "name",
+            "set",
+            "data.name is given with data.source=mine: only datasets and tfds take",
+        ),
         ("mine", "label", "caption", "data.source=mine: allowed are none"),
     ],
 )
