@@ -54,6 +54,7 @@ def test_a_save_is_timed_as_the_trainer_saves(
     assert target["part"] == "checkpoint" and 0 < target["value"] < 2
 
 
+@pytest.mark.slow
 def test_attention_s_slopes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

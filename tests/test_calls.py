@@ -44,6 +44,7 @@ def test_from_the_command_to_the_jitted_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(train, "compiled_step", lambda *arguments: reach)
+    monkeypatch.setattr(train, "products_of", lambda *arguments: 1)
     command = ["vdit", "--config=experiments/base.py:smoke", f"--workdir={tmp_path}"]
     with pytest.raises(Reached) as caught:
         try:

@@ -43,8 +43,9 @@ GIVEN: dict[str, dict[str, float]] = {
     "truth": {"text": 0.6, "suffix": 0.4}, "wan": {"text": 1.0}, "lora": {"text": 1.0},
 }  # fmt: skip
 # The U-Net's steps are many to compile: the mesh of all axes, and one where no batch is split.
-CASES = [(stage, axes) for stage in ("vae", "dit", "classify") for axes in MESHES]
-CASES += [("unet", axes) for axes in (MESHES[-1], {"tensor": 2, "sequence": 4})]
+CASES: list[Any] = [(stage, axes) for stage in ("vae", "dit", "classify") for axes in MESHES]
+CASES += [pytest.param("unet", MESHES[-1], marks=pytest.mark.slow)]
+CASES += [("unet", {"tensor": 2, "sequence": 4})]
 CASES += [(stage, MESHES[-1]) for stage in ("paper", "truth", "wan", "lora")]
 
 

@@ -58,6 +58,7 @@ def model(road: Path) -> Model:
     return vdit.load(road)
 
 
+@pytest.mark.slow
 def test_the_road_ends_with_samples_and_scores_of_classes(road: Path) -> None:
     assert json.loads((road / "classes.json").read_text()) == list(MOTIONS)
     asked = json.loads((road / "samples" / "text-00.json").read_text())
@@ -70,6 +71,7 @@ def test_the_road_ends_with_samples_and_scores_of_classes(road: Path) -> None:
     assert {"motion", "permanence"} <= made.keys() and not {"colour", "shape"} & made.keys()
 
 
+@pytest.mark.slow
 def test_a_class_is_asked_for_by_name_or_number(model: Model) -> None:
     assert [model.label(text) for text in ("falls", " ROLLS_left ", "2", "")] == [0, 3, 2, -1]
     with pytest.raises(UserError, match="'flies' names no class: a number from 0 to 5 or.*falls"):
@@ -81,6 +83,7 @@ def test_a_class_is_asked_for_by_name_or_number(model: Model) -> None:
     model.classes = MOTIONS
 
 
+@pytest.mark.slow
 def test_the_class_is_what_the_samples_differ_by(model: Model) -> None:
     """Far from their start the weights tell classes apart; name and number are one class."""
     params = jax.tree.map(
@@ -97,6 +100,7 @@ def test_the_class_is_what_the_samples_differ_by(model: Model) -> None:
     assert (one.video != other.video).any()
 
 
+@pytest.mark.slow
 def test_given_frames_and_shots_are_refused_in_one_line(model: Model) -> None:
     frame = np.zeros((1, 32, 32, 3), np.uint8)
     for asked in ({"given": [Given(frame)]}, {"shots": [(0.0, "falls")]}):

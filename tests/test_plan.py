@@ -201,6 +201,7 @@ def test_what_the_search_finds_is_a_plan_of_its_own(capsys: pytest.CaptureFixtur
     assert capsys.readouterr().out.rstrip().splitlines()[-1] == said.rstrip().splitlines()[-1]
 
 
+@pytest.mark.slow
 def test_a_search_tries_remats_batches_and_parts() -> None:
     config = base.get_config("smoke")
     found = plan.search(config, "train", "dit", Topology("v5e", 4))

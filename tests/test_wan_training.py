@@ -166,6 +166,7 @@ def test_times_have_the_workdir_s_shift(places: Callable[..., Path]) -> None:
     np.testing.assert_allclose(got, 5 * odds / (1 + 5 * odds), rtol=2e-5)
 
 
+@pytest.mark.slow
 def test_given_frames_are_trained_where_tokens_have_times(places: Callable[..., Path]) -> None:
     shares = {"dit.given.text": 0.2, "dit.given.image": 0.8, "dit.train.steps": 1}
     work = places("work", "ti2v")

@@ -3,7 +3,7 @@
     python -m tools.reconstruct --workdir=DIR [--count=48] [--picture=FILE.png]
 
 Real and reconstructed clips of a simulated source, score by score; no denoiser is needed, and no
-score of one will be above these. --picture: eight clips, each above its reconstruction. Exit status
+score of one will be above these. --picture: four clips, each above its reconstruction. Exit status
 2 for wrong arguments or workdirs.
 """
 
@@ -29,7 +29,7 @@ from vdit.worlds.scores import oracle_of, score_rows
 from .parsers import Parser
 from .table import markdown
 
-SHOWN = 8  # clips of the picture
+SHOWN = 4  # clips of the picture
 FRAMES = 8  # of each
 
 

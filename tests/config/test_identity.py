@@ -46,7 +46,8 @@ def test_a_section_s_free_fields_are_in_no_digest() -> None:
             part = config
             for step in above:
                 part = part[step]
-            part[last] = part[last] + ("x" if isinstance(part[last], str) else 1)
+            more = {str: "x", tuple: ("x",)}.get(type(part[last]), 1)
+            part[last] = part[last] + more
     config.vae.train.schedule = config.dit.train.schedule = "constant"
     assert all(stage_fields(config, stage) == {} for stage in ("vae", "latents", "dit", "classify"))
 

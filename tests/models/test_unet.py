@@ -107,6 +107,7 @@ def grown(model: UNet, params: Any, given: Any, scale: float) -> tuple[UNet, Any
     return video, traverse_util.unflatten_dict(flat)
 
 
+@pytest.mark.slow
 def test_the_video_form_starts_as_the_image_model_of_each_frame(imported: Any) -> None:
     _, model, params = imported("sd1")
     given = inputs("sd1/3x4x6x77")
@@ -149,6 +150,7 @@ def moved(params: Any) -> Any:
     return jax.tree.map(lambda x: x + 0.1 * np.cos(np.arange(x.size)).reshape(x.shape), params)
 
 
+@pytest.mark.slow
 def test_it_starts_at_zero_and_runs_change_nothing() -> None:
     model, given = small(learned_variance=True)
     params = started(model, *given)

@@ -207,6 +207,7 @@ def train(folder: Path, preemption: Any = None) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_stopped_run_ends_with_the_same_bits_of_both_groups(tmp_path: Path) -> None:
     whole = train(tmp_path / "whole")
     with pytest.raises(Interrupted, match="step 3"):

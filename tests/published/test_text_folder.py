@@ -196,6 +196,7 @@ def test_more_text_than_clip_has_positions_is_in_chunks() -> None:
         joined.check(config)
 
 
+@pytest.mark.slow
 def test_a_prompt_of_many_words_goes_the_whole_road_in_chunks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -250,6 +250,7 @@ def test_two_experts_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert (sampled(turns, **same) != want).any()
 
 
+@pytest.mark.slow
 def test_two_experts_on_a_mesh(tmp_path: Path) -> None:
     """Rows and parameters over eight devices."""
     work = imported(tmp_path, "t2v", 0.9)

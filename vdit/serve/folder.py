@@ -25,7 +25,7 @@ from vdit.errors import UserError
 from vdit.runtime.files import atomic_path, refusing, write_text
 from vdit.runtime.video import write_png
 
-ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{12}", re.ASCII)
+ID = re.compile(r"\d{8}-\d{6}-[0-9a-f]{17}", re.ASCII)
 KINDS = {
     "mp4": "video/mp4", "gif": "image/gif", "webp": "image/webp", "png": "image/png",
     "json": "application/json",
@@ -40,7 +40,9 @@ LIMITS = Limits(pixels=2**24, frames=2**14, bytes=UPLOAD, memory=2**31, silence=
 
 def new_id() -> str:
     """An ID that nobody guesses; later ones sort behind."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(6)}"
+    now = time.time()
+    when = time.strftime("%Y%m%d-%H%M%S", time.gmtime(now))
+    return f"{when}-{int(now % 1 * 1e6):05x}{secrets.token_hex(6)}"
 
 
 class Folder:
