@@ -458,7 +458,10 @@ def _deinterlaced(
 
 def _turn(frame: Any) -> tuple[bool, int]:
     """Whether a frame's display matrix mirrors it, and the degrees that it then rotates it by."""
-    data = next((bytes(d) for d in frame.side_data if d.type.name == "DISPLAYMATRIX"), b"")
+    from av.sidedata.sidedata import Type
+
+    found = frame.side_data.get(Type.DISPLAYMATRIX)  # to iterate gives kinds from PyAV 19 on
+    data = b"" if found is None else bytes(found)
     if len(data) != 36:
         return False, 0
     # (x, y) is shown at (a x + c y, b x + d y); y points down.
