@@ -199,7 +199,7 @@ def test_fields_choose_among_several(
     path = write(tmp_path / "several.tar", [row | {"left.gif": data} | texts for row in rows])
     with pytest.raises(UserError, match="several films .*data.video_field chooses"):
         make(path)
-    assert make(path, "mp4").captions == ["a long film", "a short film"]
+    assert sorted(make(path, "mp4").captions) == ["a long film", "a short film"]
     assert make(path, ".left.gif", "en.txt").captions == ["english"]
     assert make(path, "mp4", "long").captions == ["a long text"]
     with pytest.raises(UserError, match="has no field missing; data.caption_field names it"):
