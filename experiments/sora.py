@@ -37,7 +37,7 @@ def get_config(variant: str = "") -> ConfigDict:
         config.vae.train.batch = 4
         config.vae.train.steps = 6000
         config.latents.clips = 12_000
-        config.dit.preset = "256x6x8"
+        config.dit.preset = "256x4x8"
         config.dit.train.steps = 6000
         config.dit.train.ema = 0.998
     return config
