@@ -153,8 +153,9 @@ def test_numbers_of_two_protocols_are_refused(
         assert measure.main([*flags, f"--frames={frames}", f"--out={tmp_path / str(frames)}"]) == 0
     said = told("--compare", tmp_path / "4", tmp_path / "8")
     assert "has two protocols: frames 4 and 8" in said
-    (tmp_path / "bad").write_text("[1]")
-    assert "is no result of tools.measure" in told("--compare", tmp_path / "bad")
+    for text in ("[1]", '[{"measure": "psnr", "value": 1, "protocol": 3}]'):
+        (tmp_path / "bad").write_text(text)
+        assert "is no result of tools.measure" in told("--compare", tmp_path / "bad")
 
 
 def test_wrong_arguments_are_one_line(
@@ -165,6 +166,9 @@ def test_wrong_arguments_are_one_line(
     both = f"--real={real}", f"--made={made}"
     assert "give --real and --made, or --workdir" in told()
     assert "both are needed" in told(f"--real={real}")
+    assert "--fps up to 1000" in told(*both, "--fps=-1")
+    assert "--fps up to 1000" in told(*both, "--fps=nan")
+    assert "nowhere is no folder" in told(*both, f"--out={tmp_path / 'nowhere' / 'a.json'}")
     assert "no measure fid" in told(*both, "--metrics=fid")
     assert "HEIGHTxWIDTH" in told(*both, "--size=24")
     assert "has 10 frames at 8 a second: --frames=16 needs" in told(*both)

@@ -203,7 +203,8 @@ def compare(paths: Sequence[Path]) -> str:
             rows = json.loads(path.read_text(encoding="utf-8"))
             found[str(path)] = {row["measure"]: row for row in rows}
             for row in rows:
-                digest(row["protocol"]), float(row["value"])
+                if not isinstance(row["protocol"], dict) or not np.isfinite(float(row["value"])):
+                    raise ValueError("a value and its protocol")
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise UserError(f"{path} is no result of tools.measure ({error})") from None
     names = list(dict.fromkeys(name for rows in found.values() for name in rows))
@@ -231,8 +232,10 @@ def measure(options: Any) -> None:
         raise UserError("give --real and --made, or --workdir")
     if not options.workdir and not (options.real and options.made):
         raise UserError("--real and --made: both are needed")
-    if options.frames < 1 or options.count < 2:
-        raise UserError("--frames of 1 and --count of 2 are the least")
+    if options.frames < 1 or options.count < 2 or not 0 <= options.fps <= 1000:
+        raise UserError("--frames of 1 and --count of 2 are the least, --fps up to 1000 is allowed")
+    if options.out and not options.out.parent.is_dir():
+        raise UserError(f"--out={options.out}: {options.out.parent} is no folder")
     sets = generate(options) if options.workdir else read((options.real, options.made), options)
     _, frames, height, width, _ = sets.real.shape
     common = {"frames": frames, "fps": round(sets.fps, 3), "size": [height, width]}

@@ -136,7 +136,7 @@ def lines() -> Iterator[tuple[str, str]]:
         yield "optional", f"{name} ({use}): {'there' if there else 'not installed'}"
     yield (
         "cache",
-        str(compiled.keep() or os.environ.get(compiled.NAME) or "none: nothing can be written"),
+        str(compiled.keep() or os.environ.get(compiled.NAME) or "none"),
     )
     yield "run.dtype", f"auto is {jnp.dtype(dtype).name}"
     yield "run.attention", f"auto is {_kernels(dtype)}"
